@@ -1,0 +1,1 @@
+"""Firmware updates for devices on Drogue IoT Cloud: one stateless function."""

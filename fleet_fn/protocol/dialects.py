@@ -1,0 +1,314 @@
+"""Between bytes and messages: the protocol's three dialects, in CBOR and in JSON.
+
+The device chooses; a status is decoded together with the form in which its answer has to be written.
+The packed and named forms are those of the Rust crate embedded-update, which serialises with serde_cbor.
+"""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NoReturn
+
+import cbor2
+
+from fleet_fn.protocol.messages import U32_MAX, Command, Progress, Status, Swap, Sync, Wait, Write
+from fleet_fn.protocol.strict_json import parse_json
+
+#: Containers within containers that a status may have.
+MAX_DEPTH = 8
+#: Devices of the embedded-update family hold a version in a buffer of this many bytes; a longer one panics them.
+EMBEDDED_VERSION_BYTES = 16
+
+
+class InvalidStatus(Exception):
+    """A payload is no status. The text tells a device's developer why, in one line."""
+
+
+class Encoding(Enum):
+    """How a message becomes bytes."""
+
+    CBOR = "application/cbor"
+    JSON = "application/json"
+
+
+class Dialect(Enum):
+    """Which names the fields have. The values are what people are shown."""
+
+    DOCUMENTED = "documented"
+    NAMED = "named"
+    PACKED = "packed"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """How the answer to a status has to be written for its sender to read it."""
+
+    #: The dialect that the status was in.
+    dialect: Dialect
+    encoding: Encoding
+    #: The status had its version as text where the embedded-update family has bytes: an early client (CBOR only).
+    text_versions: bool = False
+    correlation_id: int | None = None
+
+    @property
+    def has_wait(self) -> bool:
+        """Whether a device can be told to wait."""
+        return self.dialect is not Dialect.DOCUMENTED
+
+    def takes_version(self, version: bytes) -> bool:
+        """Whether a device of this dialect can hold `version`."""
+        return self.dialect is Dialect.DOCUMENTED or len(version) <= EMBEDDED_VERSION_BYTES
+
+
+# --- Decoding ---------------------------------------------------------------------------------------------------------
+
+
+def decode_status(payload: bytes, content_type: str | None = None) -> tuple[Status, AnswerForm]:
+    """The status that `payload` holds, and the form that its answer must have.
+
+    Args:
+        payload: the bytes that the device sent.
+        content_type: what the device said they are; anything but CBOR and JSON is told from the bytes themselves.
+
+    Raises:
+        InvalidStatus: the payload is no status of any dialect.
+
+    """
+    encoding = _encoding(payload, content_type)
+    try:
+        fields = _parse_cbor(payload) if encoding is Encoding.CBOR else _parse_json(payload)
+    except ValueError as error:
+        raise InvalidStatus(str(error)) from error
+    if not isinstance(fields, Mapping):
+        raise InvalidStatus("a status is a map")
+    return _read_packed(fields) if _has(fields, 0) else _read_named(fields, encoding)
+
+
+def _encoding(payload: bytes, content_type: str | None) -> Encoding:
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    if media_type == "application/cbor" or media_type.endswith("+cbor"):
+        return Encoding.CBOR
+    if media_type == "application/json" or media_type.endswith("+json"):
+        return Encoding.JSON
+    if payload and (0xA0 <= payload[0] <= 0xBB or payload[0] == 0xBF):
+        return Encoding.CBOR
+    if payload.lstrip(b" \t\r\n").startswith(b"{"):
+        return Encoding.JSON
+    raise InvalidStatus("neither a CBOR map nor a JSON object" if payload else "the payload is empty")
+
+
+def _read_packed(fields: Mapping[Any, Any]) -> tuple[Status, AnswerForm]:
+    if _has(fields, "version"):
+        raise InvalidStatus("a version under the integer key 0 and another under the text key 'version'")
+    status = Status(
+        version=_version(fields, 0, "version (key 0)"),
+        mtu=_mtu(fields, 1, "mtu (key 1)"),
+        correlation_id=_u32(fields, 2, "correlation_id (key 2)"),
+        progress=_progress(fields, 3, 0, 1, "update (key 3)"),
+    )
+    text = isinstance(_get(fields, 0), str)
+    return status, AnswerForm(Dialect.PACKED, Encoding.CBOR, text, status.correlation_id)
+
+
+def _read_named(fields: Mapping[Any, Any], encoding: Encoding) -> tuple[Status, AnswerForm]:
+    version = _version(fields, "version", "version")
+    mtu = _mtu(fields, "mtu", "mtu")
+    as_bytes = isinstance(_get(fields, "version"), bytes)
+    of_family = _has(fields, "update") or _has(fields, "correlation_id") or as_bytes
+    if of_family and (_has(fields, "update") or not _has(fields, "status")):
+        correlation_id = _u32(fields, "correlation_id", "correlation_id")
+        progress = _progress(fields, "update", "version", "offset", "update")
+        text = encoding is Encoding.CBOR and not as_bytes
+        return Status(version, mtu, correlation_id, progress), AnswerForm(Dialect.NAMED, encoding, text, correlation_id)
+    progress = _progress(fields, "status", "version", "offset", "status")
+    try:
+        version.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidStatus("version: not UTF-8, and this dialect's answers have versions as text") from error
+    return Status(version, mtu, None, progress), AnswerForm(Dialect.DOCUMENTED, encoding)
+
+
+def _has(fields: Mapping[Any, Any], key: int | str) -> bool:
+    """Whether `key` is there. Python takes 0, False and 0.0 for one key, the wire does not."""
+    return key in fields and (isinstance(key, str) or any(type(k) is int and k == key for k in fields))
+
+
+def _get(fields: Mapping[Any, Any], key: int | str) -> Any:
+    return fields[key] if _has(fields, key) else None
+
+
+def _version(fields: Mapping[Any, Any], key: int | str, name: str) -> bytes:
+    value = _get(fields, key)
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    raise InvalidStatus(f"{name}: {'missing' if value is None else 'neither text nor a byte string'}")
+
+
+def _u32(fields: Mapping[Any, Any], key: int | str, name: str) -> int | None:
+    value = _get(fields, key)
+    if value is not None and (type(value) is not int or not 0 <= value <= U32_MAX):
+        raise InvalidStatus(f"{name}: not an integer from 0 to 4294967295")
+    return value
+
+
+def _mtu(fields: Mapping[Any, Any], key: int | str, name: str) -> int | None:
+    mtu = _u32(fields, key, name)
+    if mtu == 0:
+        raise InvalidStatus(f"{name}: a block has at least 1 byte")
+    return mtu
+
+
+def _progress(
+    fields: Mapping[Any, Any], key: int | str, version: int | str, offset: int | str, name: str
+) -> Progress | None:
+    inner = _get(fields, key)
+    if inner is None:
+        return None
+    if not isinstance(inner, Mapping):
+        raise InvalidStatus(f"{name}: not a map")
+    position = _u32(inner, offset, f"offset in {name}")
+    if position is None:
+        raise InvalidStatus(f"offset in {name}: missing")
+    return Progress(_version(inner, version, f"version in {name}"), position)
+
+
+# --- Parsing ----------------------------------------------------------------------------------------------------------
+
+
+def _refuse_tag(*_: object) -> NoReturn:
+    raise ValueError("tagged")
+
+
+#: Every tag that cbor2 would turn into another type (dates, bignums, references, …); a status has none of them.
+_NO_TAGS = dict.fromkeys(
+    (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
+)
+_SCALARS = (int, str, bytes, bool, float, type(None))
+
+
+def _parse_cbor(payload: bytes) -> Any:
+    source = io.BytesIO(payload)
+    decoder = cbor2.CBORDecoder(
+        source,
+        max_depth=MAX_DEPTH,
+        allow_duplicate_keys=False,
+        tag_hook=_refuse_tag,
+        semantic_decoders=_NO_TAGS,
+    )
+    try:
+        value = decoder.decode()
+    except cbor2.CBORDecodeError as error:
+        cause = error.__cause__
+        raise ValueError(f"not CBOR that a status may have: {error}{f': {cause}' if cause else ''}") from error
+    if source.tell() != len(payload):
+        raise ValueError(f"{len(payload) - source.tell()} bytes are left over after the CBOR map")
+    _check_values(value)
+    return value
+
+
+def _parse_json(payload: bytes) -> Any:
+    value = parse_json(payload)
+    _check_values(value)
+    return value
+
+
+def _check_values(value: object, depth: int = 0) -> None:
+    """Refuses what has no place in a status: NaN, CBOR's undefined and simple values, too many containers."""
+    kind = type(value)
+    if kind in _SCALARS:
+        if kind is float and math.isnan(value):  # type: ignore[arg-type]
+            raise ValueError("NaN has no place in a status")
+        return
+    if depth == MAX_DEPTH:
+        raise ValueError(f"containers nested deeper than {MAX_DEPTH}")
+    if isinstance(value, Mapping):
+        for key, member in value.items():
+            _check_values(key, depth + 1)
+            _check_values(member, depth + 1)
+    elif isinstance(value, list | tuple):
+        for member in value:
+            _check_values(member, depth + 1)
+    else:
+        raise ValueError(f"a value that JSON does not have ({value!r})")
+
+
+# --- Encoding ---------------------------------------------------------------------------------------------------------
+
+_VARIANTS = {Wait: (0, "Wait"), Sync: (1, "Sync"), Write: (2, "Write"), Swap: (3, "Swap")}
+
+
+def encode_command(command: Command, form: AnswerForm) -> bytes:
+    """The bytes of `command` as the device that `form` was made for reads them.
+
+    Raises:
+        ValueError: the dialect has no such command (`AnswerForm.has_wait` tells).
+
+    """
+    if form.dialect is Dialect.DOCUMENTED:
+        if isinstance(command, Wait):
+            raise ValueError("the documented dialect has no WAIT")
+        if form.encoding is Encoding.JSON:
+            return _json_bytes(documented_json(command))
+        return cbor2.dumps(_documented(command))
+    index, name = _VARIANTS[type(command)]
+    if form.encoding is Encoding.JSON:
+        fields = _embedded_fields(command, form.correlation_id, text=True)
+        return _json_bytes({name.lower(): {key: _json_value(key, value) for key, value in fields if value is not None}})
+    fields = _embedded_fields(command, form.correlation_id, text=form.text_versions)
+    if form.text_versions:
+        return cbor2.dumps({name: dict(fields)})
+    return cbor2.dumps({index: {position: value for position, (_, value) in enumerate(fields)}})
+
+
+def documented_json(command: Command) -> dict[str, Any]:
+    """`command` as the protocol's description shows it, byte data in base64; a WAIT in the same manner."""
+    return {key: _json_value(key, value) for key, value in _documented(command).items()}
+
+
+def _documented(command: Command) -> dict[str, Any]:
+    fields: dict[str, Any]
+    match command:
+        case Sync(version, poll):
+            fields = {"op": "SYNC", "version": _text(version), "poll": poll}
+        case Write(version, offset, data):
+            fields = {"op": "WRITE", "version": _text(version), "offset": offset, "size": len(data), "data": data}
+        case Swap(version, checksum):
+            fields = {"op": "SWAP", "version": _text(version), "checksum": checksum.hex()}
+        case Wait(poll):
+            fields = {"op": "WAIT", "poll": poll}
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _embedded_fields(command: Command, correlation_id: int | None, *, text: bool) -> list[tuple[str, Any]]:
+    """The fields in the order of the crate's declarations, which is that of the packed indices."""
+    ask: Any = _text if text else bytes
+    match command:
+        case Wait(poll):
+            return [("correlation_id", correlation_id), ("poll", poll)]
+        case Sync(version, poll):
+            return [("version", ask(version)), ("correlation_id", correlation_id), ("poll", poll)]
+        case Write(version, offset, data):
+            return [("version", ask(version)), ("correlation_id", correlation_id), ("offset", offset), ("data", data)]
+        case Swap(version, checksum):
+            return [("version", ask(version)), ("correlation_id", correlation_id), ("checksum", checksum)]
+
+
+def _text(version: bytes) -> str:
+    """`version` as text. Only in what people are shown can it be one that is not UTF-8."""
+    return version.decode("utf-8", "replace")
+
+
+def _json_value(key: str, value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex() if key == "checksum" else base64.b64encode(value).decode("ascii")
+    return value
+
+
+def _json_bytes(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
