@@ -1,0 +1,40 @@
+"""The command API: how a command gets to a device."""
+
+from typing import Final
+from urllib.parse import quote
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.registry import device_path
+from fleet_fn.errors import Failed
+from fleet_fn.upstream import Upstream
+
+_PATH: Final = "/api/command/v1alpha1/apps"
+
+
+class Commands:
+    """Sends commands. Which gateway a device is behind is Drogue Cloud's own business."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+
+    def send(
+        self, application: str, device: str, command: str, payload: bytes, content_type: str, deadline: Deadline
+    ) -> None:
+        """Has Drogue Cloud accept `payload` as the command named `command` for a device.
+
+        Raises:
+            Failed: device unknown, command rejected, our credentials refused, or an answer that makes no sense.
+            Retry: the command API is not there; it may have accepted the command all the same.
+
+        """
+        path = f"{_PATH}{device_path(application, device)}?command={quote(command, safe='')}"
+        status = self._upstream.request("POST", path, deadline, body=payload, content_type=content_type).status
+        if 200 <= status < 300:
+            return
+        if status in (401, 403):
+            raise Failed("command: our credentials were refused")
+        if status == 404:
+            raise Failed("device unknown")
+        if status == 406:
+            raise Failed("rejected")
+        raise Failed(f"command: answered {status}")

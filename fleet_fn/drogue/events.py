@@ -1,0 +1,231 @@
+"""A CloudEvent from Drogue Cloud: who reports what, when it came, and on which command the answer goes out.
+
+The CloudEvents SDK decodes; what it would invent or guess is settled here before it sees the event.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+from cloudevents.core.base import BaseCloudEvent, EventFactory
+from cloudevents.core.bindings.http import HTTPMessage, from_binary, from_structured
+from cloudevents.core.exceptions import CloudEventValidationError, MissingRequiredAttributeError
+from cloudevents.core.formats.json import JSONFormat
+from cloudevents.core.v1.event import CloudEvent
+
+from fleet_fn.protocol.strict_json import parse_json
+
+#: A device sent something.
+DEVICE_EVENT: Final = "io.drogue.event.v1"
+#: An object of the device registry changed.
+REGISTRY_EVENT: Final = "io.drogue.registry.v1"
+#: The channel of the DFU protocol, and the name of its command.
+DFU: Final = "dfu"
+#: The Things Network's firmware port, which Drogue Cloud's integration makes the channel.
+LORAWAN_PORT: Final = "223"
+
+_REQUIRED = ("specversion", "id", "source", "type")
+#: Printable ASCII but space, double quote and percent stands for itself in a header (HTTP binding, 3.1.3.2).
+_UNENCODED = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
+
+
+class InvalidEvent(Exception):
+    """A request is no CloudEvent, or not one that Drogue Cloud makes. The text says why, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event of Drogue Cloud. Attributes that it does not have are empty."""
+
+    id: str
+    source: str
+    type: str
+    subject: str
+    application: str
+    device: str
+    #: When the event arrived in the cloud; None where it does not say.
+    time: datetime | None
+    content_type: str | None
+    payload: bytes
+
+    @property
+    def is_status(self) -> bool:
+        """Whether this is a device's status: what it sent on the `dfu` channel, or on LoRaWAN's firmware port."""
+        return self.type == DEVICE_EVENT and self.subject in (DFU, LORAWAN_PORT)
+
+    @property
+    def is_lorawan(self) -> bool:
+        """Whether the device is one of The Things Network's, which is answered by port, and in CBOR always."""
+        return self.subject == LORAWAN_PORT
+
+    @property
+    def command(self) -> str:
+        """The name of the command that answers."""
+        return f"port:{LORAWAN_PORT}" if self.is_lorawan else DFU
+
+    def status_payload(self) -> tuple[bytes, str | None]:
+        """The bytes of the status, and their media type where the event tells it.
+
+        Raises:
+            InvalidEvent: an uplink of The Things Network without a payload, or no device named in the event.
+
+        """
+        for name in ("application", "device"):
+            if not getattr(self, name):
+                raise InvalidEvent(f"attribute {name!r} is missing")
+        if self.is_lorawan:
+            return _lorawan_payload(self.payload), None
+        return self.payload, self.content_type
+
+
+def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
+    """The event in an HTTP request, in binary or structured JSON mode.
+
+    Args:
+        headers: names and values, these as WSGI hands them over: bytes read as latin-1.
+        body: the request's body.
+
+    Raises:
+        InvalidEvent: the request is no CloudEvent 1.0.
+
+    """
+    try:
+        message = HTTPMessage(_attribute_headers(headers), body)
+        mode = message.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if mode == "application/cloudevents+json":
+            cloud_event = from_structured(message, _BytesFormat(), _Received)
+        elif mode.startswith("application/cloudevents"):
+            raise InvalidEvent(f"content type {mode!r}: one event, in binary or in JSON mode, is what is taken")
+        else:
+            cloud_event = from_binary(message, _BytesFormat(), _Received)
+    except CloudEventValidationError as error:
+        raise InvalidEvent("; ".join(str(e) for errors in error.errors.values() for e in errors)) from error
+    except ValueError as error:
+        raise InvalidEvent(str(error)) from error
+    attributes = cloud_event.get_attributes()
+    payload = cloud_event.get_data()
+    return Event(
+        id=cloud_event.get_id(),
+        source=cloud_event.get_source(),
+        type=cloud_event.get_type(),
+        subject=cloud_event.get_subject() or "",
+        application=_text(attributes, "application"),
+        device=_text(attributes, "device"),
+        time=cloud_event.get_time(),
+        content_type=cloud_event.get_datacontenttype(),
+        payload=payload if isinstance(payload, bytes) else b"",
+    )
+
+
+class _Received(CloudEvent):
+    """A CloudEvent as it came: the SDK invents what is missing, which is a sender's place."""
+
+    def __init__(self, attributes: dict[str, Any], data: Any = None) -> None:
+        missing = [name for name in _REQUIRED if name not in attributes]
+        if missing:
+            raise CloudEventValidationError({name: [MissingRequiredAttributeError(name)] for name in missing})
+        has_time = "time" in attributes
+        super().__init__(attributes, data)
+        if not has_time:
+            del attributes["time"]
+
+
+class _BytesFormat(JSONFormat):
+    """The JSON format (CloudEvents 1.0, JSON Event Format), read strictly, with the data left as bytes."""
+
+    def read(self, event_factory: EventFactory | None, data: str | bytes) -> BaseCloudEvent:
+        assert event_factory is not None  # noqa: S101 - read_event names it
+        members = parse_json(data if isinstance(data, bytes) else data.encode())
+        if not isinstance(members, dict):
+            raise ValueError("a CloudEvent in JSON is an object")
+        if "data" in members and "data_base64" in members:
+            raise ValueError("both 'data' and 'data_base64'")
+        attributes = {name: value for name, value in members.items() if value is not None}
+        payload = _member_bytes(attributes)
+        if "time" in attributes:
+            attributes["time"] = _time(attributes["time"])
+        return event_factory(attributes, payload)
+
+    def read_data(self, body: bytes, datacontenttype: str | None) -> bytes:  # noqa: ARG002
+        return body
+
+
+def _member_bytes(attributes: dict[str, Any]) -> bytes:
+    """Takes the data out of the members of an event in JSON (JSON Event Format, 3.1)."""
+    if "data_base64" in attributes:
+        return _base64(attributes.pop("data_base64"), "data_base64")
+    if "data" not in attributes:
+        return b""
+    value = attributes.pop("data")
+    media_type = str(attributes.get("datacontenttype", "application/json")).partition(";")[0].strip().lower()
+    if isinstance(value, str) and not media_type.endswith(("/json", "+json")):
+        return value.encode()
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def _time(value: object) -> datetime:
+    if not isinstance(value, str):
+        raise ValueError("attribute 'time' is not a string")
+    return datetime.fromisoformat(value)
+
+
+def _attribute_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The headers that carry attributes, their values percent-encoded as the SDK expects them."""
+    attributes = {}
+    for name, value in headers:
+        name = name.lower()
+        if name.startswith("ce-"):
+            attributes[name] = _encoded(name, value)
+        elif name == "content-type" and value:
+            attributes[name] = value
+    return attributes
+
+
+def _encoded(name: str, value: str) -> str:
+    """`value` as a compliant sender writes it; Drogue Cloud's senders put raw UTF-8 into the header."""
+    try:
+        text = value.encode("latin-1").decode("utf-8")
+    except UnicodeError as error:
+        raise InvalidEvent(f"header {name!r} is not UTF-8") from error
+    compliant = "%" in text and quote(unquote(text), safe=_UNENCODED) == text
+    return text if compliant else quote(text, safe=_UNENCODED)
+
+
+def _text(attributes: Mapping[str, Any], name: str) -> str:
+    value = attributes.get(name, "")
+    if not isinstance(value, str):
+        raise InvalidEvent(f"attribute {name!r} is not a string")
+    return value
+
+
+def _lorawan_payload(payload: bytes) -> bytes:
+    """The device's own bytes: The Things Network hands on either these, or its whole v3 uplink message as JSON."""
+    if not payload.lstrip(b" \t\r\n").startswith(b"{"):
+        return payload
+    try:
+        uplink = parse_json(payload)
+    except ValueError as error:
+        raise InvalidEvent(str(error)) from error
+    if "uplink_message" not in uplink:
+        return payload
+    message = uplink["uplink_message"]
+    if not isinstance(message, dict) or "frm_payload" not in message:
+        raise InvalidEvent("the uplink has no uplink_message.frm_payload")
+    try:
+        return _base64(message["frm_payload"], "uplink_message.frm_payload")
+    except ValueError as error:
+        raise InvalidEvent(str(error)) from error
+
+
+def _base64(value: object, name: str) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is not a string")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{name} is not base64") from error

@@ -1,0 +1,153 @@
+"""The device registry: which firmware Drogue Cloud says a device should run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.errors import Failed
+from fleet_fn.memory import Memory
+from fleet_fn.protocol.strict_json import parse_json
+from fleet_fn.upstream import Upstream
+
+_PATH: Final = "/api/registry/v1alpha1/apps"
+#: Devices and applications whose specs are remembered: some 500 bytes each.
+_REMEMBERED = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Firmware in an OCI repository, named by `container` or its alias `oci`."""
+
+    #: Relative to the configured registry: `name`, `name:tag` or `name@digest`.
+    reference: str
+    #: The tag is looked up again for each status (`imagePullPolicy: Always`).
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OtherSource:
+    """Firmware from a source that is not built: `file` or `hawkbit`."""
+
+    kind: str
+
+
+Source = Image | OtherSource
+
+
+class NotKnown(Failed):
+    """The registry does not say that there is such a device, so nothing can be sent to it."""
+
+
+class MalformedSpec(Failed):
+    """The firmware section of a device or an application, which is known, cannot be understood."""
+
+
+class Registry:
+    """What the device registry desires, remembered for a while."""
+
+    def __init__(self, upstream: Upstream, *, remember: bool = True) -> None:
+        self._upstream = upstream
+        self._specs: Memory[tuple[str, ...], Source | MalformedSpec | None] = Memory(_REMEMBERED if remember else 0)
+
+    def desired(self, application: str, device: str, max_age: float, deadline: Deadline) -> Source | None:
+        """Where the firmware of a device is to be had: its own section's source, else its application's, else None.
+
+        Args:
+            application: name of the application.
+            device: name of the device.
+            max_age: seconds that what is remembered may be old.
+            deadline: for both look-ups together.
+
+        Raises:
+            MalformedSpec: a section that cannot be understood.
+            NotKnown: device or application unknown, credentials refused, an answer that makes no sense.
+            Failed: an answer for the application that makes no sense.
+            Retry: the registry is not there.
+
+        """
+        of_device = self._source((application, device), max_age, deadline)
+        of_application = self._source((application,), max_age, deadline)
+        if isinstance(of_device, MalformedSpec):
+            raise of_device.with_traceback(None)
+        if of_device is not None:
+            return of_device
+        if isinstance(of_application, MalformedSpec):
+            raise of_application.with_traceback(None)
+        return of_application
+
+    def forget(self, application: str, device: str) -> None:
+        """Forgets the spec that an event says has changed."""
+        self._specs.forget((application, device) if device else (application,))
+
+    def _source(self, names: tuple[str, ...], max_age: float, deadline: Deadline) -> Source | MalformedSpec | None:
+        return self._specs.get(names, max_age, lambda: self._read(names, deadline), deadline)
+
+    def _read(self, names: tuple[str, ...], deadline: Deadline) -> Source | MalformedSpec | None:
+        kind = "device" if len(names) == 2 else "application"
+        answer = self._upstream.request("GET", _PATH + "".join(_segments(names)), deadline)
+        if answer.status in (401, 403):
+            raise NotKnown("registry: our credentials were refused")
+        if answer.status == 404:
+            raise NotKnown(f"{kind} unknown")
+        senseless = NotKnown if kind == "device" else Failed
+        if answer.status != 200:
+            raise senseless(f"registry: answered {answer.status} for the {kind}")
+        try:
+            found = parse_json(answer.body)
+        except ValueError as error:
+            raise senseless(f"registry: answer for the {kind}: {error}") from error
+        spec = _map(found, "spec", lambda: senseless(f"registry: answer for the {kind} is no {kind} object"))
+        try:
+            return _section_source(spec, f"spec.firmware of the {kind}")
+        except MalformedSpec as error:
+            return error
+
+
+def device_path(application: str, device: str) -> str:
+    """`/APPLICATION/devices/DEVICE`, percent-encoded.
+
+    Raises:
+        Failed: a name that no path can carry.
+
+    """
+    return "".join(_segments((application, device)))
+
+
+def _segments(names: tuple[str, ...]) -> list[str]:
+    if any(name in (".", "..") for name in names):
+        raise Failed("a name that no URL can carry")  # dot segments are removed on the way (RFC 3986, 5.2.4)
+    encoded = [quote(name, safe="") for name in names]
+    return [f"/{encoded[0]}", *(f"/devices/{name}" for name in encoded[1:])]
+
+
+def _section_source(spec: Mapping[str, Any], where: str) -> Source | None:
+    section = _map(spec, "firmware", lambda: MalformedSpec(f"{where} is not a map"))
+    sources = [kind for kind in ("container", "oci", "file", "hawkbit") if section.get(kind) is not None]
+    if not sources:
+        return None
+    if len(sources) > 1:
+        raise MalformedSpec(f"{where} has two sources: {' and '.join(sources)}")
+    kind = sources[0]
+    source = _map(section, kind, lambda: MalformedSpec(f"{where}.{kind} is not a map"))
+    if kind in ("file", "hawkbit"):
+        return OtherSource(kind)
+    reference, policy = source.get("image"), source.get("imagePullPolicy", "IfNotPresent")
+    if not isinstance(reference, str) or not reference:
+        raise MalformedSpec(f"{where}.{kind} has no image")
+    if policy not in ("IfNotPresent", "Always"):
+        raise MalformedSpec(f"{where}.{kind}.imagePullPolicy is neither IfNotPresent nor Always")
+    return Image(reference, always=policy == "Always")
+
+
+def _map(parent: object, key: str, error: Callable[[], Failed]) -> Mapping[str, Any]:
+    """The map at `key` of the map `parent`; absent and null are an empty one."""
+    if not isinstance(parent, dict):
+        raise error()
+    value = parent.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise error()
+    return value

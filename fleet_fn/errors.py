@@ -1,0 +1,27 @@
+"""What can go wrong with an upstream, told by what cures it.
+
+Raised where the upstream is known, turned into status codes by `app`, and looked at by nobody in between.
+Each error's text is a reason that an operator can act on: one line, without secrets.
+"""
+
+
+class UpstreamError(Exception):
+    """An upstream did not give what an event needs."""
+
+    @property
+    def reason(self) -> str:
+        """Why, in one line."""
+        return str(self)
+
+
+class Retry(UpstreamError):
+    """A retry within seconds can cure it: a time-out, a refused connection, 429, 5xx."""
+
+    def __init__(self, reason: str, after: int | None = None) -> None:
+        super().__init__(reason)
+        #: Seconds that the upstream asked to be left alone.
+        self.after = after
+
+
+class Failed(UpstreamError):
+    """No retry within seconds can cure it: somebody has to change something."""

@@ -1,0 +1,279 @@
+"""One HTTP request to an upstream, within a deadline, over connections that are kept.
+
+Every event makes at least one such request, and `requests` is the dearest thing in a function that does nothing else;
+nor does it know of a deadline for a whole exchange, only of one for each wait. So this is `http.client` with a pool.
+Redirects are not followed, and nothing is read from the environment (proxies, `.netrc`).
+"""
+
+import base64
+import errno
+import http.client
+import select
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from fleet_fn.background import Background
+from fleet_fn.deadline import Deadline
+from fleet_fn.errors import Failed, Retry
+
+#: Bytes of an answer's body that are read; what is larger makes no sense to us.
+MAX_BODY = 4 * 1024 * 1024
+#: Connections that are kept while nobody uses them.
+MAX_IDLE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An upstream's answer, whatever its status."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Scheme, host and port (RFC 6454), and the path below which an upstream's interface lies."""
+
+    secure: bool
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def of(cls, url: str) -> "Origin":
+        """The origin of an http or https URL that the settings have checked."""
+        parts = urlsplit(url)
+        secure = parts.scheme == "https"
+        return cls(secure, parts.hostname or "", parts.port or (443 if secure else 80), parts.path.rstrip("/"))
+
+
+def basic(user: str, password: str) -> str:
+    """The value of an `Authorization` header (RFC 7617)."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+
+
+class Upstream:
+    """An HTTP server that events need. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        *,
+        authorization: Callable[[], str | None] = lambda: None,
+        ca_file: str | None = None,
+        background: Background | None = None,
+    ) -> None:
+        """An upstream at `url`, called `name` in reasons; `authorization` is asked before each request."""
+        self.name = name
+        self._origin = Origin.of(url)
+        self._authorization = authorization
+        self._background = background or Background()
+        self._tls = _tls_context(ca_file) if self._origin.secure else None
+        self._idle: deque[_Connection] = deque(maxlen=MAX_IDLE)
+
+    def request(
+        self, method: str, path: str, deadline: Deadline, *, body: bytes | None = None, content_type: str | None = None
+    ) -> Answer:
+        """The answer to one request, of any status but 429 and 5xx.
+
+        Args:
+            method: an HTTP method.
+            path: what follows the upstream's base URL, percent-encoded, query included.
+            deadline: when the whole exchange has to have ended.
+            body: what to send; None sends none.
+            content_type: its media type.
+
+        Raises:
+            Retry: no answer within the deadline, or no connection, or 429 or 5xx.
+            Failed: an answer that is not HTTP, or larger than `MAX_BODY`; a certificate that is not trusted.
+
+        """
+        headers = {"Accept": "application/json", "User-Agent": "fleet-fn"}
+        if content_type:
+            headers["Content-Type"] = content_type
+        if authorization := self._authorization():
+            headers["Authorization"] = authorization
+        try:
+            answer = self._exchange(method, self._origin.path + path, headers, body, deadline)
+        except TimeoutError as error:
+            raise Retry(f"{self.name}: no answer in time") from error
+        except ssl.SSLCertVerificationError as error:
+            raise Failed(f"{self.name}: certificate not trusted: {error.verify_message}") from error
+        except http.client.IncompleteRead as error:
+            raise Retry(f"{self.name}: answer cut short") from error
+        except OSError as error:
+            raise Retry(f"{self.name}: {_told(error)}") from error
+        except http.client.HTTPException as error:
+            raise Failed(f"{self.name}: answer is not HTTP ({type(error).__name__})") from error
+        if answer.status == 429 or answer.status >= 500:
+            raise Retry(f"{self.name}: answered {answer.status}", _retry_after(answer.headers))
+        return answer
+
+    def _exchange(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | None, deadline: Deadline
+    ) -> Answer:
+        connection = self._take()
+        if connection is not None:
+            try:
+                return self._answer(connection, method, target, headers, body, deadline)
+            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+                # Closed by the server while nobody used it, before it saw the request: a new connection will do.
+                if connection.answered:
+                    raise
+        connection = self._connect(deadline)
+        return self._answer(connection, method, target, headers, body, deadline)
+
+    def _answer(
+        self,
+        connection: "_Connection",
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadline: Deadline,
+    ) -> Answer:
+        keep = False
+        try:
+            connection.start(deadline)
+            connection.request(method, target, body=body, headers=dict(headers))
+            response = connection.getresponse()
+            answer = Answer(response.status, response.headers, response.read(MAX_BODY + 1))
+            if len(answer.body) > MAX_BODY:
+                raise Failed(f"{self.name}: answer larger than {MAX_BODY} bytes")
+            if response.length:  # what read(n) does not tell: the body is shorter than announced
+                raise http.client.IncompleteRead(answer.body, response.length)
+            keep = not response.will_close and response.isclosed()
+            return answer
+        finally:
+            if keep:
+                self._idle.append(connection)
+            else:
+                connection.close()
+
+    def _take(self) -> "_Connection | None":
+        """The most recently used idle connection that the server has not closed."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            if not connection.readable():
+                return connection
+            connection.close()
+
+    def _connect(self, deadline: Deadline) -> "_Connection":
+        """A new connection; each address of the host gets its share of the time.
+
+        Raises:
+            OSError: none could be made.
+
+        """
+        host, port = self._origin.host, self._origin.port
+        # The resolver has no time-out that could be set from here.
+        addresses = self._background.result(
+            ("resolve", host, port), lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline
+        )
+        failure: OSError = TimeoutError()
+        for index, (family, kind, protocol, _, address) in enumerate(addresses):
+            sock = _Socket(family, kind, protocol)
+            sock.deadline = deadline
+            try:
+                sock.settimeout(_positive(deadline.remaining / (len(addresses) - index)))
+                sock.connect(address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return _Connection(self._origin, self._secured(sock, deadline))
+            except OSError as error:
+                sock.close()
+                failure = error
+        raise failure
+
+    def _secured(self, sock: "_Socket", deadline: Deadline) -> "_Socket | _TLSSocket":
+        if self._tls is None:
+            return sock
+        sock.settimeout(_positive(deadline.remaining))
+        secured = self._tls.wrap_socket(sock, server_hostname=self._origin.host)
+        assert isinstance(secured, _TLSSocket)  # noqa: S101 - the context's sslsocket_class
+        return secured
+
+
+class _Timed:
+    """A socket whose every read ends at the deadline of the exchange, however slowly bytes trickle in."""
+
+    deadline: Deadline
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(_positive(self.deadline.remaining))  # type: ignore[attr-defined]
+        count: int = super().recv_into(*args)  # type: ignore[misc]
+        return count
+
+
+class _Socket(_Timed, socket.socket):
+    pass
+
+
+class _TLSSocket(_Timed, ssl.SSLSocket):
+    pass
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection made already, which tells whether an answer has begun."""
+
+    auto_open = 0
+
+    def __init__(self, origin: Origin, sock: _Socket | _TLSSocket) -> None:
+        self.default_port = 443 if origin.secure else 80  # which the Host header leaves out
+        super().__init__(origin.host, origin.port)
+        self.sock: _Socket | _TLSSocket = sock
+        self.answered = False
+
+    def start(self, deadline: Deadline) -> None:
+        self.answered = False
+        self.sock.deadline = deadline
+        self.sock.settimeout(_positive(deadline.remaining))
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        response = super().getresponse()
+        self.answered = True
+        return response
+
+    def readable(self) -> bool:
+        """Whether there is something to read where nothing was asked: the end, or what must not be taken for ours."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+
+def _positive(seconds: float) -> float:
+    """A time-out for a socket, for which 0 would mean not to wait at all but to fail in another way."""
+    return max(seconds, 0.001)
+
+
+def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca_file)
+    context.sslsocket_class = _TLSSocket
+    return context
+
+
+def _told(error: OSError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, socket.gaierror):
+        return "host not found"
+    if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
+        return "connection closed without an answer"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or 'handshake failed'}"
+    return errno.errorcode.get(error.errno or 0, type(error).__name__)
+
+
+def _retry_after(headers: http.client.HTTPMessage) -> int | None:
+    """Seconds, where the header has them; the other form, a date, is not worth a clock."""
+    value = headers.get("Retry-After", "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 7 else None
