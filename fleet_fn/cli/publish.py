@@ -1,0 +1,102 @@
+"""`publish`: a firmware becomes an artifact that devices can be updated to."""
+
+import os
+import sys
+from datetime import UTC, datetime
+from typing import BinaryIO
+
+import click
+
+from fleet_fn.cli.layouts import layout_reference, publish_to_layout
+from fleet_fn.errors import Failed
+from fleet_fn.firmware.artifact import VERSION_ANNOTATION
+from fleet_fn.protocol.dialects import EMBEDDED_VERSION_BYTES
+from fleet_fn.protocol.messages import U32_MAX
+from fleet_fn.settings import LAYOUT_SCHEME
+
+#: The flash word of most microcontrollers, in bytes: a block is written in multiples of it.
+_FLASH_WORD = 4
+_CREATED_ANNOTATION = "org.opencontainers.image.created"
+
+
+@click.command("publish")
+@click.argument("file", type=click.File("rb"))
+@click.argument("reference", metavar="REF")
+@click.option("--version", required=True, help="Version that the firmware reports once it runs.")
+@click.option("--latest", is_flag=True, help="Also move the tag 'latest' to it.")
+@click.option("--force", is_flag=True, help="Move the tag even if it has other bytes already.")
+@click.option("--pad-to", type=click.IntRange(1, 1 << 20), metavar="N", help="Fill up with 0xff to a multiple of N.")
+@click.option("--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="Annotate the manifest.")
+def command(
+    file: BinaryIO,
+    reference: str,
+    version: str,
+    latest: bool,
+    force: bool,
+    pad_to: int | None,
+    annotations: tuple[str, ...],
+) -> None:
+    """Publish the firmware in FILE as REF.
+
+    REF is oci-layout:DIR:TAG, an OCI image layout in the folder DIR, which is made where there is none. Without :TAG
+    the tag is the version.
+    """
+    try:
+        if not reference.startswith(LAYOUT_SCHEME):
+            raise Failed(f"{reference!r}: only {LAYOUT_SCHEME}DIR:TAG can be published to")
+        target = layout_reference(reference, version)
+        if target.digest or not target.tag:
+            raise Failed(f"{reference!r}: a digest cannot be published to, only a tag")
+        size = _padded_size(file, pad_to)
+        for warning in _warnings(version, size):
+            click.echo(f"warning: {warning}", err=True)
+        published = publish_to_layout(
+            target, file, _annotations(version, annotations), pad_to=pad_to or 1, latest=latest, force=force
+        )
+    except (Failed, OSError) as error:
+        click.echo(f"publish: {error}", err=True)
+        sys.exit(1)
+    click.echo(f"reference  {LAYOUT_SCHEME}{target.prefix}{target.name}:{target.tag}")
+    click.echo(f"digest     {published.digest}")
+    click.echo(f"version    {version}")
+    click.echo(f"size       {published.size}")
+    click.echo(f"sha256     {published.sha256}")
+
+
+def _padded_size(file: BinaryIO, pad_to: int | None) -> int:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    size += -size % (pad_to or 1)
+    if not 1 <= size <= U32_MAX:
+        raise Failed(f"a firmware of {size} bytes cannot be sent: from 1 to {U32_MAX} can")
+    return size
+
+
+def _warnings(version: str, size: int) -> list[str]:
+    warnings = []
+    if len(version.encode()) > EMBEDDED_VERSION_BYTES:
+        warnings.append(
+            f"the version has {len(version.encode())} bytes; devices built with Drogue Device hold "
+            f"{EMBEDDED_VERSION_BYTES}, and are not sent a longer one"
+        )
+    if size % _FLASH_WORD:
+        warnings.append(
+            f"the size, {size} bytes, is no multiple of {_FLASH_WORD}; devices that write whole flash words may "
+            "refuse the last block (--pad-to 32 suits all)"
+        )
+    return warnings
+
+
+def _annotations(version: str, given: tuple[str, ...]) -> dict[str, str]:
+    if not version:
+        raise Failed("the version is empty")
+    # https://reproducible-builds.org/specs/source-date-epoch/
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    created = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    annotations = {VERSION_ANNOTATION: version, _CREATED_ANNOTATION: created.isoformat(timespec="seconds")}
+    for annotation in given:
+        key, equals, value = annotation.partition("=")
+        if not key or not equals:
+            raise Failed(f"--annotation {annotation!r}: expected KEY=VALUE")
+        annotations[key] = value
+    return annotations

@@ -1,0 +1,71 @@
+"""References to firmware: what stands in a spec, below a prefix that it can never leave.
+
+The grammar is that of the OCI distribution specification 1.1 ("Pulling manifests") for names, tags and digests.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fleet_fn.errors import Failed
+
+_COMPONENT: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_DIGEST: Final = re.compile(r"sha256:[a-f0-9]{64}")
+#: Characters of a name, as the specification advises clients for host and name together.
+_MAX_NAME: Final = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A repository below the configured prefix, and which of its manifests is meant."""
+
+    #: What stands before the repository's name, with `{application}` replaced, ending in `/`.
+    prefix: str
+    name: str
+    tag: str | None
+    #: `sha256:…`; says which manifest is meant even where there is a tag.
+    digest: str | None
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{self.name}{tag}{f'@{self.digest}' if self.digest else ''}"
+
+
+def parse_reference(text: str, prefix: str = "") -> Reference:
+    """The reference that `text` spells: `name`, `name:tag` or `name@digest`; with neither, the tag is `latest`.
+
+    Raises:
+        Failed: it is none, or tries to leave `prefix`.
+
+    """
+    rest, at, digest = text.partition("@")
+    name, colon, tag = rest.partition(":")
+    if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
+        raise Failed(f"invalid reference {_quoted(text)}: the name is not a path of lower-case components")
+    if colon and not _TAG.fullmatch(tag):
+        raise Failed(f"invalid reference {_quoted(text)}: not a tag after the colon")
+    if at and not _DIGEST.fullmatch(digest):
+        raise Failed(f"invalid reference {_quoted(text)}: not a sha256 digest after the @")
+    return Reference(prefix, name, tag or (None if at else "latest"), digest or None)
+
+
+def fill_in(template: str, names: Mapping[str, str]) -> str:
+    """`template` with `{application}` and such replaced by the names of that application and such.
+
+    Raises:
+        Failed: a name that is not one valid path component would be put in.
+
+    """
+    for placeholder, name in names.items():
+        if f"{{{placeholder}}}" in template:
+            if not re.fullmatch(_COMPONENT, name) or len(name) > _MAX_NAME:
+                raise Failed(f"{placeholder} name {_quoted(name)} is not one valid path component of a reference")
+            template = template.replace(f"{{{placeholder}}}", name)
+    return template
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 100 else text[:100] + "…")
