@@ -1,0 +1,271 @@
+"""The HTTP face: routes, credentials, and which status an outcome has. Knows nothing of firmware."""
+
+import base64
+import binascii
+import hmac
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+from flask import Flask, Request, Response, request
+from werkzeug.exceptions import HTTPException
+
+from fleet_fn import log
+from fleet_fn.background import Background
+from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.commands import Commands
+from fleet_fn.drogue.events import Event, InvalidEvent, read_event
+from fleet_fn.drogue.registry import Registry
+from fleet_fn.firmware.catalogue import Catalogue
+from fleet_fn.firmware.layout import LayoutStore
+from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.protocol.dialects import InvalidStatus, documented_json
+from fleet_fn.settings import LAYOUT_SCHEME, Settings
+from fleet_fn.update import Decision, Outcome, Updater
+from fleet_fn.upstream import Upstream, basic
+
+#: Bytes of an event's body at most.
+MAX_BODY: Final = 64 * 1024
+#: Characters of a reason in a header.
+_MAX_REASON: Final = 300
+
+#: The one table from outcomes to status codes. Their meaning to the deliverers decides: neither Knative's Kafka source
+#: nor Drogue's event source retries these, but 503.
+_STATUS: Final = {
+    "sync": HTTPStatus.NO_CONTENT,
+    "write": HTTPStatus.NO_CONTENT,
+    "swap": HTTPStatus.NO_CONTENT,
+    "withheld": HTTPStatus.NO_CONTENT,
+    "wait": HTTPStatus.NO_CONTENT,
+    "ignored": HTTPStatus.NO_CONTENT,
+    "stale": HTTPStatus.NO_CONTENT,
+    "duplicate": HTTPStatus.NO_CONTENT,
+    "invalid": HTTPStatus.BAD_REQUEST,
+    "denied": HTTPStatus.UNAUTHORIZED,
+    "failed": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "retry": HTTPStatus.SERVICE_UNAVAILABLE,
+}
+_LEVELS: Final = {"ignored": logging.DEBUG} | dict.fromkeys(("invalid", "denied", "failed", "retry"), logging.WARNING)
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The function as a WSGI application, configured by the environment where no `settings` are given.
+
+    Raises:
+        SettingsError: a setting is missing or invalid.
+
+    """
+    settings = settings or Settings.from_environment()
+    log.configure(settings)
+    background = Background()
+    drogue = Upstream(
+        "Drogue Cloud",
+        settings.drogue_api_url,
+        authorization=lambda: _drogue_authorization(settings),
+        ca_file=settings.drogue_ca_file,
+        background=background,
+    )
+    files = VerifiedFiles(background)
+    updater = _updater(settings, drogue, files, remember=True)
+    previewer = _updater(settings, drogue, files, remember=False)
+
+    app = Flask(__name__, static_folder=None)
+
+    @app.post("/")
+    def answer_event() -> Response:
+        deadline = Deadline(settings.event_deadline)
+        result = _take(settings, lambda event: Decision(updater.answer(event, deadline)))
+        _log_event(result, deadline.elapsed)
+        return _respond(result.decision.outcome, result.status)
+
+    @app.post("/preview")
+    def preview_event() -> Response:
+        if not settings.preview:
+            return _problem(HTTPStatus.NOT_FOUND, "previews are switched off (PREVIEW)")
+        deadline = Deadline(settings.event_deadline)
+        result = _take(settings, lambda event: previewer.decide(event, deadline))
+        if result.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
+            return _respond(result.decision.outcome, result.status)
+        return Response(json.dumps(_shown(result)) + "\n", mimetype="application/json")
+
+    @app.get("/healthz")
+    @app.get("/health/liveness")
+    @app.get("/readyz")
+    @app.get("/health/readiness")
+    def healthy() -> Response:
+        return Response("ok\n", mimetype="text/plain")
+
+    @app.errorhandler(HTTPException)
+    def refuse(error: HTTPException) -> Response:
+        status = HTTPStatus(error.code or 500)
+        if request.method == "POST" and status == HTTPStatus.NOT_FOUND:
+            # To Knative's Kafka source a 404 says "try again".
+            return _respond(Outcome("invalid", "events are taken at /, previews at /preview"), HTTPStatus.BAD_REQUEST)
+        response = _problem(status, error.description or status.phrase)
+        for name, value in error.get_headers():
+            if name == "Allow":
+                response.headers[name] = value
+        return response
+
+    return app
+
+
+def _updater(settings: Settings, drogue: Upstream, files: VerifiedFiles, *, remember: bool) -> Updater:
+    catalogue = None
+    if settings.firmware_registry.startswith(LAYOUT_SCHEME):
+        folder = settings.firmware_registry.removeprefix(LAYOUT_SCHEME)
+        catalogue = Catalogue(LayoutStore(files), folder, remember=remember)
+    return Updater(settings, Registry(drogue, remember=remember), catalogue, Commands(drogue))
+
+
+def _drogue_authorization(settings: Settings) -> str | None:
+    if settings.drogue_token is None:
+        return None
+    if settings.drogue_user is None:
+        return f"Bearer {settings.drogue_token}"
+    return basic(settings.drogue_user, settings.drogue_token)
+
+
+# --- Requests ---------------------------------------------------------------------------------------------------------
+
+
+class _TooLarge(Exception):
+    """The body of an event is larger than `MAX_BODY`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """How a request ended."""
+
+    event: Event | None
+    decision: Decision
+    status: HTTPStatus
+
+
+def _take(settings: Settings, use: Callable[[Event], Decision]) -> _Result:
+    """Takes the event out of the request, and turns whatever comes of its `use` into a result."""
+    event = None
+    status = None
+    try:
+        if _is_authorized(settings, request):
+            event = read_event(request.headers, _body(request))
+            decision = use(event)
+        else:
+            decision = Decision(Outcome("denied", "the request lacks the credentials that events must carry"))
+    except _TooLarge:
+        decision = Decision(Outcome("invalid", f"the body is larger than {MAX_BODY} bytes"))
+        status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    except (InvalidEvent, InvalidStatus) as error:
+        decision = Decision(Outcome("invalid", str(error)))
+    except Exception:  # noqa: BLE001 - the one boundary
+        # A mistake of ours does not mend itself within seconds: 5xx would have the event delivered for ever.
+        log.logger.exception("unexpected error")
+        decision = Decision(Outcome("failed", "internal error"))
+    return _Result(event, decision, status or _STATUS[decision.outcome.name])
+
+
+def _body(request: Request) -> bytes:
+    announced = request.content_length
+    if announced is not None and announced > MAX_BODY:
+        raise _TooLarge
+    body = request.stream.read(MAX_BODY + 1)
+    if len(body) > MAX_BODY:
+        raise _TooLarge
+    if announced is not None and len(body) < announced:
+        raise InvalidEvent("the body ended early")
+    return body
+
+
+def _is_authorized(settings: Settings, request: Request) -> bool:
+    """Whether the request carries the credentials for events, where there are such."""
+    if settings.events_user is None and settings.events_token is None:
+        return True
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    given = given.strip()
+    if scheme.lower() == "bearer" and settings.events_token is not None:
+        return hmac.compare_digest(given.encode("latin-1", "replace"), settings.events_token.encode())
+    if scheme.lower() == "basic" and settings.events_user is not None:
+        try:
+            credentials = base64.b64decode(given, validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        return hmac.compare_digest(credentials, f"{settings.events_user}:{settings.events_password}".encode())
+    return False
+
+
+# --- Responses --------------------------------------------------------------------------------------------------------
+
+
+def _respond(outcome: Outcome, status: HTTPStatus) -> Response:
+    if status == HTTPStatus.NO_CONTENT:
+        response = Response(status=status)
+        del response.headers["Content-Type"]
+    else:
+        response = _problem(status, outcome.reason or status.phrase, outcome=outcome.name)
+    response.headers["Fleet-Outcome"] = _structured_field(outcome)
+    if outcome.name == "retry":
+        response.headers["Retry-After"] = str(outcome.retry_after or 1)
+    if outcome.name == "denied":
+        response.headers["WWW-Authenticate"] = 'Basic realm="events", Bearer realm="events"'
+    return response
+
+
+def _shown(result: _Result) -> dict[str, Any]:
+    """What a preview tells people."""
+    event, decision = result.event, result.decision
+    return {
+        "outcome": decision.outcome.name,
+        "reason": decision.outcome.reason,
+        "application": event.application or None if event else None,
+        "device": event.device or None if event else None,
+        "dialect": decision.form.dialect.value if decision.form else None,
+        "command": documented_json(decision.command) if decision.command else None,
+    }
+
+
+def _problem(status: HTTPStatus, detail: str, **members: str) -> Response:
+    """A problem document (RFC 9457)."""
+    problem = {"type": "about:blank", "title": status.phrase, "status": status, "detail": detail, **members}
+    return Response(json.dumps(problem) + "\n", status=status, content_type="application/problem+json")
+
+
+def _structured_field(outcome: Outcome) -> str:
+    """The outcome as an item of RFC 9651: a token with parameters."""
+    parameters: dict[str, str | int | None] = {}
+    if outcome.name in ("withheld", "wait", "failed", "retry"):
+        parameters["reason"] = (outcome.reason or "")[:_MAX_REASON]
+    parameters |= {"version": outcome.version, "offset": outcome.offset, "size": outcome.size}
+    shown = [f"; {name}={_bare_item(value)}" for name, value in parameters.items() if value is not None]
+    return outcome.name + "".join(shown)
+
+
+def _bare_item(value: str | int) -> str:
+    if isinstance(value, int):
+        return str(value)
+    if value.isascii() and value.isprintable():
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    # A Display String: the only one that can hold more than ASCII (RFC 9651, section 4.1.11).
+    octets = value.encode("utf-8", "replace")
+    return '%"' + "".join(chr(o) if 0x20 <= o <= 0x7E and o not in b'%"' else f"%{o:02x}" for o in octets) + '"'
+
+
+def _log_event(result: _Result, seconds: float) -> None:
+    event, outcome = result.event, result.decision.outcome
+    level = _LEVELS.get(outcome.name, logging.INFO)
+    if not log.logger.isEnabledFor(level):
+        return
+    fields: Mapping[str, Any] = {
+        "outcome": outcome.name,
+        "reason": outcome.reason,
+        "application": event.application if event else None,
+        "device": event.device if event else None,
+        "version": outcome.version,
+        "offset": outcome.offset,
+        "milliseconds": round(seconds * 1000, 1),
+        "id": event.id if event else None,
+    }
+    known = {name: value for name, value in fields.items() if value not in (None, "")}
+    log.logger.log(level, "event", extra={"fields": known})

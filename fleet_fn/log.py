@@ -1,0 +1,54 @@
+"""Log lines on stdout: one JSON object each for machines, or a line of words for people."""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from fleet_fn.settings import Settings
+
+logger = logging.getLogger("fleet_fn")
+
+
+def configure(settings: Settings) -> None:
+    """Has everything of the project logged as the settings say."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_JSONFormatter() if settings.log_format == "json" else _TextFormatter())
+    logger.handlers[:] = [handler]
+    logger.setLevel(settings.log_level)
+    logger.propagate = False
+
+
+class _JSONFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": _time(record), "level": record.levelname, "message": record.getMessage(), **_fields(record)}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class _TextFormatter(logging.Formatter):
+    """Values that are more than a plain word are quoted as in JSON, so that no name can forge a line or a field."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        words = [_time(record), record.levelname, record.getMessage()]
+        words += [f"{key}={_word(value)}" for key, value in _fields(record).items()]
+        line = " ".join(words)
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
+    """What was given as `extra={"fields": …}`."""
+    fields: Mapping[str, Any] = getattr(record, "fields", {})
+    return fields
+
+
+def _word(value: object) -> str:
+    word = str(value)
+    return word if word.isascii() and word.isprintable() and not set(word) & set(' "=\\') else json.dumps(word)

@@ -1,0 +1,258 @@
+"""The use case: an event in, an outcome out, and between them the next step of a device's update."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.commands import Commands
+from fleet_fn.drogue.events import REGISTRY_EVENT, Event
+from fleet_fn.drogue.registry import Image, NotKnown, Registry
+from fleet_fn.errors import Failed, Retry
+from fleet_fn.firmware.catalogue import Catalogue
+from fleet_fn.firmware.reference import fill_in
+from fleet_fn.firmware.store import Firmware, NotHere
+from fleet_fn.protocol.dialects import AnswerForm, Dialect, Encoding, decode_status, encode_command
+from fleet_fn.protocol.messages import Command, Status, Swap, Sync, Wait, Write
+from fleet_fn.protocol.step import Block, Target, next_command, starts_or_ends_update
+from fleet_fn.settings import Settings
+
+#: Seconds that what starts or ends an update may have been known before (protocol, "What an answer may rest on").
+_FRESH: Final = 1.0
+#: The share of the time left for reaching the firmware's bytes that is kept for telling the device to wait for them.
+_KEPT_FOR_WAIT: Final = 0.25
+#: Answered events that are remembered, to know them when they are delivered again.
+_ANSWERED: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an event ended. The names are the contract's."""
+
+    name: str
+    reason: str | None = None
+    #: Of a block or a swap.
+    version: str | None = None
+    offset: int | None = None
+    size: int | None = None
+    #: Seconds after which an upstream wants to be asked again.
+    retry_after: int | None = None
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the event has been dealt with, so that a second delivery needs nothing more."""
+        return self.name in ("sync", "write", "swap", "withheld", "wait")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a device is told, if anything, and why."""
+
+    outcome: Outcome
+    command: Command | None = None
+    form: AnswerForm | None = None
+
+
+class Updater:
+    """Decides and sends the next command for each status. Whatever it remembers may be forgotten at any moment."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        catalogue: Catalogue | None,
+        commands: Commands,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """An updater; without a `catalogue` there is no image that it could resolve. `now` is the wall clock."""
+        self._settings = settings
+        self._registry = registry
+        self._catalogue = catalogue
+        self._commands = commands
+        self._now = now
+        self._answered = _Answered()
+
+    def answer(self, event: Event, deadline: Deadline) -> Outcome:
+        """Answers `event`, once, with a command for its device.
+
+        Raises:
+            InvalidEvent, InvalidStatus: what the device sent is no status.
+
+        """
+        if event.type == REGISTRY_EVENT:
+            self._registry.forget(event.application, event.device)
+        if not event.is_status:
+            return Outcome("ignored")
+        if self._is_stale(event):
+            return Outcome("stale")
+        try:
+            with self._answered.turn((event.source, event.id), deadline) as turn:
+                if turn.is_duplicate:
+                    return Outcome("duplicate")
+                outcome = self._send(event, self.decide(event, deadline), deadline)
+                turn.is_over = outcome.is_answer
+                return outcome
+        except Failed as error:
+            return Outcome("failed", error.reason)
+        except Retry as error:
+            return Outcome("retry", error.reason, retry_after=error.after)
+
+    def decide(self, event: Event, deadline: Deadline) -> Decision:
+        """What to tell the device that `event` is about; nothing is sent.
+
+        Raises:
+            InvalidEvent, InvalidStatus: what the device sent is no status.
+
+        """
+        if not event.is_status:
+            return Decision(Outcome("ignored"))
+        payload, content_type = event.status_payload()
+        status, form = decode_status(payload, content_type)
+        if event.is_lorawan and form.encoding is Encoding.JSON:
+            form = replace(form, encoding=Encoding.CBOR, text_versions=form.dialect is Dialect.NAMED)
+        try:
+            return self._next_step(event, status, form, deadline)
+        except NotHere as error:
+            return Decision(Outcome("wait", error.reason), _wait(form, self._settings.wait), form)
+        except Retry as error:
+            return Decision(Outcome("retry", error.reason, retry_after=error.after), None, form)
+        except NotKnown as error:
+            return Decision(Outcome("failed", error.reason), None, form)
+        except Failed as error:
+            return Decision(Outcome("failed", error.reason), _wait(form, self._settings.poll), form)
+
+    def _next_step(self, event: Event, status: Status, form: AnswerForm, deadline: Deadline) -> Decision:
+        settings = self._settings
+        firmware = self._desired_firmware(event, settings.spec_ttl, settings.manifest_ttl, 0.0, deadline)
+        step = self._step(status, firmware)
+        if firmware and starts_or_ends_update(step):
+            fresh = max(_FRESH, deadline.elapsed)  # read within the last second, or within this event
+            firmware = self._desired_firmware(event, fresh, fresh, fresh, deadline)
+            step = self._step(status, firmware)
+        if firmware is None:
+            return Decision(Outcome("withheld", "unmanaged"), step if isinstance(step, Sync) else None, form)
+        if isinstance(step, Sync):
+            return Decision(Outcome("sync"), step, form)
+        if not form.takes_version(step.version):
+            raise Failed("version-too-long")
+        if isinstance(step, Swap):
+            return Decision(Outcome("swap", version=firmware.version), step, form)
+        write = self._read(firmware, step, deadline)
+        outcome = Outcome("write", version=firmware.version, offset=step.offset, size=step.size)
+        return Decision(outcome, write, form)
+
+    def _desired_firmware(
+        self, event: Event, spec_age: float, manifest_age: float, always_age: float, deadline: Deadline
+    ) -> Firmware | None:
+        """The firmware that the device should run; None where none is named.
+
+        What is remembered of specs, of manifests, and of manifests to be looked up for each status may be as many
+        seconds old as the three ages say.
+        """
+        source = self._registry.desired(event.application, event.device, spec_age, deadline)
+        if source is None and self._settings.firmware_default_image:
+            names = {"application": event.application, "device": event.device}
+            source = Image(fill_in(self._settings.firmware_default_image, names))
+        if source is None:
+            return None
+        if not isinstance(source, Image) or self._catalogue is None:
+            raise Failed("unsupported-source")
+        max_age = always_age if source.always else manifest_age
+        return self._catalogue.resolve(source.reference, event.application, max_age, deadline)
+
+    def _step(self, status: Status, firmware: Firmware | None) -> Sync | Swap | Block:
+        if firmware is None:
+            return Sync(status.version, self._settings.poll)
+        target = Target(firmware.version.encode(), firmware.size, firmware.checksum)
+        mtu = min(status.mtu or self._settings.mtu_default, self._settings.mtu_max)
+        return next_command(status, target, mtu=mtu, poll=self._settings.poll)
+
+    def _read(self, firmware: Firmware, block: Block, deadline: Deadline) -> Write:
+        assert self._catalogue is not None  # noqa: S101 - it resolved the firmware
+        with self._catalogue.open(firmware, deadline.leaving(_KEPT_FOR_WAIT)) as reader:
+            return Write(block.version, block.offset, reader.read(block.offset, block.size))
+
+    def _send(self, event: Event, decision: Decision, deadline: Deadline) -> Outcome:
+        """Sends what was decided, unless the device has stopped waiting for it meanwhile.
+
+        Raises:
+            Failed, Retry: the command was not accepted.
+
+        """
+        if decision.command is None or decision.form is None:
+            return decision.outcome
+        if self._is_stale(event):
+            return Outcome("stale")
+        payload = encode_command(decision.command, decision.form)
+        try:
+            self._commands.send(
+                event.application, event.device, event.command, payload, decision.form.encoding.value, deadline
+            )
+        except (Failed, Retry):
+            if decision.outcome.name != "failed":
+                raise  # else the WAIT was a courtesy: what failed is still what there is to tell
+        return decision.outcome
+
+    def _is_stale(self, event: Event) -> bool:
+        max_age = self._settings.event_max_age
+        if not max_age or event.time is None:
+            return False
+        return (datetime.fromtimestamp(self._now(), UTC) - event.time).total_seconds() > max_age
+
+
+def _wait(form: AnswerForm, poll: int) -> Wait | None:
+    return Wait(poll) if form.has_wait else None
+
+
+@dataclass(slots=True)
+class _Turn:
+    """The right to answer an event."""
+
+    is_duplicate: bool
+    #: Set by whoever answered it for good.
+    is_over: bool = False
+
+
+class _Answered:
+    """Which events this process answered, and which it is answering."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answered: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._under_way: dict[tuple[str, str], threading.Event] = {}
+
+    @contextmanager
+    def turn(self, key: tuple[str, str], deadline: Deadline) -> Iterator[_Turn]:
+        """Waits until nobody else answers the event of `key`; its answer is remembered if the turn is over then.
+
+        Raises:
+            Retry: an earlier delivery of the event is being answered until the deadline.
+
+        """
+        while True:
+            with self._lock:
+                turn = _Turn(is_duplicate=key in self._answered)
+                earlier = self._under_way.get(key)
+                if not turn.is_duplicate and earlier is None:
+                    ended = self._under_way[key] = threading.Event()
+                    break
+            if turn.is_duplicate:
+                yield turn
+                return
+            if earlier is not None and not earlier.wait(deadline.remaining):
+                raise Retry("an earlier delivery of this event is still being answered")
+        try:
+            yield turn
+        finally:
+            with self._lock:
+                del self._under_way[key]
+                if turn.is_over:
+                    self._answered[key] = None
+                    if len(self._answered) > _ANSWERED:
+                        self._answered.popitem(last=False)
+            ended.set()

@@ -1,0 +1,13 @@
+"""What plain `gunicorn 'fleet_fn.app:create_app()'` reads from its working directory."""
+
+from fleet_fn.server import (  # noqa: F401
+    bind,
+    control_socket_disable,
+    graceful_timeout,
+    keepalive,
+    on_starting,
+    threads,
+    worker_class,
+    worker_tmp_dir,
+    workers,
+)

@@ -1,0 +1,106 @@
+"""Drogue Cloud's two interfaces, scripted: what it says, and when it does not."""
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.support.http import Request, Response, Server
+
+USER, TOKEN = "service", "t0ken"
+
+
+@dataclass(frozen=True)
+class SentCommand:
+    """A command that was accepted."""
+
+    application: str
+    device: str
+    name: str
+    content_type: str
+    payload: bytes
+
+
+class Drogue:
+    """A registry with the objects that a test puts there, and a command API that remembers what it accepts."""
+
+    def __init__(self) -> None:
+        self._server = Server(self._answer)
+        self._lock = threading.Lock()
+        self._objects: dict[tuple[str, ...], object] = {}
+        #: What to answer instead, by the last segments of a path: (application,) or (application, device).
+        self.registry_answers: dict[tuple[str, ...], Callable[[Request], Response | None]] = {}
+        self.command_answers: dict[str, Callable[[Request], Response | None]] = {}
+        self.commands: list[SentCommand] = []
+        self.reads: list[tuple[str, ...]] = []
+
+    def __enter__(self) -> "Drogue":
+        self._server.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.__exit__()
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"DROGUE_API_URL": self.url, "DROGUE_USER": USER, "DROGUE_TOKEN": TOKEN}
+
+    def put(self, application: str, device: str | None = None, **sections: Any) -> None:
+        """Creates or replaces an application or a device; `spec={…}` and such are its sections."""
+        names = (application,) if device is None else (application, device)
+        self._objects[names] = {"metadata": {"name": names[-1], "application": application}, **sections}
+
+    def put_image(self, application: str, device: str | None, image: str | None, **container: Any) -> None:
+        """A device, or an application, whose firmware is `image`."""
+        firmware = {} if image is None else {"firmware": {"container": {"image": image, **container}}}
+        self.put(application, device, spec=firmware)
+
+    def commands_for(self, device: str) -> list[SentCommand]:
+        return [command for command in self.commands if command.device == device]
+
+    def reads_of(self, *names: str) -> int:
+        return self.reads.count(names)
+
+    def _answer(self, request: Request) -> Response | None:
+        expected = "Basic " + base64.b64encode(f"{USER}:{TOKEN}".encode()).decode()
+        if request.headers.get("Authorization") not in (expected, f"Bearer {TOKEN}"):
+            return Response(403)
+        url = urlsplit(request.path)
+        segments = [unquote(segment, errors="strict") for segment in url.path.split("/")[1:]]
+        match (request.method, segments):
+            case ("GET", ["api", "registry", "v1alpha1", "apps", application]):
+                return self._read(request, (application,))
+            case ("GET", ["api", "registry", "v1alpha1", "apps", application, "devices", device]):
+                return self._read(request, (application, device))
+            case ("POST", ["api", "command", "v1alpha1", "apps", application, "devices", device]):
+                return self._command(request, application, device, parse_qs(url.query))
+        return Response(404)
+
+    def _read(self, request: Request, names: tuple[str, ...]) -> Response | None:
+        with self._lock:
+            self.reads.append(names)
+        if names in self.registry_answers:
+            return self.registry_answers[names](request)
+        if names not in self._objects:
+            return Response(404, b'{"error":"NotFound"}', {"Content-Type": "application/json"})
+        return Response(200, json.dumps(self._objects[names]).encode(), {"Content-Type": "application/json"})
+
+    def _command(
+        self, request: Request, application: str, device: str, query: Mapping[str, list[str]]
+    ) -> Response | None:
+        if device in self.command_answers:
+            response = self.command_answers[device](request)
+            if response is None or not 200 <= response.status < 300:
+                return response
+        content_type = request.headers.get("Content-Type", "")
+        command = SentCommand(application, device, query["command"][0], content_type, request.body)
+        with self._lock:
+            self.commands.append(command)
+        return Response(202)

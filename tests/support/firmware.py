@@ -1,0 +1,39 @@
+"""Firmware in image layouts."""
+
+import hashlib
+import io
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleet_fn.cli.layouts import layout_reference, publish_to_layout
+from fleet_fn.firmware.artifact import VERSION_ANNOTATION
+
+
+@dataclass(frozen=True)
+class Published:
+    """A firmware that devices can be updated to."""
+
+    version: str
+    content: bytes
+    #: The manifest's.
+    digest: str
+
+    @property
+    def checksum(self) -> bytes:
+        return hashlib.sha256(self.content).digest()
+
+
+def random_bytes(size: int, seed: object = 0) -> bytes:
+    return random.Random(repr(seed)).randbytes(size)
+
+
+def publish(folder: Path, name: str, version: str, content: bytes, tag: str | None = None) -> Published:
+    """Publishes into the layout `name` below `folder`; the tag is the version unless another is given."""
+    reference = layout_reference(f"oci-layout:{folder / name}:{tag or version}")
+    published = publish_to_layout(reference, io.BytesIO(content), {VERSION_ANNOTATION: version}, force=True)
+    return Published(version, content, published.digest)
+
+
+def blob_path(folder: Path, name: str, firmware: Published) -> Path:
+    return folder / name / "blobs" / "sha256" / firmware.checksum.hex()

@@ -1,0 +1,167 @@
+"""The function as users run it: a real gunicorn in a process of its own."""
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+import http_sf
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the function answered to an event."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def outcome(self) -> str:
+        return self.headers["fleet-outcome"]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def reason(self) -> str:
+        detail: str = self.json["detail"]
+        return detail
+
+
+class Function:
+    """A gunicorn with the project's own configuration, on a socket that is bound before it starts."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self.log: list[str] = []
+
+    def __enter__(self) -> "Function":
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "--bind", f"fd://{self._socket.fileno()}", "fleet_fn.app:create_app()"],
+            cwd=ROOT,
+            env={**inherited, "LOG_LEVEL": "DEBUG", "PYTHONWARNINGS": "error", **self._environment},
+            pass_fds=[self._socket.fileno()],
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read_log)
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._reader.join()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+            self._socket.close()
+            self._errors.close()
+
+    def _read_log(self) -> None:
+        assert self.process.stdout is not None
+        self.log.extend(iter(self.process.stdout.readline, ""))
+
+    @property
+    def errors(self) -> str:
+        """What it has written to stderr, gunicorn's own log."""
+        self._errors.seek(0)
+        return self._errors.read().decode()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        headers: Iterable[tuple[str, str | bytes]] = (),
+        body: bytes | Iterable[bytes] = b"",
+    ) -> Answer:
+        """One request on a connection of its own; header values given as bytes go out as they are."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.putrequest(method, path)
+            for name, value in headers:
+                connection.putheader(name, value)
+            if isinstance(body, bytes):
+                connection.putheader("Content-Length", str(len(body)))
+                connection.endheaders(body)
+            else:
+                connection.putheader("Transfer-Encoding", "chunked")
+                connection.endheaders(body, encode_chunked=True)
+            response = connection.getresponse()
+            answer_headers = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, answer_headers, response.read())
+        finally:
+            connection.close()
+
+    def post(
+        self,
+        event: Mapping[str, str | None],
+        payload: bytes,
+        *,
+        path: str = "/",
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Posts an event in binary mode, its attributes as raw UTF-8, as Drogue Cloud does it."""
+        lines: list[tuple[str, str | bytes]] = list((headers or {}).items())
+        for name, value in event.items():
+            if value is not None:
+                lines.append(("content-type" if name == "datacontenttype" else f"ce-{name}", value.encode()))
+        return self.request("POST", path, lines, payload)
+
+    def post_structured(self, event: Mapping[str, Any], *, path: str = "/") -> Answer:
+        """Posts an event in structured mode."""
+        return self.request(
+            "POST", path, [("Content-Type", "application/cloudevents+json")], json.dumps(event).encode()
+        )
+
+
+def parse_outcome(answer: Answer) -> tuple[str, dict[str, Any]]:
+    """The name and the parameters in `Fleet-Outcome`, read by somebody else's parser of structured fields."""
+    item: Any = http_sf.parse(answer.outcome.encode(), tltype="item")
+    name, parameters = item
+    return str(name), {key: value if isinstance(value, int) else str(value) for key, value in parameters.items()}
+
+
+def event(device: str = "device1", application: str = "example", /, **attributes: str | None) -> dict[str, str | None]:
+    """The attributes of a device's event, as Drogue Cloud makes them; None leaves one out."""
+    return {
+        "specversion": "1.0",
+        "id": str(uuid.uuid4()),
+        "type": "io.drogue.event.v1",
+        "source": f"drogue://{quote(application, safe='')}/{quote(device, safe='')}",
+        "subject": "dfu",
+        "time": datetime.now(UTC).isoformat(),
+        "application": application,
+        "applicationuid": str(uuid.uuid5(uuid.NAMESPACE_URL, application)),
+        "device": device,
+        "deviceuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{application}/{device}")),
+        "sender": device,
+        "senderuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{application}/{device}")),
+        "instance": "drogue",
+        "partitionkey": f"{quote(application, safe='')}/{quote(device, safe='')}",
+        **attributes,
+    }
