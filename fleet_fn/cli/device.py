@@ -1,0 +1,552 @@
+"""The `device` command: simulated devices that go through real updates at a Drogue HTTP endpoint."""
+
+import contextlib
+import hashlib
+import itertools
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import click
+import requests
+from requests.auth import HTTPBasicAuth
+
+from fleet_fn.cli.device_wire import CommandError, Dialect, Encoding, decode_command, encode_status
+from fleet_fn.cli.simulated_device import (
+    ERROR_PAUSE,
+    Bootable,
+    CarefulDevice,
+    FirmwareManagerDevice,
+    Outcome,
+    SimulatedDevice,
+    Step,
+)
+from fleet_fn.protocol.messages import U32_MAX, Command, Status, Write
+
+Character = Literal["careful", "firmware-manager"]
+
+#: Seconds that a device waits for a command; the endpoint's `ct`.
+COMMAND_TIMEOUT = 30
+#: However fast the device: a cloud and a function between them need their seconds.
+COMMAND_TIMEOUT_MIN = 5
+#: Seconds beyond `ct` until the endpoint itself counts as gone.
+ENDPOINT_GRACE = 5
+#: However fast the device: one that is told to WAIT gives the server so many seconds to fetch the firmware.
+WAIT_MIN = 1.0
+#: Seconds that a stopped command waits for devices that are in the middle of a request.
+STOP_GRACE = 1.0
+#: Bytes between two lines of progress where the firmware's size is not known.
+LINE_EVERY = 65536
+
+# Outcomes that bring a device on; anything else uses up its patience.
+_ADVANCES = {Outcome.WROTE, Outcome.IN_SYNC, Outcome.BOOTED, Outcome.ROLLED_BACK}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOptions:
+    """One simulated device: where it reports, how it speaks, and what befalls it.
+
+    Raises:
+        ValueError: the dialect has no such encoding, or cannot express the version.
+
+    """
+
+    url: str
+    application: str
+    device: str
+    password: str = field(repr=False)
+    #: Authenticate as this device, and speak for `device`.
+    gateway: str | None = None
+    version: bytes = b"0.1.0"
+    #: Largest block to ask for, bytes; None leaves it to the server.
+    mtu: int | None = 512
+    dialect: Dialect = "packed"
+    encoding: Encoding = "cbor"
+    character: Character = "careful"
+    #: Bytes that a firmware-manager's flash writes at once.
+    flash_word: int = 4
+    #: End when in sync, or out of patience.
+    once: bool = False
+    #: With `once`: statuses in a row that may lead nowhere, and images that may be rolled back.
+    patience: int = 10
+    #: Divides every pause; a WAIT and a command's time stay real enough.
+    speed: float = 1.0
+    #: Lose power, once, when so many bytes are written.
+    crash_at: int | None = None
+    #: Fraction of answers that are lost on their way.
+    drop: float = 0.0
+    seed: int = 0
+    #: Fail the first new image's self-test.
+    reject: bool = False
+    #: Bytes of the firmware to come, which no server tells a device; for the display only.
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        encode_status(Status(self.version), self.dialect, self.encoding)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """What became of a device."""
+
+    device: str
+    #: The version that it started with.
+    started: bytes
+    #: The version that it runs.
+    version: bytes
+    #: SHA-256 of the image that it runs, in hex; None for the one that it was delivered with.
+    sha256: str | None
+    #: The checksum, in hex, that the SWAP to that image announced: an image can boot and yet be another.
+    announced: str | None
+    #: Bytes of that image.
+    size: int
+    blocks: int
+    power_losses: int
+    rollbacks: int
+    #: Answers lost on their way, by `drop`.
+    lost: int
+    in_sync: bool
+    #: What no server may say to a device, and this one heard.
+    violations: tuple[str, ...]
+    #: Why it ended out of sync.
+    reason: str
+
+    def __str__(self) -> str:
+        version = _text(self.version)
+        parts = [version if self.version == self.started else f"{_text(self.started)} -> {version}"]
+        if self.sha256 is not None:
+            parts += [f"{self.size} bytes", f"sha256 {self.sha256}"]
+        if self.sha256 != self.announced:
+            parts.append(f"NOT the announced {self.announced}")
+        for count, one, many in (
+            (self.blocks, "block", "blocks"),
+            (self.power_losses, "power loss", "power losses"),
+            (self.rollbacks, "rollback", "rollbacks"),
+            (self.lost, "answer lost", "answers lost"),
+            (len(self.violations), "violation", "violations"),
+        ):
+            if count:
+                parts.append(f"{count} {one if count == 1 else many}")
+        parts.append("in sync" if self.in_sync else f"not in sync: {self.reason}" if self.reason else "not in sync")
+        return f"{self.device}: {', '.join(parts)}"
+
+
+def run_device(
+    options: DeviceOptions,
+    *,
+    on_line: Callable[[str], None],
+    stop: threading.Event,
+    bootable: Bootable | None = None,
+) -> DeviceReport:
+    """Runs a device until `stop` is set, the endpoint refuses it or, with `once`, it is done; returns its report.
+
+    Args:
+        options: the device.
+        on_line: told every transition and each tenth of the way, in a line.
+        stop: ends the device within `COMMAND_TIMEOUT` at the latest, or at once between two requests.
+        bootable: whether an image (its bytes, its version) comes up; without it every image does.
+
+    """
+    return DeviceRun(options, on_line=on_line, stop=stop, bootable=bootable).run()
+
+
+class _NoAnswer(Exception):
+    """A status was not answered; the next one may be."""
+
+
+class _Refused(Exception):
+    """The endpoint will not have this device, or is none: another status would not change that."""
+
+
+class DeviceRun:
+    """A device at work. `run` it in a thread; `report` tells at any time how far it is.
+
+    Args:
+        on_progress: told the device's name and offset after each block, instead of a line for each tenth.
+
+    """
+
+    def __init__(
+        self,
+        options: DeviceOptions,
+        *,
+        on_line: Callable[[str], None],
+        stop: threading.Event,
+        bootable: Bootable | None = None,
+        on_progress: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self._options = options
+        self._on_line = on_line
+        self._on_progress = on_progress
+        self._stop = stop
+        self._device = _build(options, bootable)
+        self._dice = random.Random(f"{options.seed}/{options.device}")
+        self._timeout = max(COMMAND_TIMEOUT_MIN, round(COMMAND_TIMEOUT / options.speed))
+        self._last_line = ""
+        self._reached = False
+        self._writing: bytes | None = None
+        self._fruitless = 0
+        self._blocks = 0
+        self._power_losses = 0
+        self._lost = 0
+        self._in_sync = False
+        self._unreadable: list[str] = []
+        self._setback = ""
+        self._end = ""
+
+    def run(self) -> DeviceReport:
+        """Reports and obeys until there is a reason to end; returns what became of the device."""
+        options = self._options
+        self._say(f"runs {_text(self._device.version)}, speaks {options.dialect} {options.encoding}")
+        try:
+            with requests.Session() as session:
+                while not self._stop.is_set():
+                    pause = self._report_and_obey(session)
+                    if options.once and (self._in_sync or self._out_of_patience()):
+                        break
+                    self._stop.wait(pause)
+        except _Refused as refusal:
+            self._in_sync, self._end = False, str(refusal)
+            self._say(self._end)
+        return self.report()
+
+    def report(self) -> DeviceReport:
+        """How far it is."""
+        image = self._device.image
+        sha256 = hashlib.sha256(image).hexdigest() if image else None
+        boot = next((boot for boot in reversed(self._device.boots) if boot.sha256 == sha256), None)
+        return DeviceReport(
+            device=self._options.device,
+            started=self._options.version,
+            version=self._device.version,
+            sha256=sha256,
+            announced=boot.announced if boot else None,
+            size=len(image),
+            blocks=self._blocks,
+            power_losses=self._power_losses,
+            rollbacks=self._device.rollbacks,
+            lost=self._lost,
+            in_sync=self._in_sync,
+            violations=(*self._device.violations, *self._unreadable),
+            reason=self._end or ("stopped" if self._stop.is_set() else ""),
+        )
+
+    def _report_and_obey(self, session: requests.Session) -> float:
+        """One status and its answer. Returns real seconds until the next status."""
+        speed = self._options.speed
+        try:
+            answer = self._post(session)
+            if self._dice.random() < self._options.drop:
+                self._lost += 1
+                return ERROR_PAUSE / speed
+            command, correlation_id = decode_command(*answer)
+        except _NoAnswer as error:
+            self._set_back(str(error))
+            return ERROR_PAUSE / speed
+        except CommandError as error:
+            self._unreadable.append(f"unreadable answer: {error}")
+            self._set_back(self._unreadable[-1])
+            return ERROR_PAUSE / speed
+        step = self._device.handle(command, correlation_id)
+        self._follow(command, step)
+        return max(step.pause / speed, WAIT_MIN if step.outcome is Outcome.WAITING else 0.0)
+
+    def _set_back(self, reason: str) -> None:
+        self._fruitless += 1
+        self._setback = reason
+        self._say(reason)
+
+    def _out_of_patience(self) -> bool:
+        if self._fruitless < self._options.patience and self._device.rollbacks < self._options.patience:
+            return False
+        self._end = f"gave up, the last of {self._options.patience} tries in vain: {self._setback}"
+        return True
+
+    def _post(self, session: requests.Session) -> tuple[bytes, str | None]:
+        """Publishes a status and waits for the command. Returns its payload and content type."""
+        options = self._options
+        payload, content_type = encode_status(self._device.status(), options.dialect, options.encoding)
+        query = {"ct": str(self._timeout)} | ({"as": options.device} if options.gateway else {})
+        user = f"{options.gateway or options.device}@{options.application}"
+        try:
+            response = session.post(
+                f"{options.url.rstrip('/')}/v1/dfu",
+                params=query,
+                data=payload,
+                headers={"Content-Type": content_type} if content_type else {},
+                auth=HTTPBasicAuth(user.encode(), options.password.encode()),
+                timeout=(ENDPOINT_GRACE, self._timeout + ENDPOINT_GRACE),
+                allow_redirects=False,
+            )
+        except (
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.MissingSchema,
+        ) as error:
+            raise _Refused(f"check --url: {error}") from error
+        except requests.ConnectionError as error:
+            reason = f"cannot reach {options.url}: is the sandbox, or the cloud, running there?"
+            raise (_NoAnswer(reason) if self._reached else _Refused(reason)) from error
+        except requests.RequestException as error:
+            raise _NoAnswer(f"{options.url} does not answer: {error}") from error
+        self._reached = True
+        self._check(response, user)
+        return response.content, response.headers.get("Content-Type")
+
+    def _check(self, response: requests.Response, user: str) -> None:
+        code = response.status_code
+        if code in (401, 403):
+            raise _Refused(
+                f"refused as {user} ({code}): check --device, --application, --password and, with a gateway, --gateway"
+            )
+        if code == 406:
+            raise _Refused(f"the endpoint does not take a status in {self._options.encoding} (406): check --encoding")
+        if code == 404:
+            raise _Refused(f"{self._options.url} has no /v1/dfu (404): is --url a Drogue HTTP endpoint?")
+        if code == 429 or code >= 500:
+            raise _NoAnswer(f"the endpoint answered {code}")
+        if code not in (200, 202):
+            raise _Refused(f"the endpoint answered {code}: is --url a Drogue HTTP endpoint?")
+        if not response.content:
+            raise _NoAnswer(f"no command within {self._timeout} s")
+        name = response.headers.get("command", "dfu")
+        if name != "dfu":
+            raise _NoAnswer(f"a command named {name!r}, not dfu")
+
+    def _follow(self, command: Command, step: Step) -> None:
+        """Tells what a command did, and lets happen what is to befall the device."""
+        was_in_sync, self._in_sync = self._in_sync, step.outcome is Outcome.IN_SYNC
+        if step.outcome in _ADVANCES:
+            self._fruitless = 0
+        version = _text(self._device.version)
+        match step.outcome:
+            case Outcome.WROTE if isinstance(command, Write):
+                self._wrote(command)
+            case Outcome.IN_SYNC:
+                if not was_in_sync:
+                    self._say(f"in sync with {version}")
+            case Outcome.BOOTED:
+                boot = self._device.boots[-1]
+                self._say(f"booted {version}: {boot.size} bytes, sha256 {boot.sha256}")
+            case Outcome.ROLLED_BACK:
+                self._setback = f"{_text(self._device.boots[-1].version)} does not come up, rolled back to {version}"
+                self._say(self._setback)
+            case _:
+                self._set_back(step.reason or step.outcome.value)
+
+    def _wrote(self, command: Write) -> None:
+        self._blocks += 1
+        if command.offset == 0 or command.version != self._writing:
+            self._writing = command.version
+            self._say(f"writes {_text(command.version)} from byte {command.offset}")
+        end = command.offset + len(command.data)
+        if self._on_progress is not None:
+            self._on_progress(self._options.device, end)
+        else:
+            self._say_tenth(command.offset, end)
+        if self._options.crash_at is not None and not self._power_losses and end >= self._options.crash_at:
+            self._power_losses += 1
+            self._writing = None
+            self._device.power_cycle()
+            self._say(f"lost power at byte {end}")
+
+    def _say_tenth(self, start: int, end: int) -> None:
+        size = self._options.size
+        if size is None:
+            if start // LINE_EVERY < end // LINE_EVERY:
+                self._say(f"{end} bytes")
+        elif 10 * start // size < 10 * end // size:
+            self._say(f"{min(10 * end // size, 10)}0 %, {end} bytes")
+
+    def _say(self, line: str) -> None:
+        """Hands a line on, but not the same twice in a row: a device repeats itself."""
+        if line != self._last_line:
+            self._last_line = line
+            self._on_line(f"{self._options.device}: {line}")
+
+
+def _build(options: DeviceOptions, bootable: Bootable | None) -> SimulatedDevice:
+    rejects = options.reject
+
+    def comes_up(image: bytes, version: bytes) -> bool:
+        nonlocal rejects
+        if rejects:
+            rejects = False
+            return False
+        return bootable is None or bootable(image, version)
+
+    if options.character == "firmware-manager":
+        return FirmwareManagerDevice(options.version, mtu=options.mtu, bootable=comes_up, flash_word=options.flash_word)
+    correlate = options.dialect != "documented"
+    return CarefulDevice(options.version, mtu=options.mtu, bootable=comes_up, correlate=correlate)
+
+
+def _text(version: bytes) -> str:
+    return version.decode(errors="backslashreplace")
+
+
+@click.command("device")
+@click.option("--url", required=True, help="Base URL of the HTTP endpoint, such as the sandbox's.")
+@click.option("--application", required=True, help="Application that the device belongs to.")
+@click.option("--device", required=True, help="The device's name; with --count, what the names begin with.")
+@click.option("--password", required=True, envvar="DEVICE_PASSWORD", show_envvar=True, help="Its password.")
+@click.option("--gateway", help="Authenticate as this device, and speak for --device.")
+@click.option("--version", default="0.1.0", show_default=True, help="The version that it runs at first.")
+@click.option("--mtu", type=click.IntRange(1, U32_MAX), default=512, show_default=True, help="Largest block, bytes.")
+@click.option("--dialect", type=click.Choice(get_args(Dialect)), default="packed", show_default=True)
+@click.option("--encoding", type=click.Choice(get_args(Encoding)), default="cbor", show_default=True)
+@click.option(
+    "--character",
+    type=click.Choice(get_args(Character)),
+    default="careful",
+    show_default=True,
+    help="careful: verifies, and keeps its progress through a loss of power; "
+    "firmware-manager: does neither, like most devices in the field.",
+)
+@click.option(
+    "--flash-word",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Bytes that a firmware-manager's flash writes at once.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="So many devices at once, named DEVICE1, DEVICE2 and so on; they share the password.",
+)
+@click.option("--once", is_flag=True, help="End when in sync, or when ten statuses in a row led nowhere.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Divides every pause: between polls, between blocks, after errors.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(1),
+    help="Bytes of the firmware to come, which a device is never told: gives the progress bar its end.",
+)
+@click.option("--crash-at", metavar="BYTES|PERCENT%", help="Lose power, once, when so much is written.")
+@click.option("--drop", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Fraction of answers to lose.")
+@click.option("--seed", type=int, default=0, help="Which answers --drop loses.")
+@click.option("--reject", is_flag=True, help="Fail the first new firmware's self-test, and roll back.")
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    device: str,
+    version: str,
+    count: int,
+    crash_at: str | None,
+    size: int | None,
+    **rest: object,
+) -> None:
+    """Simulates a device, or several, that go through real updates at a Drogue HTTP endpoint.
+
+    Ends on Ctrl-C, or with --once. The exit code is 0 if every device was in sync at the end, else 1.
+    """
+    try:
+        options = DeviceOptions(
+            device=device,
+            version=version.encode(),
+            size=size,
+            crash_at=None if crash_at is None else _crash_offset(crash_at, size),
+            **rest,  # type: ignore[arg-type]  # the options not named above are fields of the same name and type
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    names = [device] if count == 1 else [f"{device}{number}" for number in range(1, count + 1)]
+    reports = _run_all([replace(options, device=name) for name in names])
+    for report in reports:
+        click.echo(str(report))
+    context.exit(0 if all(report.in_sync for report in reports) else 1)
+
+
+def _crash_offset(text: str, size: int | None) -> int:
+    number = text.removesuffix("%")
+    if not number.isascii() or not number.isdigit():
+        raise ValueError(f"--crash-at takes bytes or a percentage, not {text!r}")
+    if number == text:
+        return int(number)
+    if size is None:
+        raise ValueError("--crash-at as a percentage needs --size: a device is not told how much is to come")
+    return size * int(number) // 100
+
+
+def _run_all(options: list[DeviceOptions]) -> list[DeviceReport]:
+    stop = threading.Event()
+    with _signals_set(stop), _display(options) as (on_line, on_progress):
+        runs = [DeviceRun(each, on_line=on_line, stop=stop, on_progress=on_progress) for each in options]
+        # Daemons: one that waits for a command, up to 30 s, must not keep a stopped command from ending.
+        threads = [
+            threading.Thread(target=run.run, name=each.device, daemon=True)
+            for run, each in zip(runs, options, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive() and not stop.is_set():
+                thread.join(0.1)
+        deadline = time.monotonic() + STOP_GRACE
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    return [run.report() for run in runs]
+
+
+@contextlib.contextmanager
+def _signals_set(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `stop` while in here."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _display(
+    options: list[DeviceOptions],
+) -> Iterator[tuple[Callable[[str], None], Callable[[str, int], None] | None]]:
+    """What to call with a line, and with a device's offset: a bar in a terminal; in a pipe, lines are all."""
+    lock = threading.Lock()
+    if not sys.stdout.isatty():
+
+        def plain(line: str) -> None:
+            with lock:
+                click.echo(line)
+
+        yield plain, None
+        return
+
+    size = options[0].size
+    offsets: dict[str, int] = {}
+    label = options[0].device if len(options) == 1 else f"{len(options)} devices"
+    # Without a size, an iterable of unknown length: the bar shows bytes, and no end.
+    length = None if size is None else size * len(options)
+    with click.progressbar(
+        itertools.count(), length=length, label=label, show_eta=False, show_pos=length is None
+    ) as bar:
+
+        def above(line: str) -> None:
+            with lock:
+                click.echo(f"\r\x1b[K{line}")
+                bar.render_progress()
+
+        def move(device: str, offset: int) -> None:
+            with lock:
+                offsets[device] = offset  # set, not added: a device that lost power starts again
+                bar.pos = sum(offsets.values())
+                bar.render_progress()
+
+        yield above, move

@@ -1,0 +1,389 @@
+"""The two characters of simulated devices: what the careful one never does, and what the field's one does."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_fn.cli.simulated_device import (
+    CarefulDevice,
+    FirmwareManagerDevice,
+    Outcome,
+    SimulatedDevice,
+    Step,
+)
+from fleet_fn.protocol.messages import Command, Progress, Status, Swap, Sync, Wait, Write
+
+
+@dataclass(frozen=True)
+class Firmware:
+    version: bytes
+    content: bytes
+
+    @property
+    def checksum(self) -> bytes:
+        return hashlib.sha256(self.content).digest()
+
+
+OLD = Firmware(b"0.1.0", bytes(range(40)))
+NEW = Firmware(b"0.1.1", bytes(range(100, 164)))
+NEWER = Firmware(b"0.1.2", bytes(range(200, 232)))
+
+
+def answer(status: Status, target: Firmware) -> Command:
+    """The server's decision table."""
+    size, mtu, progress = len(target.content), status.mtu or 512, status.progress
+    if status.version == target.version:
+        return Sync(target.version, 300)
+    offset = progress.offset if progress is not None and progress.version == target.version else 0
+    if offset and offset in {size} | {size + -size % word for word in (4, 8, 16, 32)}:
+        return Swap(target.version, target.checksum)
+    if offset > size:
+        offset = 0
+    return Write(target.version, offset, target.content[offset : offset + mtu])
+
+
+def ask(device: SimulatedDevice, target: Firmware) -> Step:
+    """One status, answered at once."""
+    status = device.status()
+    return device.handle(answer(status, target), status.correlation_id)
+
+
+def update(device: SimulatedDevice, target: Firmware, statuses: int = 100) -> list[Step]:
+    """Statuses on a clean line until the device is in sync."""
+    steps = []
+    for _ in range(statuses):
+        steps.append(ask(device, target))
+        if steps[-1].outcome is Outcome.IN_SYNC:
+            return steps
+    raise AssertionError(f"not in sync after {statuses} statuses: {steps[-1]}")
+
+
+def write(device: SimulatedDevice, firmware: Firmware, until: int | None = None) -> None:
+    """Statuses on a clean line until so much is written."""
+    while device.progress is None or device.progress.offset < (until or len(firmware.content)):
+        ask(device, firmware)
+
+
+CHARACTERS: list[Callable[..., SimulatedDevice]] = [CarefulDevice, FirmwareManagerDevice]
+
+
+def build(character: Callable[..., SimulatedDevice], **options: object) -> SimulatedDevice:
+    return character(OLD.version, mtu=16, **options)
+
+
+@pytest.fixture(params=CHARACTERS)
+def device(request: pytest.FixtureRequest) -> SimulatedDevice:
+    return build(request.param)
+
+
+# Both characters
+
+
+def test_a_device_goes_from_its_version_to_the_target_and_marks_it_good(device: SimulatedDevice) -> None:
+    steps = update(device, NEW)
+    assert [step.outcome for step in steps] == [Outcome.WROTE] * 4 + [Outcome.BOOTED, Outcome.IN_SYNC]
+    assert (device.version, device.image, device.marked_good) == (NEW.version, NEW.content, True)
+    [boot] = device.boots
+    assert (boot.version, boot.size) == (NEW.version, 64)
+    assert boot.sha256 == boot.announced == NEW.checksum.hex()
+    assert device.progress is None
+    assert device.violations == []
+
+
+def test_a_device_in_sync_asks_again_when_it_is_told_to(device: SimulatedDevice) -> None:
+    assert ask(device, OLD) == Step(Outcome.IN_SYNC, 300)
+
+
+def test_a_device_that_waits_asks_again_when_it_is_told_to(device: SimulatedDevice) -> None:
+    status = device.status()
+    assert device.handle(Wait(20), status.correlation_id) == Step(Outcome.WAITING, 20)
+
+
+def test_a_wait_without_a_time_is_a_short_one(device: SimulatedDevice) -> None:
+    status = device.status()
+    assert 0 < device.handle(Wait(), status.correlation_id).pause <= 10
+
+
+@pytest.mark.parametrize("character", CHARACTERS)
+def test_an_image_that_does_not_come_up_is_rolled_back(character: Callable[..., SimulatedDevice]) -> None:
+    device = build(character, bootable=lambda image, version: (image, version) != (NEW.content, NEW.version))
+    write(device, NEW)
+    assert ask(device, NEW).outcome is Outcome.ROLLED_BACK
+    assert (device.version, device.progress, device.rollbacks) == (OLD.version, None, 1)
+    assert device.boots[0].version == NEW.version
+    update(device, NEWER)
+    assert device.image == NEWER.content
+
+
+def test_power_lost_before_the_new_image_is_marked_good_brings_the_old_one_back(device: SimulatedDevice) -> None:
+    write(device, NEW)
+    assert ask(device, NEW).outcome is Outcome.BOOTED
+    assert (device.version, device.marked_good) == (NEW.version, False)
+    device.power_cycle()
+    assert (device.version, device.progress, device.rollbacks) == (OLD.version, None, 1)
+
+
+def test_power_lost_after_the_new_image_is_marked_good_changes_nothing(device: SimulatedDevice) -> None:
+    update(device, NEW)
+    device.power_cycle()
+    assert (device.version, device.image, device.rollbacks) == (NEW.version, NEW.content, 0)
+
+
+def test_there_is_nothing_to_go_back_to_once_the_next_update_has_begun(device: SimulatedDevice) -> None:
+    write(device, NEW)
+    assert ask(device, NEW).outcome is Outcome.BOOTED
+    write(device, NEWER, until=16)
+    device.power_cycle()
+    assert (device.version, device.image, device.rollbacks) == (NEW.version, NEW.content, 0)
+
+
+def test_a_sync_for_what_the_device_does_not_run_is_noted(device: SimulatedDevice) -> None:
+    status = device.status()
+    assert device.handle(Sync(NEW.version), status.correlation_id).outcome is not Outcome.IN_SYNC
+    assert device.violations == ["SYNC for b'0.1.1' to a device that runs b'0.1.0'"]
+
+
+# The careful device
+
+
+def test_a_careful_device_goes_on_where_it_was_after_a_loss_of_power() -> None:
+    device = build(CarefulDevice)
+    write(device, NEW, until=32)
+    device.power_cycle()
+    assert device.status().progress == Progress(NEW.version, 32)
+    assert [step.outcome for step in update(device, NEW)].count(Outcome.WROTE) == 2
+
+
+def test_a_careful_device_counts_its_statuses_and_takes_only_the_answer_to_the_last() -> None:
+    device = build(CarefulDevice)
+    first, second = device.status(), device.status()
+    assert (first.correlation_id, second.correlation_id) == (0, 1)
+    for stale in (first.correlation_id, None):
+        step = device.handle(answer(first, NEW), stale)
+        assert (step.outcome, device.progress) == (Outcome.IGNORED, None)
+        assert "correlation id" in step.reason
+    assert device.handle(answer(second, NEW), 1).outcome is Outcome.WROTE
+
+
+def test_the_count_of_statuses_survives_a_loss_of_power() -> None:
+    device = build(CarefulDevice)
+    device.status()
+    device.power_cycle()
+    assert device.status().correlation_id == 1
+
+
+def test_a_careful_device_of_the_documented_dialect_has_no_correlation_id() -> None:
+    device = build(CarefulDevice, correlate=False)
+    assert device.status().correlation_id is None
+    assert device.handle(Write(NEW.version, 0, b"abcd")).outcome is Outcome.WROTE
+
+
+def test_a_careful_device_ignores_a_block_that_is_not_the_next() -> None:
+    device = build(CarefulDevice, correlate=False)
+    write(device, NEW, until=32)
+    for block in (
+        Write(NEW.version, 16, b"again"),
+        Write(NEW.version, 48, b"ahead"),
+        Write(NEWER.version, 32, b"other"),
+    ):
+        assert device.handle(block).outcome is Outcome.IGNORED
+    assert device.flash == NEW.content[:32]
+
+
+def test_a_careful_device_starts_again_when_a_block_at_zero_says_so() -> None:
+    device = build(CarefulDevice, correlate=False)
+    write(device, NEW, until=32)
+    assert device.handle(Write(NEWER.version, 0, b"abcd")).outcome is Outcome.WROTE
+    assert (device.progress, device.flash) == (Progress(NEWER.version, 4), b"abcd")
+
+
+def test_a_careful_device_does_not_overwrite_its_other_image_with_the_version_that_it_runs() -> None:
+    device = build(CarefulDevice, correlate=False)
+    assert device.handle(Write(OLD.version, 0, b"abcd")).outcome is Outcome.IGNORED
+    assert device.progress is None
+
+
+def test_a_careful_device_does_not_swap_to_a_version_that_it_has_not_written() -> None:
+    device = build(CarefulDevice, correlate=False)
+    assert device.handle(Swap(NEW.version, NEW.checksum)).outcome is Outcome.IGNORED
+    write(device, NEW)
+    assert device.handle(Swap(NEWER.version, NEW.checksum)).outcome is Outcome.IGNORED
+    assert (device.boots, device.progress) == ([], Progress(NEW.version, 64))
+
+
+def test_a_careful_device_drops_what_does_not_have_the_checksum_and_starts_again() -> None:
+    device = build(CarefulDevice, correlate=False)
+    write(device, NEW)
+    step = device.handle(Swap(NEW.version, NEWER.checksum))
+    assert (step.outcome, step.reason) == (Outcome.FAILED, "what was written has another checksum")
+    assert (device.boots, device.progress) == ([], None)
+    update(device, NEW)
+    assert device.image == NEW.content
+
+
+events = st.one_of(
+    st.just("answered"),
+    st.just("lost"),
+    st.just("power"),
+    st.integers(0, 30),  # an old answer comes, or comes again
+    st.sampled_from([OLD, NEW, NEWER]),  # another firmware is desired
+)
+
+
+@given(st.lists(events, max_size=60), st.booleans())
+def test_whatever_the_line_does_a_careful_device_boots_only_genuine_firmware_and_ends_on_the_target(
+    story: list[str | int | Firmware], correlate: bool
+) -> None:
+    device = build(CarefulDevice, correlate=correlate)
+    target, answers = NEW, list[tuple[Command, int | None]]()
+    for event in story:
+        if isinstance(event, Firmware):
+            target = event
+        elif event == "power":
+            device.power_cycle()
+        elif isinstance(event, int):
+            device.status()
+            if event < len(answers):
+                device.handle(*answers[event])
+        else:
+            status = device.status()
+            answers.append((answer(status, target), status.correlation_id))
+            if event == "answered":
+                device.handle(*answers[-1])
+    update(device, target)
+
+    assert device.version == target.version
+    assert device.marked_good
+    genuine = {firmware.version: firmware.checksum.hex() for firmware in (OLD, NEW, NEWER)}
+    for boot in device.boots:
+        assert boot.sha256 == boot.announced == genuine[boot.version]
+    if correlate:
+        assert device.violations == []
+
+
+# The firmware manager
+
+
+def test_a_firmware_manager_has_no_progress_after_a_loss_of_power() -> None:
+    device = build(FirmwareManagerDevice)
+    write(device, NEW, until=32)
+    device.power_cycle()
+    assert device.status() == Status(OLD.version, 16)
+    update(device, NEW)
+    assert device.image == NEW.content
+
+
+def test_a_firmware_manager_takes_a_block_only_at_its_offset_and_is_silent_for_ten_seconds_otherwise() -> None:
+    device = build(FirmwareManagerDevice)
+    write(device, NEW, until=16)
+    step = device.handle(Write(NEW.version, 32, bytes(16)))
+    assert (step.outcome, step.pause) == (Outcome.FAILED, 10)
+    assert device.progress == Progress(NEW.version, 16)
+
+
+def test_a_firmware_manager_that_is_restarted_midway_erases_but_keeps_its_offset() -> None:
+    device = build(FirmwareManagerDevice)
+    write(device, NEW, until=16)
+    step = ask(device, NEWER)
+    assert step == Step(Outcome.FAILED, 10, "WRITE at 0, expected 16")
+    assert device.status().progress == Progress(NEWER.version, 16)
+    assert device.flash == b""
+
+
+def test_a_firmware_manager_that_was_restarted_midway_boots_an_image_without_a_beginning_and_rolls_back() -> None:
+    device = build(FirmwareManagerDevice, bootable=lambda image, _: image in (NEW.content, NEWER.content))
+    write(device, NEW, until=16)
+    for _ in range(3):  # restarted, the second block, and the swap
+        step = ask(device, NEWER)
+    assert step.outcome is Outcome.ROLLED_BACK
+    [boot] = device.boots
+    assert boot.sha256 == hashlib.sha256(b"\xff" * 16 + NEWER.content[16:]).hexdigest()
+    assert boot.announced == NEWER.checksum.hex()
+    assert (device.version, device.progress) == (OLD.version, None)
+
+
+def test_a_firmware_manager_boots_wrong_bytes_whatever_the_checksum() -> None:
+    device = build(FirmwareManagerDevice)
+    write(device, NEW)
+    assert device.handle(Swap(NEW.version, NEWER.checksum)).outcome is Outcome.BOOTED
+    assert device.boots[0].announced == NEWER.checksum.hex()
+    assert device.image == NEW.content
+
+
+def test_a_firmware_manager_swaps_to_an_erased_partition_and_comes_back() -> None:
+    device = build(FirmwareManagerDevice)
+    assert device.handle(Swap(NEW.version, NEW.checksum)).outcome is Outcome.ROLLED_BACK
+    assert device.version == OLD.version
+
+
+def test_a_second_swap_brings_a_firmware_manager_back_to_its_old_image() -> None:
+    device = build(FirmwareManagerDevice)
+    update(device, NEW)
+    assert device.handle(Swap(NEW.version, NEW.checksum)).outcome is Outcome.BOOTED
+    assert device.version == OLD.version
+
+
+@pytest.mark.parametrize(("length", "outcome"), [(15, Outcome.FAILED), (16, Outcome.WROTE), (3, Outcome.WROTE)])
+def test_a_firmware_manager_takes_blocks_in_flash_words(length: int, outcome: Outcome) -> None:
+    device = build(FirmwareManagerDevice)
+    for _ in range(3):
+        device.power_cycle()
+        assert device.handle(Write(NEW.version, 0, bytes(length))).outcome is outcome
+
+
+def test_a_firmware_manager_pads_a_short_last_block_and_counts_the_padding() -> None:
+    odd = Firmware(b"0.1.1", bytes(range(1, 19)))
+    device = build(FirmwareManagerDevice, flash_word=8)
+    write(device, odd, until=24)
+    assert device.status().progress == Progress(odd.version, 24)
+    update(device, odd)
+    assert device.image == odd.content
+
+
+def test_the_padding_of_a_short_block_in_the_middle_is_zeros() -> None:
+    device = build(FirmwareManagerDevice)
+    device.handle(Write(NEW.version, 0, b"abc"))
+    device.handle(Write(NEW.version, 4, b"efgh"))
+    assert device.flash == b"abc\x00efgh"
+
+
+def test_a_version_of_more_than_sixteen_bytes_panics_a_firmware_manager() -> None:
+    device = build(FirmwareManagerDevice)
+    write(device, NEW, until=16)
+    step = device.handle(Write(b"0.1.1-much-too-long", 0, bytes(16)))
+    assert step.outcome is Outcome.RESET
+    assert device.status() == Status(OLD.version, 16)
+
+
+def test_a_firmware_manager_takes_any_answer_and_sends_no_correlation_id() -> None:
+    device = build(FirmwareManagerDevice)
+    assert device.status().correlation_id is None
+    assert device.handle(Write(NEW.version, 0, bytes(16)), 99).outcome is Outcome.WROTE
+
+
+def test_a_sync_for_another_version_marks_a_firmware_managers_new_image_good() -> None:
+    device = build(FirmwareManagerDevice)
+    write(device, NEW)
+    ask(device, NEW)
+    device.handle(Sync(OLD.version))
+    assert device.marked_good
+    assert len(device.violations) == 1
+
+
+@given(st.lists(st.sampled_from(["answered", "lost", "power"]), max_size=40))
+def test_on_one_target_lost_answers_and_power_do_a_firmware_manager_no_harm(story: list[str]) -> None:
+    device = build(FirmwareManagerDevice)
+    for event in story:
+        if event == "power":
+            device.power_cycle()
+        elif event == "lost":
+            device.status()
+        else:
+            ask(device, NEW)
+    update(device, NEW)
+    assert device.image == NEW.content
+    assert all(boot.sha256 == NEW.checksum.hex() for boot in device.boots)
