@@ -3,7 +3,7 @@
 import hashlib
 import io
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleet_fn.cli.layouts import layout_reference, publish_to_layout
@@ -15,7 +15,7 @@ class Published:
     """A firmware that devices can be updated to."""
 
     version: str
-    content: bytes
+    content: bytes = field(repr=False)
     #: The manifest's.
     digest: str
 

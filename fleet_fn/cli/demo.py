@@ -1,0 +1,214 @@
+"""`demo`: publish, sandbox, function and devices on this machine, and whether it all came out right."""
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import click
+import requests
+
+from fleet_fn.cli.device import Character, DeviceOptions, DeviceReport, run_device
+from fleet_fn.cli.device_wire import Dialect, Encoding
+from fleet_fn.cli.layouts import layout_reference, publish_to_layout
+from fleet_fn.cli.sandbox import Sandbox
+from fleet_fn.firmware.artifact import VERSION_ANNOTATION
+
+_APPLICATION: Final = "example"
+_IMAGE: Final = "demo-firmware"
+_OLD: Final = "0.1.0"
+_NEW: Final = "0.1.1"
+_PASSWORD: Final = "password"  # noqa: S105 - of a sandbox that lives for seconds
+_GATEWAY: Final = "gateway"
+#: Bytes: 200 KiB, and a little, so that the last block is a short one.
+_SIZE: Final = 200 * 1024 + 32
+#: Nobody waits in a demo: pauses between a device's reports are divided by this.
+_SPEED: Final = 1000.0
+#: What the function's process gets of the environment: nothing that is a setting.
+_INHERITED: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
+#: Seconds within which the function has started.
+_START: Final = 30
+#: Seconds after which it has gone wrong.
+_PATIENCE: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Device:
+    """One of the demo's devices, and what is special about it."""
+
+    name: str
+    about: str
+    dialect: Dialect
+    encoding: Encoding
+    mtu: int
+    character: Character = "careful"
+    gateway: str | None = None
+    crash_at: int | None = None
+    drop: float = 0.0
+
+
+_DEVICES: Final = (
+    _Device("sensor", "built with Drogue Device, packed CBOR", "packed", "cbor", 1024, "firmware-manager"),
+    _Device("lamp", "documented JSON, loses power midway", "documented", "json", 1024, crash_at=_SIZE // 2),
+    _Device("meter", "documented CBOR, loses every 20th answer", "documented", "cbor", 2048, drop=0.05),
+    _Device("tag", f"named CBOR, behind {_GATEWAY!r}", "named", "cbor", 512, gateway=_GATEWAY),
+    _Device("küche/ofen 1", "named JSON, a name that URLs have to escape", "named", "json", 4096),
+)
+
+
+@click.command("demo")
+def command() -> None:
+    """Update five simulated devices on this machine.
+
+    Publishes a generated firmware into an OCI image layout, starts a sandbox of Drogue Cloud and the function, and
+    sends five devices of different dialects through a real update. Nothing is left behind. Exits with 0 only if every
+    device runs the new version with the right bytes.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    os.environ["NO_PROXY"] = "127.0.0.1"  # the simulated devices would take the environment's proxy
+    started = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="fleet-demo-") as folder:
+            reports, checksum = _demonstrate(Path(folder))
+    except KeyboardInterrupt:
+        click.echo("\ninterrupted", err=True)
+        sys.exit(130)
+    click.echo()
+    right = [_is_right(report, checksum) for report in reports]
+    for device, report, is_right in zip(_DEVICES, reports, right, strict=True):
+        click.echo(f"{'ok   ' if is_right else 'WRONG'}  {report}")
+        click.echo(f"       {device.about}")
+    click.echo()
+    click.echo(
+        f"{sum(right)} of {len(right)} devices run {_NEW} with the right bytes, {time.monotonic() - started:.0f} s"
+    )
+    sys.exit(0 if all(right) else 1)
+
+
+def _demonstrate(folder: Path) -> tuple[list[DeviceReport], str]:
+    """The reports of all devices, and the SHA-256 of what they should run."""
+    firmware = hashlib.shake_256(b"the demo's firmware").digest(_SIZE)
+    reference = layout_reference(f"oci-layout:{folder / _IMAGE}:{_NEW}")
+    published = publish_to_layout(reference, BytesIO(firmware), {VERSION_ANNOTATION: _NEW})
+    click.echo(f"firmware  {_IMAGE}:{_NEW}, {published.size} bytes, sha256 {published.sha256[:12]}…")
+    with Sandbox(_objects()) as sandbox:
+        click.echo(f"sandbox   {sandbox.url}")
+        with _function(sandbox.url, folder) as (url, log):
+            click.echo(f"function  {url}\n")
+            sandbox.sink = url
+            reports = _run_devices(sandbox.url)
+        if not all(_is_right(report, published.sha256) for report in reports):
+            click.echo(f"\nthe function's last lines:\n{log.read_text()[-4000:]}", err=True)
+    return reports, published.sha256
+
+
+def _objects() -> list[dict[str, Any]]:
+    """The application, whose spec names the firmware of all its devices, and these."""
+    authentication = {"credentials": [{"pass": _PASSWORD}]}
+    devices = [
+        {
+            "metadata": {"application": _APPLICATION, "name": device.name},
+            "spec": {
+                "authentication": authentication,
+                **({"gatewaySelector": {"matchNames": [device.gateway]}} if device.gateway else {}),
+            },
+        }
+        for device in _DEVICES
+    ]
+    gateway = {
+        "metadata": {"application": _APPLICATION, "name": _GATEWAY},
+        "spec": {"authentication": authentication},
+    }
+    application = {
+        "metadata": {"name": _APPLICATION},
+        "spec": {"firmware": {"container": {"image": f"{_IMAGE}:{_NEW}"}}},
+    }
+    return [application, gateway, *devices]
+
+
+@contextmanager
+def _function(drogue_url: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    """The function in a process of its own: its URL, and the file that it logs to."""
+    log = folder / "function.log"
+    environment = {
+        **{name: os.environ[name] for name in _INHERITED if name in os.environ},
+        "DROGUE_API_URL": drogue_url,
+        "DROGUE_USER": "sandbox",
+        "DROGUE_TOKEN": "sandbox",
+        "FIRMWARE_REGISTRY": f"oci-layout:{folder}",
+        "LOG_FORMAT": "text",
+    }
+    with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as output:
+        serve: Sequence[str] = (
+            *(sys.executable, "-m", "gunicorn", "--config", "python:fleet_fn.server"),
+            *("--bind", f"fd://{listener.fileno()}", "fleet_fn.app:create_app()"),
+        )
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, and nothing from outside
+            serve, env=environment, pass_fds=[listener.fileno()], stdout=output, stderr=output
+        )
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        try:
+            # The socket takes connections from the start: this waits until somebody answers.
+            requests.get(f"{url}readyz", timeout=_START).raise_for_status()
+            yield url, log
+        except requests.RequestException as error:
+            raise click.ClickException(f"the function did not start: {error}\n{log.read_text()}") from error
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _run_devices(url: str) -> list[DeviceReport]:
+    stop = threading.Event()
+    with ThreadPoolExecutor(len(_DEVICES)) as pool:
+        runs = [pool.submit(run_device, _options(device, url), on_line=click.echo, stop=stop) for device in _DEVICES]
+        try:
+            return [run.result(_PATIENCE) for run in runs]
+        finally:
+            stop.set()
+
+
+def _options(device: _Device, url: str) -> DeviceOptions:
+    return DeviceOptions(
+        url=url,
+        application=_APPLICATION,
+        device=device.name,
+        password=_PASSWORD,
+        gateway=device.gateway,
+        version=_OLD.encode(),
+        mtu=device.mtu,
+        dialect=device.dialect,
+        encoding=device.encoding,
+        character=device.character,
+        crash_at=device.crash_at,
+        drop=device.drop,
+        once=True,
+        speed=_SPEED,
+        size=_SIZE,
+    )
+
+
+def _is_right(report: DeviceReport, sha256: str) -> bool:
+    return (
+        report.in_sync
+        and report.version == _NEW.encode()
+        and (report.sha256, report.size) == (sha256, _SIZE)
+        and not report.violations
+    )
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

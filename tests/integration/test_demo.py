@@ -1,0 +1,69 @@
+"""The demo, as `make demo` runs it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.function import ROOT
+
+DEMO = [sys.executable, "-m", "fleet_fn", "demo"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """One that would break the function if the demo handed it on, and a folder of its own for temporary files."""
+    return {**os.environ, "TMPDIR": str(tmp_path), "EVENTS_TOKEN": "unknown to the sandbox", "THREADS": "none"}
+
+
+def has_processes(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_every_device_ends_on_the_new_version_and_nothing_is_left(environment: dict[str, str], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        DEMO,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert "5 of 5 devices run 0.1.1 with the right bytes" in output
+    lines = output.splitlines()
+    assert len([line for line in lines if line.startswith("ok ") and line.endswith("in sync")]) == 5
+    assert "lamp: lost power at byte" in output
+    assert not list(tmp_path.iterdir())
+    assert not has_processes(process.pid)
+
+
+def test_a_demo_that_is_stopped_leaves_nothing_either(environment: dict[str, str], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        DEMO,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "writes 0.1.1" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+    assert not has_processes(process.pid)

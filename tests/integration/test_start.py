@@ -1,0 +1,122 @@
+"""Starting the function, as people and platforms do it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.support.drogue import Drogue
+from tests.support.function import ROOT
+
+GUNICORN = [sys.executable, "-m", "gunicorn", "fleet_fn.app:create_app()"]
+SERVE = [sys.executable, "-m", "fleet_fn", "serve"]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    return {**inherited, "PYTHONPATH": str(ROOT), "PORT": "0", **variables}
+
+
+@contextmanager
+def started(command: list[str], variables: Mapping[str, str], folder: Path) -> Iterator[tuple[str, int]]:
+    """The URL and the process id of a function that was started in `folder`."""
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(**variables), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if listening := re.search(r"Listening at: http://0\.0\.0\.0:(\d+)", line):
+                yield f"http://127.0.0.1:{listening[1]}", process.pid
+                break
+        else:
+            pytest.fail(f"it did not start, and exited with {process.wait()}")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.stderr.close()
+        process.wait()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_serve_runs_the_function_from_any_folder(drogue: Drogue, tmp_path: Path, elsewhere: bool) -> None:
+    variables = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "WEB_CONCURRENCY": "2"}
+    before = set(tmp_path.iterdir())
+    with started(SERVE, variables, tmp_path if elsewhere else ROOT) as (url, _):
+        assert requests.get(f"{url}/readyz", timeout=20).status_code == 200
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_plain_gunicorn_takes_the_recommended_settings_from_its_working_directory(
+    drogue: Drogue, tmp_path: Path
+) -> None:
+    variables = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "THREADS": "3"}
+    with started(GUNICORN, variables, ROOT) as (url, _):
+        assert requests.get(f"{url}/readyz", timeout=20).status_code == 200
+
+
+@pytest.mark.parametrize(("command", "code"), [(SERVE, 2), (GUNICORN, 1)])
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"FIRMWARE_REGISTRY": "oci-layout:/x"}, "DROGUE_API_URL: got nothing, takes an http"),
+        ({"DROGUE_API_URL": "http://x"}, "FIRMWARE_REGISTRY: got nothing, takes a prefix"),
+        (
+            {"DROGUE_API_URL": "ftp://me:s3cret@x", "FIRMWARE_REGISTRY": "oci-layout:/x"},
+            "DROGUE_API_URL: got 'ftp://…@x', takes an http",
+        ),
+        (
+            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/x", "POLL_SECONDS": "1.5"},
+            "POLL_SECONDS: got '1.5', takes a whole number",
+        ),
+        (
+            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/x", "EVENTS_USER": "me"},
+            "EVENTS_PASSWORD: got nothing, takes a value, because EVENTS_USER is set",
+        ),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_with_one_line_and_no_traceback(
+    command: list[str], code: int, variables: dict[str, str], told: str
+) -> None:
+    ended = subprocess.run(command, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code
+    (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("[")]  # those are gunicorn's own
+    assert told in line
+    assert "s3cret" not in ended.stderr + ended.stdout
+    assert "Booting worker" not in ended.stderr
+
+
+@pytest.mark.parametrize("variable", ["PORT", "WEB_CONCURRENCY", "THREADS"])
+def test_serve_tells_of_wrong_server_settings_too(variable: str) -> None:
+    variables = {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/x", variable: "many"}
+    ended = subprocess.run(SERVE, env=environment(**variables), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert f"{variable}: got 'many', takes" in line
+
+
+def test_the_first_event_needs_nothing_of_a_registry_client_or_the_command_line() -> None:
+    program = (
+        "import sys, fleet_fn.app, fleet_fn.update\n"
+        "heavy = {'oras', 'requests', 'jsonschema', 'click.testing', 'fleet_fn.cli', 'yaml', 'email.mime'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("command", ["", "serve", "publish", "inspect", "device", "sandbox", "demo"])
+def test_every_command_explains_itself(command: str) -> None:
+    words = [sys.executable, "-m", "fleet_fn", *([command] if command else []), "--help"]
+    ended = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.startswith(f"Usage: python -m fleet_fn {command}".rstrip())
