@@ -31,8 +31,9 @@ class Background:
         with self._lock:
             future = self._running.get(key)
             if future is None:
-                future = self._running[key] = Future()
+                future = Future()
                 threading.Thread(target=self._run, args=(key, function, future), daemon=True).start()
+                self._running[key] = future  # only now: where no thread can be started nobody must wait for it
         result: T = future.result(deadline.remaining)
         return result
 

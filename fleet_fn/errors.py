@@ -5,8 +5,16 @@ Each error's text is a reason that an operator can act on: one line, without sec
 """
 
 
+def one_line(text: str) -> str:
+    """`text` without what could begin another line, or steer a terminal: much of it comes from others."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
 class UpstreamError(Exception):
     """An upstream did not give what an event needs."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(one_line(reason))
 
     @property
     def reason(self) -> str:

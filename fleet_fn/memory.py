@@ -3,7 +3,9 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from fleet_fn.deadline import Deadline
@@ -11,6 +13,15 @@ from fleet_fn.errors import Retry, UpstreamError
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Whose look-up of a key it is."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    #: Threads that have it or wait for it.
+    wanted_by: int = 0
 
 
 class Memory(Generic[K, V]):
@@ -32,7 +43,7 @@ class Memory(Generic[K, V]):
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: OrderedDict[K, tuple[float, V | UpstreamError]] = OrderedDict()
-        self._looking: dict[K, threading.Lock] = {}
+        self._turns: dict[K, _Turn] = {}
         self._forgotten = 0
 
     def get(self, key: K, max_age: float, look_up: Callable[[], V], deadline: Deadline) -> V:
@@ -46,18 +57,9 @@ class Memory(Generic[K, V]):
         asked = self._clock()
         known = self._known(key, asked, max_age)
         if known is None:
-            with self._lock:
-                turn = self._looking.setdefault(key, threading.Lock())
-            if not turn.acquire(timeout=deadline.remaining):
-                raise Retry("an earlier look-up of the same has not ended")
-            try:
+            with self._turn(key, deadline):
                 # What somebody looked up after we asked is as fresh as our own look-up.
                 known = self._known(key, asked, max_age) or self._look_up(key, look_up)
-            finally:
-                turn.release()
-                with self._lock:
-                    if self._looking.get(key) is turn and not turn.locked():
-                        del self._looking[key]
         if isinstance(known[0], UpstreamError):
             raise known[0].with_traceback(None)  # it is raised many times, and would collect the frames of all
         return known[0]
@@ -67,6 +69,25 @@ class Memory(Generic[K, V]):
         with self._lock:
             self._entries.pop(key, None)
             self._forgotten += 1
+
+    @contextmanager
+    def _turn(self, key: K, deadline: Deadline) -> Iterator[None]:
+        """The right to look `key` up, which one thread has at a time."""
+        with self._lock:
+            turn = self._turns.setdefault(key, _Turn())
+            turn.wanted_by += 1
+        try:
+            if not turn.lock.acquire(timeout=deadline.remaining):
+                raise Retry("an earlier look-up of the same has not ended")
+            try:
+                yield
+            finally:
+                turn.lock.release()
+        finally:
+            with self._lock:
+                turn.wanted_by -= 1
+                if not turn.wanted_by:
+                    del self._turns[key]
 
     def _known(self, key: K, asked: float, max_age: float) -> tuple[V | UpstreamError] | None:
         entry = self._entries.get(key)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,23 +93,23 @@ class Settings:
         settings = cls(
             drogue_api_url=read.required("DROGUE_API_URL", _base_url, _BASE_URL),
             firmware_registry=read.required("FIRMWARE_REGISTRY", _registry_prefix, _REGISTRY_PREFIX),
-            drogue_user=read.text("DROGUE_USER"),
-            drogue_token=read.text("DROGUE_TOKEN"),
+            drogue_user=read.credential("DROGUE_USER"),
+            drogue_token=read.credential("DROGUE_TOKEN"),
             drogue_oidc_token_url=read.optional("DROGUE_OIDC_TOKEN_URL", _base_url, _BASE_URL),
-            drogue_oidc_client_id=read.text("DROGUE_OIDC_CLIENT_ID"),
-            drogue_oidc_client_secret=read.text("DROGUE_OIDC_CLIENT_SECRET"),
-            drogue_ca_file=read.optional("DROGUE_CA_FILE", _readable_file, _READABLE_FILE),
-            firmware_registry_user=read.text("FIRMWARE_REGISTRY_USER"),
-            firmware_registry_token=read.text("FIRMWARE_REGISTRY_TOKEN"),
+            drogue_oidc_client_id=read.credential("DROGUE_OIDC_CLIENT_ID"),
+            drogue_oidc_client_secret=read.credential("DROGUE_OIDC_CLIENT_SECRET"),
+            drogue_ca_file=read.optional("DROGUE_CA_FILE", _trust_anchors, _TRUST_ANCHORS),
+            firmware_registry_user=read.credential("FIRMWARE_REGISTRY_USER"),
+            firmware_registry_token=read.credential("FIRMWARE_REGISTRY_TOKEN"),
             firmware_registry_insecure=read.get("FIRMWARE_REGISTRY_INSECURE", _boolean, _BOOLEAN, False),
-            firmware_registry_ca_file=read.optional("FIRMWARE_REGISTRY_CA_FILE", _readable_file, _READABLE_FILE),
+            firmware_registry_ca_file=read.optional("FIRMWARE_REGISTRY_CA_FILE", _trust_anchors, _TRUST_ANCHORS),
             firmware_default_image=read.text("FIRMWARE_DEFAULT_IMAGE"),
             firmware_dir=read.text("FIRMWARE_DIR"),
             firmware_cache_dir=read.text("FIRMWARE_CACHE_DIR") or str(Path(gettempdir(), "fleet-firmware")),
             firmware_cache_bytes=read.get("FIRMWARE_CACHE_BYTES", _whole(1), "a number of bytes above 0", 536870912),
             hawkbit_url=read.optional("HAWKBIT_URL", _base_url, _BASE_URL),
             hawkbit_tenant=read.text("HAWKBIT_TENANT"),
-            hawkbit_gateway_token=read.text("HAWKBIT_GATEWAY_TOKEN"),
+            hawkbit_gateway_token=read.credential("HAWKBIT_GATEWAY_TOKEN"),
             spec_ttl=read.get("SPEC_TTL_SECONDS", _seconds, _SECONDS, 10.0),
             manifest_ttl=read.get("MANIFEST_TTL_SECONDS", _seconds, _SECONDS, 30.0),
             poll=read.get("POLL_SECONDS", _whole(0, _U32_MAX), _WHOLE_SECONDS, 300),
@@ -117,9 +118,9 @@ class Settings:
             mtu_max=read.get("MTU_MAX", _whole(1, _U32_MAX), "a number of bytes above 0", 65536),
             event_deadline=read.get("EVENT_DEADLINE_SECONDS", _seconds, _SECONDS, 4.0),
             event_max_age=read.get("EVENT_MAX_AGE_SECONDS", _seconds, _SECONDS, 25.0),
-            events_user=read.text("EVENTS_USER"),
-            events_password=read.text("EVENTS_PASSWORD"),
-            events_token=read.text("EVENTS_TOKEN"),
+            events_user=read.credential("EVENTS_USER"),
+            events_password=read.credential("EVENTS_PASSWORD"),
+            events_token=read.credential("EVENTS_TOKEN"),
             preview=read.get("PREVIEW", _boolean, _BOOLEAN, True),
             report_status=read.get("REPORT_STATUS", _boolean, _BOOLEAN, True),
             log_level=read.get("LOG_LEVEL", _one_of(_LOG_LEVELS, str.upper), " or ".join(_LOG_LEVELS), "INFO"),
@@ -135,6 +136,8 @@ class Settings:
         read.apart("DROGUE_OIDC_TOKEN_URL", "DROGUE_TOKEN")
         if settings.drogue_user and ":" in settings.drogue_user:
             read.wrong("DROGUE_USER", "a user name without a colon (HTTP Basic, RFC 7617)")
+        if settings.drogue_token and not settings.drogue_user and not re.fullmatch(r"[!-~]+", settings.drogue_token):
+            read.wrong("DROGUE_TOKEN", "ASCII characters without spaces (RFC 6750), unless DROGUE_USER is set")
         if settings.mtu_default > settings.mtu_max:
             read.wrong("MTU_DEFAULT", f"at most MTU_MAX, which is {settings.mtu_max}")
         if read.violations:
@@ -151,6 +154,9 @@ class _Reader:
 
     def text(self, name: str) -> str | None:
         return self._environment.get(name) or None
+
+    def credential(self, name: str) -> str | None:
+        return self.optional(name, _credential, _CREDENTIAL)
 
     def wrong(self, name: str, takes: str) -> None:
         self.violations.append(f"{name}: got {_shown(name, self.text(name))}, takes {takes}")
@@ -187,19 +193,24 @@ class _Reader:
 
 
 def _shown(name: str, value: str | None) -> str:
-    """What to tell of a value: never a secret, nor the credentials that someone put into a URL; always one line."""
+    """What to tell of a value: never a secret, nor what may be one in a URL; always one line."""
     if value is None:
         return "nothing"
     if re.search(r"TOKEN$|PASSWORD|SECRET", name):
         return "a value"
-    return ascii(re.sub(r"//[^/@]*@", "//…@", value)[:200]).replace("\\u2026", "…")
+    # What is a password there may hold any character, "@" and "?" included.
+    upto = r".*" if re.search(r"[?#].*@", value, re.DOTALL) else r".*(?=@)"
+    value = re.sub(rf"^([A-Za-z][A-Za-z0-9+.-]*://)?{upto}", r"\1…", value, count=1, flags=re.DOTALL)
+    value = re.sub(r"([?#]).*", r"\1…", value, flags=re.DOTALL)
+    return ascii(value[:200]).replace("\\u2026", "…")
 
 
 _U32_MAX = 2**32 - 1
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _BASE_URL = "an http:// or https:// URL without credentials, query and fragment"
 _REGISTRY_PREFIX = f"a prefix of image references such as ghcr.io/acme/, or {LAYOUT_SCHEME} and a folder"
-_READABLE_FILE = "the path of a readable file"
+_TRUST_ANCHORS = "the path of a readable file of certificates (PEM)"
+_CREDENTIAL = "printable characters, with no line break at the end either"
 _BOOLEAN = "true or false"
 _SECONDS = "a decimal number of seconds"
 _WHOLE_SECONDS = "a whole number of seconds"
@@ -212,6 +223,7 @@ def _base_url(value: str) -> str:
         raise ValueError(value)
     if not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError(value)
+    url.hostname.encode("idna")  # raises ValueError where the resolver would
     return value.rstrip("/")
 
 
@@ -224,12 +236,18 @@ def _registry_prefix(value: str) -> str:
     return value
 
 
-def _readable_file(value: str) -> str:
+def _trust_anchors(value: str) -> str:
     try:
-        with Path(value).open("rb"):
-            return value
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
     except OSError as error:
         raise ValueError(value) from error
+    return value
+
+
+def _credential(value: str) -> str:
+    if not value.isprintable():  # a line break ends a header, and http.client quotes what it refuses in a traceback
+        raise ValueError("a credential that no header can carry")
+    return value
 
 
 def _boolean(value: str) -> bool:

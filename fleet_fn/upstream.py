@@ -11,6 +11,7 @@ import http.client
 import select
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,8 +24,12 @@ from fleet_fn.errors import Failed, Retry
 
 #: Bytes of an answer's body that are read; what is larger makes no sense to us.
 MAX_BODY = 4 * 1024 * 1024
-#: Connections that are kept while nobody uses them.
+#: Bytes that are received for one answer at most, its head included.
+_MAX_EXCHANGE = 2 * MAX_BODY
+#: Connections that are kept while nobody uses them, and seconds for which they are. Balancers and address translators
+#: drop idle ones after some minutes without telling, and a request over such a one takes its whole time to fail.
 MAX_IDLE = 64
+MAX_IDLE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class Upstream:
         authorization: Callable[[], str | None] = lambda: None,
         ca_file: str | None = None,
         background: Background | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """An upstream at `url`, called `name` in reasons; `authorization` is asked before each request."""
         self.name = name
@@ -76,7 +82,8 @@ class Upstream:
         self._authorization = authorization
         self._background = background or Background()
         self._tls = _tls_context(ca_file) if self._origin.secure else None
-        self._idle: deque[_Connection] = deque(maxlen=MAX_IDLE)
+        self._idle: deque[_Connection] = deque()
+        self._clock = clock
 
     def request(
         self, method: str, path: str, deadline: Deadline, *, body: bytes | None = None, content_type: str | None = None
@@ -116,6 +123,11 @@ class Upstream:
             raise Retry(f"{self.name}: answered {answer.status}", _retry_after(answer.headers))
         return answer
 
+    def close(self) -> None:
+        """Closes the connections that are kept; a later request makes a new one."""
+        while self._idle:
+            self._idle.pop().close()
+
     def _exchange(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | None, deadline: Deadline
     ) -> Answer:
@@ -123,7 +135,7 @@ class Upstream:
         if connection is not None:
             try:
                 return self._answer(connection, method, target, headers, body, deadline)
-            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
                 # Closed by the server while nobody used it, before it saw the request: a new connection will do.
                 if connection.answered:
                     raise
@@ -144,7 +156,7 @@ class Upstream:
             connection.start(deadline)
             connection.request(method, target, body=body, headers=dict(headers))
             response = connection.getresponse()
-            answer = Answer(response.status, response.headers, response.read(MAX_BODY + 1))
+            answer = Answer(response.status, response.headers, _body(response))
             if len(answer.body) > MAX_BODY:
                 raise Failed(f"{self.name}: answer larger than {MAX_BODY} bytes")
             if response.length:  # what read(n) does not tell: the body is shorter than announced
@@ -152,19 +164,20 @@ class Upstream:
             keep = not response.will_close and response.isclosed()
             return answer
         finally:
-            if keep:
+            if keep and len(self._idle) < MAX_IDLE:
+                connection.idle_since = self._clock()
                 self._idle.append(connection)
             else:
                 connection.close()
 
     def _take(self) -> "_Connection | None":
-        """The most recently used idle connection that the server has not closed."""
+        """The most recently used idle connection that nobody has closed, as far as can be told."""
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
                 return None
-            if not connection.readable():
+            if self._clock() - connection.idle_since < MAX_IDLE_SECONDS and not connection.readable():
                 return connection
             connection.close()
 
@@ -182,35 +195,41 @@ class Upstream:
         )
         failure: OSError = TimeoutError()
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
-            sock = _Socket(family, kind, protocol)
-            sock.deadline = deadline
+            sock = None
             try:
-                sock.settimeout(_positive(deadline.remaining / (len(addresses) - index)))
+                sock = _Socket(family, kind, protocol)
+                sock.settimeout(_left(deadline) / (len(addresses) - index))
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return _Connection(self._origin, self._secured(sock, deadline))
             except OSError as error:
-                sock.close()
+                if sock is not None:
+                    sock.close()
                 failure = error
         raise failure
 
     def _secured(self, sock: "_Socket", deadline: Deadline) -> "_Socket | _TLSSocket":
         if self._tls is None:
             return sock
-        sock.settimeout(_positive(deadline.remaining))
+        sock.settimeout(_left(deadline))
         secured = self._tls.wrap_socket(sock, server_hostname=self._origin.host)
         assert isinstance(secured, _TLSSocket)  # noqa: S101 - the context's sslsocket_class
         return secured
 
 
 class _Timed:
-    """A socket whose every read ends at the deadline of the exchange, however slowly bytes trickle in."""
+    """A socket whose reads end at the deadline of the exchange, however slowly or ceaselessly bytes come in."""
 
     deadline: Deadline
+    #: Bytes that the exchange may still bring: `http.client` bounds neither interim answers nor trailers.
+    budget: int
 
     def recv_into(self, *args: Any) -> int:
-        self.settimeout(_positive(self.deadline.remaining))  # type: ignore[attr-defined]
+        self.settimeout(_left(self.deadline))  # type: ignore[attr-defined]
         count: int = super().recv_into(*args)  # type: ignore[misc]
+        self.budget -= count
+        if self.budget < 0:
+            raise http.client.HTTPException("an answer without end")
         return count
 
 
@@ -232,11 +251,14 @@ class _Connection(http.client.HTTPConnection):
         super().__init__(origin.host, origin.port)
         self.sock: _Socket | _TLSSocket = sock
         self.answered = False
+        #: The moment of the last use, on the upstream's clock.
+        self.idle_since = 0.0
 
     def start(self, deadline: Deadline) -> None:
         self.answered = False
         self.sock.deadline = deadline
-        self.sock.settimeout(_positive(deadline.remaining))
+        self.sock.budget = _MAX_EXCHANGE
+        self.sock.settimeout(_left(deadline))
 
     def getresponse(self) -> http.client.HTTPResponse:
         response = super().getresponse()
@@ -250,9 +272,24 @@ class _Connection(http.client.HTTPConnection):
         return bool(poll.poll(0))
 
 
-def _positive(seconds: float) -> float:
-    """A time-out for a socket, for which 0 would mean not to wait at all but to fail in another way."""
-    return max(seconds, 0.001)
+def _left(deadline: Deadline) -> float:
+    """A time-out for a socket.
+
+    Raises:
+        TimeoutError: the deadline has passed, which a socket with bytes to read would not notice.
+
+    """
+    remaining = deadline.remaining
+    if not remaining:
+        raise TimeoutError
+    return remaining
+
+
+def _body(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(MAX_BODY + 1)
+    except ValueError as error:  # a chunk of a negative size
+        raise http.client.HTTPException("malformed body") from error
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:

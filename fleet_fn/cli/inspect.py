@@ -9,6 +9,7 @@ from fleet_fn.cli.layouts import layout_reference
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed
 from fleet_fn.firmware.layout import LayoutStore
+from fleet_fn.firmware.store import NotHere
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.settings import LAYOUT_SCHEME
 
@@ -32,7 +33,7 @@ def command(reference: str) -> None:
         firmware = store.resolve(layout_reference(reference), deadline)
         with store.open(firmware, deadline) as reader:
             reader.read(0, 1)
-    except Failed as error:
+    except (Failed, NotHere) as error:
         click.echo(f"inspect: {error.reason}", err=True)
         sys.exit(1)
     click.echo(f"shape      {firmware.shape}")

@@ -57,7 +57,7 @@ def layout_reference(text: str, default_tag: str | None = None) -> Reference:
     head, colon, tail = folder.rpartition(":")
     if colon and "/" not in tail:
         folder, tag = head, tail
-    if not folder:
+    if not folder or (colon and not tail):
         raise Failed(f"{text!r}: expected {LAYOUT_SCHEME}DIR:TAG")
     # The folder is the caller's own and may have any name; tag and digest are checked as everywhere.
     checked = parse_reference(f"name{f':{tag}' if tag else ''}{f'@{digest}' if at else ''}")
@@ -95,12 +95,14 @@ def publish_to_layout(
     blobs = layout.folder / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
     with _locked(layout.folder):
-        if not (layout.folder / LAYOUT_FILE).exists():
-            _write(layout.folder / "index.json", _json({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}))
-            _write(layout.folder / LAYOUT_FILE, _json({"imageLayoutVersion": LAYOUT_VERSION}))
+        _make_if_missing(
+            layout.folder / "index.json", {"schemaVersion": 2, "mediaType": INDEX, "manifests": list[Any]()}
+        )
+        _make_if_missing(layout.folder / LAYOUT_FILE, {"imageLayoutVersion": LAYOUT_VERSION})
+        entries = layout.entries()  # so that nothing is written into what is no layout
         layer = _store_file(layout, firmware, pad_to)
         if not force:
-            _check_not_moved(layout, reference, layer["digest"])
+            _check_not_moved(layout, entries, reference, layer["digest"])
         config = _store_bytes(layout, _EMPTY_CONFIG, b"{}")
         manifest = {
             "schemaVersion": 2,
@@ -116,8 +118,8 @@ def publish_to_layout(
     return Published(entry["digest"], layer["size"], layer["digest"].partition(":")[2])
 
 
-def _check_not_moved(layout: Layout, reference: Reference, layer_digest: str) -> None:
-    if reference.tag == "latest" or not any(_is_tagged(entry, reference.tag) for entry in layout.entries()):
+def _check_not_moved(layout: Layout, entries: list[Descriptor], reference: Reference, layer_digest: str) -> None:
+    if reference.tag == "latest" or not any(_is_tagged(entry, reference.tag) for entry in entries):
         return
     if read_artifact(layout.manifest(reference), reference.tag).layer.digest != layer_digest:
         raise Failed(f"tag {reference.tag} has other bytes already: publish another version, or move it with --force")
@@ -152,6 +154,11 @@ def _store_file(layout: Layout, source: BinaryIO, pad_to: int) -> dict[str, Any]
         digest.update(padding)
         move_to(layout.blob(f"sha256:{digest.hexdigest()}"))
     return {"mediaType": FIRMWARE_LAYER, "digest": f"sha256:{digest.hexdigest()}", "size": size + len(padding)}
+
+
+def _make_if_missing(path: Path, content: object) -> None:
+    if not path.exists():
+        _write(path, _json(content))
 
 
 def _json(value: object) -> bytes:

@@ -47,12 +47,11 @@ def command(
         target = layout_reference(reference, version)
         if target.digest or not target.tag:
             raise Failed(f"{reference!r}: a digest cannot be published to, only a tag")
+        described = _annotations(version, annotations)
         size = _padded_size(file, pad_to)
         for warning in _warnings(version, size):
             click.echo(f"warning: {warning}", err=True)
-        published = publish_to_layout(
-            target, file, _annotations(version, annotations), pad_to=pad_to or 1, latest=latest, force=force
-        )
+        published = publish_to_layout(target, file, described, pad_to=pad_to or 1, latest=latest, force=force)
     except (Failed, OSError) as error:
         click.echo(f"publish: {error}", err=True)
         sys.exit(1)
@@ -88,15 +87,22 @@ def _warnings(version: str, size: int) -> list[str]:
 
 
 def _annotations(version: str, given: tuple[str, ...]) -> dict[str, str]:
-    if not version:
-        raise Failed("the version is empty")
+    if not version or not version.isprintable():
+        raise Failed(f"the version {version!r} is empty, or has characters that cannot be shown")
     # https://reproducible-builds.org/specs/source-date-epoch/
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    created = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    try:
+        created = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    except (ValueError, OverflowError) as error:
+        raise Failed(f"SOURCE_DATE_EPOCH {epoch!r}: expected seconds since 1970") from error
     annotations = {VERSION_ANNOTATION: version, _CREATED_ANNOTATION: created.isoformat(timespec="seconds")}
     for annotation in given:
         key, equals, value = annotation.partition("=")
         if not key or not equals:
             raise Failed(f"--annotation {annotation!r}: expected KEY=VALUE")
+        if key == VERSION_ANNOTATION:
+            raise Failed(f"--annotation {annotation!r}: that is what --version says")
+        if not annotation.isprintable():
+            raise Failed(f"--annotation {annotation!r}: has characters that cannot be shown")
         annotations[key] = value
     return annotations

@@ -18,6 +18,7 @@ from cloudevents.core.exceptions import CloudEventValidationError, MissingRequir
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
+from fleet_fn.errors import one_line
 from fleet_fn.protocol.strict_json import parse_json
 
 #: A device sent something.
@@ -36,6 +37,9 @@ _UNENCODED = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", 
 
 class InvalidEvent(Exception):
     """A request is no CloudEvent, or not one that Drogue Cloud makes. The text says why, in one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(one_line(reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,8 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
             cloud_event = from_binary(message, _BytesFormat(), _Received)
     except CloudEventValidationError as error:
         raise InvalidEvent("; ".join(str(e) for errors in error.errors.values() for e in errors)) from error
-    except ValueError as error:
+    # A time may lie beyond the calendar's end, and data that could be read may nest too deeply to be written again.
+    except (ValueError, OverflowError, RecursionError) as error:
         raise InvalidEvent(str(error)) from error
     attributes = cloud_event.get_attributes()
     payload = cloud_event.get_data()
@@ -171,7 +176,7 @@ def _member_bytes(attributes: dict[str, Any]) -> bytes:
 def _time(value: object) -> datetime:
     if not isinstance(value, str):
         raise ValueError("attribute 'time' is not a string")
-    return datetime.fromisoformat(value)
+    return datetime.fromisoformat(value.upper())  # `t` and `z` may be lower case (RFC 3339, 5.6)
 
 
 def _attribute_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -44,12 +44,19 @@ class MalformedSpec(Failed):
     """The firmware section of a device or an application, which is known, cannot be understood."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Malformed:
+    """What is remembered of a section that cannot be understood: why."""
+
+    reason: str
+
+
 class Registry:
     """What the device registry desires, remembered for a while."""
 
     def __init__(self, upstream: Upstream, *, remember: bool = True) -> None:
         self._upstream = upstream
-        self._specs: Memory[tuple[str, ...], Source | MalformedSpec | None] = Memory(_REMEMBERED if remember else 0)
+        self._specs: Memory[tuple[str, ...], Source | _Malformed | None] = Memory(_REMEMBERED if remember else 0)
 
     def desired(self, application: str, device: str, max_age: float, deadline: Deadline) -> Source | None:
         """Where the firmware of a device is to be had: its own section's source, else its application's, else None.
@@ -69,22 +76,19 @@ class Registry:
         """
         of_device = self._source((application, device), max_age, deadline)
         of_application = self._source((application,), max_age, deadline)
-        if isinstance(of_device, MalformedSpec):
-            raise of_device.with_traceback(None)
-        if of_device is not None:
-            return of_device
-        if isinstance(of_application, MalformedSpec):
-            raise of_application.with_traceback(None)
-        return of_application
+        desired = of_application if of_device is None else of_device
+        if isinstance(desired, _Malformed):
+            raise MalformedSpec(desired.reason)
+        return desired
 
     def forget(self, application: str, device: str) -> None:
         """Forgets the spec that an event says has changed."""
         self._specs.forget((application, device) if device else (application,))
 
-    def _source(self, names: tuple[str, ...], max_age: float, deadline: Deadline) -> Source | MalformedSpec | None:
+    def _source(self, names: tuple[str, ...], max_age: float, deadline: Deadline) -> Source | _Malformed | None:
         return self._specs.get(names, max_age, lambda: self._read(names, deadline), deadline)
 
-    def _read(self, names: tuple[str, ...], deadline: Deadline) -> Source | MalformedSpec | None:
+    def _read(self, names: tuple[str, ...], deadline: Deadline) -> Source | _Malformed | None:
         kind = "device" if len(names) == 2 else "application"
         answer = self._upstream.request("GET", _PATH + "".join(_segments(names)), deadline)
         if answer.status in (401, 403):
@@ -102,7 +106,7 @@ class Registry:
         try:
             return _section_source(spec, f"spec.firmware of the {kind}")
         except MalformedSpec as error:
-            return error
+            return _Malformed(error.reason)
 
 
 def device_path(application: str, device: str) -> str:

@@ -1,6 +1,8 @@
 """What references resolve to, remembered for as long as they cannot have changed."""
 
 import math
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -20,11 +22,15 @@ _REMEMBERED: Final = 4096
 class Catalogue:
     """The firmware below one prefix, in whatever store it lies."""
 
-    def __init__(self, store: Store, prefix: str, *, remember: bool = True) -> None:
+    def __init__(
+        self, store: Store, prefix: str, *, remember: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """A catalogue of the references that begin with `prefix`, in which `{application}` is replaced."""
         self._store = store
         self._prefix = prefix if prefix.endswith("/") else f"{prefix}/"
-        self._resolved: Memory[Reference, Firmware] = Memory(_REMEMBERED if remember else 0, error_age=_error_age)
+        self._resolved: Memory[Reference, Firmware] = Memory(
+            _REMEMBERED if remember else 0, error_age=_error_age, clock=clock
+        )
 
     def resolve(self, reference: str, application: str, max_age: float, deadline: Deadline) -> Firmware:
         """The firmware that `reference` names for devices of an application.

@@ -18,7 +18,7 @@ from fleet_fn.firmware.artifact import (
 )
 from fleet_fn.firmware.reference import Reference
 from fleet_fn.firmware.store import Firmware, Reader
-from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.firmware.verified import VerifiedFiles, open_without_waiting
 
 #: The annotation of an index's entry that names its tag (OCI image layout specification, "index.json file").
 TAG_ANNOTATION: Final = "org.opencontainers.image.ref.name"
@@ -119,8 +119,8 @@ class Layout:
     def _read(self, path: Path) -> bytes:
         what = path.relative_to(self.folder)
         try:
-            with path.open("rb") as file:
-                content = file.read(MAX_MANIFEST + 1)
+            with open(path, "rb", opener=open_without_waiting) as file:
+                content = file.read(MAX_MANIFEST + 1) or b""  # None from a FIFO
         except (FileNotFoundError, NotADirectoryError) as error:
             raise Failed(f"no {what} in the layout {self.folder.name}") from error
         except OSError as error:

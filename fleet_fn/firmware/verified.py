@@ -24,6 +24,11 @@ _REMEMBERED: Final = 4096
 _SETTLED: Final = 1.0
 
 
+def open_without_waiting(path: str | Path, flags: int = os.O_RDONLY) -> int:
+    """An `opener`: opening a FIFO in the usual way would wait for somebody at its other end."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
 class _Fingerprint(NamedTuple):
     """What tells that a file is not the one that was hashed."""
 
@@ -64,7 +69,7 @@ class VerifiedFiles:
 
         """
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = open_without_waiting(path)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -86,7 +91,7 @@ class VerifiedFiles:
 
         def hash_file() -> bytes:
             # Opened anew: the event that asked may be gone before this ends.
-            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - what it opens is looked at next
+            with open(path, "rb", buffering=0, opener=open_without_waiting) as file:
                 if _Fingerprint.of(file.fileno()) != fingerprint:
                     raise NotHere("the file is being replaced")
                 started = self._clock()

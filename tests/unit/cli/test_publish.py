@@ -1,0 +1,438 @@
+"""`publish` and `inspect`: what people type, what they read, and what lies in the layout afterwards."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fleet_fn.background import Background
+from fleet_fn.cli.main import main
+from fleet_fn.deadline import Deadline
+from fleet_fn.firmware.catalogue import Catalogue
+from fleet_fn.firmware.layout import LayoutStore
+from fleet_fn.firmware.verified import VerifiedFiles
+
+CONTENT = bytes(range(256)) * 4
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@dataclass
+class Layout:
+    """A folder for a layout, a firmware beside it, and what can be done with them."""
+
+    folder: Path
+    file: Path
+
+    def run(self, *arguments: str) -> Result:
+        return CliRunner().invoke(main, arguments)
+
+    def publish(self, version: str = "0.1.1", *options: str, reference: str | None = None) -> Result:
+        if reference is None:
+            reference = f"oci-layout:{self.folder}:{version}"
+        return self.run("publish", str(self.file), reference, "--version", version, *options)
+
+    def inspect(self, tag: str) -> dict[str, str]:
+        result = self.run("inspect", f"oci-layout:{self.folder}{tag}")
+        assert (result.exit_code, result.stderr) == (0, "")
+        return lines(result)
+
+    def index(self) -> dict[str, Any]:
+        index: dict[str, Any] = json.loads((self.folder / "index.json").read_bytes())
+        return index
+
+    def tags(self) -> dict[str, str]:
+        name = "org.opencontainers.image.ref.name"
+        return {entry["annotations"][name]: entry["digest"] for entry in self.index()["manifests"]}
+
+    def blob(self, digest: str) -> bytes:
+        return (self.folder / "blobs" / "sha256" / digest.removeprefix("sha256:")).read_bytes()
+
+    def manifest(self, tag: str) -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads(self.blob(self.tags()[tag]))
+        return manifest
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    file = tmp_path / "build.bin"
+    file.write_bytes(CONTENT)
+    return Layout(tmp_path / "pump", file)
+
+
+@pytest.fixture(autouse=True)
+def _same_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1795413600")
+
+
+def lines(result: Result) -> dict[str, str]:
+    return dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+
+
+def assert_refused(result: Result, command: str = "publish") -> str:
+    """The reason of a refusal, which is one line."""
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    line = result.stderr.removesuffix("\n")
+    assert line.isprintable()
+    assert line.startswith(f"{command}: ")
+    return line.removeprefix(f"{command}: ")
+
+
+# --- Publishing -------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_published_is_told_and_found_by_inspect(layout: Layout) -> None:
+    result = layout.publish()
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert lines(result) == {
+        "reference": f"oci-layout:{layout.folder}:0.1.1",
+        "digest": layout.tags()["0.1.1"],
+        "version": "0.1.1",
+        "size": "1024",
+        "sha256": SHA256,
+    }
+    expected = {"shape": "artifact", "version": "0.1.1", "size": "1024", "sha256": f"{SHA256} (verified)"}
+    assert layout.inspect(":0.1.1") == expected
+    assert layout.inspect(f"@{layout.tags()['0.1.1']}") == expected
+
+
+def test_the_layout_is_what_the_standard_says(layout: Layout) -> None:
+    layout.publish()
+    assert json.loads((layout.folder / "oci-layout").read_bytes()) == {"imageLayoutVersion": "1.0.0"}
+    (entry,) = layout.index()["manifests"]
+    assert layout.index()["schemaVersion"] == 2
+    assert entry["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
+    assert entry["size"] == len(layout.blob(entry["digest"]))
+    assert layout.manifest("0.1.1") == {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "artifactType": "application/vnd.drogue.firmware.v1",
+        "config": {
+            "mediaType": "application/vnd.oci.empty.v1+json",
+            "digest": f"sha256:{hashlib.sha256(b'{}').hexdigest()}",
+            "size": 2,
+        },
+        "layers": [
+            {
+                "mediaType": "application/octet-stream",
+                "digest": f"sha256:{SHA256}",
+                "size": 1024,
+                "annotations": {"org.opencontainers.image.title": "firmware.bin"},
+            }
+        ],
+        "annotations": {
+            "org.opencontainers.image.version": "0.1.1",
+            "org.opencontainers.image.created": "2026-11-23T06:00:00+00:00",
+        },
+    }
+
+
+def test_every_blob_has_the_bytes_of_its_name_and_nothing_else_is_left(layout: Layout) -> None:
+    layout.publish("0.1.1", "--latest")
+    layout.publish("0.1.2", "--pad-to", "4096")
+    blobs = list((layout.folder / "blobs" / "sha256").iterdir())
+    assert len(blobs) == 5
+    for blob in blobs:
+        assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
+        assert blob.stat().st_mode & 0o777 == 0o644
+    assert {path.name for path in layout.folder.iterdir()} == {"oci-layout", "index.json", "blobs"}
+
+
+def test_without_a_tag_the_version_is_the_tag(layout: Layout) -> None:
+    assert layout.publish("0.1.1", reference=f"oci-layout:{layout.folder}").exit_code == 0
+    assert set(layout.tags()) == {"0.1.1"}
+
+
+def test_a_relative_folder_is_told_as_an_absolute_one(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(layout.folder.parent)
+    result = layout.publish(reference="oci-layout:pump:0.1.1")
+    assert lines(result)["reference"] == f"oci-layout:{layout.folder}:0.1.1"
+
+
+def test_publishing_the_same_again_changes_nothing(layout: Layout) -> None:
+    first = layout.publish()
+    before = layout.index()
+    assert layout.publish().stdout == first.stdout
+    assert layout.index() == before
+
+
+def test_annotations_are_the_manifests(layout: Layout) -> None:
+    layout.publish("0.1.1", "--annotation", "a=b=c", "--annotation", "empty=")
+    annotations = layout.manifest("0.1.1")["annotations"]
+    assert (annotations["a"], annotations["empty"]) == ("b=c", "")
+
+
+def test_the_function_finds_what_was_published(layout: Layout) -> None:
+    layout.publish()
+    catalogue = Catalogue(LayoutStore(VerifiedFiles(Background())), str(layout.folder.parent))
+    firmware = catalogue.resolve("pump:0.1.1", "fleet", 0, Deadline(10))
+    with catalogue.open(firmware, Deadline(10)) as reader:
+        assert reader.read(0, 1024) == CONTENT
+
+
+# --- Tags -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tag_is_not_moved_to_other_bytes_unless_it_is_forced(layout: Layout) -> None:
+    layout.publish()
+    before = layout.index()
+    layout.file.write_bytes(CONTENT * 2)
+    reason = "tag 0.1.1 has other bytes already: publish another version, or move it with --force"
+    assert assert_refused(layout.publish()) == reason
+    assert assert_refused(layout.publish("0.1.1", "--latest")) == reason
+    assert layout.index() == before
+    assert layout.publish("0.1.1", "--force").exit_code == 0
+    assert layout.inspect(":0.1.1")["size"] == "2048"
+    assert len(layout.index()["manifests"]) == 1
+
+
+def test_padding_makes_other_bytes(layout: Layout) -> None:
+    layout.publish()
+    assert "has other bytes already" in assert_refused(layout.publish("0.1.1", "--pad-to", "4096"))
+
+
+def test_latest_moves_along_and_the_other_tags_stay(layout: Layout) -> None:
+    layout.publish("0.1.1", "--latest")
+    assert layout.tags()["latest"] == layout.tags()["0.1.1"]
+    layout.file.write_bytes(CONTENT * 2)
+    layout.publish("0.1.2")
+    assert layout.inspect("")["version"] == "0.1.1"
+    layout.publish("0.1.2", "--latest")
+    assert layout.inspect("")["version"] == "0.1.2"
+    assert layout.inspect(":0.1.1")["sha256"] == f"{SHA256} (verified)"
+    assert set(layout.tags()) == {"0.1.1", "0.1.2", "latest"}
+
+
+def test_latest_itself_may_be_published_to_again_and_again(layout: Layout) -> None:
+    for version in ("0.1.1", "0.1.2"):
+        layout.file.write_bytes(CONTENT + version.encode())
+        assert layout.publish(version, reference=f"oci-layout:{layout.folder}:latest").exit_code == 0
+    assert layout.inspect("")["version"] == "0.1.2"
+
+
+def test_entries_that_others_made_are_kept(layout: Layout) -> None:
+    layout.publish()
+    index = layout.index()
+    others = [
+        {"mediaType": "application/vnd.oci.image.index.v1+json", "digest": "sha256:" + "1" * 64, "size": 5, "x": [1]},
+        {"mediaType": "a/b", "digest": "sha256:" + "2" * 64, "size": 5, "annotations": {"x": "y"}},
+    ]
+    (layout.folder / "index.json").write_text(json.dumps(index | {"manifests": index["manifests"] + others, "y": 1}))
+    layout.publish("0.1.2")
+    assert layout.index()["y"] == 1
+    assert [entry for entry in layout.index()["manifests"] if entry in others] == others
+    assert layout.inspect(":0.1.1")["version"] == "0.1.1"
+
+
+def test_publishers_at_the_same_time_do_not_lose_each_others_tags(layout: Layout) -> None:
+    def publish(number: int) -> int:
+        file = layout.file.with_name(f"{number}.bin")
+        file.write_bytes(CONTENT + number.to_bytes(4))
+        command = [sys.executable, "-m", "fleet_fn", "publish", str(file), f"oci-layout:{layout.folder}"]
+        return subprocess.run([*command, "--version", f"1.{number}", "--latest"], capture_output=True).returncode
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(publish, range(12))) == [0] * 12
+    assert set(layout.tags()) == {f"1.{number}" for number in range(12)} | {"latest"}
+    for number in range(12):
+        assert layout.inspect(f":1.{number}")["version"] == f"1.{number}"
+
+
+# --- Padding and warnings ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "pad_to", "padded"), [(1000, 32, 1024), (1024, 32, 1024), (1, 4096, 4096), (1023, 1, 1023), (7, 3, 9)]
+)
+def test_padding_fills_up_with_what_erased_flash_reads_as(layout: Layout, size: int, pad_to: int, padded: int) -> None:
+    layout.file.write_bytes(CONTENT[:size])
+    result = layout.publish("0.1.1", "--pad-to", str(pad_to))
+    expected = CONTENT[:size] + b"\xff" * (padded - size)
+    assert lines(result)["size"] == str(padded)
+    assert lines(result)["sha256"] == hashlib.sha256(expected).hexdigest()
+    assert layout.blob(layout.manifest("0.1.1")["layers"][0]["digest"]) == expected
+
+
+@pytest.mark.parametrize(("size", "warned"), [(1024, False), (1020, False), (1022, True), (1, True)])
+def test_a_size_that_is_no_multiple_of_a_flash_word_is_warned_of(layout: Layout, size: int, warned: bool) -> None:
+    layout.file.write_bytes(CONTENT[:size])
+    result = layout.publish()
+    assert result.exit_code == 0
+    assert (f"warning: the size, {size} bytes, is no multiple of 4" in result.stderr) is warned
+    assert layout.publish("0.1.2", "--pad-to", "4").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "warned"), [("1" * 16, False), ("1" * 17, True), ("é" * 8, False), ("é" * 9, True)]
+)
+def test_a_version_of_more_than_16_bytes_is_warned_of(layout: Layout, version: str, warned: bool) -> None:
+    result = layout.publish(version, reference=f"oci-layout:{layout.folder}:tag")
+    assert result.exit_code == 0
+    assert ("warning: the version has " in result.stderr) is warned
+
+
+# --- Refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("ghcr.io/acme/pump:1", "'ghcr.io/acme/pump:1': only oci-layout:DIR:TAG can be published to"),
+        ("oci-layout:", "'oci-layout:': expected oci-layout:DIR:TAG"),
+        ("oci-layout::1", "'oci-layout::1': expected oci-layout:DIR:TAG"),
+        ("oci-layout:{}:", "'oci-layout:{}:': expected oci-layout:DIR:TAG"),
+        ("oci-layout:{}:-1", "invalid reference 'name:-1': not a tag after the colon"),
+        (
+            "oci-layout:{}@sha256:" + "0" * 64,
+            "'oci-layout:{}@sha256:" + "0" * 64 + "': a digest cannot be published to, only a tag",
+        ),
+    ],
+)
+def test_what_cannot_be_published_to_is_refused(layout: Layout, reference: str, reason: str) -> None:
+    result = layout.publish(reference=reference.format(layout.folder))
+    assert assert_refused(result) == reason.format(layout.folder)
+    assert not layout.folder.exists()
+
+
+@pytest.mark.parametrize("version", ["", "1\n2", "1\x1b[2J", "1\udcff"])
+def test_a_version_that_cannot_be_shown_is_refused(layout: Layout, version: str) -> None:
+    assert "the version " in assert_refused(layout.publish(version, reference=f"oci-layout:{layout.folder}:tag"))
+
+
+def test_a_version_that_is_no_tag_needs_one(layout: Layout) -> None:
+    assert "not a tag" in assert_refused(layout.publish("1.0+build", reference=f"oci-layout:{layout.folder}"))
+    assert layout.publish("1.0+build", reference=f"oci-layout:{layout.folder}:1.0").exit_code == 0
+    assert layout.inspect(":1.0")["version"] == "1.0+build"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "reason"),
+    [
+        ("x", "--annotation 'x': expected KEY=VALUE"),
+        ("=x", "--annotation '=x': expected KEY=VALUE"),
+        ("", "--annotation '': expected KEY=VALUE"),
+        (
+            "org.opencontainers.image.version=2",
+            "--annotation 'org.opencontainers.image.version=2': that is what --version says",
+        ),
+        ("a=\udcff", "--annotation 'a=\\udcff': has characters that cannot be shown"),
+    ],
+)
+def test_annotations_that_are_none_are_refused(layout: Layout, annotation: str, reason: str) -> None:
+    assert assert_refused(layout.publish("0.1.1", "--annotation", annotation)) == reason
+
+
+@pytest.mark.parametrize("epoch", ["x", "1.5", "9" * 30])
+def test_a_source_date_epoch_that_is_none_is_refused(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, epoch: str
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    assert assert_refused(layout.publish()).startswith(f"SOURCE_DATE_EPOCH '{epoch}'")
+
+
+def test_an_empty_firmware_is_refused(layout: Layout) -> None:
+    layout.file.write_bytes(b"")
+    reason = "a firmware of 0 bytes cannot be sent: from 1 to 4294967295 can"
+    assert assert_refused(layout.publish()) == reason
+    assert assert_refused(layout.publish("0.1.1", "--pad-to", "32")) == reason
+
+
+@pytest.mark.parametrize(("size", "options"), [(2**32, []), (2**32 - 1, ["--pad-to", "2"])])
+def test_a_firmware_that_is_too_large_is_refused_before_it_is_copied(
+    layout: Layout, size: int, options: Sequence[str]
+) -> None:
+    os.truncate(layout.file, size)  # a sparse file
+    reason = "a firmware of 4294967296 bytes cannot be sent: from 1 to 4294967295 can"
+    assert assert_refused(layout.publish("0.1.1", *options)) == reason
+    assert not layout.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "index.json").write_text("{}"),
+        lambda folder: (folder / "index.json").write_text('{"name": "a web site"}'),
+        lambda folder: (folder / "index.json").write_text("no JSON"),
+        lambda folder: (folder / "index.json").write_text('{"manifests": [5]}'),
+        lambda folder: (folder / "oci-layout").write_text('{"imageLayoutVersion": "2.0.0"}'),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--force"], ["--latest"]])
+def test_what_is_no_layout_is_left_as_it_is(
+    layout: Layout, spoil: Callable[[Path], object], options: Sequence[str]
+) -> None:
+    layout.folder.mkdir()
+    spoil(layout.folder)
+    before = {path.name: path.read_bytes() for path in layout.folder.iterdir()}
+    assert_refused(layout.publish("0.1.1", *options))
+    for name, content in before.items():
+        assert (layout.folder / name).read_bytes() == content
+
+
+def test_an_index_whose_marker_was_lost_keeps_its_tags(layout: Layout) -> None:
+    layout.publish("0.1.1")
+    (layout.folder / "oci-layout").unlink()
+    assert layout.publish("0.1.2").exit_code == 0
+    assert set(layout.tags()) == {"0.1.1", "0.1.2"}
+
+
+def test_a_folder_that_cannot_be_made_is_refused(layout: Layout) -> None:
+    assert "Not a directory" in assert_refused(layout.publish(reference=f"oci-layout:{layout.file}/below:1"))
+
+
+def test_a_file_that_is_not_there_is_a_mistake_in_the_command(layout: Layout) -> None:
+    layout.file.unlink()
+    result = layout.publish()
+    assert result.exit_code == 2
+    assert "No such file or directory" in result.stderr
+
+
+# --- Inspecting -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("pump:1", "'pump:1': only oci-layout:DIR:TAG can be inspected"),
+        ("oci-layout:{}:0.1.2", "no tag 0.1.2 in the layout pump"),
+        ("oci-layout:{}", "no tag latest in the layout pump"),
+        ("oci-layout:{}-not:1", "no oci-layout in the layout pump-not"),
+        ("oci-layout:{}@sha256:0", "invalid reference 'name@sha256:0': not a sha256 digest after the @"),
+        ("oci-layout:{}:", "'oci-layout:{}:': expected oci-layout:DIR:TAG"),
+    ],
+)
+def test_what_is_not_there_is_told_in_one_line(layout: Layout, reference: str, reason: str) -> None:
+    layout.publish()
+    result = layout.run("inspect", reference.format(layout.folder))
+    assert assert_refused(result, "inspect") == reason.format(layout.folder)
+
+
+def test_a_firmware_of_other_bytes_is_told(layout: Layout) -> None:
+    layout.publish()
+    (layout.folder / "blobs" / "sha256" / SHA256).write_bytes(CONTENT[::-1])
+    result = layout.run("inspect", f"oci-layout:{layout.folder}:0.1.1")
+    assert assert_refused(result, "inspect") == "digest mismatch: the bytes have another SHA-256 than they should"
+
+
+def test_both_run_as_processes(layout: Layout) -> None:
+    reference = f"oci-layout:{layout.folder}:0.1.1"
+    for arguments in (["publish", str(layout.file), reference, "--version", "0.1.1"], ["inspect", reference]):
+        process = subprocess.run([sys.executable, "-m", "fleet_fn", *arguments], capture_output=True, text=True)
+        assert (process.returncode, process.stderr) == (0, "")
+        assert SHA256 in process.stdout
+    process = subprocess.run(
+        [sys.executable, "-m", "fleet_fn", "inspect", f"{reference}2"], capture_output=True, text=True
+    )
+    assert process.returncode == 1
+    assert process.stderr == "inspect: no tag 0.1.12 in the layout pump\n"
+    assert process.stdout == ""

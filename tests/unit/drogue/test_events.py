@@ -1,0 +1,498 @@
+"""CloudEvents as Drogue Cloud's and Knative's deliverers send them, as careful people do, and as nobody should."""
+
+import base64
+import json
+import re
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from fleet_fn.drogue.events import Event, InvalidEvent, read_event
+
+#: An event as the cloud makes it.
+ATTRIBUTES = {
+    "specversion": "1.0",
+    "id": "d2f1a1c4-5bb1-4b0c-8f0e-0f6c5d4d1c11",
+    "source": "drogue://fleet/pump%2F1",
+    "type": "io.drogue.event.v1",
+    "subject": "dfu",
+    "time": "2026-11-23T06:00:00.123456789Z",
+    "application": "fleet",
+    "applicationuid": "a0",
+    "device": "pump/1",
+    "deviceuid": "d0",
+    "sender": "gateway",
+    "senderuid": "g0",
+    "instance": "drogue",
+    "partitionkey": "fleet/gateway",
+}
+STRUCTURED = [("Content-Type", "application/cloudevents+json; charset=utf-8")]
+#: What a compliant sender leaves as it is (HTTP binding, 3.1.3.2).
+UNENCODED = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
+
+
+def raw(value: str) -> str:
+    """A header's value as Drogue Cloud's sender puts it and WSGI hands it over."""
+    return value.encode().decode("latin-1")
+
+
+def binary(body: bytes = b"", content_type: str | None = "application/cbor", /, **attributes: str | None) -> Event:
+    """Reads an event in binary mode; an attribute of None is left out."""
+    headers = [(f"Ce-{name.title()}", value) for name, value in (ATTRIBUTES | attributes).items() if value is not None]
+    return read_event(headers + ([("Content-Type", content_type)] if content_type else []), body)
+
+
+def structured(members: object = None, /, **attributes: Any) -> Event:
+    """Reads an event in structured mode; an attribute of None is left out."""
+    chosen = {name: value for name, value in (ATTRIBUTES | attributes).items() if value is not None}
+    return read_event(STRUCTURED, json.dumps(chosen if members is None else members).encode())
+
+
+# --- Both modes -------------------------------------------------------------------------------------------------------
+
+EXPECTED = Event(
+    id="d2f1a1c4-5bb1-4b0c-8f0e-0f6c5d4d1c11",
+    source="drogue://fleet/pump%2F1",
+    type="io.drogue.event.v1",
+    subject="dfu",
+    application="fleet",
+    device="pump/1",
+    time=datetime(2026, 11, 23, 6, 0, 0, 123456, UTC),
+    content_type="application/cbor",
+    payload=b"\xa1\x00\xff",
+)
+
+
+def test_an_event_in_binary_mode_is_read() -> None:
+    assert binary(b"\xa1\x00\xff") == EXPECTED
+
+
+def test_the_same_event_in_structured_mode_is_the_same() -> None:
+    data = base64.b64encode(b"\xa1\x00\xff").decode()
+    assert structured(datacontenttype="application/cbor", data_base64=data) == EXPECTED
+
+
+def test_the_headers_of_a_structured_event_are_nothing_to_go_by() -> None:
+    body = json.dumps(ATTRIBUTES | {"device": "told"}).encode()
+    assert read_event([*STRUCTURED, ("Ce-Device", "other"), ("Ce-Id", "")], body).device == "told"
+
+
+def test_the_device_is_the_one_that_the_event_is_about_not_its_sender() -> None:
+    assert binary(device="sensor", sender="gateway").device == "sensor"
+
+
+def test_other_headers_may_hold_anything() -> None:
+    headers = [(f"ce-{name}", value) for name, value in ATTRIBUTES.items()]
+    assert read_event([*headers, ("Prefer", "reply"), ("X-Odd", "\xff\x00")], b"").device == "pump/1"
+
+
+@pytest.mark.parametrize("name", ["specversion", "id", "source", "type"])
+def test_an_event_without_a_required_attribute_is_invalid(name: str) -> None:
+    for read in (binary, structured):
+        with pytest.raises(InvalidEvent, match=rf"^Missing required attribute: '{name}'$"):
+            read(**{name: None})
+
+
+def test_all_missing_attributes_are_named() -> None:
+    with pytest.raises(InvalidEvent) as caught:
+        read_event([], b"{}")
+    assert all(name in str(caught.value) for name in ("specversion", "id", "source", "type"))
+
+
+@pytest.mark.parametrize("name", ["id", "source", "type", "subject"])
+def test_an_event_with_an_empty_attribute_is_invalid(name: str) -> None:
+    for read in (binary, structured):
+        with pytest.raises(InvalidEvent, match=rf"'{name}'"):
+            read(**{name: ""})
+
+
+@pytest.mark.parametrize("version", ["0.3", "1.1", "1", "2.0", ""])
+def test_only_version_1_0_is_taken(version: str) -> None:
+    for read in (binary, structured):
+        with pytest.raises(InvalidEvent, match=r"'specversion' must be '1\.0'"):
+            read(specversion=version)
+
+
+@pytest.mark.parametrize("name", ["id", "source", "type", "subject", "datacontenttype", "application", "device"])
+@pytest.mark.parametrize("value", [5, True, ["x"], {"x": 1}])
+def test_attributes_of_another_type_than_text_are_invalid(name: str, value: object) -> None:
+    with pytest.raises(InvalidEvent, match=name):
+        structured(**{name: value})
+
+
+def test_optional_attributes_may_be_absent() -> None:
+    for read in (binary, structured):
+        event = read(subject=None, time=None, application=None, device=None)
+        assert (event.subject, event.time, event.application, event.device) == ("", None, "", "")
+    assert binary(b"", None).content_type is None
+    assert structured().content_type is None
+
+
+def test_members_that_are_null_are_absent() -> None:
+    members = ATTRIBUTES | {"time": None, "subject": None, "application": None, "dataschema": None}
+    event = structured(members)
+    assert (event.time, event.subject, event.application) == (None, "", "")
+    with pytest.raises(InvalidEvent, match="Missing required attribute: 'id'"):
+        structured(ATTRIBUTES | {"id": None})
+
+
+def test_extensions_of_other_types_that_nobody_asks_for_are_fine() -> None:
+    assert structured(lorawanport=223, lorawanretry=False).device == "pump/1"
+
+
+# --- Names in headers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "device"),
+    [
+        ("pump", "pump"),
+        ("pump/1", "pump/1"),
+        ("pump 1", "pump 1"),
+        ("pump%201", "pump 1"),
+        ("100%", "100%"),
+        ("100%25", "100%"),
+        ("Gerät", "Gerät"),
+        ("Ger%C3%A4t", "Gerät"),
+        ("Ger%c3%a4t", "Ger%c3%a4t"),  # no compliant sender writes that
+        ("%ZZ", "%ZZ"),
+        ("%FF", "%FF"),
+        ("a%20b c", "a%20b c"),
+        ("%61", "%61"),
+        ("%F0%9F%9A%80", "🚀"),
+        ("🚀 %", "🚀 %"),
+        ('"', '"'),
+        ("%22", '"'),
+        ("", ""),
+    ],
+)
+def test_names_are_decoded_only_where_a_compliant_sender_would_have_encoded_them_so(value: str, device: str) -> None:
+    assert binary(device=raw(value)).device == device
+
+
+@given(names)
+def test_what_a_compliant_sender_encodes_comes_back(name: str) -> None:
+    assert binary(device=quote(name, safe=UNENCODED)).device == name
+
+
+@given(names)
+@example("a%20")
+@example("%C3%BC")
+@example("100%")
+def test_what_drogue_cloud_sends_raw_comes_back_unless_it_reads_as_encoded(name: str) -> None:
+    encodings = re.fullmatch(r"[!-~]*(%[0-9A-F]{2}[!-~]*)+", name) and '"' not in name
+    assume(not encodings)
+    assert binary(device=raw(name)).device == name
+
+
+@given(names)
+def test_in_structured_mode_names_are_what_they_are(name: str) -> None:
+    assert structured(device=name).device == name
+    assert structured(device=quote(name, safe="")).device == quote(name, safe="")
+
+
+@pytest.mark.parametrize("value", ["\xff", "a\xc3", "\xed\xa0\x80"])
+def test_a_header_that_is_not_utf_8_is_invalid(value: str) -> None:
+    with pytest.raises(InvalidEvent, match=r"^header 'ce-device' is not UTF-8$"):
+        binary(device=value)
+
+
+# --- Time -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2026-11-23T06:00:00Z", datetime(2026, 11, 23, 6, tzinfo=UTC)),
+        ("2026-11-23t06:00:00z", datetime(2026, 11, 23, 6, tzinfo=UTC)),
+        ("2026-11-23T06:00:00.5Z", datetime(2026, 11, 23, 6, 0, 0, 500000, UTC)),
+        ("2026-11-23T06:00:00.999999999Z", datetime(2026, 11, 23, 6, 0, 0, 999999, UTC)),
+        ("2026-11-23T06:00:00-03:30", datetime(2026, 11, 23, 6, tzinfo=timezone(-timedelta(hours=3, minutes=30)))),
+        ("2026-11-23T06:00:00+00:00", datetime(2026, 11, 23, 6, tzinfo=UTC)),
+    ],
+)
+def test_times_are_read_with_nanoseconds_and_offsets(text: str, time: datetime) -> None:
+    for read in (binary, structured):
+        assert read(time=text).time == time
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "yesterday",
+        "1700000000",
+        "2026-11-23",
+        "2026-11-23T06:00:00",
+        "2026-13-01T06:00:00Z",
+        "2026-11-23T25:00:00Z",
+        "2026-11-23T06:00:00+25:00",
+        "9999-12-31T24:00:00Z",
+        "2026-11-23T06:00:00Z\u00fc",
+    ],
+)
+def test_times_that_are_none_are_invalid(text: str) -> None:
+    with pytest.raises(InvalidEvent):
+        binary(time=raw(text))
+    with pytest.raises(InvalidEvent):
+        structured(time=text)
+
+
+@pytest.mark.parametrize("value", [0, 1700000000, 1.5, True, [], {}])
+def test_a_time_that_is_no_text_is_invalid(value: object) -> None:
+    with pytest.raises(InvalidEvent, match=r"^attribute 'time' is not a string$"):
+        structured(time=value)
+
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/cbor", "text/plain", "x/y; z=é", None])
+def test_in_binary_mode_the_body_is_the_payload_whatever_its_type(content_type: str | None) -> None:
+    body = b'{"a": NaN, \xff'
+    event = binary(body, content_type and raw(content_type))
+    assert event.payload == body
+
+
+@pytest.mark.parametrize(
+    ("members", "payload"),
+    [
+        ({"data": {"version": "0.1.0"}}, b'{"version": "0.1.0"}'),
+        ({"data": {"version": "ü"}, "datacontenttype": "application/json"}, '{"version": "ü"}'.encode()),
+        ({"data": "text", "datacontenttype": "text/plain"}, b"text"),
+        ({"data": "ü", "datacontenttype": "application/octet-stream"}, "ü".encode()),
+        ({"data": "text"}, b'"text"'),
+        ({"data": "text", "datacontenttype": "application/vnd.x+json; charset=utf-8"}, b'"text"'),
+        ({"data": {"a": 1}, "datacontenttype": "application/cbor"}, b'{"a": 1}'),
+        ({"data_base64": ""}, b""),
+        ({"data_base64": "AP8="}, b"\x00\xff"),
+        ({"data_base64": "AP8=", "datacontenttype": "application/json"}, b"\x00\xff"),
+        ({}, b""),
+    ],
+)
+def test_in_structured_mode_the_payload_is_in_data_or_data_base64(members: dict[str, Any], payload: bytes) -> None:
+    assert structured(ATTRIBUTES | members).payload == payload
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"data": {}, "data_base64": ""}, "both 'data' and 'data_base64'"),
+        ({"data_base64": 5}, "data_base64 is not a string"),
+        ({"data_base64": ["AA=="]}, "data_base64 is not a string"),
+        ({"data_base64": "AA"}, "data_base64 is not base64"),
+        ({"data_base64": "A A="}, "data_base64 is not base64"),
+        ({"data_base64": "AA==\n"}, "data_base64 is not base64"),
+        ({"data_base64": "-_8="}, "data_base64 is not base64"),
+        ({"data_base64": "ü"}, "data_base64 is not base64"),
+    ],
+)
+def test_data_that_cannot_be_had_is_invalid(members: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidEvent, match=rf"^{re.escape(reason)}$"):
+        structured(ATTRIBUTES | members)
+
+
+def with_member(member: bytes) -> bytes:
+    return json.dumps(ATTRIBUTES).encode()[:-1] + b", " + member + b"}"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "not JSON"),
+        (b"no", "not JSON"),
+        (b"[]", "is an object"),
+        (b"null", "is an object"),
+        (b'"text"', "is an object"),
+        (with_member(b'"id": "again"'), "twice"),
+        (with_member(b'"data": {"a": 1, "a": 2}'), "twice"),
+        (with_member(b'"data": NaN'), "NaN"),
+        (with_member(b'"data": [-Infinity]'), "Infinity"),
+        (with_member(b'"data": 1e999'), "beyond"),
+        (with_member(b'"data": ' + b"9" * 5000), "digits"),
+        (with_member(b'"data": "\\ud800"'), "Unicode"),
+        (with_member(b'"x": "\\udfff"'), "Unicode"),
+        (with_member(b'"x": "\xff"'), "UTF-8"),
+        (with_member(b'"x": "\xed\xa0\x80"'), "UTF-8"),
+        (json.dumps(ATTRIBUTES).encode("utf-16"), "UTF-8"),
+        (json.dumps(ATTRIBUTES).encode() + b"x", "not JSON"),
+        (b"[" * 61440, "nested"),
+        (b'{"a":' * 12288, "nested|not JSON"),
+        (with_member(b'"data": ' + b"[" * 30000 + b"]" * 30000), "nested"),
+        (with_member(b'"a b": 1'), "lowercase letters and numbers"),
+        (with_member(b'"a\\nb": 1'), "lowercase letters and numbers"),
+        (with_member(b'"": 1'), "at least 1 character"),
+    ],
+)
+def test_what_two_readers_could_understand_differently_is_invalid(body: bytes, reason: str) -> None:
+    with pytest.raises(InvalidEvent, match=reason) as caught:
+        read_event(STRUCTURED, body)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_at_whatever_depth_nesting_becomes_too_deep_it_is_the_event_that_is_invalid(opening: bytes) -> None:
+    closing = b"]" if opening == b"[" else b"}"
+    for depth in range(5, 1200, 3):
+        try:
+            read_event(STRUCTURED, with_member(b'"data": ' + opening * depth + b"1" + closing * depth))
+        except InvalidEvent as error:
+            assert str(error) == "nested too deeply"
+            assert depth > 100
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/cloudevents-batch+json",
+        "application/cloudevents+avro",
+        "application/cloudevents",
+        "Application/CloudEvents-Batch+JSON; charset=utf-8",
+    ],
+)
+def test_batches_and_other_formats_are_invalid(content_type: str) -> None:
+    with pytest.raises(InvalidEvent, match=r"^content type 'application/cloudevents.*': one event"):
+        read_event([("Content-Type", content_type)], b"[]")
+
+
+headers = st.lists(
+    st.tuples(
+        st.sampled_from([*(f"Ce-{name}" for name in ATTRIBUTES), "Content-Type", "ce-", "ce-data", "ce-x_y", "x"])
+        | st.text(max_size=20),
+        st.text(st.characters(max_codepoint=255), max_size=40)
+        | st.sampled_from(["1.0", "application/cloudevents+json", *ATTRIBUTES.values()]),
+    ),
+    max_size=12,
+)
+bodies = st.binary(max_size=200) | st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*ATTRIBUTES, "data", "data_base64"]), inner),
+).map(lambda value: json.dumps(value).encode())
+
+
+@given(headers, bodies, st.booleans(), st.booleans())
+def test_whatever_comes_is_an_event_or_invalid_for_a_reason_of_one_line(
+    headers: list[tuple[str, str]], body: bytes, complete: bool, json_mode: bool
+) -> None:
+    if complete:
+        headers = [(f"ce-{name}", value) for name, value in ATTRIBUTES.items()] + headers
+    if json_mode:
+        headers = headers + STRUCTURED
+    try:
+        event = read_event(headers, body)
+        event.status_payload()
+    except InvalidEvent as error:
+        assert str(error)
+        assert str(error).isprintable()
+
+
+@given(st.dictionaries(st.sampled_from([*ATTRIBUTES, "data", "data_base64", "datacontenttype"]), st.text() | st.none()))
+def test_whatever_the_members_are_it_is_an_event_or_invalid(members: dict[str, str | None]) -> None:
+    try:
+        event = structured(ATTRIBUTES | members)
+    except InvalidEvent:
+        return
+    assert event.id
+    assert event.source
+    assert event.time is None or event.time.tzinfo is not None
+
+
+# --- Statuses ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("type_", "subject", "is_status"),
+    [
+        ("io.drogue.event.v1", "dfu", True),
+        ("io.drogue.event.v1", "223", True),
+        ("io.drogue.event.v1", "DFU", False),
+        ("io.drogue.event.v1", "222", False),
+        ("io.drogue.event.v1", None, False),
+        ("io.drogue.connection.v1", "connection", False),
+        ("io.drogue.registry.v1", "devices", False),
+        ("io.drogue.registry.v1", "dfu", False),
+    ],
+)
+def test_a_status_is_what_a_device_sends_on_a_channel_for_firmware(
+    type_: str, subject: str | None, is_status: bool
+) -> None:
+    assert binary(type=type_, subject=subject).is_status is is_status
+
+
+def test_a_status_on_dfu_is_answered_there_and_read_as_its_content_type_says() -> None:
+    event = binary(b"payload", "application/json")
+    assert (event.command, event.is_lorawan) == ("dfu", False)
+    assert event.status_payload() == (b"payload", "application/json")
+
+
+@pytest.mark.parametrize("name", ["application", "device"])
+def test_a_status_of_nobody_is_invalid(name: str) -> None:
+    with pytest.raises(InvalidEvent, match=rf"^attribute '{name}' is missing$"):
+        binary(**{name: None}).status_payload()
+
+
+def uplink(payload: object) -> bytes:
+    message = {"end_device_ids": {"device_id": "d"}, "uplink_message": {"f_port": 223, "frm_payload": payload}}
+    return json.dumps(message).encode()
+
+
+@pytest.mark.parametrize("content_type", ["application/octet-stream", "application/json", None])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"\xa4\x00E0.1.0\x01\x19\x02\x00\x02\xf6\x03\xf6", b"\xa4\x00E0.1.0\x01\x19\x02\x00\x02\xf6\x03\xf6"),
+        (b'{"version": "0.1.0"}', b'{"version": "0.1.0"}'),
+        (uplink("oQD/"), b"\xa1\x00\xff"),
+        (b" \r\n\t" + uplink("oQD/"), b"\xa1\x00\xff"),
+        (uplink(""), b""),
+        (b"", b""),
+    ],
+)
+def test_a_lorawan_status_is_raw_or_in_the_uplink_whatever_the_content_type_says(
+    content_type: str | None, body: bytes, status: bytes
+) -> None:
+    event = binary(body, content_type, subject="223", lorawanport="223")
+    assert (event.command, event.is_lorawan) == ("port:223", True)
+    assert event.status_payload() == (status, None)
+
+
+def test_an_uplink_in_the_data_of_a_structured_event_is_read_too() -> None:
+    assert structured(subject="223", data=json.loads(uplink("oQD/"))).status_payload() == (b"\xa1\x00\xff", None)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"{", "not JSON"),
+        (b'{"uplink_message": {"frm_payload": "AA=="}', "not JSON"),
+        (b'{"uplink_message": null}', "the uplink has no uplink_message.frm_payload"),
+        (b'{"uplink_message": []}', "the uplink has no uplink_message.frm_payload"),
+        (b'{"uplink_message": {}}', "the uplink has no uplink_message.frm_payload"),
+        (uplink(None), "uplink_message.frm_payload is not a string"),
+        (uplink(5), "uplink_message.frm_payload is not a string"),
+        (uplink("AA"), "uplink_message.frm_payload is not base64"),
+        (uplink("A\nA="), "uplink_message.frm_payload is not base64"),
+        (b'{"uplink_message": {"frm_payload": "AA==", "frm_payload": "AA=="}}', "a key stands twice"),
+        (b'{"uplink_message":' + b"[" * 60000, "nested too deeply"),
+        (b'{"uplink_message": "\xff"}', "UTF-8"),
+    ],
+)
+def test_a_malformed_uplink_is_invalid(body: bytes, reason: str) -> None:
+    with pytest.raises(InvalidEvent, match=reason):
+        binary(body, subject="223").status_payload()
+
+
+@given(bodies)
+def test_whatever_an_uplink_holds_it_has_a_payload_or_is_invalid(body: bytes) -> None:
+    try:
+        payload, content_type = binary(body, subject="223").status_payload()
+    except InvalidEvent:
+        return
+    assert isinstance(payload, bytes)
+    assert content_type is None

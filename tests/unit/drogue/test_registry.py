@@ -1,0 +1,415 @@
+"""Whose firmware section counts, what the registry's answers mean, and how often it is asked."""
+
+import json
+import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.registry import Image, MalformedSpec, NotKnown, OtherSource, Registry, Source, device_path
+from fleet_fn.errors import Failed, Retry
+from fleet_fn.upstream import Upstream
+from tests.support.http import Request, Response, Server, closed_port
+
+APPLICATION = "/api/registry/v1alpha1/apps/fleet"
+DEVICE = f"{APPLICATION}/devices/pump"
+#: An object without a firmware section.
+PLAIN = {"metadata": {"name": "x"}, "spec": {}}
+
+
+def image(reference: str = "pump:1.2.3", **more: object) -> dict[str, object]:
+    return {"container": {"image": reference, **more}}
+
+
+class Cloud:
+    """A registry whose objects are given by path, and a client of it."""
+
+    def __init__(self, server: Server, upstream: Upstream) -> None:
+        self.server = server
+        self.upstream = upstream
+        self.answers: dict[str, Response] = {}
+        self.registry = Registry(upstream)
+        self.has(application=PLAIN, device=PLAIN)
+
+    def has(self, **objects: object) -> None:
+        for kind, value in objects.items():
+            self.answers[{"application": APPLICATION, "device": DEVICE}[kind]] = (
+                value if isinstance(value, Response) else Response(200, json.dumps(value).encode())
+            )
+
+    def has_sections(self, **sections: object) -> None:
+        self.has(**{kind: {"spec": {"firmware": section}} for kind, section in sections.items()})
+
+    def desired(self, max_age: float = 0.0, seconds: float = 5.0) -> Source | None:
+        return self.registry.desired("fleet", "pump", max_age, Deadline(seconds))
+
+    @property
+    def asked(self) -> list[str]:
+        return [request.path for request in self.server.requests]
+
+
+@pytest.fixture
+def cloud() -> Iterator[Cloud]:
+    def answer(request: Request) -> Response:
+        return found.answers.get(request.path, Response(404))
+
+    with Server(answer) as server:
+        upstream = Upstream("registry", server.url)
+        found = Cloud(server, upstream)
+        yield found
+        upstream.close()
+
+
+# --- Whose section counts ---------------------------------------------------------------------------------------------
+
+
+def test_the_devices_own_source_wins(cloud: Cloud) -> None:
+    cloud.has_sections(device=image("own:1"), application=image("shared:1"))
+    assert cloud.desired() == Image("own:1")
+
+
+def test_a_device_without_a_source_gets_the_applications(cloud: Cloud) -> None:
+    cloud.has_sections(device={"paused": True}, application=image("shared:1"))
+    assert cloud.desired() == Image("shared:1")
+
+
+def test_without_any_source_nothing_is_desired(cloud: Cloud) -> None:
+    assert cloud.desired() is None
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {},
+        {"spec": None},
+        {"spec": {}},
+        {"spec": {"firmware": None}},
+        {"spec": {"firmware": {}}},
+        {"spec": {"firmware": {"container": None, "file": None}}},
+        {"spec": {"other": [], "firmware": {"policy": 5}}},
+    ],
+)
+def test_what_is_missing_or_null_is_no_source(cloud: Cloud, empty: object) -> None:
+    cloud.has(device=empty, application=empty)
+    assert cloud.desired() is None
+
+
+def test_oci_is_another_word_for_container(cloud: Cloud) -> None:
+    cloud.has_sections(device={"oci": {"image": "pump:1.2.3", "imagePullPolicy": "Always"}})
+    assert cloud.desired() == Image("pump:1.2.3", always=True)
+
+
+@pytest.mark.parametrize(("policy", "always"), [("Always", True), ("IfNotPresent", False)])
+def test_the_pull_policy_says_whether_the_tag_is_looked_up_each_time(cloud: Cloud, policy: str, always: bool) -> None:
+    cloud.has_sections(device=image(imagePullPolicy=policy, build={"git": "…"}))
+    assert cloud.desired() == Image("pump:1.2.3", always)
+
+
+@pytest.mark.parametrize("kind", ["file", "hawkbit"])
+def test_other_sources_are_known_by_their_kind(cloud: Cloud, kind: str) -> None:
+    cloud.has_sections(application={kind: {"name": "x"}})
+    assert cloud.desired() == OtherSource(kind)
+
+
+@pytest.mark.parametrize("whose", ["device", "application"])
+@pytest.mark.parametrize(
+    ("section", "reason"),
+    [
+        ([], "spec.firmware of the {} is not a map"),
+        ("pump:1", "spec.firmware of the {} is not a map"),
+        (image() | {"oci": {"image": "x"}}, "spec.firmware of the {} has two sources: container and oci"),
+        (image() | {"file": {"name": "x"}}, "spec.firmware of the {} has two sources: container and file"),
+        ({"file": {}, "hawkbit": {}}, "spec.firmware of the {} has two sources: file and hawkbit"),
+        ({"container": []}, "spec.firmware of the {}.container is not a map"),
+        ({"container": "pump:1"}, "spec.firmware of the {}.container is not a map"),
+        ({"container": False}, "spec.firmware of the {}.container is not a map"),
+        ({"file": [1]}, "spec.firmware of the {}.file is not a map"),
+        ({"container": {}}, "spec.firmware of the {}.container has no image"),
+        ({"oci": {"image": ""}}, "spec.firmware of the {}.oci has no image"),
+        ({"container": {"image": None}}, "spec.firmware of the {}.container has no image"),
+        ({"container": {"image": ["pump"]}}, "spec.firmware of the {}.container has no image"),
+        (
+            image(imagePullPolicy="Never"),
+            "spec.firmware of the {}.container.imagePullPolicy is neither IfNotPresent nor Always",
+        ),
+        (
+            image(imagePullPolicy=["Always"]),
+            "spec.firmware of the {}.container.imagePullPolicy is neither IfNotPresent nor Always",
+        ),
+    ],
+)
+def test_a_section_that_cannot_be_understood_is_an_error(
+    cloud: Cloud, whose: str, section: object, reason: str
+) -> None:
+    cloud.has_sections(**{whose: section})
+    for max_age in (0.0, math.inf):  # as read, and as remembered
+        with pytest.raises(MalformedSpec) as caught:
+            cloud.desired(max_age)
+        assert caught.value.reason == reason.format(whose)
+    assert len(cloud.asked) == 2
+
+
+def test_a_malformed_section_of_the_device_does_not_fall_back_to_the_applications(cloud: Cloud) -> None:
+    cloud.has_sections(device={"container": {}}, application=image("shared:1"))
+    with pytest.raises(MalformedSpec, match="of the device"):
+        cloud.desired()
+
+
+def test_a_malformed_section_of_the_application_is_no_concern_of_a_device_with_its_own(cloud: Cloud) -> None:
+    cloud.has_sections(device=image("own:1"), application=[])
+    assert cloud.desired() == Image("own:1")
+
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["spec", "firmware", "container", "oci", "file", "hawkbit", "image", "imagePullPolicy"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(json_values, json_values)
+@example({"spec": {"firmware": {"container": {"image": "x"}}}}, [])
+def test_whatever_the_registry_says_it_is_a_source_or_none_or_a_failure(device: object, application: object) -> None:
+    class Scripted(Upstream):
+        def request(self, method: str, path: str, *_: Any, **__: Any) -> Any:  # noqa: ARG002
+            return Response(200, json.dumps(device if "/devices/" in path else application).encode())
+
+    registry = Registry(Scripted("registry", "http://127.0.0.1"))
+    try:
+        source = registry.desired("fleet", "pump", 0, Deadline(5))
+    except Failed as error:
+        assert error.reason
+    else:
+        assert source is None or isinstance(source, Image | OtherSource)
+
+
+# --- What answers mean ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whose", ["device", "application"])
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(401, "registry: our credentials were refused"), (403, "registry: our credentials were refused")],
+)
+def test_refused_credentials_are_a_failure_that_says_so(cloud: Cloud, whose: str, status: int, reason: str) -> None:
+    cloud.has(**{whose: Response(status, b"secret")})
+    with pytest.raises(NotKnown) as caught:
+        cloud.desired()
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("whose", ["device", "application"])
+def test_an_object_that_is_not_there_is_named(cloud: Cloud, whose: str) -> None:
+    cloud.has(**{whose: Response(404)})
+    with pytest.raises(NotKnown) as caught:
+        cloud.desired()
+    assert caught.value.reason == f"{whose} unknown"
+
+
+@pytest.mark.parametrize("status", [201, 204, 301, 400, 405, 409, 418])
+@pytest.mark.parametrize("whose", ["device", "application"])
+def test_other_statuses_are_a_failure(cloud: Cloud, whose: str, status: int) -> None:
+    cloud.has(**{whose: Response(status)})
+    with pytest.raises(Failed) as caught:
+        cloud.desired()
+    assert caught.value.reason == f"registry: answered {status} for the {whose}"
+    # Where it is not certain that the cloud knows the device, nothing is sent to it.
+    assert isinstance(caught.value, NotKnown) == (whose == "device")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "not JSON"),
+        (b"<html>", "not JSON"),
+        (b"\xff", "UTF-8"),
+        (b'{"spec": {}, "spec": {}}', "twice"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[]", "is no {} object"),
+        (b"null", "is no {} object"),
+        (b'{"spec": []}', "is no {} object"),
+        (b'{"spec": "x"}', "is no {} object"),
+    ],
+)
+@pytest.mark.parametrize("whose", ["device", "application"])
+def test_an_answer_that_makes_no_sense_is_a_failure(cloud: Cloud, whose: str, body: bytes, reason: str) -> None:
+    cloud.has(**{whose: Response(200, body)})
+    with pytest.raises(Failed, match=rf"^registry: answer for the {whose}.*{reason.format(whose)}") as caught:
+        cloud.desired()
+    assert isinstance(caught.value, NotKnown) == (whose == "device")
+    assert caught.value.reason.isprintable()
+
+
+@pytest.mark.parametrize("whose", ["device", "application"])
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_registry_that_is_not_well_is_to_be_asked_again(cloud: Cloud, whose: str, status: int) -> None:
+    cloud.has(**{whose: Response(status, headers={"Retry-After": "3"})})
+    with pytest.raises(Retry) as caught:
+        cloud.desired(math.inf)
+    assert caught.value.after == 3
+    cloud.has(**{whose: PLAIN})
+    assert cloud.desired(math.inf) is None  # such an answer is not remembered
+
+
+def test_a_registry_that_is_not_there_is_to_be_asked_again() -> None:
+    with closed_port() as port, pytest.raises(Retry, match="refused"):
+        Registry(Upstream("registry", f"http://127.0.0.1:{port}")).desired("fleet", "pump", 0, Deadline(5))
+
+
+# --- Paths ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "encoded"),
+    [
+        ("a/b", "a%2Fb"),
+        ("100%", "100%25"),
+        ("a%2Fb", "a%252Fb"),
+        ("a b", "a%20b"),
+        ("Gerät", "Ger%C3%A4t"),
+        ("a?b#c", "a%3Fb%23c"),
+        ("...", "..."),
+        ("a\r\nb", "a%0D%0Ab"),
+    ],
+)
+def test_names_are_percent_encoded_in_paths(cloud: Cloud, name: str, encoded: str) -> None:
+    with pytest.raises(NotKnown):
+        cloud.registry.desired("fleet", name, 0, Deadline(5))
+    with pytest.raises(NotKnown):
+        cloud.registry.desired(name, "pump", 0, Deadline(5))
+    assert cloud.asked == [f"{APPLICATION}/devices/{encoded}", f"/api/registry/v1alpha1/apps/{encoded}/devices/pump"]
+    assert device_path(name, name) == f"/{encoded}/devices/{encoded}"
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_names_that_a_path_would_swallow_fail_before_anything_is_asked(cloud: Cloud, name: str) -> None:
+    for application, device in (("fleet", name), (name, "pump")):
+        with pytest.raises(Failed, match=r"^a name that no URL can carry$"):
+            cloud.registry.desired(application, device, 0, Deadline(5))
+        with pytest.raises(Failed):
+            device_path(application, device)
+    assert not cloud.asked
+
+
+# --- How often it is asked --------------------------------------------------------------------------------------------
+
+
+def test_what_is_remembered_is_not_asked_for_again(cloud: Cloud) -> None:
+    cloud.has_sections(application=image())
+    for _ in range(3):
+        cloud.desired(max_age=60)
+    assert cloud.asked == [DEVICE, APPLICATION]
+
+
+def test_with_no_age_allowed_it_is_asked_each_time(cloud: Cloud) -> None:
+    cloud.desired(max_age=60)
+    cloud.has_sections(device=image("new:1"))
+    assert cloud.desired(max_age=60) is None
+    assert cloud.desired(max_age=0) == Image("new:1")
+    assert cloud.asked == [DEVICE, APPLICATION] * 2
+
+
+def test_devices_of_one_application_share_what_is_known_of_it(cloud: Cloud) -> None:
+    cloud.answers[f"{APPLICATION}/devices/other"] = cloud.answers[DEVICE]
+    cloud.desired(60)
+    cloud.registry.desired("fleet", "other", 60, Deadline(5))
+    assert cloud.asked.count(APPLICATION) == 1
+
+
+def test_a_change_of_a_device_makes_its_spec_forgotten_and_no_other(cloud: Cloud) -> None:
+    cloud.desired(60)
+    cloud.registry.forget("fleet", "other")
+    cloud.registry.forget("other", "pump")
+    cloud.desired(60)
+    assert len(cloud.asked) == 2
+    cloud.registry.forget("fleet", "pump")
+    cloud.desired(60)
+    assert cloud.asked[2:] == [DEVICE]
+
+
+def test_a_change_that_names_no_device_is_the_applications(cloud: Cloud) -> None:
+    cloud.desired(60)
+    cloud.registry.forget("fleet", "")
+    cloud.desired(60)
+    assert cloud.asked[2:] == [APPLICATION]
+
+
+def test_a_change_during_the_look_up_keeps_what_was_read_from_being_remembered(cloud: Cloud) -> None:
+    reading, changed = threading.Event(), threading.Event()
+
+    def slowly(request: Request) -> Response:
+        response = cloud.answers[request.path]
+        if request.path == DEVICE:
+            reading.set()
+            changed.wait(10)
+        return response
+
+    cloud.server.answer = slowly
+    with ThreadPoolExecutor() as threads:
+        before = threads.submit(cloud.desired, 60, 10)
+        assert reading.wait(10)
+        cloud.has_sections(device=image("new:1"))
+        cloud.registry.forget("fleet", "pump")
+        changed.set()
+        assert before.result() is None
+    assert cloud.desired(60) == Image("new:1")
+
+
+def test_unknown_devices_are_asked_for_each_time(cloud: Cloud) -> None:
+    cloud.has(device=Response(404))
+    for _ in range(2):
+        with pytest.raises(NotKnown):
+            cloud.desired(math.inf)
+    assert cloud.asked.count(DEVICE) == 2
+
+
+def test_one_that_is_to_remember_nothing_remembers_nothing(cloud: Cloud) -> None:
+    cloud.registry = Registry(cloud.upstream, remember=False)
+    for _ in range(2):
+        cloud.desired(math.inf)
+    assert cloud.asked == [DEVICE, APPLICATION] * 2
+
+
+def test_both_look_ups_together_keep_the_deadline(cloud: Cloud) -> None:
+    over = threading.Event()
+
+    def slowly(request: Request) -> Response:
+        over.wait(0.25)
+        return cloud.answers[request.path]
+
+    cloud.server.answer = slowly
+    deadline = Deadline(0.4)
+    with pytest.raises(Retry, match="no answer in time"):
+        cloud.registry.desired("fleet", "pump", 0, deadline)
+    assert deadline.elapsed < 0.9
+    over.set()
+
+
+def test_events_that_come_at_once_share_the_look_ups(cloud: Cloud) -> None:
+    began, may_end = threading.Event(), threading.Event()
+
+    def slowly(request: Request) -> Response:
+        began.set()
+        may_end.wait(10)
+        return cloud.answers[request.path]
+
+    cloud.server.answer = slowly
+    with ThreadPoolExecutor(8) as threads:
+        results = [threads.submit(cloud.desired, 60, 10) for _ in range(8)]
+        assert began.wait(10)
+        may_end.set()
+        assert [result.result() for result in results] == [None] * 8
+    assert sorted(cloud.asked) == [APPLICATION, DEVICE]

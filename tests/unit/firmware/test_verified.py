@@ -1,0 +1,363 @@
+"""Files that are replaced, changed, cut, or no files at all: what is served is what was verified."""
+
+import hashlib
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fleet_fn.background import Background
+from fleet_fn.deadline import Deadline
+from fleet_fn.errors import Failed
+from fleet_fn.firmware.store import NotHere
+from fleet_fn.firmware.verified import VerifiedFiles
+
+T = TypeVar("T")
+
+RIGHT = bytes(range(256)) * 8
+WRONG = bytes(reversed(RIGHT))
+
+
+class Watched(Background):
+    """Counts what it runs, and lets a test do something just before."""
+
+    def __init__(self, before: Callable[[], object] = lambda: None) -> None:
+        super().__init__()
+        self.runs = 0
+        self._before = before
+
+    def result(self, key: Hashable, function: Callable[[], T], deadline: Deadline) -> T:
+        def watched() -> T:
+            self._before()
+            self.runs += 1
+            return function()
+
+        return super().result(key, watched, deadline)
+
+
+def later() -> float:
+    """A clock by which everything was written long ago."""
+    return time.time() + 3600
+
+
+@pytest.fixture
+def background() -> Watched:
+    return Watched()
+
+
+@pytest.fixture
+def files(background: Watched) -> VerifiedFiles:
+    return VerifiedFiles(background, later)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "firmware"
+    path.write_bytes(RIGHT)
+    tick(path)
+    return path
+
+
+def tick(path: Path) -> None:
+    """Waits until the file system's clock has moved, so that the next change of the file at `path` can be seen."""
+    probe = path.with_name("probe")
+    while True:
+        probe.write_bytes(b"")
+        if probe.stat().st_ctime_ns > path.stat().st_ctime_ns:
+            return
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Changes the file in place and makes its times look as before."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Puts another file in its place, with the times of the old one."""
+    before = path.stat()
+    other = path.with_name("other")
+    other.write_bytes(content)
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(path)
+
+
+def read(files: VerifiedFiles, path: Path, content: bytes = RIGHT, seconds: float = 10) -> bytes:
+    """All bytes of the file, which is expected to hold `content`."""
+    checksum = hashlib.sha256(content).digest()
+    with files.open(path, len(content), checksum, Deadline(seconds)) as file:
+        return file.read(0, len(content))
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# --- Serving ----------------------------------------------------------------------------------------------------------
+
+
+def test_any_block_of_a_right_file_is_served(files: VerifiedFiles, path: Path) -> None:
+    with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file:
+        for offset, size in [(0, 1), (0, 2048), (5, 512), (2047, 1), (1536, 512)]:
+            assert file.read(offset, size) == RIGHT[offset : offset + size]
+
+
+@pytest.mark.parametrize(("offset", "size"), [(2048, 1), (2047, 2), (0, 2049)])
+def test_a_block_beyond_the_end_is_a_failure_not_a_short_one(
+    files: VerifiedFiles, path: Path, offset: int, size: int
+) -> None:
+    with (
+        files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file,
+        pytest.raises(Failed, match="changed while it was read"),
+    ):
+        file.read(offset, size)
+
+
+def test_a_file_is_hashed_when_it_is_first_used_and_not_again(
+    files: VerifiedFiles, path: Path, background: Watched
+) -> None:
+    assert [read(files, path) for _ in range(5)] == [RIGHT] * 5
+    assert background.runs == 1
+
+
+def test_a_file_that_changed_just_now_is_hashed_each_time(path: Path, background: Watched) -> None:
+    now = path.stat().st_ctime
+    files = VerifiedFiles(background, lambda: now + 0.5)
+    assert [read(files, path) for _ in range(3)] == [RIGHT] * 3
+    assert background.runs == 3
+    files = VerifiedFiles(background, lambda: now + 1.5)
+    assert [read(files, path) for _ in range(3)] == [RIGHT] * 3
+    assert background.runs == 4
+
+
+def test_a_link_to_a_right_file_is_as_good(files: VerifiedFiles, path: Path) -> None:
+    link = path.with_name("link")
+    link.symlink_to(path)
+    assert read(files, link) == RIGHT
+
+
+# --- Wrong bytes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [RIGHT[:-1], RIGHT + b"\0", b""], ids=["truncated", "longer", "empty"])
+def test_a_file_of_another_size_fails_before_it_is_hashed(
+    files: VerifiedFiles, path: Path, background: Watched, content: bytes
+) -> None:
+    path.write_bytes(content)
+    with pytest.raises(Failed) as caught:
+        read(files, path)
+    assert caught.value.reason == f"size mismatch: {len(content)} bytes where there should be 2048"
+    assert background.runs == 0
+
+
+def test_a_file_of_other_bytes_fails_each_time(files: VerifiedFiles, path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(Failed, match=r"^digest mismatch"):
+            read(files, path, WRONG)
+
+
+@pytest.mark.parametrize("change", [overwrite, replace])
+def test_a_file_that_changes_after_it_was_verified_is_verified_anew(
+    files: VerifiedFiles, path: Path, background: Watched, change: Callable[[Path, bytes], None]
+) -> None:
+    assert read(files, path) == RIGHT
+    change(path, WRONG)
+    with pytest.raises(Failed, match=r"^digest mismatch"):
+        read(files, path)
+    tick(path)
+    change(path, RIGHT)
+    assert read(files, path) == RIGHT
+    assert background.runs == 3
+
+
+def test_what_is_remembered_of_a_file_vouches_for_no_other_checksum(files: VerifiedFiles, path: Path) -> None:
+    assert read(files, path) == RIGHT
+    with pytest.raises(Failed, match=r"^digest mismatch"):
+        read(files, path, WRONG)
+    assert read(files, path) == RIGHT
+
+
+@pytest.mark.parametrize("change", [overwrite, replace])
+def test_a_file_that_changes_before_it_is_read_is_not_served_with_the_new_bytes(
+    files: VerifiedFiles, path: Path, change: Callable[[Path, bytes], None]
+) -> None:
+    with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file:
+        change(path, WRONG)
+        with pytest.raises(Failed, match=r"^firmware: changed while it was read$"):
+            file.read(0, 512)
+
+
+def test_a_file_that_is_cut_before_it_is_read_is_not_served(files: VerifiedFiles, path: Path) -> None:
+    with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file:
+        os.truncate(path, 1024)
+        for offset in (0, 512, 1024):
+            with pytest.raises(Failed, match=r"^firmware: changed while it was read$"):
+                file.read(offset, 512)
+
+
+def test_a_file_that_is_replaced_before_it_is_hashed_is_not_here(path: Path) -> None:
+    files = VerifiedFiles(Watched(before=lambda: replace(path, RIGHT)), later)
+    with pytest.raises(NotHere, match=r"^the file is being replaced$"):
+        read(files, path)
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_not_here(path: Path, background: Watched) -> None:
+    def change_and_tell() -> float:
+        overwrite(path, RIGHT)
+        return later()
+
+    with pytest.raises(NotHere, match=r"^the file is being changed$"):
+        read(VerifiedFiles(background, change_and_tell), path)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["right", "wrong", "short", "gone"]), min_size=1, max_size=6), st.booleans())
+def test_whatever_happens_to_a_file_nothing_else_than_the_right_bytes_is_served(
+    tmp_path: Path, changes: list[str], in_place: bool
+) -> None:
+    files, path = VerifiedFiles(Background(), later), tmp_path / "firmware"
+    path.unlink(missing_ok=True)
+    for change in changes:
+        if change == "gone":
+            path.unlink(missing_ok=True)
+        else:
+            content = {"right": RIGHT, "wrong": WRONG, "short": RIGHT[:100]}[change]
+            if in_place:
+                path.write_bytes(content)
+            else:
+                path.with_name("other").write_bytes(content)
+                path.with_name("other").replace(path)
+            tick(path)
+        try:
+            assert read(files, path) == RIGHT
+            assert change == "right"
+        except (Failed, FileNotFoundError):
+            assert change != "right"
+
+
+# --- No files ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_not_there_is_told_apart(files: VerifiedFiles, tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("nowhere", "dangling", "no/where"):
+        with pytest.raises(FileNotFoundError):
+            read(files, tmp_path / name)
+
+
+def test_a_file_that_goes_before_it_is_hashed_fails(path: Path) -> None:
+    with pytest.raises(Failed, match=r"^firmware: No such file or directory$"):
+        read(VerifiedFiles(Watched(before=path.unlink), later), path)
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A folder of things that are no files."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "to-fifo").symlink_to("fifo")
+    (tmp_path / "to-folder").symlink_to("folder")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "file").write_bytes(RIGHT)
+    return tmp_path
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("name", ["folder", "fifo", "to-fifo", "to-folder", "zero", "loop", "file/below", "x" * 300])
+def test_what_is_no_regular_file_fails_at_once(files: VerifiedFiles, odd: Path, name: str) -> None:
+    with pytest.raises(Failed, match=r"^firmware: ") as caught:
+        read(files, odd / name)
+    assert caught.value.reason.isprintable()
+
+
+@pytest.mark.timeout(10)
+def test_a_file_that_becomes_a_fifo_before_it_is_hashed_does_not_hang(path: Path) -> None:
+    def become_fifo() -> None:
+        path.unlink()
+        os.mkfifo(path)
+
+    with pytest.raises(Failed, match=r"^firmware: not a regular file$"):
+        read(VerifiedFiles(Watched(before=become_fifo), later), path)
+
+
+def test_whatever_fails_no_descriptor_stays_open(files: VerifiedFiles, odd: Path) -> None:
+    def try_all() -> None:
+        for name in ("folder", "fifo", "zero", "nowhere", "loop", "file"):
+            with suppress(Failed, FileNotFoundError):
+                read(files, odd / name, WRONG)
+            with suppress(Failed, FileNotFoundError):
+                read(files, odd / name, RIGHT)
+
+    try_all()
+    before = open_descriptors()
+    for _ in range(20):
+        try_all()
+    assert open_descriptors() == before
+
+
+# --- Time and company -------------------------------------------------------------------------------------------------
+
+
+def test_hashing_beyond_the_deadline_is_not_here_and_goes_on(path: Path) -> None:
+    may_hash = threading.Event()
+    background = Watched(before=may_hash.wait)
+    files = VerifiedFiles(background, later)
+    for seconds in (0, 0.05):
+        deadline = Deadline(seconds)
+        with pytest.raises(NotHere, match=r"^verifying$"):
+            read(files, path, seconds=seconds)
+        assert deadline.elapsed < 1
+    may_hash.set()
+    assert read(files, path) == RIGHT
+    assert background.runs == 1
+    assert read(files, path, seconds=0) == RIGHT  # no time is needed for what is known
+
+
+def test_many_readers_at_once_get_their_blocks(files: VerifiedFiles, path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def read_blocks(start: int) -> bool:
+        together.wait(10)
+        with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file:
+            offsets = itertools.islice(itertools.cycle(range(start, 2000, 31)), 200)
+            return all(file.read(offset, 48) == RIGHT[offset : offset + 48] for offset in offsets)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(read_blocks, range(8)))
+
+
+def test_readers_of_a_file_that_changes_back_and_forth_never_see_the_wrong_one(path: Path) -> None:
+    files = VerifiedFiles(Background(), time.time)
+    over = threading.Event()
+    seen = set()
+
+    def change() -> None:
+        for content in itertools.cycle((WRONG, RIGHT)):
+            if over.is_set():
+                return
+            replace(path, content)
+
+    def read_often() -> None:
+        for _ in range(150):
+            with suppress(Failed, NotHere):
+                seen.add(read(files, path))
+
+    with ThreadPoolExecutor(5) as threads:
+        changing = threads.submit(change)
+        for reading in [threads.submit(read_often) for _ in range(4)]:
+            reading.result()
+        over.set()
+        changing.result()
+    assert seen <= {RIGHT}

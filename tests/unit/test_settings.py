@@ -1,0 +1,354 @@
+"""What the environment says, and how it is told that it says nonsense."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from tempfile import gettempdir
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_fn.settings import Settings, SettingsError
+
+REQUIRED = {"DROGUE_API_URL": "https://api.example", "FIRMWARE_REGISTRY": "ghcr.io/acme/"}
+SECRETS = {
+    "DROGUE_TOKEN": "drogue_token",
+    "DROGUE_OIDC_CLIENT_SECRET": "drogue_oidc_client_secret",
+    "FIRMWARE_REGISTRY_TOKEN": "firmware_registry_token",
+    "HAWKBIT_GATEWAY_TOKEN": "hawkbit_gateway_token",
+    "EVENTS_PASSWORD": "events_password",
+    "EVENTS_TOKEN": "events_token",
+}
+#: What some variables make no sense without.
+WITH = {
+    "DROGUE_USER": {"DROGUE_TOKEN": "x"},
+    "DROGUE_OIDC_TOKEN_URL": {"DROGUE_OIDC_CLIENT_ID": "x", "DROGUE_OIDC_CLIENT_SECRET": "x"},
+    "DROGUE_OIDC_CLIENT_ID": {"DROGUE_OIDC_TOKEN_URL": "https://sso.example", "DROGUE_OIDC_CLIENT_SECRET": "x"},
+    "DROGUE_OIDC_CLIENT_SECRET": {"DROGUE_OIDC_TOKEN_URL": "https://sso.example", "DROGUE_OIDC_CLIENT_ID": "x"},
+    "FIRMWARE_REGISTRY_USER": {"FIRMWARE_REGISTRY_TOKEN": "x"},
+    "EVENTS_USER": {"EVENTS_PASSWORD": "x"},
+    "EVENTS_PASSWORD": {"EVENTS_USER": "x"},
+    "MTU_DEFAULT": {"MTU_MAX": "4294967295"},
+    "MTU_MAX": {"MTU_DEFAULT": "1"},
+}
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBczCCARmgAwIBAgIUbyTSmHaPpMPCVrDWcVK2mFx6QHAwCgYIKoZIzj0EAwIw
+-----END CERTIFICATE-----
+"""
+
+
+def read(environment: Mapping[str, str] = {}, /, **variables: str) -> Settings:
+    return Settings.from_environment(REQUIRED | dict(environment) | variables)
+
+
+def told(environment: Mapping[str, str]) -> str:
+    """The one line about an environment that is not accepted."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment(environment)
+    line = str(caught.value)
+    assert line.isprintable()
+    assert line.isascii() or "…" in line
+    return line
+
+
+# --- Defaults and values ----------------------------------------------------------------------------------------------
+
+#: Of each variable: the field, the default, and what some values mean.
+VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
+    "DROGUE_API_URL": (
+        "drogue_api_url",
+        "https://api.example",
+        {
+            "http://localhost:8080": "http://localhost:8080",
+            "https://api.example/base/": "https://api.example/base",
+            "http://[::1]:80/": "http://[::1]:80",
+        },
+    ),
+    "DROGUE_USER": ("drogue_user", None, {"admin": "admin", "jürgen x": "jürgen x"}),
+    "DROGUE_TOKEN": ("drogue_token", None, {"drg_abc~1": "drg_abc~1"}),
+    "DROGUE_OIDC_TOKEN_URL": (
+        "drogue_oidc_token_url",
+        None,
+        {"https://sso.example/realms/x/token": "https://sso.example/realms/x/token"},
+    ),
+    "DROGUE_OIDC_CLIENT_ID": ("drogue_oidc_client_id", None, {"fleet": "fleet"}),
+    "DROGUE_OIDC_CLIENT_SECRET": ("drogue_oidc_client_secret", None, {"s": "s"}),
+    "FIRMWARE_REGISTRY": (
+        "firmware_registry",
+        "ghcr.io/acme/",
+        {
+            "ghcr.io": "ghcr.io",
+            "localhost:5000/a_b/c-d/": "localhost:5000/a_b/c-d/",
+            "[::1]:5000/x": "[::1]:5000/x",
+            "ghcr.io/{application}/": "ghcr.io/{application}/",
+            "oci-layout:/srv/firm ware": "oci-layout:/srv/firm ware",
+            "oci-layout:relative": "oci-layout:relative",
+        },
+    ),
+    "FIRMWARE_REGISTRY_USER": ("firmware_registry_user", None, {"robot$x": "robot$x"}),
+    "FIRMWARE_REGISTRY_TOKEN": ("firmware_registry_token", None, {"t": "t"}),
+    "FIRMWARE_REGISTRY_INSECURE": ("firmware_registry_insecure", False, {"true": True, "FALSE": False}),
+    "FIRMWARE_DEFAULT_IMAGE": ("firmware_default_image", None, {"{application}:stable": "{application}:stable"}),
+    "FIRMWARE_DIR": ("firmware_dir", None, {"/srv": "/srv"}),
+    "FIRMWARE_CACHE_DIR": (
+        "firmware_cache_dir",
+        str(Path(gettempdir(), "fleet-firmware")),
+        {"/var/cache/x": "/var/cache/x"},
+    ),
+    "FIRMWARE_CACHE_BYTES": ("firmware_cache_bytes", 536870912, {"1": 1, "1099511627776": 2**40}),
+    "HAWKBIT_URL": ("hawkbit_url", None, {"https://hawkbit.example/": "https://hawkbit.example"}),
+    "HAWKBIT_TENANT": ("hawkbit_tenant", None, {"DEFAULT": "DEFAULT"}),
+    "HAWKBIT_GATEWAY_TOKEN": ("hawkbit_gateway_token", None, {"t": "t"}),
+    "SPEC_TTL_SECONDS": ("spec_ttl", 10.0, {"0": 0.0, "2.5": 2.5, ".5": 0.5}),
+    "MANIFEST_TTL_SECONDS": ("manifest_ttl", 30.0, {"0": 0.0, "86400": 86400.0}),
+    "POLL_SECONDS": ("poll", 300, {"0": 0, "4294967295": 2**32 - 1}),
+    "WAIT_SECONDS": ("wait", 10, {"0": 0, "60": 60}),
+    "MTU_DEFAULT": ("mtu_default", 512, {"1": 1, "4294967295": 2**32 - 1}),
+    "MTU_MAX": ("mtu_max", 65536, {"1": 1, "4294967295": 2**32 - 1}),
+    "EVENT_DEADLINE_SECONDS": ("event_deadline", 4.0, {"0.25": 0.25, "10": 10.0}),
+    "EVENT_MAX_AGE_SECONDS": ("event_max_age", 25.0, {"0": 0.0, "3600": 3600.0}),
+    "EVENTS_USER": ("events_user", None, {"knative": "knative"}),
+    "EVENTS_PASSWORD": ("events_password", None, {"pass word ü": "pass word ü"}),
+    "EVENTS_TOKEN": ("events_token", None, {"t": "t"}),
+    "PREVIEW": ("preview", True, {"false": False, "True": True}),
+    "REPORT_STATUS": ("report_status", True, {"false": False, "true": True}),
+    "LOG_LEVEL": ("log_level", "INFO", {"debug": "DEBUG", "WARNING": "WARNING"}),
+    "LOG_FORMAT": ("log_format", "json", {"text": "text", "JSON": "json"}),
+    "PORT": ("port", 8080, {"0": 0, "65535": 65535}),
+    "WEB_CONCURRENCY": ("workers", 1, {"1": 1, "4": 4}),
+    "THREADS": ("threads", 8, {"1": 1, "64": 64}),
+}
+
+
+def test_every_setting_has_its_variable() -> None:
+    of_variables = {name for name, _, _ in VARIABLES.values()} | {"drogue_ca_file", "firmware_registry_ca_file"}
+    assert of_variables == {field.name for field in fields(Settings)}
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_what_is_not_set_or_empty_has_its_default(variable: str) -> None:
+    name, default, _ = VARIABLES[variable]
+    assert getattr(read(), name) == default
+    if variable not in REQUIRED:
+        assert getattr(read({variable: ""}), name) == default
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [(variable, text, value) for variable, (_, _, values) in VARIABLES.items() for text, value in values.items()],
+)
+def test_what_is_set_is_read_in_its_unit(variable: str, text: str, value: object) -> None:
+    settings = read(WITH.get(variable, {}), **{variable: text})
+    read_value = getattr(settings, VARIABLES[variable][0])
+    assert read_value == value
+    assert type(read_value) is type(value)
+
+
+def test_other_variables_are_nothing_to_go_by() -> None:
+    assert read(HOME="/root", DROGUE_TOKENS="x", PORT_="x") == read()
+
+
+# --- Violations -------------------------------------------------------------------------------------------------------
+
+URL = "an http:// or https:// URL without credentials, query and fragment"
+SECONDS = ("x", "-1", "1e3", "inf", "nan", " 1", "1 ", "1,5", "0x10", "\u0661", "+1", "1_000", ".", "9999999999")
+WHOLE = ("x", "-1", "1.5", "1e3", " 1", "\u0661", "+1", "1_000")
+BOOLEAN = ("yes", "1", "0", "on", "tru", " true")
+URLS = (
+    "api.example",
+    "ftp://api.example",
+    "//api.example",
+    "https://",
+    "https:///path",
+    "https://api.example:port",
+    "https://api.example:99999",
+    "https://api.example/?query",
+    "https://api.example/#fragment",
+    "https://api.example/ü",
+    "https://api.example/a b",
+    "https://api.example/\n",
+    "\thttps://api.example",
+    "https://a..b/",
+    f"https://{'a' * 64}.example",
+    "https://[::1",
+)
+
+INVALID: dict[str, tuple[tuple[str, ...], str]] = {
+    "DROGUE_API_URL": (URLS, URL),
+    "DROGUE_OIDC_TOKEN_URL": (URLS, URL),
+    "HAWKBIT_URL": (URLS, URL),
+    "FIRMWARE_REGISTRY": (
+        ("oci-layout:", "https://ghcr.io/acme", "ghcr.io/Acme", "ghcr.io/a b", "/acme", "ghcr.io/a?b", "ghcr.io/a\n"),
+        "a prefix of image references such as ghcr.io/acme/, or oci-layout: and a folder",
+    ),
+    "DROGUE_CA_FILE": (("/nowhere", "/", "\udcff"), "the path of a readable file of certificates (PEM)"),
+    "FIRMWARE_REGISTRY_CA_FILE": (("/nowhere", "/"), "the path of a readable file of certificates (PEM)"),
+    "DROGUE_USER": (("a:b",), "a user name without a colon (HTTP Basic, RFC 7617)"),
+    "FIRMWARE_REGISTRY_INSECURE": (BOOLEAN, "true or false"),
+    "PREVIEW": (BOOLEAN, "true or false"),
+    "REPORT_STATUS": (BOOLEAN, "true or false"),
+    "FIRMWARE_CACHE_BYTES": ((*WHOLE, "0", "9" * 20, "512M"), "a number of bytes above 0"),
+    "SPEC_TTL_SECONDS": (SECONDS, "a decimal number of seconds"),
+    "MANIFEST_TTL_SECONDS": (SECONDS, "a decimal number of seconds"),
+    "EVENT_DEADLINE_SECONDS": (SECONDS, "a decimal number of seconds"),
+    "EVENT_MAX_AGE_SECONDS": (SECONDS, "a decimal number of seconds"),
+    "POLL_SECONDS": ((*WHOLE, "4294967296"), "a whole number of seconds"),
+    "WAIT_SECONDS": ((*WHOLE, "4294967296"), "a whole number of seconds"),
+    "MTU_DEFAULT": ((*WHOLE, "0", "4294967296"), "a number of bytes above 0"),
+    "MTU_MAX": ((*WHOLE, "0", "4294967296"), "a number of bytes above 0"),
+    "LOG_LEVEL": (("loud", "TRACE", "10", "INFO "), "DEBUG or INFO or WARNING or ERROR or CRITICAL"),
+    "LOG_FORMAT": (("xml", "json,text"), "json or text"),
+    "PORT": ((*WHOLE, "65536"), "a TCP port from 0 to 65535"),
+    "WEB_CONCURRENCY": ((*WHOLE, "0", "1025"), "a number of processes from 1 to 1024"),
+    "THREADS": ((*WHOLE, "0", "1025"), "a number of threads from 1 to 1024"),
+}
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"), [(variable, text) for variable, (texts, _) in INVALID.items() for text in texts]
+)
+def test_a_value_that_is_not_taken_is_told_with_its_variable_and_what_is(variable: str, text: str) -> None:
+    line = told(REQUIRED | WITH.get(variable, {}) | {variable: text})
+    assert line.startswith((f"{variable}: got '", f'{variable}: got "'))
+    assert line.endswith(f", takes {INVALID[variable][1]}")
+    assert line.count("takes") == 1
+
+
+@pytest.mark.parametrize("variable", REQUIRED)
+@pytest.mark.parametrize("text", [None, ""])
+def test_what_is_required_is_missed(variable: str, text: str | None) -> None:
+    environment = {name: value for name, value in REQUIRED.items() if name != variable}
+    line = told(environment if text is None else environment | {variable: text})
+    assert line == f"{variable}: got nothing, takes {INVALID[variable][1]}"
+
+
+def test_all_violations_are_told_at_once() -> None:
+    line = told({"PORT": "x", "PREVIEW": "x", "EVENTS_USER": "x", "MTU_MAX": "100"})
+    assert re.findall(r"(?:^|; )(\w+): got", line) == [
+        "DROGUE_API_URL",
+        "FIRMWARE_REGISTRY",
+        "PREVIEW",
+        "PORT",
+        "EVENTS_PASSWORD",
+        "MTU_DEFAULT",
+    ]
+
+
+def test_a_file_that_holds_no_certificate_is_not_taken(tmp_path: Path) -> None:
+    for number, content in enumerate(("", "no certificate", CERTIFICATE)):
+        path = tmp_path / str(number)
+        path.write_text(content)
+        assert "DROGUE_CA_FILE" in told(REQUIRED | {"DROGUE_CA_FILE": str(path)})
+
+
+@pytest.mark.parametrize(
+    ("environment", "missed", "because"),
+    [
+        ({"DROGUE_USER": "x"}, {"DROGUE_TOKEN"}, "DROGUE_USER"),
+        ({"EVENTS_USER": "x"}, {"EVENTS_PASSWORD"}, "EVENTS_USER"),
+        ({"EVENTS_PASSWORD": "x"}, {"EVENTS_USER"}, "EVENTS_PASSWORD"),
+        ({"FIRMWARE_REGISTRY_USER": "x"}, {"FIRMWARE_REGISTRY_TOKEN"}, "FIRMWARE_REGISTRY_USER"),
+        (
+            {"DROGUE_OIDC_CLIENT_ID": "x"},
+            {"DROGUE_OIDC_TOKEN_URL", "DROGUE_OIDC_CLIENT_SECRET"},
+            "DROGUE_OIDC_CLIENT_ID",
+        ),
+    ],
+)
+def test_half_of_a_pair_is_told_to_lack_the_other(
+    environment: Mapping[str, str], missed: set[str], because: str
+) -> None:
+    violations = told(REQUIRED | dict(environment)).split("; ")
+    expected = {f"{name}: got nothing, takes a value, because {because} is set" for name in missed}
+    assert set(violations) == expected
+
+
+def test_an_access_token_and_a_grant_exclude_each_other() -> None:
+    grant = {"DROGUE_OIDC_TOKEN_URL": "https://sso.example"} | WITH["DROGUE_OIDC_TOKEN_URL"]
+    line = told(REQUIRED | grant | {"DROGUE_TOKEN": "x"})
+    assert line == "DROGUE_OIDC_TOKEN_URL: got 'https://sso.example', takes nothing while DROGUE_TOKEN is set"
+
+
+def test_a_default_block_above_the_largest_is_told() -> None:
+    line = told(REQUIRED | {"MTU_DEFAULT": "1024", "MTU_MAX": "1000"})
+    assert line == "MTU_DEFAULT: got '1024', takes at most MTU_MAX, which is 1000"
+
+
+# --- Secrets ----------------------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_kept_out_of_the_representation() -> None:
+    environment = dict.fromkeys(SECRETS, "s3cr3t") | {"EVENTS_USER": "x", "DROGUE_USER": "x"}
+    del environment["DROGUE_OIDC_CLIENT_SECRET"]
+    assert "s3cr3t" not in repr(read(environment))
+    grant = WITH["DROGUE_OIDC_CLIENT_SECRET"] | {"DROGUE_OIDC_CLIENT_SECRET": "s3cr3t"}
+    assert "s3cr3t" not in repr(read(grant))
+
+
+@pytest.mark.parametrize("variable", [*SECRETS, "DROGUE_USER", "EVENTS_USER", "DROGUE_OIDC_CLIENT_ID"])
+@pytest.mark.parametrize("text", ["s3cr3t\n", "s3\r\ncr3t", "s3cr3t\0", "s3cr3t\udcff"])
+def test_a_credential_with_a_line_break_is_refused_before_it_can_turn_up_in_a_log(variable: str, text: str) -> None:
+    line = told(REQUIRED | WITH.get(variable, {}) | {variable: text})
+    assert f"{variable}: got " in line
+    assert "takes printable characters, with no line break at the end either" in line
+    if variable in SECRETS:
+        assert "cr3t" not in line
+
+
+@pytest.mark.parametrize("token", ["tökén", "to ken"])
+def test_a_bearer_token_that_no_header_can_carry_is_refused_and_as_a_password_it_is_fine(token: str) -> None:
+    line = told(REQUIRED | {"DROGUE_TOKEN": token})
+    assert (
+        line == "DROGUE_TOKEN: got a value, takes ASCII characters without spaces (RFC 6750), unless DROGUE_USER is set"
+    )
+    assert read(DROGUE_TOKEN=token, DROGUE_USER="x").drogue_token == token
+
+
+@pytest.mark.parametrize("variable", SECRETS)
+def test_secrets_are_not_told_with_what_is_wrong_elsewhere(variable: str) -> None:
+    assert "s3cr3t" not in told({variable: "s3cr3t", "PORT": "x"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:s3cr3t@api.example",
+        "https://s3cr3t@api.example",
+        "https://user:s3/cr3t@api.example/path",
+        "https://user:x@s3cr3t@api.example",
+        "https://user:x//s3cr3t@api.example",
+        "user:s3cr3t@api.example",
+        "user:s3cr3t//x@api.example",
+        "https://user:s3cr3t?x@api.example",
+        "https://user:s3cr3t#x@api.example",
+        "https://api.example/?token=s3cr3t",
+        "https://api.example/?token=s3@cr3t",
+        "https://api.example/#s3cr3t",
+        "https://user\n:s3cr3t@api.example",
+    ],
+)
+@pytest.mark.parametrize("variable", ["DROGUE_API_URL", "FIRMWARE_REGISTRY", "DROGUE_OIDC_TOKEN_URL", "HAWKBIT_URL"])
+def test_credentials_in_a_url_are_not_told(variable: str, text: str) -> None:
+    line = told(REQUIRED | {variable: text})
+    assert variable in line
+    assert "s3" not in line
+    assert "cr3t" not in line
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*VARIABLES, "DROGUE_CA_FILE"]),
+        st.text(st.characters(exclude_characters="\0"), max_size=30) | st.from_regex(r"\A[0-9.]{1,6}\Z"),
+    )
+)
+def test_whatever_the_environment_holds_it_makes_settings_or_one_line(environment: dict[str, str]) -> None:
+    try:
+        settings = Settings.from_environment(REQUIRED | environment)
+    except SettingsError as error:
+        assert str(error).isprintable()
+    else:
+        assert settings.drogue_api_url
+        assert settings.mtu_default <= settings.mtu_max
