@@ -60,6 +60,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     settings = settings or Settings.from_environment()
     log.configure(settings)
+    if settings.drogue_oidc_token_url:
+        log.logger.warning("DROGUE_OIDC_… have no effect yet: requests to Drogue Cloud go out without credentials")
     background = Background()
     drogue = Upstream(
         "Drogue Cloud",

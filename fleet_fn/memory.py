@@ -25,7 +25,7 @@ class _Turn:
 
 
 class Memory(Generic[K, V]):
-    """Values by key, each with the moment before which it cannot have changed.
+    """Values by key, each with the moment before which it cannot have changed, and what failed to give one.
 
     Those who ask for the same key at the same time share one look-up. Nothing in it is needed for a right answer.
     """
@@ -34,15 +34,15 @@ class Memory(Generic[K, V]):
         self,
         size: int,
         *,
-        error_age: Callable[[UpstreamError], float] = lambda error: 0.0,  # noqa: ARG005
+        error_age: Callable[[UpstreamError], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A memory of at most `size` values; what failed is answered again for `error_age` seconds."""
-        self._size = size
+        """A memory of at most `size` values; an error is raised again for `error_age` seconds, or not at all."""
         self._error_age = error_age
         self._clock = clock
         self._lock = threading.Lock()
-        self._entries: OrderedDict[K, tuple[float, V | UpstreamError]] = OrderedDict()
+        self._values: _Bounded[K, V] = _Bounded(size)
+        self._errors: _Bounded[K, UpstreamError] = _Bounded(size)
         self._turns: dict[K, _Turn] = {}
         self._forgotten = 0
 
@@ -55,19 +55,19 @@ class Memory(Generic[K, V]):
 
         """
         asked = self._clock()
-        known = self._known(key, asked, max_age)
-        if known is None:
-            with self._turn(key, deadline):
-                # What somebody looked up after we asked is as fresh as our own look-up.
-                known = self._known(key, asked, max_age) or self._look_up(key, look_up)
-        if isinstance(known[0], UpstreamError):
-            raise known[0].with_traceback(None)  # it is raised many times, and would collect the frames of all
-        return known[0]
+        if known := self._known(key, asked, max_age):
+            return known[0]
+        with self._turn(key, deadline):
+            # What somebody looked up after we asked is as fresh as our own look-up.
+            if known := self._known(key, asked, max_age):
+                return known[0]
+            return self._look_up(key, look_up)
 
     def forget(self, key: K) -> None:
         """Forgets `key`, and keeps what is being looked up right now from being remembered."""
         with self._lock:
-            self._entries.pop(key, None)
+            self._values.pop(key)
+            self._errors.pop(key)
             self._forgotten += 1
 
     @contextmanager
@@ -89,26 +89,47 @@ class Memory(Generic[K, V]):
                 if not turn.wanted_by:
                     del self._turns[key]
 
-    def _known(self, key: K, asked: float, max_age: float) -> tuple[V | UpstreamError] | None:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        since, value = entry
-        if isinstance(value, UpstreamError):
-            max_age = self._error_age(value)
-        return (value,) if since >= asked - max_age else None
+    def _known(self, key: K, asked: float, max_age: float) -> tuple[V] | None:
+        """The value, if it is young enough; else the last look-up's error is raised, if that is."""
+        if (entry := self._values.get(key)) and entry[0] >= asked - max_age:
+            return (entry[1],)
+        if self._error_age and (failure := self._errors.get(key)) and failure[0] >= asked - self._error_age(failure[1]):
+            raise failure[1].with_traceback(None)  # it is raised many times, and would collect the frames of all
+        return None
 
-    def _look_up(self, key: K, look_up: Callable[[], V]) -> tuple[V | UpstreamError]:
+    def _look_up(self, key: K, look_up: Callable[[], V]) -> V:
         since, forgotten = self._clock(), self._forgotten
-        value: V | UpstreamError
         try:
             value = look_up()
         except UpstreamError as error:
-            since, value = self._clock(), error  # what took its whole time-out to fail has only just failed
+            if self._error_age and self._error_age(error) > 0:
+                with self._lock:
+                    if forgotten == self._forgotten:
+                        # What took its whole time-out to fail has only just failed.
+                        self._errors.put(key, self._clock(), error)
+            raise
         with self._lock:
-            if forgotten == self._forgotten and (not isinstance(value, UpstreamError) or self._error_age(value) > 0):
-                self._entries[key] = (since, value)
-                self._entries.move_to_end(key)
-                if len(self._entries) > self._size:
-                    self._entries.popitem(last=False)
-        return (value,)
+            if forgotten == self._forgotten:
+                self._values.put(key, since, value)
+                self._errors.pop(key)
+        return value
+
+
+class _Bounded(Generic[K, V]):
+    """Things with their moments by key; where there are too many the one that was put first goes."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: OrderedDict[K, tuple[float, V]] = OrderedDict()
+
+    def get(self, key: K) -> tuple[float, V] | None:
+        return self._entries.get(key)
+
+    def put(self, key: K, moment: float, thing: V) -> None:
+        self._entries[key] = (moment, thing)
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._size:
+            self._entries.popitem(last=False)
+
+    def pop(self, key: K) -> None:
+        self._entries.pop(key, None)

@@ -138,6 +138,8 @@ class Settings:
             read.wrong("DROGUE_USER", "a user name without a colon (HTTP Basic, RFC 7617)")
         if settings.drogue_token and not settings.drogue_user and not re.fullmatch(r"[!-~]+", settings.drogue_token):
             read.wrong("DROGUE_TOKEN", "ASCII characters without spaces (RFC 6750), unless DROGUE_USER is set")
+        read.placeholders("FIRMWARE_REGISTRY", "{application}")
+        read.placeholders("FIRMWARE_DEFAULT_IMAGE", "{application}", "{device}")
         if settings.mtu_default > settings.mtu_max:
             read.wrong("MTU_DEFAULT", f"at most MTU_MAX, which is {settings.mtu_max}")
         if read.violations:
@@ -186,6 +188,11 @@ class _Reader:
             for name in (*names, *needs):
                 if self.text(name) is None:
                     self.wrong(name, f"a value, because {next(n for n in names if self.text(n))} is set")
+
+    def placeholders(self, name: str, *known: str) -> None:
+        """Braces are for placeholders only: no reference can have them."""
+        if set(re.findall(r"\{[^}]*\}?|\}", self.text(name) or "")) - set(known):
+            self.wrong(name, f"no other placeholder than {' and '.join(known)}")
 
     def apart(self, name: str, other: str) -> None:
         if self.text(name) and self.text(other):

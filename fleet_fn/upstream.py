@@ -113,6 +113,10 @@ class Upstream:
             raise Retry(f"{self.name}: no answer in time") from error
         except ssl.SSLCertVerificationError as error:
             raise Failed(f"{self.name}: certificate not trusted: {error.verify_message}") from error
+        except ssl.SSLError as error:
+            if error.reason == "WRONG_VERSION_NUMBER":  # which is what TLS makes of "HTTP/1.1 400"
+                raise Failed(f"{self.name}: does not speak TLS") from error
+            raise Retry(f"{self.name}: {_told(error)}") from error
         except http.client.IncompleteRead as error:
             raise Retry(f"{self.name}: answer cut short") from error
         except OSError as error:

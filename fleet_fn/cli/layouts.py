@@ -138,7 +138,8 @@ def _tag(layout: Layout, manifest: Mapping[str, Any], tags: set[str]) -> None:
 
 def _store_bytes(layout: Layout, media_type: str, content: bytes) -> dict[str, Any]:
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    _write(layout.blob(digest), content)
+    if not _has(layout, digest):
+        _write(layout.blob(digest), content)
     return {"mediaType": media_type, "digest": digest, "size": len(content)}
 
 
@@ -152,8 +153,18 @@ def _store_file(layout: Layout, source: BinaryIO, pad_to: int) -> dict[str, Any]
         padding = _PADDING * (-size % pad_to)
         target.write(padding)
         digest.update(padding)
-        move_to(layout.blob(f"sha256:{digest.hexdigest()}"))
+        if not _has(layout, f"sha256:{digest.hexdigest()}"):
+            move_to(layout.blob(f"sha256:{digest.hexdigest()}"))
     return {"mediaType": FIRMWARE_LAYER, "digest": f"sha256:{digest.hexdigest()}", "size": size + len(padding)}
+
+
+def _has(layout: Layout, digest: str) -> bool:
+    """Whether the layout has the blob, whole: one that somebody may be reading is left alone."""
+    try:
+        with layout.blob(digest).open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
+    except FileNotFoundError:
+        return False
 
 
 def _make_if_missing(path: Path, content: object) -> None:

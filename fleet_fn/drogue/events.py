@@ -99,14 +99,14 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
 
     """
     try:
-        message = HTTPMessage(_attribute_headers(headers), body)
-        mode = message.headers.get("content-type", "").partition(";")[0].strip().lower()
+        headers = [(name.lower(), value) for name, value in headers]
+        mode = dict(headers).get("content-type", "").partition(";")[0].strip().lower()
         if mode == "application/cloudevents+json":
-            cloud_event = from_structured(message, _BytesFormat(), _Received)
+            cloud_event = from_structured(HTTPMessage({}, body), _BytesFormat(), _Received)
         elif mode.startswith("application/cloudevents"):
             raise InvalidEvent(f"content type {mode!r}: one event, in binary or in JSON mode, is what is taken")
         else:
-            cloud_event = from_binary(message, _BytesFormat(), _Received)
+            cloud_event = from_binary(HTTPMessage(_attribute_headers(headers), body), _BytesFormat(), _Received)
     except CloudEventValidationError as error:
         raise InvalidEvent("; ".join(str(e) for errors in error.errors.values() for e in errors)) from error
     # A time may lie beyond the calendar's end, and data that could be read may nest too deeply to be written again.
@@ -183,7 +183,6 @@ def _attribute_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     """The headers that carry attributes, their values percent-encoded as the SDK expects them."""
     attributes = {}
     for name, value in headers:
-        name = name.lower()
         if name.startswith("ce-"):
             attributes[name] = _encoded(name, value)
         elif name == "content-type" and value:

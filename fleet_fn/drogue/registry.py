@@ -137,10 +137,10 @@ def _section_source(spec: Mapping[str, Any], where: str) -> Source | None:
     source = _map(section, kind, lambda: MalformedSpec(f"{where}.{kind} is not a map"))
     if kind in ("file", "hawkbit"):
         return OtherSource(kind)
-    reference, policy = source.get("image"), source.get("imagePullPolicy", "IfNotPresent")
+    reference, policy = source.get("image"), source.get("imagePullPolicy")
     if not isinstance(reference, str) or not reference:
         raise MalformedSpec(f"{where}.{kind} has no image")
-    if policy not in ("IfNotPresent", "Always"):
+    if policy not in (None, "IfNotPresent", "Always"):
         raise MalformedSpec(f"{where}.{kind}.imagePullPolicy is neither IfNotPresent nor Always")
     return Image(reference, always=policy == "Always")
 

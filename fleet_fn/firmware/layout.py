@@ -41,7 +41,7 @@ class LayoutStore:
         """
         layout = Layout(Path(reference.prefix, reference.name))
         manifest = layout.manifest(reference)
-        artifact = read_artifact(manifest, reference.tag)
+        artifact = read_artifact(manifest, None if reference.digest else reference.tag)
         try:
             return Firmware(
                 artifact.version, artifact.layer.size, artifact.layer.checksum, layout.blob(artifact.layer.digest)

@@ -45,7 +45,8 @@ class Reader(Protocol):
         """Exactly `size` bytes from `offset` on.
 
         Raises:
-            Failed: they are not the verified ones any more, or cannot be read.
+            NotHere: they are being changed, or verifying them takes longer than the deadline that the store was given.
+            Failed: they are not what they should be, or cannot be read.
 
         """
 

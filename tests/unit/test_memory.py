@@ -110,6 +110,20 @@ def test_errors_without_an_age_are_not_remembered() -> None:
     assert remembered.get("key", math.inf, source, Deadline(5)) == 2
 
 
+def test_a_value_that_is_young_enough_outlives_a_later_error() -> None:
+    source = Source()
+    remembered = memory(source, error_age=10.0)
+    assert remembered.get("key", 30, source, Deadline(5)) == 1
+    source.clock.now += 5
+    source.error = Retry("down")
+    with pytest.raises(Retry):  # for one who wants it fresh
+        remembered.get("key", 1, source, Deadline(5))
+    assert remembered.get("key", 30, source, Deadline(5)) == 1
+    with pytest.raises(Retry):
+        remembered.get("key", 1, source, Deadline(5))
+    assert source.look_ups == 2
+
+
 def test_an_error_that_is_answered_often_does_not_grow() -> None:
     source = Source(error=Failed("no"))
     remembered = memory(source, error_age=1000)

@@ -352,3 +352,24 @@ def test_whatever_the_environment_holds_it_makes_settings_or_one_line(environmen
     else:
         assert settings.drogue_api_url
         assert settings.mtu_default <= settings.mtu_max
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "right"),
+    [
+        ("FIRMWARE_REGISTRY", "oci-layout:/srv/{application}/x", True),
+        ("FIRMWARE_REGISTRY", "ghcr.io/{application}/", True),
+        ("FIRMWARE_REGISTRY", "oci-layout:/srv/{device}", False),
+        ("FIRMWARE_REGISTRY", "oci-layout:/srv/{application", False),
+        ("FIRMWARE_DEFAULT_IMAGE", "{application}/{device}:latest", True),
+        ("FIRMWARE_DEFAULT_IMAGE", "{app}:latest", False),
+        ("FIRMWARE_DEFAULT_IMAGE", "x}:latest", False),
+    ],
+)
+def test_only_placeholders_that_are_known_are_taken(variable: str, value: str, right: bool) -> None:
+    environment = {**REQUIRED, variable: value}
+    if right:
+        Settings.from_environment(environment)
+    else:
+        with pytest.raises(SettingsError, match=rf"^{variable}: got .*, takes no other placeholder than "):
+            Settings.from_environment(environment)

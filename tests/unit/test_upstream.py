@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trustme
 
 from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
@@ -643,41 +642,23 @@ def test_failures_leave_no_socket_open() -> None:
 
 # --- TLS --------------------------------------------------------------------------------------------------------------
 
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl command makes the certificates")
-
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a certificate authority, `ca.pem`, and a certificate of it for 127.0.0.1, `server.pem`."""
+    """A folder with a certificate authority, `ca.pem`, and certificates of it with their keys."""
     folder = tmp_path_factory.mktemp("authority")
-
-    def request(name: str, subject: str, *arguments: str) -> None:
-        command = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-        ]
-        command += ["-subj", f"/CN={subject}", "-keyout", f"{name}.key", "-out", f"{name}.pem", *arguments]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-    request("ca", "authority", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
-    of_authority = ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"]
-    request("server", "server", *of_authority, "-addext", "subjectAltName=IP:127.0.0.1")
-    request("other", "other", *of_authority, "-addext", "subjectAltName=DNS:other.example")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    for name, identity in (("server", "127.0.0.1"), ("other", "other.example")):
+        certificate = authority.issue_cert(identity)
+        certificate.private_key_and_cert_chain_pem.write_to_path(str(folder / f"{name}.pem"))
     return folder
 
 
 @contextmanager
 def tls_peer(folder: Path, serve: Callable[[ssl.SSLSocket], None], certificate: str = "server") -> Iterator[Peer]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / f"{certificate}.pem", folder / f"{certificate}.key")
+    context.load_cert_chain(folder / f"{certificate}.pem")
 
     def serve_secured(connection: socket.socket, _: threading.Event) -> None:
         with context.wrap_socket(connection, server_side=True) as secured:
@@ -694,7 +675,6 @@ def answer_requests(connection: ssl.SSLSocket) -> None:
         connection.sendall(OK)
 
 
-@needs_openssl
 def test_a_server_whose_authority_is_trusted_is_talked_to_over_one_connection(authority: Path) -> None:
     with (
         tls_peer(authority, answer_requests) as server,
@@ -704,7 +684,6 @@ def test_a_server_whose_authority_is_trusted_is_talked_to_over_one_connection(au
     assert server.connections == 1
 
 
-@needs_openssl
 @pytest.mark.parametrize(
     ("trusted", "certificate", "reason"),
     [(None, "server", "unable to get local issuer certificate"), ("ca.pem", "other", "IP address mismatch")],
@@ -726,7 +705,6 @@ def test_a_certificate_that_is_not_trusted_fails_before_anything_is_sent(
     assert not heads
 
 
-@needs_openssl
 @pytest.mark.parametrize("farewell", [False, True])
 def test_a_tls_connection_that_ends_just_as_it_is_used_again_costs_no_error(authority: Path, farewell: bool) -> None:
     def serve(connection: ssl.SSLSocket) -> None:
@@ -742,11 +720,10 @@ def test_a_tls_connection_that_ends_just_as_it_is_used_again_costs_no_error(auth
         assert server.connections == 2
 
 
-@needs_openssl
 @pytest.mark.parametrize("from_the_start", [True, False], ids=["handshake", "answer"])
 def test_tls_bytes_that_trickle_in_do_not_prolong_the_deadline(authority: Path, from_the_start: bool) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(authority / "server.pem", authority / "server.key")
+    context.load_cert_chain(authority / "server.pem")
 
     def serve(connection: socket.socket, over: threading.Event) -> None:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -788,7 +765,6 @@ def test_tls_bytes_that_trickle_in_do_not_prolong_the_deadline(authority: Path, 
             cloud.request("GET", "/", deadline)
 
 
-@needs_openssl
 def test_a_tls_handshake_that_hangs_costs_no_more_than_the_deadline(authority: Path) -> None:
     def serve(_: socket.socket, over: threading.Event) -> None:
         over.wait()
@@ -803,7 +779,6 @@ def test_a_tls_handshake_that_hangs_costs_no_more_than_the_deadline(authority: P
             cloud.request("GET", "/", deadline)
 
 
-@needs_openssl
 def test_failed_handshakes_leave_no_socket_open(authority: Path) -> None:
     with (
         tls_peer(authority, answer_requests, "other") as server,
@@ -827,3 +802,17 @@ def test_neither_proxies_nor_netrc_of_the_environment_are_used(monkeypatch: pyte
         with upstream(server.url) as cloud:
             assert cloud.request("GET", "/", Deadline(5)).status == 200
     assert "Authorization" not in server.requests[0].headers
+
+
+def test_a_server_that_does_not_speak_tls_fails_because_no_retry_will_teach_it() -> None:
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        over.wait(10)
+
+    with (
+        peer(serve) as server,
+        upstream(server.url.replace("http:", "https:")) as cloud,
+        pytest.raises(Failed, match=r"^cloud: does not speak TLS$"),
+    ):
+        cloud.request("GET", "/", Deadline(5))

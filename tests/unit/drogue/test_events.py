@@ -496,3 +496,9 @@ def test_whatever_an_uplink_holds_it_has_a_payload_or_is_invalid(body: bytes) ->
         return
     assert isinstance(payload, bytes)
     assert content_type is None
+
+
+def test_a_broken_header_of_a_structured_event_does_not_matter_either() -> None:
+    body = json.dumps({"specversion": "1.0", "id": "1", "source": "s", "type": "t"}).encode()
+    headers = [("Content-Type", "application/cloudevents+json"), ("ce-id", "\xff"), ("CE-X-Y", "z"), ("ce-time", "?")]
+    assert read_event(headers, body).id == "1"

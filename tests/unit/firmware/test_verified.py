@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
@@ -47,6 +48,11 @@ class Watched(Background):
 def later() -> float:
     """A clock by which everything was written long ago."""
     return time.time() + 3600
+
+
+def just_now() -> float:
+    """A clock by which whatever a test writes was written a moment ago."""
+    return time.time() + 1
 
 
 @pytest.fixture
@@ -119,7 +125,7 @@ def test_a_block_beyond_the_end_is_a_failure_not_a_short_one(
 ) -> None:
     with (
         files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file,
-        pytest.raises(Failed, match="changed while it was read"),
+        pytest.raises(Failed, match="are not all there"),
     ):
         file.read(offset, size)
 
@@ -131,14 +137,49 @@ def test_a_file_is_hashed_when_it_is_first_used_and_not_again(
     assert background.runs == 1
 
 
-def test_a_file_that_changed_just_now_is_hashed_each_time(path: Path, background: Watched) -> None:
-    now = path.stat().st_ctime
-    files = VerifiedFiles(background, lambda: now + 0.5)
-    assert [read(files, path) for _ in range(3)] == [RIGHT] * 3
-    assert background.runs == 3
-    files = VerifiedFiles(background, lambda: now + 1.5)
-    assert [read(files, path) for _ in range(3)] == [RIGHT] * 3
-    assert background.runs == 4
+def test_a_file_that_changed_just_now_is_hashed_with_each_read(path: Path, background: Watched) -> None:
+    files = VerifiedFiles(background, just_now)
+    checksum = hashlib.sha256(RIGHT).digest()
+    with files.open(path, len(RIGHT), checksum, Deadline(10)) as file:
+        assert file.read(100, 50) == RIGHT[100:150]
+        overwrite(path, WRONG)  # which its times need not show
+        with pytest.raises(Failed, match=r"^digest mismatch"):
+            file.read(100, 50)
+        overwrite(path, RIGHT)
+        assert file.read(2000, 48) == RIGHT[2000:]
+        with pytest.raises(Failed, match="are not all there"):
+            file.read(2000, 49)
+    assert background.runs == 0
+
+
+def test_blocks_across_the_pieces_in_which_a_file_is_hashed_are_whole(path: Path, background: Watched) -> None:
+    content = hashlib.shake_256(b"").digest(3 * 1024 * 1024 + 7)
+    path.write_bytes(content)
+    mebibyte = 1024 * 1024
+    for clock in (just_now, later):
+        files = VerifiedFiles(background, clock)
+        with files.open(path, len(content), hashlib.sha256(content).digest(), Deadline(10)) as file:
+            for offset, size in [
+                (mebibyte - 5, 10),
+                (0, len(content)),
+                (mebibyte, mebibyte),
+                (3 * mebibyte, 7),
+                (5, 1),
+            ]:
+                assert file.read(offset, size) == content[offset : offset + size]
+
+
+def test_hashing_a_file_that_changed_just_now_ends_at_the_deadline(path: Path, background: Watched) -> None:
+    with pytest.raises(NotHere, match=r"^verifying$"):
+        read(VerifiedFiles(background, just_now), path, seconds=0)
+
+
+def test_a_file_is_hashed_once_and_for_all_when_its_last_change_is_old_enough(path: Path, background: Watched) -> None:
+    changed = path.stat().st_ctime
+    for age, runs in ((2.9, 0), (3.1, 1), (3.2, 2)):
+        files = VerifiedFiles(background, lambda age=age: changed + age)  # type: ignore[misc]
+        assert [read(files, path) for _ in range(3)] == [RIGHT] * 3
+        assert background.runs == runs
 
 
 def test_a_link_to_a_right_file_is_as_good(files: VerifiedFiles, path: Path) -> None:
@@ -194,7 +235,7 @@ def test_a_file_that_changes_before_it_is_read_is_not_served_with_the_new_bytes(
 ) -> None:
     with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file:
         change(path, WRONG)
-        with pytest.raises(Failed, match=r"^firmware: changed while it was read$"):
+        with pytest.raises(NotHere, match=r"^the file is being changed$"):
             file.read(0, 512)
 
 
@@ -202,7 +243,7 @@ def test_a_file_that_is_cut_before_it_is_read_is_not_served(files: VerifiedFiles
     with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file:
         os.truncate(path, 1024)
         for offset in (0, 512, 1024):
-            with pytest.raises(Failed, match=r"^firmware: changed while it was read$"):
+            with pytest.raises(NotHere, match=r"^the file is being changed$"):
                 file.read(offset, 512)
 
 
@@ -212,13 +253,27 @@ def test_a_file_that_is_replaced_before_it_is_hashed_is_not_here(path: Path) -> 
         read(files, path)
 
 
-def test_a_file_that_changes_while_it_is_hashed_is_not_here(path: Path, background: Watched) -> None:
-    def change_and_tell() -> float:
-        overwrite(path, RIGHT)
-        return later()
+def test_a_file_that_changes_while_it_is_hashed_is_not_here(
+    path: Path, background: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ChangedMeanwhile:
+        """A hash that takes so long that somebody changes the file."""
 
-    with pytest.raises(NotHere, match=r"^the file is being changed$"):
-        read(VerifiedFiles(background, change_and_tell), path)
+        def __init__(self) -> None:
+            self._hash = hashlib.sha256()
+            self.digest = self._hash.digest
+
+        def update(self, chunk: bytes) -> None:
+            overwrite(path, RIGHT)
+            self._hash.update(chunk)
+
+    files, checksum = VerifiedFiles(background, later), hashlib.sha256(RIGHT).digest()
+    monkeypatch.setattr("fleet_fn.firmware.verified.hashlib", SimpleNamespace(sha256=ChangedMeanwhile))
+    with (
+        pytest.raises(NotHere, match=r"^the file is being changed$"),
+        files.open(path, len(RIGHT), checksum, Deadline(10)),
+    ):
+        pass
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
