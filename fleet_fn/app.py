@@ -6,11 +6,14 @@ import hmac
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from threading import BoundedSemaphore
 from typing import Any, Final
 
-from flask import Flask, Request, Response, request
+from flask import Flask, Request, Response, abort, request
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from fleet_fn import log
@@ -29,6 +32,12 @@ from fleet_fn.upstream import Upstream, basic
 
 #: Bytes of an event's body at most.
 MAX_BODY: Final = 64 * 1024
+#: Bytes of a larger one that are read to no purpose, so that its sender listens to the answer.
+_MAX_DISCARDED: Final = 16 * 1024 * 1024
+#: Seconds that more of such a one is waited for.
+_PATIENCE: Final = 1.0
+#: The share of an event's time that is ours to use up; the rest is the server's and the network's.
+_OURS: Final = 0.97
 #: Characters of a reason in a header.
 _MAX_REASON: Final = 300
 
@@ -74,21 +83,24 @@ def create_app(settings: Settings | None = None) -> Flask:
     updater = _updater(settings, drogue, files, remember=True)
     previewer = _updater(settings, drogue, files, remember=False)
 
+    # The server has threads to spare, so that health is told, and events are turned away in time, while all wait.
+    slots = BoundedSemaphore(settings.threads)
+
     app = Flask(__name__, static_folder=None)
 
     @app.post("/")
     def answer_event() -> Response:
-        deadline = Deadline(settings.event_deadline)
-        result = _take(settings, lambda event: Decision(updater.answer(event, deadline)))
+        deadline = Deadline(settings.event_deadline * _OURS)
+        result = _take(settings, slots, deadline, lambda event: Decision(updater.answer(event, deadline)))
         _log_event(result, deadline.elapsed)
         return _respond(result.decision.outcome, result.status)
 
     @app.post("/preview")
     def preview_event() -> Response:
         if not settings.preview:
-            return _problem(HTTPStatus.NOT_FOUND, "previews are switched off (PREVIEW)")
-        deadline = Deadline(settings.event_deadline)
-        result = _take(settings, lambda event: previewer.decide(event, deadline))
+            abort(HTTPStatus.NOT_FOUND, "previews are switched off (PREVIEW)")
+        deadline = Deadline(settings.event_deadline * _OURS)
+        result = _take(settings, slots, deadline, lambda event: previewer.decide(event, deadline))
         if result.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
             return _respond(result.decision.outcome, result.status)
         return Response(json.dumps(_shown(result)) + "\n", mimetype="application/json")
@@ -102,8 +114,9 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Response:
+        _discard_body(request)
         status = HTTPStatus(error.code or 500)
-        if request.method == "POST" and status == HTTPStatus.NOT_FOUND:
+        if request.method == "POST" and status == HTTPStatus.NOT_FOUND and request.path != "/preview":
             # To Knative's Kafka source a 404 says "try again".
             return _respond(Outcome("invalid", "events are taken at /, previews at /preview"), HTTPStatus.BAD_REQUEST)
         response = _problem(status, error.description or status.phrase)
@@ -147,17 +160,25 @@ class _Result:
     status: HTTPStatus
 
 
-def _take(settings: Settings, use: Callable[[Event], Decision]) -> _Result:
+def _take(settings: Settings, slots: BoundedSemaphore, deadline: Deadline, use: Callable[[Event], Decision]) -> _Result:
     """Takes the event out of the request, and turns whatever comes of its `use` into a result."""
     event = None
     status = None
     try:
-        if _is_authorized(settings, request):
-            event = read_event(request.headers, _body(request))
-            decision = use(event)
-        else:
+        if not _is_authorized(settings, request):
+            _discard_body(request)
             decision = Decision(Outcome("denied", "the request lacks the credentials that events must carry"))
+        else:
+            event = read_event(request.headers, _body(request, deadline))
+            if slots.acquire(timeout=deadline.remaining):
+                try:
+                    decision = use(event)
+                finally:
+                    slots.release()
+            else:
+                decision = Decision(Outcome("retry", f"busy with {settings.threads} other events"))
     except _TooLarge:
+        _discard_body(request)
         decision = Decision(Outcome("invalid", f"the body is larger than {MAX_BODY} bytes"))
         status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     except (InvalidEvent, InvalidStatus) as error:
@@ -169,16 +190,33 @@ def _take(settings: Settings, use: Callable[[Event], Decision]) -> _Result:
     return _Result(event, decision, status or _STATUS[decision.outcome.name])
 
 
-def _body(request: Request) -> bytes:
+def _body(request: Request, deadline: Deadline) -> bytes:
     announced = request.content_length
     if announced is not None and announced > MAX_BODY:
         raise _TooLarge
-    body = request.stream.read(MAX_BODY + 1)
+    if connection := request.environ.get("gunicorn.socket"):
+        connection.settimeout(deadline.remaining or None)  # a sender that stalls would keep the thread for ever
+    try:
+        body = request.stream.read(MAX_BODY + 1)
+    except TimeoutError as error:
+        raise InvalidEvent("the body did not come in time") from error
+    except (OSError, ParseException) as error:
+        raise InvalidEvent("the body is cut short, or is not chunked as it should be") from error
     if len(body) > MAX_BODY:
         raise _TooLarge
     if announced is not None and len(body) < announced:
         raise InvalidEvent("the body ended early")
     return body
+
+
+def _discard_body(request: Request) -> None:
+    """Takes a body that nobody wants off the connection, so that its sender hears the answer and can go on."""
+    if connection := request.environ.get("gunicorn.socket"):
+        connection.settimeout(_PATIENCE)
+    with suppress(OSError, ParseException):
+        left = _MAX_DISCARDED
+        while left > 0 and (chunk := request.stream.read(MAX_BODY)):
+            left -= len(chunk)
 
 
 def _is_authorized(settings: Settings, request: Request) -> bool:

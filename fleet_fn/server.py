@@ -25,7 +25,8 @@ except SettingsError:
 worker_class = "gthread"
 bind = f"0.0.0.0:{_settings.port}"
 workers = _settings.workers
-threads = _settings.threads
+# THREADS events are worked on at once. The others are for those that wait for their turn, and for health.
+threads = 2 * _settings.threads + 8
 # Longer than deliverers keep an idle connection, so that it is them who close it and no event meets a closed one.
 keepalive = 120
 # Events in flight when the platform stops a pod get their answer.

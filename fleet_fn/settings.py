@@ -10,6 +10,9 @@ from tempfile import gettempdir
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from fleet_fn.errors import Failed
+from fleet_fn.firmware.reference import parse_reference
+
 T = TypeVar("T")
 
 #: The scheme of `FIRMWARE_REGISTRY` that names folders with OCI image layouts instead of a registry.
@@ -134,14 +137,17 @@ class Settings:
         read.together("FIRMWARE_REGISTRY_USER", needs=("FIRMWARE_REGISTRY_TOKEN",))
         read.together("DROGUE_OIDC_TOKEN_URL", "DROGUE_OIDC_CLIENT_ID", "DROGUE_OIDC_CLIENT_SECRET")
         read.apart("DROGUE_OIDC_TOKEN_URL", "DROGUE_TOKEN")
-        if settings.drogue_user and ":" in settings.drogue_user:
-            read.wrong("DROGUE_USER", "a user name without a colon (HTTP Basic, RFC 7617)")
+        for name in ("DROGUE_USER", "EVENTS_USER", "FIRMWARE_REGISTRY_USER"):
+            if ":" in (read.text(name) or ""):
+                read.wrong(name, "a user name without a colon (HTTP Basic, RFC 7617)")
         if settings.drogue_token and not settings.drogue_user and not re.fullmatch(r"[!-~]+", settings.drogue_token):
             read.wrong("DROGUE_TOKEN", "ASCII characters without spaces (RFC 6750), unless DROGUE_USER is set")
-        read.placeholders("FIRMWARE_REGISTRY", "{application}")
-        read.placeholders("FIRMWARE_DEFAULT_IMAGE", "{application}", "{device}")
-        if settings.mtu_default > settings.mtu_max:
-            read.wrong("MTU_DEFAULT", f"at most MTU_MAX, which is {settings.mtu_max}")
+        read.template("FIRMWARE_REGISTRY", "application")
+        if default_image := read.template("FIRMWARE_DEFAULT_IMAGE", "application", "device"):
+            try:
+                parse_reference(default_image)
+            except Failed:
+                read.wrong("FIRMWARE_DEFAULT_IMAGE", "a reference: name, name:tag or name@sha256:…")
         if read.violations:
             raise SettingsError("; ".join(read.violations))
         return settings
@@ -189,10 +195,14 @@ class _Reader:
                 if self.text(name) is None:
                     self.wrong(name, f"a value, because {next(n for n in names if self.text(n))} is set")
 
-    def placeholders(self, name: str, *known: str) -> None:
-        """Braces are for placeholders only: no reference can have them."""
-        if set(re.findall(r"\{[^}]*\}?|\}", self.text(name) or "")) - set(known):
+    def template(self, name: str, *placeholders: str) -> str:
+        """A value as it is with names put in; other braces than the placeholders' are no part of a reference."""
+        known = [f"{{{placeholder}}}" for placeholder in placeholders]
+        filled = re.sub("|".join(map(re.escape, known)), "name", self.text(name) or "")
+        if "{" in filled or "}" in filled:
             self.wrong(name, f"no other placeholder than {' and '.join(known)}")
+            return ""
+        return filled
 
     def apart(self, name: str, other: str) -> None:
         if self.text(name) and self.text(other):

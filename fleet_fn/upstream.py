@@ -6,6 +6,7 @@ Redirects are not followed, and nothing is read from the environment (proxies, `
 """
 
 import base64
+import contextlib
 import errno
 import http.client
 import select
@@ -26,10 +27,12 @@ from fleet_fn.errors import Failed, Retry
 MAX_BODY = 4 * 1024 * 1024
 #: Bytes that are received for one answer at most, its head included.
 _MAX_EXCHANGE = 2 * MAX_BODY
-#: Connections that are kept while nobody uses them, and seconds for which they are. Balancers and address translators
-#: drop idle ones after some minutes without telling, and a request over such a one takes its whole time to fail.
+#: Connections that are kept while nobody uses them, and seconds for which they are: less than servers wait before they
+#: close idle ones (5 s with Actix and Node), because a command that meets a closing connection cannot be sent again.
 MAX_IDLE = 64
-MAX_IDLE_SECONDS = 60.0
+MAX_IDLE_SECONDS = 4.0
+#: Seconds that the rest of an answer is waited for whose status was all that mattered.
+_PATIENCE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +89,19 @@ class Upstream:
         self._clock = clock
 
     def request(
-        self, method: str, path: str, deadline: Deadline, *, body: bytes | None = None, content_type: str | None = None
+        self,
+        method: str,
+        path: str,
+        deadline: Deadline,
+        *,
+        body: bytes | None = None,
+        content_type: str | None = None,
+        wants_body: bool = True,
     ) -> Answer:
         """The answer to one request, of any status but 429 and 5xx.
+
+        A POST is never sent twice: a server that closes the connection may have acted on it all the same (RFC 9110,
+        section 9.2.2).
 
         Args:
             method: an HTTP method.
@@ -96,6 +109,7 @@ class Upstream:
             deadline: when the whole exchange has to have ended.
             body: what to send; None sends none.
             content_type: its media type.
+            wants_body: whether the answer's body matters; if not it is left empty, and nothing wrong with it does.
 
         Raises:
             Retry: no answer within the deadline, or no connection, or 429 or 5xx.
@@ -108,7 +122,7 @@ class Upstream:
         if authorization := self._authorization():
             headers["Authorization"] = authorization
         try:
-            answer = self._exchange(method, self._origin.path + path, headers, body, deadline)
+            answer = self._exchange(_Request(method, self._origin.path + path, headers, body, wants_body), deadline)
         except TimeoutError as error:
             raise Retry(f"{self.name}: no answer in time") from error
         except ssl.SSLCertVerificationError as error:
@@ -132,47 +146,41 @@ class Upstream:
         while self._idle:
             self._idle.pop().close()
 
-    def _exchange(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes | None, deadline: Deadline
-    ) -> Answer:
+    def _exchange(self, request: "_Request", deadline: Deadline) -> Answer:
         connection = self._take()
         if connection is not None:
             try:
-                return self._answer(connection, method, target, headers, body, deadline)
+                return self._answer(connection, request, deadline)
             except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
-                # Closed by the server while nobody used it, before it saw the request: a new connection will do.
-                if connection.answered:
+                # Closed by the server while nobody used it, it seems: a new connection will do.
+                if connection.answered or request.method != "GET":
                     raise
         connection = self._connect(deadline)
-        return self._answer(connection, method, target, headers, body, deadline)
+        return self._answer(connection, request, deadline)
 
-    def _answer(
-        self,
-        connection: "_Connection",
-        method: str,
-        target: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        deadline: Deadline,
-    ) -> Answer:
+    def _answer(self, connection: "_Connection", request: "_Request", deadline: Deadline) -> Answer:
         keep = False
         try:
             connection.start(deadline)
-            connection.request(method, target, body=body, headers=dict(headers))
+            connection.request(request.method, request.target, body=request.body, headers=dict(request.headers))
             response = connection.getresponse()
-            answer = Answer(response.status, response.headers, _body(response))
-            if len(answer.body) > MAX_BODY:
-                raise Failed(f"{self.name}: answer larger than {MAX_BODY} bytes")
-            if response.length:  # what read(n) does not tell: the body is shorter than announced
-                raise http.client.IncompleteRead(answer.body, response.length)
+            body = self._whole_body(response) if request.wants_body else _discard(connection, response)
             keep = not response.will_close and response.isclosed()
-            return answer
+            return Answer(response.status, response.headers, body)
         finally:
             if keep and len(self._idle) < MAX_IDLE:
                 connection.idle_since = self._clock()
                 self._idle.append(connection)
             else:
                 connection.close()
+
+    def _whole_body(self, response: http.client.HTTPResponse) -> bytes:
+        body = _body(response)
+        if len(body) > MAX_BODY:
+            raise Failed(f"{self.name}: answer larger than {MAX_BODY} bytes")
+        if response.length:  # what read(n) does not tell: the body is shorter than announced
+            raise http.client.IncompleteRead(body, response.length)
+        return body
 
     def _take(self) -> "_Connection | None":
         """The most recently used idle connection that nobody has closed, as far as can be told."""
@@ -219,6 +227,16 @@ class Upstream:
         secured = self._tls.wrap_socket(sock, server_hostname=self._origin.host)
         assert isinstance(secured, _TLSSocket)  # noqa: S101 - the context's sslsocket_class
         return secured
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    #: Path and query.
+    target: str
+    headers: Mapping[str, str]
+    body: bytes | None
+    wants_body: bool
 
 
 class _Timed:
@@ -294,6 +312,14 @@ def _body(response: http.client.HTTPResponse) -> bytes:
         return response.read(MAX_BODY + 1)
     except ValueError as error:  # a chunk of a negative size
         raise http.client.HTTPException("malformed body") from error
+
+
+def _discard(connection: _Connection, response: http.client.HTTPResponse) -> bytes:
+    """Reads what is left of the answer, so that the connection can be kept, if that is there at once."""
+    connection.sock.deadline = Deadline(min(_PATIENCE, connection.sock.deadline.remaining))
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        _body(response)
+    return b""
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:

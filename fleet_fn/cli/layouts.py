@@ -18,10 +18,9 @@ from fleet_fn.firmware.artifact import (
     INDEX,
     MANIFEST,
     TITLE_ANNOTATION,
-    Descriptor,
     read_artifact,
 )
-from fleet_fn.firmware.layout import LAYOUT_FILE, LAYOUT_VERSION, TAG_ANNOTATION, Layout
+from fleet_fn.firmware.layout import LAYOUT_FILE, LAYOUT_VERSION, TAG_ANNOTATION, Layout, tag_of
 from fleet_fn.firmware.reference import Reference, parse_reference
 from fleet_fn.settings import LAYOUT_SCHEME
 
@@ -99,7 +98,7 @@ def publish_to_layout(
             layout.folder / "index.json", {"schemaVersion": 2, "mediaType": INDEX, "manifests": list[Any]()}
         )
         _make_if_missing(layout.folder / LAYOUT_FILE, {"imageLayoutVersion": LAYOUT_VERSION})
-        entries = layout.entries()  # so that nothing is written into what is no layout
+        entries = layout.index()  # so that nothing is written into what is no layout
         layer = _store_file(layout, firmware, pad_to)
         if not force:
             _check_not_moved(layout, entries, reference, layer["digest"])
@@ -118,20 +117,16 @@ def publish_to_layout(
     return Published(entry["digest"], layer["size"], layer["digest"].partition(":")[2])
 
 
-def _check_not_moved(layout: Layout, entries: list[Descriptor], reference: Reference, layer_digest: str) -> None:
-    if reference.tag == "latest" or not any(_is_tagged(entry, reference.tag) for entry in entries):
+def _check_not_moved(layout: Layout, entries: list[object], reference: Reference, layer_digest: str) -> None:
+    if reference.tag == "latest" or reference.tag not in map(tag_of, entries):
         return
     if read_artifact(layout.manifest(reference), reference.tag).layer.digest != layer_digest:
         raise Failed(f"tag {reference.tag} has other bytes already: publish another version, or move it with --force")
 
 
-def _is_tagged(entry: Descriptor, tag: str | None) -> bool:
-    return entry.annotations.get(TAG_ANNOTATION) == tag
-
-
 def _tag(layout: Layout, manifest: Mapping[str, Any], tags: set[str]) -> None:
     index = json.loads((layout.folder / "index.json").read_bytes())
-    kept = [entry for entry in index["manifests"] if (entry.get("annotations") or {}).get(TAG_ANNOTATION) not in tags]
+    kept = [entry for entry in index["manifests"] if tag_of(entry) not in tags]
     added = [{**manifest, "annotations": {TAG_ANNOTATION: tag}} for tag in sorted(tags)]
     _write(layout.folder / "index.json", _json({**index, "manifests": kept + added}))
 

@@ -28,7 +28,10 @@ class Commands:
 
         """
         path = f"{_PATH}{device_path(application, device)}?command={quote(command, safe='')}"
-        status = self._upstream.request("POST", path, deadline, body=payload, content_type=content_type).status
+        answer = self._upstream.request(
+            "POST", path, deadline, body=payload, content_type=content_type, wants_body=False
+        )
+        status = answer.status
         if 200 <= status < 300:
             return
         if status in (401, 403):

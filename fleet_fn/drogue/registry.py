@@ -1,6 +1,6 @@
 """The device registry: which firmware Drogue Cloud says a device should run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -90,21 +90,26 @@ class Registry:
 
     def _read(self, names: tuple[str, ...], deadline: Deadline) -> Source | _Malformed | None:
         kind = "device" if len(names) == 2 else "application"
-        answer = self._upstream.request("GET", _PATH + "".join(_segments(names)), deadline)
+        senseless = NotKnown if kind == "device" else Failed
+        try:
+            answer = self._upstream.request("GET", _PATH + "".join(_segments(names)), deadline)
+        except Failed as error:
+            raise senseless(error.reason) from error
         if answer.status in (401, 403):
             raise NotKnown("registry: our credentials were refused")
         if answer.status == 404:
             raise NotKnown(f"{kind} unknown")
-        senseless = NotKnown if kind == "device" else Failed
         if answer.status != 200:
             raise senseless(f"registry: answered {answer.status} for the {kind}")
         try:
             found = parse_json(answer.body)
         except ValueError as error:
             raise senseless(f"registry: answer for the {kind}: {error}") from error
-        spec = _map(found, "spec", lambda: senseless(f"registry: answer for the {kind} is no {kind} object"))
+        other = senseless(f"registry: answer for the {kind} is no {kind} object")
+        _map(found, "metadata", other)
+        spec = _map(found, "spec", other)
         try:
-            return _section_source(spec, f"spec.firmware of the {kind}")
+            return _section_source(spec, f"the {kind}'s spec.firmware")
         except MalformedSpec as error:
             return _Malformed(error.reason)
 
@@ -127,14 +132,14 @@ def _segments(names: tuple[str, ...]) -> list[str]:
 
 
 def _section_source(spec: Mapping[str, Any], where: str) -> Source | None:
-    section = _map(spec, "firmware", lambda: MalformedSpec(f"{where} is not a map"))
+    section = _map(spec, "firmware", MalformedSpec(f"{where} is not a map"))
     sources = [kind for kind in ("container", "oci", "file", "hawkbit") if section.get(kind) is not None]
     if not sources:
         return None
     if len(sources) > 1:
         raise MalformedSpec(f"{where} has two sources: {' and '.join(sources)}")
     kind = sources[0]
-    source = _map(section, kind, lambda: MalformedSpec(f"{where}.{kind} is not a map"))
+    source = _map(section, kind, MalformedSpec(f"{where}.{kind} is not a map"))
     if kind in ("file", "hawkbit"):
         return OtherSource(kind)
     reference, policy = source.get("image"), source.get("imagePullPolicy")
@@ -145,13 +150,11 @@ def _section_source(spec: Mapping[str, Any], where: str) -> Source | None:
     return Image(reference, always=policy == "Always")
 
 
-def _map(parent: object, key: str, error: Callable[[], Failed]) -> Mapping[str, Any]:
-    """The map at `key` of the map `parent`; absent and null are an empty one."""
-    if not isinstance(parent, dict):
-        raise error()
-    value = parent.get(key)
-    if value is None:
+def _map(parent: object, key: str, error: Failed) -> Mapping[str, Any]:
+    """The map at `key` of the map `parent`; absent and null are an empty one; for anything else `error` is raised."""
+    value = parent.get(key, {}) if isinstance(parent, dict) else None
+    if isinstance(parent, dict) and value is None:
         return {}
     if not isinstance(value, dict):
-        raise error()
+        raise error
     return value

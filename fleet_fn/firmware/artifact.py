@@ -96,8 +96,13 @@ def read_artifact(content: bytes, tag: str | None) -> Artifact:
     layers = manifest.get("layers")
     if not isinstance(layers, list):
         raise Failed("manifest has no list of layers")
-    descriptors = [read_descriptor(layer, f"layer {number}") for number, layer in enumerate(layers)]
-    layer = _firmware_layer([layer for layer in descriptors if layer.media_type == FIRMWARE_LAYER])
+    layer = _firmware_layer(
+        [
+            read_descriptor(layer, f"layer {number}")
+            for number, layer in enumerate(layers)
+            if isinstance(layer, dict) and layer.get("mediaType") == FIRMWARE_LAYER
+        ]
+    )
     version = _annotations(manifest, "manifest").get(VERSION_ANNOTATION)
     if version is None:
         version = tag if tag not in (None, "latest") else layer.digest.partition(":")[2][:12]

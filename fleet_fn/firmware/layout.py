@@ -11,7 +11,6 @@ from fleet_fn.errors import Failed
 from fleet_fn.firmware.artifact import (
     MANIFEST,
     MAX_MANIFEST,
-    Descriptor,
     read_artifact,
     read_descriptor,
     read_json_object,
@@ -70,20 +69,22 @@ class Layout:
         algorithm, _, encoded = digest.partition(":")
         return self.folder / "blobs" / algorithm / encoded
 
-    def entries(self) -> list[Descriptor]:
-        """The descriptors in the layout's index.
+    def index(self) -> list[object]:
+        """The entries of the layout's index, of whatever kind: some may be of none that is known here.
 
         Raises:
             Failed: this is no layout, or its index is malformed.
 
         """
+        if not (self.folder / LAYOUT_FILE).exists():
+            raise Failed(f"no image layout {self.folder.name}")
         marker = read_json_object(self._read(self.folder / LAYOUT_FILE), LAYOUT_FILE)
         if marker.get("imageLayoutVersion") != LAYOUT_VERSION:
             raise Failed(f"image layout of version {marker.get('imageLayoutVersion')!r}, not {LAYOUT_VERSION}")
         manifests = read_json_object(self._read(self.folder / "index.json"), "index.json").get("manifests")
         if not isinstance(manifests, list):
             raise Failed("index.json has no list of manifests")
-        return [read_descriptor(entry, f"entry {number} of index.json") for number, entry in enumerate(manifests)]
+        return manifests
 
     def manifest(self, reference: Reference) -> bytes:
         """The verified bytes of the manifest that a reference names.
@@ -92,21 +93,19 @@ class Layout:
             Failed: there is none, or its bytes are not what its descriptor says.
 
         """
-        entries = self.entries()
+        tagged = [entry for entry in self.index() if tag_of(entry) == reference.tag]
         if reference.digest:
-            listed = [entry for entry in entries if entry.digest == reference.digest]
-            # A manifest that lost its tag is in no index any more, and still in the layout.
-            size = listed[0].size if listed else None
-            return self._blob_content(reference.digest, size)
-        tagged = {entry.digest: entry for entry in entries if entry.annotations.get(TAG_ANNOTATION) == reference.tag}
-        if not tagged:
+            # It need not be in the index: a manifest that lost its tag is still in the layout.
+            return self._blob_content(reference.digest, None)
+        descriptors = {d.digest: d for d in (read_descriptor(entry, f"tag {reference.tag}") for entry in tagged)}
+        if not descriptors:
             raise Failed(f"no tag {reference.tag} in the layout {reference.name}")
-        if len(tagged) > 1:
-            raise Failed(f"tag {reference.tag} stands at {len(tagged)} manifests in the layout {reference.name}")
-        (entry,) = tagged.values()
-        if entry.media_type != MANIFEST:
-            raise Failed(f"{entry.media_type} is not read, only {MANIFEST}")
-        return self._blob_content(entry.digest, entry.size)
+        if len(descriptors) > 1:
+            raise Failed(f"tag {reference.tag} stands at {len(descriptors)} manifests in the layout {reference.name}")
+        (descriptor,) = descriptors.values()
+        if descriptor.media_type != MANIFEST:
+            raise Failed(f"{descriptor.media_type} is not read, only {MANIFEST}")
+        return self._blob_content(descriptor.digest, descriptor.size)
 
     def _blob_content(self, digest: str, size: int | None) -> bytes:
         content = self._read(self.blob(digest))
@@ -128,3 +127,9 @@ class Layout:
         if len(content) > MAX_MANIFEST:
             raise Failed(f"{what} in the layout {self.folder.name} is larger than {MAX_MANIFEST} bytes")
         return content
+
+
+def tag_of(entry: object) -> object:
+    """The tag of an index's entry, or None."""
+    annotations = entry.get("annotations") if isinstance(entry, dict) else None
+    return annotations.get(TAG_ANNOTATION) if isinstance(annotations, dict) else None

@@ -355,7 +355,7 @@ def test_an_unknown_application_fails(function: Function) -> None:
     ("image", "reason"),
     [
         ("app:9.9.9", "no tag 9.9.9 in the layout app"),
-        ("nothing", "no oci-layout in the layout nothing"),
+        ("nothing", "no image layout nothing"),
         ("../app:0.1.1", "invalid reference"),
         ("/etc/passwd", "invalid reference"),
         ("localhost:5000/app", "invalid reference"),
@@ -396,7 +396,7 @@ def test_a_malformed_section_fails_and_does_not_fall_back(
     drogue.put(device, spec={"firmware": {"container": {"image": "app:0.1.1"}}})
     drogue.put(device, "thing", spec={"firmware": section})
     answer = function.post(event("thing", device, datacontenttype="application/cbor"), cbor2.dumps(PACKED))
-    assert "spec.firmware of the device" in failed(answer)
+    assert "the device's spec.firmware" in failed(answer)
     assert cbor2.loads(drogue.commands_for("thing")[-1].payload) == {0: {0: 7, 1: 300}}
 
 

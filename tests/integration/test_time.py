@@ -1,6 +1,5 @@
 """Deadlines, freshness and identity: what depends on when things happen."""
 
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +13,8 @@ from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Function, event
 from tests.support.http import Request, Response
+from tests.support.timing import DEADLINE, SLACK, Gate
 
-DEADLINE = 1.0
-#: What the machine may add to a deadline.
-SLACK = 0.5
 PACKED = {0: b"0.1.0", 1: 512, 2: None, 3: None}
 
 
@@ -33,20 +30,6 @@ def hasty(drogue: Drogue, firmware: Path) -> Iterator[Function]:
     }
     with Function(environment) as function:
         yield function
-
-
-class Gate:
-    """Holds an upstream's answers back until it is opened."""
-
-    def __init__(self, response: Response) -> None:
-        self.response = response
-        self.reached = threading.Event()
-        self.opened = threading.Event()
-
-    def __call__(self, _: Request) -> Response:
-        self.reached.set()
-        self.opened.wait(30)
-        return self.response
 
 
 def trickle(request: Request) -> None:

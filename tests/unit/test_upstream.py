@@ -271,6 +271,49 @@ def test_a_connection_that_the_server_closes_just_as_it_is_used_again_costs_no_e
         assert server.connections == 2
 
 
+@pytest.mark.parametrize("abruptly", [False, True])
+def test_a_post_is_not_sent_again_even_over_a_connection_that_was_kept(abruptly: bool) -> None:
+    heads: list[bytes] = []
+
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        heads.append(read_request(connection))
+        connection.sendall(OK)
+        heads.append(read_request(connection))
+        if abruptly:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        cloud.request("POST", "/", Deadline(5), body=b"")
+        with pytest.raises(Retry, match=r"^cloud: connection closed without an answer$"):
+            cloud.request("POST", "/", Deadline(5), body=b"")
+        assert (len(heads), server.connections) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("rest", "connections"),
+    [
+        (b"Content-Length: 0\r\n\r\n", 1),
+        (b"Content-Length: 5\r\n\r\nhello", 1),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 1),
+        (b"Content-Length: 5\r\n\r\n", 2),
+        (b"Content-Length: 100000000\r\n\r\n" + b"x" * 1000, 2),
+        (b"Transfer-Encoding: chunked\r\n\r\nnonsense", 2),
+    ],
+)
+def test_where_the_status_is_all_that_matters_nothing_wrong_with_the_body_does(rest: bytes, connections: int) -> None:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        while read_request(connection):
+            connection.sendall(b"HTTP/1.1 202 Accepted\r\n" + rest)
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        for _ in range(2):
+            deadline = Deadline(5)
+            answer = cloud.request("POST", "/", deadline, body=b"", wants_body=False)
+            assert (answer.status, answer.body) == (202, b"")
+            assert deadline.elapsed < 1
+        assert server.connections == connections
+
+
 def test_a_new_connection_that_is_closed_without_an_answer_is_not_tried_twice() -> None:
     with (
         Server(lambda _: None) as server,

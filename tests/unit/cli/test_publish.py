@@ -363,7 +363,6 @@ def test_a_firmware_that_is_too_large_is_refused_before_it_is_copied(
         lambda folder: (folder / "index.json").write_text("{}"),
         lambda folder: (folder / "index.json").write_text('{"name": "a web site"}'),
         lambda folder: (folder / "index.json").write_text("no JSON"),
-        lambda folder: (folder / "index.json").write_text('{"manifests": [5]}'),
         lambda folder: (folder / "oci-layout").write_text('{"imageLayoutVersion": "2.0.0"}'),
     ],
 )
@@ -406,7 +405,7 @@ def test_a_file_that_is_not_there_is_a_mistake_in_the_command(layout: Layout) ->
         ("pump:1", "'pump:1': only oci-layout:DIR:TAG can be inspected"),
         ("oci-layout:{}:0.1.2", "no tag 0.1.2 in the layout pump"),
         ("oci-layout:{}", "no tag latest in the layout pump"),
-        ("oci-layout:{}-not:1", "no oci-layout in the layout pump-not"),
+        ("oci-layout:{}-not:1", "no image layout pump-not"),
         ("oci-layout:{}@sha256:0", "invalid reference 'name@sha256:0': not a sha256 digest after the @"),
         ("oci-layout:{}:", "'oci-layout:{}:': expected oci-layout:DIR:TAG"),
     ],

@@ -121,26 +121,26 @@ def test_other_sources_are_known_by_their_kind(cloud: Cloud, kind: str) -> None:
 @pytest.mark.parametrize(
     ("section", "reason"),
     [
-        ([], "spec.firmware of the {} is not a map"),
-        ("pump:1", "spec.firmware of the {} is not a map"),
-        (image() | {"oci": {"image": "x"}}, "spec.firmware of the {} has two sources: container and oci"),
-        (image() | {"file": {"name": "x"}}, "spec.firmware of the {} has two sources: container and file"),
-        ({"file": {}, "hawkbit": {}}, "spec.firmware of the {} has two sources: file and hawkbit"),
-        ({"container": []}, "spec.firmware of the {}.container is not a map"),
-        ({"container": "pump:1"}, "spec.firmware of the {}.container is not a map"),
-        ({"container": False}, "spec.firmware of the {}.container is not a map"),
-        ({"file": [1]}, "spec.firmware of the {}.file is not a map"),
-        ({"container": {}}, "spec.firmware of the {}.container has no image"),
-        ({"oci": {"image": ""}}, "spec.firmware of the {}.oci has no image"),
-        ({"container": {"image": None}}, "spec.firmware of the {}.container has no image"),
-        ({"container": {"image": ["pump"]}}, "spec.firmware of the {}.container has no image"),
+        ([], "the {}'s spec.firmware is not a map"),
+        ("pump:1", "the {}'s spec.firmware is not a map"),
+        (image() | {"oci": {"image": "x"}}, "the {}'s spec.firmware has two sources: container and oci"),
+        (image() | {"file": {"name": "x"}}, "the {}'s spec.firmware has two sources: container and file"),
+        ({"file": {}, "hawkbit": {}}, "the {}'s spec.firmware has two sources: file and hawkbit"),
+        ({"container": []}, "the {}'s spec.firmware.container is not a map"),
+        ({"container": "pump:1"}, "the {}'s spec.firmware.container is not a map"),
+        ({"container": False}, "the {}'s spec.firmware.container is not a map"),
+        ({"file": [1]}, "the {}'s spec.firmware.file is not a map"),
+        ({"container": {}}, "the {}'s spec.firmware.container has no image"),
+        ({"oci": {"image": ""}}, "the {}'s spec.firmware.oci has no image"),
+        ({"container": {"image": None}}, "the {}'s spec.firmware.container has no image"),
+        ({"container": {"image": ["pump"]}}, "the {}'s spec.firmware.container has no image"),
         (
             image(imagePullPolicy="Never"),
-            "spec.firmware of the {}.container.imagePullPolicy is neither IfNotPresent nor Always",
+            "the {}'s spec.firmware.container.imagePullPolicy is neither IfNotPresent nor Always",
         ),
         (
             image(imagePullPolicy=["Always"]),
-            "spec.firmware of the {}.container.imagePullPolicy is neither IfNotPresent nor Always",
+            "the {}'s spec.firmware.container.imagePullPolicy is neither IfNotPresent nor Always",
         ),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_section_that_cannot_be_understood_is_an_error(
 
 def test_a_malformed_section_of_the_device_does_not_fall_back_to_the_applications(cloud: Cloud) -> None:
     cloud.has_sections(device={"container": {}}, application=image("shared:1"))
-    with pytest.raises(MalformedSpec, match="of the device"):
+    with pytest.raises(MalformedSpec, match="the device's"):
         cloud.desired()
 
 

@@ -1,0 +1,168 @@
+"""What happens on connections: bodies that are too large, too slow or malformed, and more events than threads."""
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.support.drogue import Drogue
+from tests.support.function import Function, event
+from tests.support.http import Request, Response
+from tests.support.timing import DEADLINE, SLACK, Gate
+
+STATUS = b'{"version": "1"}'
+
+
+@pytest.fixture(scope="module")
+def function(drogue: Drogue, firmware: Path) -> Iterator[Function]:
+    """A function with two threads and a short deadline."""
+    environment = {
+        **drogue.environment,
+        "FIRMWARE_REGISTRY": f"oci-layout:{firmware}",
+        "EVENT_DEADLINE_SECONDS": str(DEADLINE),
+        "THREADS": "2",
+        "EVENTS_TOKEN": "s3cret",
+        "PREVIEW": "false",
+    }
+    with Function(environment) as function:
+        yield function
+
+
+AUTHORIZED = {"Authorization": "Bearer s3cret"}
+
+
+def headers(device: str, authorized: bool = True) -> dict[str, str]:
+    attributes = {f"ce-{name}": value for name, value in event(device).items() if value}
+    return {**attributes, **(AUTHORIZED if authorized else {})}
+
+
+# --- One connection, several requests
+
+
+@pytest.mark.parametrize("size", [70_000, 1_000_000])
+@pytest.mark.parametrize(
+    ("path", "authorized", "status"),
+    [("/", True, 413), ("/", False, 401), ("/nowhere", True, 400), ("/preview", True, 404)],
+)
+def test_a_request_whose_body_is_not_wanted_does_not_cost_the_next_its_connection(
+    function: Function, device: str, path: str, authorized: bool, status: int, size: int
+) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", function.port, timeout=20)) as connection:
+        for _ in range(3):
+            connection.request("POST", path, b" " * size, headers(device, authorized))
+            response = connection.getresponse()
+            assert (response.status, bool(response.read())) == (status, True)
+            connection.request("POST", "/", STATUS, headers(device))
+            response = connection.getresponse()
+            assert (response.status, response.read()) == (204, b"")
+
+
+@pytest.mark.parametrize(
+    "body", [b"zz\r\n", b"10\r\nshort", b"3\r\n{}\n\r\nnonsense\r\n", b"3\r\n{}\n", b"-1\r\n\r\n", b""]
+)
+def test_a_body_that_is_not_chunked_as_it_should_be_is_invalid(function: Function, device: str, body: bytes) -> None:
+    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers(device).items())
+    with socket.create_connection(("127.0.0.1", function.port), 20) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + head + b"\r\n" + body)
+        connection.shutdown(socket.SHUT_WR)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert (response.status, response.headers["Fleet-Outcome"]) == (400, "invalid")
+
+
+def test_a_body_that_ends_early_is_invalid(function: Function, device: str) -> None:
+    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers(device).items())
+    with socket.create_connection(("127.0.0.1", function.port), 20) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 17\r\n" + head + b"\r\n" + STATUS)
+        connection.shutdown(socket.SHUT_WR)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert (response.status, json.loads(response.read())["detail"]) == (400, "the body ended early")
+
+
+def test_a_sender_that_stalls_is_told_so_at_the_deadline(function: Function, device: str) -> None:
+    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers(device).items())
+    with socket.create_connection(("127.0.0.1", function.port), 20) as connection:
+        started = time.monotonic()
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n" + head + b"\r\n{")
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert (response.status, json.loads(response.read())["detail"]) == (400, "the body did not come in time")
+        assert time.monotonic() - started < DEADLINE + SLACK
+
+
+# --- More events than threads
+
+
+def test_events_beyond_the_threads_are_turned_away_in_time_and_health_is_told_meanwhile(
+    function: Function, drogue: Drogue, device: str
+) -> None:
+    gate = Gate(Response(202))
+    drogue.command_answers[device] = gate
+
+    def post() -> tuple[int, float]:
+        started = time.monotonic()
+        answer = function.post(event(device), STATUS, headers=AUTHORIZED)
+        return answer.status, time.monotonic() - started
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(post) for _ in range(8)]
+        assert gate.reached.wait(10)
+        started = time.monotonic()
+        assert function.request("GET", "/healthz").status == 200
+        assert time.monotonic() - started < SLACK
+        for answer in answers:
+            status, elapsed = answer.result()
+            assert status == 503
+            assert elapsed < DEADLINE + SLACK
+        gate.opened.set()
+    assert function.post(event(device), STATUS, headers=AUTHORIZED).status == 204
+
+
+def test_a_burst_of_more_events_than_threads_is_answered(function: Function, drogue: Drogue, device: str) -> None:
+    def take_a_moment(_: Request) -> Response:
+        time.sleep(0.02)
+        return Response(202)
+
+    drogue.command_answers[device] = take_a_moment
+    with ThreadPoolExecutor(30) as pool:
+        answers = [pool.submit(function.post, event(device), STATUS, headers=AUTHORIZED) for _ in range(30)]
+        assert {answer.result().status for answer in answers} == {204}
+
+
+# --- Commands whose acceptance is certain, and what comes with it is not
+
+
+@pytest.mark.parametrize("rest", [b"Content-Length: 5\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nnonsense"])
+def test_a_command_is_accepted_by_its_status_whatever_follows(
+    function: Function, drogue: Drogue, device: str, rest: bytes
+) -> None:
+    gate = Gate(Response(202))
+
+    def accept(request: Request) -> Response | None:
+        request.connection.sendall(b"HTTP/1.1 202 Accepted\r\n" + rest)
+        gate(request)
+        return None
+
+    drogue.command_answers[device] = accept
+    assert function.post(event(device), STATUS, headers=AUTHORIZED).status == 204
+    gate.opened.set()
+
+
+def test_a_command_is_not_sent_again_when_its_answer_is_lost(function: Function, drogue: Drogue, device: str) -> None:
+    posts = []
+
+    def lose(request: Request) -> Response | None:
+        posts.append(request.body)
+        return None if len(posts) == 2 else Response(202)
+
+    drogue.command_answers[device] = lose
+    answers = [function.post(event(device), STATUS, headers=AUTHORIZED).status for _ in range(3)]
+    assert answers == [204, 503, 204]
+    assert len(posts) == 3

@@ -1,0 +1,25 @@
+"""Upstreams that take their time, and how long that may take."""
+
+import threading
+from typing import Final
+
+from tests.support.http import Request, Response
+
+#: Seconds: `EVENT_DEADLINE_SECONDS` of functions that tests have to wait for.
+DEADLINE: Final = 1.0
+#: What the machine may add to a deadline.
+SLACK: Final = 0.5
+
+
+class Gate:
+    """Holds an upstream's answers back until it is opened."""
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, _: Request) -> Response:
+        self.reached.set()
+        self.opened.wait(30)
+        return self.response
