@@ -99,9 +99,8 @@ def publish_to_layout(
         )
         _make_if_missing(layout.folder / LAYOUT_FILE, {"imageLayoutVersion": LAYOUT_VERSION})
         entries = layout.index()  # so that nothing is written into what is no layout
-        layer = _store_file(layout, firmware, pad_to)
-        if not force:
-            _check_not_moved(layout, entries, reference, layer["digest"])
+        is_new = force or reference.tag == "latest" or reference.tag not in map(tag_of, entries)
+        layer = _store_file(layout, firmware, pad_to, None if is_new else reference)
         config = _store_bytes(layout, _EMPTY_CONFIG, b"{}")
         manifest = {
             "schemaVersion": 2,
@@ -115,13 +114,6 @@ def publish_to_layout(
         tags = {reference.tag, "latest"} if latest else {reference.tag}
         _tag(layout, entry, {tag for tag in tags if tag})
     return Published(entry["digest"], layer["size"], layer["digest"].partition(":")[2])
-
-
-def _check_not_moved(layout: Layout, entries: list[object], reference: Reference, layer_digest: str) -> None:
-    if reference.tag == "latest" or reference.tag not in map(tag_of, entries):
-        return
-    if read_artifact(layout.manifest(reference), reference.tag).layer.digest != layer_digest:
-        raise Failed(f"tag {reference.tag} has other bytes already: publish another version, or move it with --force")
 
 
 def _tag(layout: Layout, manifest: Mapping[str, Any], tags: set[str]) -> None:
@@ -138,7 +130,8 @@ def _store_bytes(layout: Layout, media_type: str, content: bytes) -> dict[str, A
     return {"mediaType": media_type, "digest": digest, "size": len(content)}
 
 
-def _store_file(layout: Layout, source: BinaryIO, pad_to: int) -> dict[str, Any]:
+def _store_file(layout: Layout, source: BinaryIO, pad_to: int, same_as: Reference | None) -> dict[str, Any]:
+    """The descriptor of the firmware, stored; where it is to be the `same_as` a tag's, nothing else is stored."""
     digest, size = hashlib.sha256(), 0
     with _replacing(layout.folder / "blobs" / "sha256") as (target, move_to):
         while chunk := source.read(_CHUNK):
@@ -148,9 +141,12 @@ def _store_file(layout: Layout, source: BinaryIO, pad_to: int) -> dict[str, Any]
         padding = _PADDING * (-size % pad_to)
         target.write(padding)
         digest.update(padding)
-        if not _has(layout, f"sha256:{digest.hexdigest()}"):
-            move_to(layout.blob(f"sha256:{digest.hexdigest()}"))
-    return {"mediaType": FIRMWARE_LAYER, "digest": f"sha256:{digest.hexdigest()}", "size": size + len(padding)}
+        name = f"sha256:{digest.hexdigest()}"
+        if same_as and read_artifact(layout.manifest(same_as), same_as.tag).layer.digest != name:
+            raise Failed(f"tag {same_as.tag} has other bytes already: publish another version, or move it with --force")
+        if not _has(layout, name):
+            move_to(layout.blob(name))
+    return {"mediaType": FIRMWARE_LAYER, "digest": name, "size": size + len(padding)}
 
 
 def _has(layout: Layout, digest: str) -> bool:

@@ -1,7 +1,11 @@
 """`publish`: a firmware becomes an artifact that devices can be updated to."""
 
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import BinaryIO
 
@@ -10,10 +14,13 @@ import click
 from fleet_fn.cli.layouts import layout_reference, publish_to_layout
 from fleet_fn.errors import Failed
 from fleet_fn.firmware.artifact import VERSION_ANNOTATION
+from fleet_fn.firmware.reference import Reference, is_name, is_tag
 from fleet_fn.protocol.dialects import EMBEDDED_VERSION_BYTES
 from fleet_fn.protocol.messages import U32_MAX
 from fleet_fn.settings import LAYOUT_SCHEME
 
+#: Stands for the tag where neither the reference nor the version gives one.
+_NO_TAG = "_no_tag_"
 #: The flash word of most microcontrollers, in bytes: a block is written in multiples of it.
 _FLASH_WORD = 4
 _CREATED_ANNOTATION = "org.opencontainers.image.created"
@@ -44,14 +51,15 @@ def command(
     try:
         if not reference.startswith(LAYOUT_SCHEME):
             raise Failed(f"{reference!r}: only {LAYOUT_SCHEME}DIR:TAG can be published to")
-        target = layout_reference(reference, version)
-        if target.digest or not target.tag:
-            raise Failed(f"{reference!r}: a digest cannot be published to, only a tag")
+        target = layout_reference(reference, version if is_tag(version) else _NO_TAG)
+        if target.digest or target.tag in (None, _NO_TAG):
+            raise Failed(f"{reference!r}: name a tag, {LAYOUT_SCHEME}DIR:TAG")
         described = _annotations(version, annotations)
-        size = _padded_size(file, pad_to)
-        for warning in _warnings(version, size):
-            click.echo(f"warning: {warning}", err=True)
-        published = publish_to_layout(target, file, described, pad_to=pad_to or 1, latest=latest, force=force)
+        with _seekable(file) as firmware:
+            size = _padded_size(firmware, pad_to)
+            for warning in _warnings(target, version, size):
+                click.echo(f"warning: {warning}", err=True)
+            published = publish_to_layout(target, firmware, described, pad_to=pad_to or 1, latest=latest, force=force)
     except (Failed, OSError) as error:
         click.echo(f"publish: {error}", err=True)
         sys.exit(1)
@@ -60,6 +68,17 @@ def command(
     click.echo(f"version    {version}")
     click.echo(f"size       {published.size}")
     click.echo(f"sha256     {published.sha256}")
+
+
+@contextmanager
+def _seekable(file: BinaryIO) -> Iterator[BinaryIO]:
+    """`file`, or a copy of what comes out of a pipe."""
+    if file.seekable():
+        yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(file, copy)
+        yield copy
 
 
 def _padded_size(file: BinaryIO, pad_to: int | None) -> int:
@@ -71,8 +90,10 @@ def _padded_size(file: BinaryIO, pad_to: int | None) -> int:
     return size
 
 
-def _warnings(version: str, size: int) -> list[str]:
+def _warnings(target: Reference, version: str, size: int) -> list[str]:
     warnings = []
+    if not is_name(target.name):
+        warnings.append(f"the folder's name, {target.name!r}, is none that a reference can have: use lower case")
     if len(version.encode()) > EMBEDDED_VERSION_BYTES:
         warnings.append(
             f"the version has {len(version.encode())} bytes; devices built with Drogue Device hold "

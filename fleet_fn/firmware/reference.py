@@ -43,13 +43,23 @@ def parse_reference(text: str, prefix: str = "") -> Reference:
     """
     rest, at, digest = text.partition("@")
     name, colon, tag = rest.partition(":")
-    if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
+    if not is_name(name):
         raise Failed(f"invalid reference {_quoted(text)}: the name is not a path of lower-case components")
-    if colon and not _TAG.fullmatch(tag):
+    if colon and not is_tag(tag):
         raise Failed(f"invalid reference {_quoted(text)}: not a tag after the colon")
     if at and not _DIGEST.fullmatch(digest):
         raise Failed(f"invalid reference {_quoted(text)}: not a sha256 digest after the @")
     return Reference(prefix, name, tag or (None if at else "latest"), digest or None)
+
+
+def is_name(text: str) -> bool:
+    """Whether a repository can be called `text`."""
+    return _NAME.fullmatch(text) is not None and len(text) <= _MAX_NAME
+
+
+def is_tag(text: str) -> bool:
+    """Whether a manifest can be tagged `text`."""
+    return _TAG.fullmatch(text) is not None
 
 
 def fill_in(template: str, names: Mapping[str, str]) -> str:

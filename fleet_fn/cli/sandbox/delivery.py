@@ -62,11 +62,13 @@ def authorization(user: str | None, password: str | None, token: str | None) -> 
     """The `Authorization` header for a sink that wants credentials: Basic, else Bearer; else None.
 
     Raises:
-        ValueError: a token that no header can carry.
+        ValueError: a token that no header can carry, or half a pair of user and password.
 
     """
+    if (user is None) != (password is None):
+        raise ValueError("a sink's user and password go together")
     if user is not None:
-        return "Basic " + base64.b64encode(f"{user}:{password or ''}".encode()).decode()
+        return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
     if token is not None and not (token.isascii() and token.isprintable()):
         raise ValueError("a sink's token is printable ASCII")
     return None if token is None else f"Bearer {token}"

@@ -294,7 +294,7 @@ def test_a_version_of_more_than_16_bytes_is_warned_of(layout: Layout, version: s
         ("oci-layout:{}:-1", "invalid reference 'name:-1': not a tag after the colon"),
         (
             "oci-layout:{}@sha256:" + "0" * 64,
-            "'oci-layout:{}@sha256:" + "0" * 64 + "': a digest cannot be published to, only a tag",
+            "'oci-layout:{}@sha256:" + "0" * 64 + "': name a tag, oci-layout:DIR:TAG",
         ),
     ],
 )
@@ -307,12 +307,6 @@ def test_what_cannot_be_published_to_is_refused(layout: Layout, reference: str, 
 @pytest.mark.parametrize("version", ["", "1\n2", "1\x1b[2J", "1\udcff"])
 def test_a_version_that_cannot_be_shown_is_refused(layout: Layout, version: str) -> None:
     assert "the version " in assert_refused(layout.publish(version, reference=f"oci-layout:{layout.folder}:tag"))
-
-
-def test_a_version_that_is_no_tag_needs_one(layout: Layout) -> None:
-    assert "not a tag" in assert_refused(layout.publish("1.0+build", reference=f"oci-layout:{layout.folder}"))
-    assert layout.publish("1.0+build", reference=f"oci-layout:{layout.folder}:1.0").exit_code == 0
-    assert layout.inspect(":1.0")["version"] == "1.0+build"
 
 
 @pytest.mark.parametrize(
@@ -387,6 +381,35 @@ def test_an_index_whose_marker_was_lost_keeps_its_tags(layout: Layout) -> None:
 
 def test_a_folder_that_cannot_be_made_is_refused(layout: Layout) -> None:
     assert "Not a directory" in assert_refused(layout.publish(reference=f"oci-layout:{layout.file}/below:1"))
+
+
+def test_a_version_that_is_no_tag_needs_one_beside_it(layout: Layout) -> None:
+    reference = f"oci-layout:{layout.folder}"
+    assert assert_refused(layout.publish("1.0+5", reference=reference)).endswith("name a tag, oci-layout:DIR:TAG")
+    assert not layout.folder.exists()
+    assert layout.publish("1.0+5", reference=f"{reference}:five").exit_code == 0
+    assert set(layout.tags()) == {"five"}
+
+
+def test_a_folder_that_no_reference_can_name_is_warned_of(layout: Layout) -> None:
+    result = layout.publish("0.1.1", reference=f"oci-layout:{layout.folder.parent / 'Pump'}:0.1.1")
+    assert result.exit_code == 0
+    assert "'Pump', is none that a reference can have" in result.stderr
+
+
+def test_a_refused_firmware_is_not_stored(layout: Layout) -> None:
+    layout.publish("0.1.1")
+    before = sorted(layout.folder.rglob("*"))
+    layout.file.write_bytes(b"other bytes!")
+    assert_refused(layout.publish("0.1.1"))
+    assert sorted(layout.folder.rglob("*")) == before
+
+
+def test_a_firmware_can_come_out_of_a_pipe(layout: Layout) -> None:
+    content = layout.file.read_bytes()
+    command = [sys.executable, "-m", "fleet_fn", "publish", "-", f"oci-layout:{layout.folder}:1", "--version", "1"]
+    ended = subprocess.run(command, input=content, capture_output=True, check=True)
+    assert hashlib.sha256(content).hexdigest() in ended.stdout.decode()
 
 
 def test_a_file_that_is_not_there_is_a_mistake_in_the_command(layout: Layout) -> None:
