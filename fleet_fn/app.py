@@ -5,8 +5,8 @@ import binascii
 import hmac
 import json
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from threading import BoundedSemaphore
@@ -17,18 +17,12 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from fleet_fn import log
-from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.events import Event, InvalidEvent, read_event
-from fleet_fn.drogue.registry import Registry
-from fleet_fn.firmware.catalogue import Catalogue
-from fleet_fn.firmware.layout import LayoutStore
-from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.protocol.dialects import InvalidStatus, documented_json
-from fleet_fn.settings import LAYOUT_SCHEME, Settings
-from fleet_fn.update import Decision, Outcome, Updater
-from fleet_fn.upstream import Upstream, basic
+from fleet_fn.settings import Settings
+from fleet_fn.update import Decision, Outcome
+from fleet_fn.wiring import make_updaters
 
 #: Bytes of an event's body at most.
 MAX_BODY: Final = 64 * 1024
@@ -69,20 +63,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     settings = settings or Settings.from_environment()
     log.configure(settings)
-    if settings.drogue_oidc_token_url:
-        log.logger.warning("DROGUE_OIDC_… have no effect yet: requests to Drogue Cloud go out without credentials")
-    background = Background()
-    drogue = Upstream(
-        "Drogue Cloud",
-        settings.drogue_api_url,
-        authorization=lambda: _drogue_authorization(settings),
-        ca_file=settings.drogue_ca_file,
-        background=background,
-    )
-    files = VerifiedFiles(background)
-    updater = _updater(settings, drogue, files, remember=True)
-    previewer = _updater(settings, drogue, files, remember=False)
-
+    updater, previewer = make_updaters(settings)
     # The server has threads to spare, so that health is told, and events are turned away in time, while all wait.
     slots = BoundedSemaphore(settings.threads)
 
@@ -128,27 +109,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def _updater(settings: Settings, drogue: Upstream, files: VerifiedFiles, *, remember: bool) -> Updater:
-    catalogue = None
-    if settings.firmware_registry.startswith(LAYOUT_SCHEME):
-        folder = settings.firmware_registry.removeprefix(LAYOUT_SCHEME)
-        catalogue = Catalogue(LayoutStore(files), folder, remember=remember)
-    return Updater(settings, Registry(drogue, remember=remember), catalogue, Commands(drogue))
-
-
-def _drogue_authorization(settings: Settings) -> str | None:
-    if settings.drogue_token is None:
-        return None
-    if settings.drogue_user is None:
-        return f"Bearer {settings.drogue_token}"
-    return basic(settings.drogue_user, settings.drogue_token)
-
-
 # --- Requests ---------------------------------------------------------------------------------------------------------
 
 
 class _TooLarge(Exception):
     """The body of an event is larger than `MAX_BODY`."""
+
+
+class _Busy(Exception):
+    """As many events as may be are being answered, until the deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +139,10 @@ def _take(settings: Settings, slots: BoundedSemaphore, deadline: Deadline, use: 
             decision = Decision(Outcome("denied", "the request lacks the credentials that events must carry"))
         else:
             event = read_event(request.headers, _body(request, deadline))
-            if slots.acquire(timeout=deadline.remaining):
-                try:
-                    decision = use(event)
-                finally:
-                    slots.release()
-            else:
-                decision = Decision(Outcome("retry", f"busy with {settings.threads} other events"))
+            with _slot(slots, event, deadline):
+                decision = use(event)
+    except _Busy:
+        decision = Decision(Outcome("retry", f"busy with {settings.threads} other events"))
     except _TooLarge:
         _discard_body(request)
         decision = Decision(Outcome("invalid", f"the body is larger than {MAX_BODY} bytes"))
@@ -190,12 +156,26 @@ def _take(settings: Settings, slots: BoundedSemaphore, deadline: Deadline, use: 
     return _Result(event, decision, status or _STATUS[decision.outcome.name])
 
 
+@contextmanager
+def _slot(slots: BoundedSemaphore, event: Event, deadline: Deadline) -> Iterator[None]:
+    """One of the places for events that upstreams are needed for."""
+    if not event.is_status:
+        yield
+        return
+    if not slots.acquire(timeout=deadline.remaining):
+        raise _Busy
+    try:
+        yield
+    finally:
+        slots.release()
+
+
 def _body(request: Request, deadline: Deadline) -> bytes:
     announced = request.content_length
     if announced is not None and announced > MAX_BODY:
         raise _TooLarge
     if connection := request.environ.get("gunicorn.socket"):
-        connection.settimeout(deadline.remaining or None)  # a sender that stalls would keep the thread for ever
+        connection.settimeout(max(deadline.remaining, 0.001))  # a sender that stalls would keep the thread for ever
     try:
         body = request.stream.read(MAX_BODY + 1)
     except TimeoutError as error:

@@ -116,6 +116,8 @@ def test_events_beyond_the_threads_are_turned_away_in_time_and_health_is_told_me
         assert gate.reached.wait(10)
         started = time.monotonic()
         assert function.request("GET", "/healthz").status == 200
+        other = function.post(event(device, subject="temperature"), b"21.5", headers=AUTHORIZED)
+        assert other.outcome == "ignored"
         assert time.monotonic() - started < SLACK
         for answer in answers:
             status, elapsed = answer.result()
