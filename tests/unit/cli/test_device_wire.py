@@ -12,70 +12,7 @@ from hypothesis import strategies as st
 
 from fleet_fn.cli.device_wire import CommandError, Dialect, Encoding, decode_command, encode_status
 from fleet_fn.protocol.messages import U32_MAX, Command, Progress, Status, Swap, Sync, Wait, Write
-
-# embedded-update's bytes: serde_cbor::to_vec and serde_cbor::ser::to_vec_packed.
-STATUSES = [
-    (
-        Status(b"0.1.0", 512),
-        "a46776657273696f6e45302e312e30636d74751902006e636f7272656c6174696f6e5f6964f666757064617465f6",
-        "a40045302e312e300119020002f603f6",
-    ),
-    (
-        Status(b"0.1.0"),
-        "a46776657273696f6e45302e312e30636d7475f66e636f7272656c6174696f6e5f6964f666757064617465f6",
-        "a40045302e312e3001f602f603f6",
-    ),
-    (
-        Status(b"0.1.0", 512, 7),
-        "a46776657273696f6e45302e312e30636d74751902006e636f7272656c6174696f6e5f69640766757064617465f6",
-        "a40045302e312e3001190200020703f6",
-    ),
-    (
-        Status(b"0.1.0", 512, None, Progress(b"0.1.1", 512)),
-        "a46776657273696f6e45302e312e30636d74751902006e636f7272656c6174696f6e5f6964f666757064617465"
-        "a26776657273696f6e45302e312e31666f6666736574190200",
-        "a40045302e312e300119020002f603a20045302e312e3101190200",
-    ),
-]
-COMMANDS: list[tuple[Command, int | None, str, str]] = [
-    (
-        Wait(300),
-        None,
-        "a16457616974a26e636f7272656c6174696f6e5f6964f664706f6c6c19012c",
-        "a100a200f60119012c",
-    ),
-    (
-        Wait(300),
-        7,
-        "a16457616974a26e636f7272656c6174696f6e5f69640764706f6c6c19012c",
-        "a100a200070119012c",
-    ),
-    (
-        Sync(b"0.1.0", 300),
-        None,
-        "a16453796e63a36776657273696f6e45302e312e306e636f7272656c6174696f6e5f6964f664706f6c6c19012c",
-        "a101a30045302e312e3001f60219012c",
-    ),
-    (
-        Sync(b"0.1.0", 300),
-        7,
-        "a16453796e63a36776657273696f6e45302e312e306e636f7272656c6174696f6e5f69640764706f6c6c19012c",
-        "a101a30045302e312e3001070219012c",
-    ),
-    (
-        Write(b"0.1.1", 0, b"hello"),
-        None,
-        "a1655772697465a46776657273696f6e45302e312e316e636f7272656c6174696f6e5f6964f6666f66667365740064646174614568656c6c6f",
-        "a102a40045302e312e3101f60200034568656c6c6f",
-    ),
-    (
-        Swap(b"0.1.1", bytes(range(32))),
-        None,
-        "a16453776170a36776657273696f6e45302e312e316e636f7272656c6174696f6e5f6964f668636865636b73756d5820"
-        "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",
-        "a103a30045302e312e3101f6025820000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",
-    ),
-]
+from tests.support.vectors import COMMANDS, STATUSES
 
 
 @pytest.mark.parametrize(("status", "named", "packed"), STATUSES)

@@ -19,45 +19,9 @@ from fleet_fn.protocol.dialects import (
     encode_command,
 )
 from fleet_fn.protocol.messages import Command, Progress, Status, Swap, Sync, Wait, Write
+from tests.support.vectors import COMMANDS, STATUSES
 
 CHECKSUM = bytes(range(32))
-# What the Rust crate embedded-update writes: name, message, named form, packed form.
-STATUSES = [
-    (
-        Status(b"0.1.0", 512),
-        "a46776657273696f6e45302e312e30636d74751902006e636f7272656c6174696f6e5f6964f666757064617465f6",
-        "a40045302e312e300119020002f603f6",
-    ),
-    (
-        Status(b"0.1.0"),
-        "a46776657273696f6e45302e312e30636d7475f66e636f7272656c6174696f6e5f6964f666757064617465f6",
-        "a40045302e312e3001f602f603f6",
-    ),
-    (
-        Status(b"0.1.0", 512, 7),
-        "a46776657273696f6e45302e312e30636d74751902006e636f7272656c6174696f6e5f69640766757064617465f6",
-        "a40045302e312e3001190200020703f6",
-    ),
-    (
-        Status(b"0.1.0", 512, None, Progress(b"0.1.1", 512)),
-        "a46776657273696f6e45302e312e30636d74751902006e636f7272656c6174696f6e5f6964f666757064617465"
-        "a26776657273696f6e45302e312e31666f6666736574190200",
-        "a40045302e312e300119020002f603a20045302e312e3101190200",
-    ),
-]
-COMMANDS = [
-    (Wait(300), None, "a100a200f60119012c"),
-    (Wait(300), 7, "a100a200070119012c"),
-    (Sync(b"0.1.0", 300), None, "a101a30045302e312e3001f60219012c"),
-    (Sync(b"0.1.0", 300), 7, "a101a30045302e312e3001070219012c"),
-    (Write(b"0.1.1", 0, b"hello"), None, "a102a40045302e312e3101f60200034568656c6c6f"),
-    (
-        Swap(b"0.1.1", CHECKSUM),
-        None,
-        "a103a30045302e312e3101f6025820000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",
-    ),
-]
-
 PACKED = AnswerForm(Dialect.PACKED, Encoding.CBOR)
 DOCUMENTED_CBOR = AnswerForm(Dialect.DOCUMENTED, Encoding.CBOR)
 DOCUMENTED_JSON = AnswerForm(Dialect.DOCUMENTED, Encoding.JSON)
@@ -84,7 +48,7 @@ def test_statuses_of_the_rust_crate_are_read_in_both_forms(status: Status, named
 
 
 @pytest.mark.parametrize("dialect", [Dialect.NAMED, Dialect.PACKED])
-@pytest.mark.parametrize(("command", "correlation_id", "wire"), COMMANDS)
+@pytest.mark.parametrize(("command", "correlation_id", "wire"), [(c, i, packed) for c, i, _, packed in COMMANDS])
 def test_commands_are_the_bytes_that_the_rust_crate_writes_packed(
     command: Command, correlation_id: int | None, wire: str, dialect: Dialect
 ) -> None:
