@@ -8,6 +8,7 @@ from fleet_fn.server import (  # noqa: F401
     on_starting,
     threads,
     worker_class,
+    worker_connections,
     worker_tmp_dir,
     workers,
 )

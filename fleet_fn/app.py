@@ -19,8 +19,9 @@ from werkzeug.exceptions import HTTPException
 from fleet_fn import log
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.events import Event, InvalidEvent, read_event
+from fleet_fn.patience import Patience
 from fleet_fn.protocol.dialects import InvalidStatus, documented_json
-from fleet_fn.settings import Settings
+from fleet_fn.settings import MAX_WAITING, Settings
 from fleet_fn.update import Decision, Outcome
 from fleet_fn.wiring import make_updaters
 
@@ -28,7 +29,7 @@ from fleet_fn.wiring import make_updaters
 MAX_BODY: Final = 64 * 1024
 #: Bytes of a larger one that are read to no purpose, so that its sender listens to the answer.
 _MAX_DISCARDED: Final = 16 * 1024 * 1024
-#: Seconds that more of such a one is waited for.
+#: Seconds within which such a one has to come.
 _PATIENCE: Final = 1.0
 #: The share of an event's time that is ours to use up; the rest is the server's and the network's.
 _OURS: Final = 0.97
@@ -53,6 +54,8 @@ _STATUS: Final = {
 }
 _LEVELS: Final = {"ignored": logging.DEBUG} | dict.fromkeys(("invalid", "denied", "failed", "retry"), logging.WARNING)
 
+_patience = Patience()
+
 
 def create_app(settings: Settings | None = None) -> Flask:
     """The function as a WSGI application, configured by the environment where no `settings` are given.
@@ -64,8 +67,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or Settings.from_environment()
     log.configure(settings)
     updater, previewer = make_updaters(settings)
-    # The server has threads to spare, so that health is told, and events are turned away in time, while all wait.
-    slots = BoundedSemaphore(settings.threads)
+    slots = _Slots(settings.threads)
 
     app = Flask(__name__, static_folder=None)
 
@@ -129,7 +131,7 @@ class _Result:
     status: HTTPStatus
 
 
-def _take(settings: Settings, slots: BoundedSemaphore, deadline: Deadline, use: Callable[[Event], Decision]) -> _Result:
+def _take(settings: Settings, slots: "_Slots", deadline: Deadline, use: Callable[[Event], Decision]) -> _Result:
     """Takes the event out of the request, and turns whatever comes of its `use` into a result."""
     event = None
     status = None
@@ -139,7 +141,10 @@ def _take(settings: Settings, slots: BoundedSemaphore, deadline: Deadline, use: 
             decision = Decision(Outcome("denied", "the request lacks the credentials that events must carry"))
         else:
             event = read_event(request.headers, _body(request, deadline))
-            with _slot(slots, event, deadline):
+            if event.is_status:
+                with slots.slot(deadline):
+                    decision = use(event)
+            else:
                 decision = use(event)
     except _Busy:
         decision = Decision(Outcome("retry", f"busy with {settings.threads} other events"))
@@ -156,44 +161,61 @@ def _take(settings: Settings, slots: BoundedSemaphore, deadline: Deadline, use: 
     return _Result(event, decision, status or _STATUS[decision.outcome.name])
 
 
+class _Slots:
+    """Places for the events that upstreams are needed for: some work, some wait, and the others are turned away."""
+
+    def __init__(self, size: int) -> None:
+        self._working = BoundedSemaphore(size)
+        self._waiting = BoundedSemaphore(MAX_WAITING)
+
+    @contextmanager
+    def slot(self, deadline: Deadline) -> Iterator[None]:
+        """A place.
+
+        Raises:
+            _Busy: too many wait for one already, or none is free until the deadline.
+
+        """
+        if not self._working.acquire(blocking=False):
+            if not self._waiting.acquire(blocking=False):
+                raise _Busy
+            with _releasing(self._waiting):
+                if not self._working.acquire(timeout=deadline.remaining):
+                    raise _Busy
+        with _releasing(self._working):
+            yield
+
+
 @contextmanager
-def _slot(slots: BoundedSemaphore, event: Event, deadline: Deadline) -> Iterator[None]:
-    """One of the places for events that upstreams are needed for."""
-    if not event.is_status:
-        yield
-        return
-    if not slots.acquire(timeout=deadline.remaining):
-        raise _Busy
+def _releasing(semaphore: BoundedSemaphore) -> Iterator[None]:
     try:
         yield
     finally:
-        slots.release()
+        semaphore.release()
 
 
 def _body(request: Request, deadline: Deadline) -> bytes:
     announced = request.content_length
     if announced is not None and announced > MAX_BODY:
         raise _TooLarge
-    if connection := request.environ.get("gunicorn.socket"):
-        connection.settimeout(max(deadline.remaining, 0.001))  # a sender that stalls would keep the thread for ever
     try:
-        body = request.stream.read(MAX_BODY + 1)
-    except TimeoutError as error:
-        raise InvalidEvent("the body did not come in time") from error
+        with _patience.with_sender(request.environ.get("gunicorn.socket"), deadline):
+            body = request.stream.read(MAX_BODY + 1)
     except (OSError, ParseException) as error:
         raise InvalidEvent("the body is cut short, or is not chunked as it should be") from error
     if len(body) > MAX_BODY:
         raise _TooLarge
     if announced is not None and len(body) < announced:
-        raise InvalidEvent("the body ended early")
+        raise InvalidEvent("the body ended early" if deadline.remaining else "the body did not come in time")
     return body
 
 
 def _discard_body(request: Request) -> None:
     """Takes a body that nobody wants off the connection, so that its sender hears the answer and can go on."""
-    if connection := request.environ.get("gunicorn.socket"):
-        connection.settimeout(_PATIENCE)
-    with suppress(OSError, ParseException):
+    with (
+        suppress(OSError, ParseException),
+        _patience.with_sender(request.environ.get("gunicorn.socket"), Deadline(_PATIENCE)),
+    ):
         left = _MAX_DISCARDED
         while left > 0 and (chunk := request.stream.read(MAX_BODY)):
             left -= len(chunk)

@@ -24,6 +24,11 @@ class Deadline:
         """Seconds since the deadline was set."""
         return self._clock() - self._start
 
+    @property
+    def total(self) -> float:
+        """Seconds from when the deadline was set to its end."""
+        return self._end - self._start
+
     def leaving(self, share: float) -> "Deadline":
         """An earlier deadline, which leaves `share` (0 to 1) of the remaining time for what comes after."""
         return Deadline(self.remaining * (1 - share), self._clock)

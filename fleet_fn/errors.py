@@ -1,6 +1,6 @@
 """What can go wrong with an upstream, told by what cures it.
 
-Raised where the upstream is known, turned into status codes by `app`, and looked at by nobody in between.
+Raised where the upstream is known, made an outcome by `update`, and a status code by `app`.
 Each error's text is a reason that an operator can act on: one line, without secrets.
 """
 

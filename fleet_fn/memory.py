@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -22,10 +23,12 @@ class _Turn:
     lock: threading.Lock = field(default_factory=threading.Lock)
     #: Threads that have it or wait for it.
     wanted_by: int = 0
+    #: What is being looked up may have changed meanwhile.
+    is_outdated: bool = False
 
 
 class Memory(Generic[K, V]):
-    """Values by key, each with the moment before which it cannot have changed, and what failed to give one.
+    """Values by key, each with the moment at which its look-up began, and what failed to give one.
 
     Those who ask for the same key at the same time share one look-up. Nothing in it is needed for a right answer.
     """
@@ -44,7 +47,7 @@ class Memory(Generic[K, V]):
         self._values: _Bounded[K, V] = _Bounded(size)
         self._errors: _Bounded[K, UpstreamError] = _Bounded(size)
         self._turns: dict[K, _Turn] = {}
-        self._forgotten = 0
+        self._remembers = size > 0
 
     def get(self, key: K, max_age: float, look_up: Callable[[], V], deadline: Deadline) -> V:
         """The value of `key`, looked up when what is known is older than `max_age` seconds.
@@ -54,24 +57,27 @@ class Memory(Generic[K, V]):
             UpstreamError: what `look_up` raised, now or a moment ago.
 
         """
+        if not self._remembers:
+            return look_up()
         asked = self._clock()
         if known := self._known(key, asked, max_age):
             return known[0]
-        with self._turn(key, deadline):
+        with self._turn(key, deadline) as turn:
             # What somebody looked up after we asked is as fresh as our own look-up.
             if known := self._known(key, asked, max_age):
                 return known[0]
-            return self._look_up(key, look_up)
+            return self._look_up(key, look_up, turn)
 
     def forget(self, key: K) -> None:
         """Forgets `key`, and keeps what is being looked up right now from being remembered."""
         with self._lock:
             self._values.pop(key)
             self._errors.pop(key)
-            self._forgotten += 1
+            if turn := self._turns.get(key):
+                turn.is_outdated = True
 
     @contextmanager
-    def _turn(self, key: K, deadline: Deadline) -> Iterator[None]:
+    def _turn(self, key: K, deadline: Deadline) -> Iterator[_Turn]:
         """The right to look `key` up, which one thread has at a time."""
         with self._lock:
             turn = self._turns.setdefault(key, _Turn())
@@ -80,7 +86,7 @@ class Memory(Generic[K, V]):
             if not turn.lock.acquire(timeout=deadline.remaining):
                 raise Retry("an earlier look-up of the same has not ended")
             try:
-                yield
+                yield turn
             finally:
                 turn.lock.release()
         finally:
@@ -94,22 +100,25 @@ class Memory(Generic[K, V]):
         if (entry := self._values.get(key)) and entry[0] >= asked - max_age:
             return (entry[1],)
         if self._error_age and (failure := self._errors.get(key)) and failure[0] >= asked - self._error_age(failure[1]):
-            raise failure[1].with_traceback(None)  # it is raised many times, and would collect the frames of all
+            raise copy(failure[1])
         return None
 
-    def _look_up(self, key: K, look_up: Callable[[], V]) -> V:
-        since, forgotten = self._clock(), self._forgotten
+    def _look_up(self, key: K, look_up: Callable[[], V], turn: _Turn) -> V:
+        with self._lock:
+            turn.is_outdated = False
+        since = self._clock()
         try:
             value = look_up()
         except UpstreamError as error:
             if self._error_age and self._error_age(error) > 0:
                 with self._lock:
-                    if forgotten == self._forgotten:
-                        # What took its whole time-out to fail has only just failed.
-                        self._errors.put(key, self._clock(), error)
+                    if not turn.is_outdated:
+                        # What took its whole time-out to fail has only just failed. The copy leaves behind the frames
+                        # of the look-up, and whatever these hold.
+                        self._errors.put(key, self._clock(), copy(error))
             raise
         with self._lock:
-            if forgotten == self._forgotten:
+            if not turn.is_outdated:
                 self._values.put(key, since, value)
                 self._errors.pop(key)
         return value

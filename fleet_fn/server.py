@@ -4,7 +4,7 @@ import math
 import sys
 from pathlib import Path
 
-from fleet_fn.settings import Settings, SettingsError
+from fleet_fn.settings import MAX_WAITING, SPARE_THREADS, Settings, SettingsError
 
 
 def on_starting(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
@@ -25,8 +25,8 @@ except SettingsError:
 worker_class = "gthread"
 bind = f"0.0.0.0:{_settings.port}"
 workers = _settings.workers
-# THREADS events are worked on at once. The others are for those that wait for their turn, and for health.
-threads = 2 * _settings.threads + 8
+threads = _settings.threads + MAX_WAITING + SPARE_THREADS
+worker_connections = threads + 1000
 # Longer than deliverers keep an idle connection, so that it is them who close it and no event meets a closed one.
 keepalive = 120
 # Events in flight when the platform stops a pod get their answer.

@@ -15,6 +15,10 @@ from fleet_fn.firmware.reference import parse_reference
 
 T = TypeVar("T")
 
+#: Events of a process that may wait while THREADS others are worked on, and threads that it has besides, so that health
+#: is told, and further events are turned away, while all of these hang.
+MAX_WAITING = 56
+SPARE_THREADS = 8
 #: The scheme of `FIRMWARE_REGISTRY` that names folders with OCI image layouts instead of a registry.
 LAYOUT_SCHEME = "oci-layout:"
 

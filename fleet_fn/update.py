@@ -26,6 +26,8 @@ from fleet_fn.settings import Settings
 _FRESH: Final = 1.0
 #: The share of the time left for reaching the firmware's bytes that is kept for telling the device to wait for them.
 _KEPT_FOR_WAIT: Final = 0.25
+#: The share of an event's time without which a command is not sent any more.
+_KEPT_FOR_COMMAND: Final = 0.05
 #: Answered events that are remembered, to know them when they are delivered again.
 _ANSWERED: Final = 10_000
 
@@ -128,10 +130,12 @@ class Updater:
 
     def _next_step(self, event: Event, status: Status, form: AnswerForm, deadline: Deadline) -> Decision:
         settings = self._settings
+        started = deadline.elapsed
         firmware = self._desired_firmware(event, settings.spec_ttl, settings.manifest_ttl, 0.0, deadline)
         step = self._step(status, firmware)
         if firmware and starts_or_ends_update(step):
-            fresh = max(_FRESH, deadline.elapsed)  # read within the last second, or within this event
+            # Read within the last second, or for this event, however long it had to wait for its turn.
+            fresh = max(_FRESH, deadline.elapsed - started)
             firmware = self._desired_firmware(event, fresh, fresh, fresh, deadline)
             step = self._step(status, firmware)
         if firmware is None:
@@ -188,6 +192,13 @@ class Updater:
             return decision.outcome
         if self._is_stale(event):
             return Outcome("stale")
+        if deadline.remaining < _KEPT_FOR_COMMAND * deadline.total:
+            # Sent now it could be accepted, and its acceptance come too late: then it would be sent again.
+            return (
+                Outcome("retry", "no time is left to send the command")
+                if decision.outcome.is_answer
+                else decision.outcome
+            )
         payload = encode_command(decision.command, decision.form)
         try:
             self._commands.send(

@@ -13,7 +13,7 @@ from fleet_fn.upstream import Upstream, basic
 
 
 def make_updaters(settings: Settings) -> tuple[Updater, Updater]:
-    """The updater that answers events, and another for previews, which remembers nothing."""
+    """The updater that answers events, and another for previews, which remembers no spec, manifest or event."""
     if settings.drogue_oidc_token_url:
         logger.warning("DROGUE_OIDC_… have no effect yet: requests to Drogue Cloud go out without credentials")
     background = Background()

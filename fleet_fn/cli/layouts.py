@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -62,6 +62,19 @@ def layout_reference(text: str, default_tag: str | None = None) -> Reference:
     checked = parse_reference(f"name{f':{tag}' if tag else ''}{f'@{digest}' if at else ''}")
     path = Path(folder).absolute()
     return Reference(f"{path.parent}/", path.name, checked.tag, checked.digest)
+
+
+def other_tags_of_version(reference: Reference, version: str) -> list[tuple[str, str]]:
+    """The tags in the layout of `reference` whose firmware has `version` already, each with its SHA-256."""
+    layout, found = Layout(Path(reference.prefix, reference.name)), []
+    with suppress(Failed):  # no layout yet, or one that publishing will complain of
+        for tag in filter(None, map(tag_of, layout.index())):
+            with suppress(Failed):  # a manifest of another kind
+                tagged = Reference(reference.prefix, reference.name, str(tag), None)
+                artifact = read_artifact(layout.manifest(tagged), tagged.tag)
+                if artifact.version == version:
+                    found.append((str(tag), artifact.layer.checksum.hex()))
+    return found
 
 
 def publish_to_layout(

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import click
 
-from fleet_fn.cli.layouts import layout_reference, publish_to_layout
+from fleet_fn.cli.layouts import layout_reference, other_tags_of_version, publish_to_layout
 from fleet_fn.errors import Failed
 from fleet_fn.firmware.artifact import VERSION_ANNOTATION
 from fleet_fn.firmware.reference import Reference, is_name, is_tag
@@ -59,7 +59,14 @@ def command(
             size = _padded_size(firmware, pad_to)
             for warning in _warnings(target, version, size):
                 click.echo(f"warning: {warning}", err=True)
+            before = other_tags_of_version(target, version)
             published = publish_to_layout(target, firmware, described, pad_to=pad_to or 1, latest=latest, force=force)
+            for tag in [tag for tag, sha256 in before if sha256 != published.sha256]:
+                click.echo(
+                    f"warning: version {version} had other bytes, at the tag {tag}; a device that was midway in those "
+                    "would end with a mixture: give each build a version of its own",
+                    err=True,
+                )
     except (Failed, OSError) as error:
         click.echo(f"publish: {error}", err=True)
         sys.exit(1)

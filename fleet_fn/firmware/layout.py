@@ -76,8 +76,6 @@ class Layout:
             Failed: this is no layout, or its index is malformed.
 
         """
-        if not (self.folder / LAYOUT_FILE).exists():
-            raise Failed(f"no image layout {self.folder.name}")
         marker = read_json_object(self._read(self.folder / LAYOUT_FILE), LAYOUT_FILE)
         if marker.get("imageLayoutVersion") != LAYOUT_VERSION:
             raise Failed(f"image layout of version {marker.get('imageLayoutVersion')!r}, not {LAYOUT_VERSION}")
@@ -121,7 +119,8 @@ class Layout:
             with open(path, "rb", opener=open_without_waiting) as file:
                 content = file.read(MAX_MANIFEST + 1) or b""  # None from a FIFO
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise Failed(f"no {what} in the layout {self.folder.name}") from error
+            reason = f"no {what} in the layout" if path.name != LAYOUT_FILE else "no image layout"
+            raise Failed(f"{reason} {self.folder.name}") from error
         except OSError as error:
             raise Failed(f"{what} in the layout {self.folder.name}: {error.strerror}") from error
         if len(content) > MAX_MANIFEST:

@@ -331,6 +331,18 @@ def test_an_event_that_was_not_answered_is_answered_when_it_is_delivered_again(
     assert function.post(first, b'{"version": "1"}').outcome.startswith("withheld")
 
 
+def test_an_event_that_could_not_be_decided_is_answered_when_it_is_delivered_again(
+    function: Function, drogue: Drogue, device: str
+) -> None:
+    for status, outcome in ((503, "retry"), (404, "failed")):
+        first = event(device)
+        drogue.registry_answers["example", device] = lambda _, status=status: Response(status)  # type: ignore[misc]
+        assert function.post(first, b'{"version": "1"}').outcome.startswith(outcome)
+        del drogue.registry_answers["example", device]
+        assert function.post(first, b'{"version": "1"}').outcome.startswith("withheld")
+        function.post(event(device, type="io.drogue.registry.v1", subject="devices"), b"")
+
+
 # --- What goes wrong
 
 

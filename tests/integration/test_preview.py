@@ -88,6 +88,12 @@ def test_a_preview_is_remembered_nowhere(function: Function, drogue: Drogue, man
     assert function.post(event(managed), b'{"version": "0.1.1"}').outcome.startswith("withheld")
 
 
+def test_a_preview_shows_what_stands_there_now(function: Function, drogue: Drogue, managed: str) -> None:
+    assert preview(function, managed, b'{"version": "0.1.1"}').json["outcome"] == "sync"
+    drogue.put_image("example", managed, None)
+    assert preview(function, managed, b'{"version": "0.1.1"}').json["outcome"] == "withheld"
+
+
 def test_a_failed_preview_is_not_remembered_either(
     function: Function, drogue: Drogue, device: str, firmware: Path
 ) -> None:

@@ -397,6 +397,17 @@ def test_a_folder_that_no_reference_can_name_is_warned_of(layout: Layout) -> Non
     assert "'Pump', is none that a reference can have" in result.stderr
 
 
+def test_a_version_whose_bytes_change_is_warned_of(layout: Layout) -> None:
+    layout.publish("0.1.1")
+    reference = f"oci-layout:{layout.folder}:latest"
+    assert layout.publish("0.1.1", reference=reference).stderr == ""
+    layout.file.write_bytes(b"other bytes!")
+    result = layout.publish("0.1.1", reference=reference)
+    assert result.exit_code == 0
+    assert "version 0.1.1 had other bytes, at the tag 0.1.1;" in result.stderr
+    assert "at the tag latest;" in result.stderr
+
+
 def test_a_refused_firmware_is_not_stored(layout: Layout) -> None:
     layout.publish("0.1.1")
     before = sorted(layout.folder.rglob("*"))

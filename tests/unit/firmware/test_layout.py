@@ -1,5 +1,6 @@
 """Image layouts: what is found in them, and what is wrong with them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -316,3 +317,16 @@ def test_a_firmware_that_is_mended_is_served_again(folder: Path, store: LayoutSt
         read(store, firmware)
     publish(folder, "pump", "0.1.1", CONTENT)
     assert read(store, firmware) == CONTENT
+
+
+def test_a_folder_that_may_not_be_read_fails_and_says_so(
+    folder: Path, store: LayoutStore, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(*_: object, **__: object) -> None:  # root may read everything, so nobody can take it away for real
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("fleet_fn.firmware.layout.open", deny, raising=False)
+    monkeypatch.setattr(Path, "stat", deny)
+    for reference in ("pump:0.1.1", f"pump@{published.digest}"):
+        with pytest.raises(Failed, match=r"^oci-layout in the layout pump: Permission denied$"):
+            resolve(store, folder, reference)
