@@ -558,6 +558,6 @@ def test_people_who_look_are_told(function: Function) -> None:
 def test_every_event_leaves_one_line(function: Function, device: str) -> None:
     sent = event(device)
     function.post(sent, b'{"version": "1"}')
-    (line,) = [json.loads(line) for line in function.log if str(sent["id"]) in line]
+    (line,) = map(json.loads, function.logged(str(sent["id"])))
     assert line["level"] == "INFO"
     assert (line["outcome"], line["reason"], line["device"]) == ("withheld", "unmanaged", device)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -85,6 +86,13 @@ class Function:
     def _read_log(self) -> None:
         assert self.process.stdout is not None
         self.log.extend(iter(self.process.stdout.readline, ""))
+
+    def logged(self, text: str, lines: int = 1) -> list[str]:
+        """The lines with `text` in them, once there are so many: they come through a pipe, after the answer."""
+        limit = time.monotonic() + 20
+        while len(found := [line for line in self.log if text in line]) < lines and time.monotonic() < limit:
+            time.sleep(0.01)
+        return found
 
     @property
     def errors(self) -> str:

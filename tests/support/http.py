@@ -1,5 +1,6 @@
 """Small HTTP servers on loopback, for upstreams that behave, and for upstreams that do not."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -109,7 +110,8 @@ class Server:
         """Closes what clients keep alive, as a server does that is restarted or tired of waiting."""
         with self._lock:
             for connection in self._open:
-                connection.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # the client was faster
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> "Server":
         self._thread.start()
