@@ -119,7 +119,7 @@ class _TooLarge(Exception):
 
 
 class _Busy(Exception):
-    """As many events as may be are being answered, until the deadline."""
+    """As many events as may be are being answered, and either too many wait already or the deadline came first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,11 @@ def make_updaters(settings: Settings) -> tuple[Updater, Updater]:
     if settings.drogue_oidc_token_url:
         logger.warning("DROGUE_OIDC_… have no effect yet: requests to Drogue Cloud go out without credentials")
     background = Background()
+    authorization = _authorization(settings)
     drogue = Upstream(
         "Drogue Cloud",
         settings.drogue_api_url,
-        authorization=lambda: _authorization(settings),
+        authorization=lambda: authorization,
         ca_file=settings.drogue_ca_file,
         background=background,
     )

@@ -19,6 +19,19 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(tmp_path), "EVENTS_TOKEN": "unknown to the sandbox", "THREADS": "none"}
 
 
+def start_demo(environment: dict[str, str]) -> "subprocess.Popen[str]":
+    """A demo in a process group of its own, so that what it leaves can be told."""
+    return subprocess.Popen(
+        DEMO,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def has_processes(group: int) -> bool:
     try:
         os.killpg(group, 0)
@@ -28,15 +41,7 @@ def has_processes(group: int) -> bool:
 
 
 def test_every_device_ends_on_the_new_version_and_nothing_is_left(environment: dict[str, str], tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        DEMO,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_demo(environment)
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     assert "5 of 5 devices run 0.1.1 with the right bytes" in output
@@ -48,15 +53,7 @@ def test_every_device_ends_on_the_new_version_and_nothing_is_left(environment: d
 
 
 def test_a_demo_that_is_stopped_leaves_nothing_either(environment: dict[str, str], tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        DEMO,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_demo(environment)
     assert process.stdout is not None
     for line in process.stdout:
         if "writes 0.1.1" in line:

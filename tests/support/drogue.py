@@ -62,6 +62,11 @@ class Drogue:
         firmware = {} if image is None else {"firmware": {"container": {"image": image, **container}}}
         self.put(application, device, spec=firmware)
 
+    @property
+    def authorizations(self) -> set[str | None]:
+        """What requests carried as credentials so far."""
+        return {request.headers.get("Authorization") for request in self._server.requests}
+
     def commands_for(self, device: str) -> list[SentCommand]:
         return [command for command in self.commands if command.device == device]
 
