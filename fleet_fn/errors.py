@@ -4,6 +4,11 @@ Raised where the upstream is known, made an outcome by `update`, and a status co
 Each error's text is a reason that an operator can act on: one line, without secrets.
 """
 
+from typing import Final
+
+#: Characters of a reason: some of it may be what others wrote, who may have written a lot.
+_MAX_REASON: Final = 1000
+
 
 def one_line(text: str) -> str:
     """`text` without what could begin another line, or steer a terminal: much of it comes from others."""
@@ -14,7 +19,7 @@ class UpstreamError(Exception):
     """An upstream did not give what an event needs."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(one_line(reason))
+        super().__init__(one_line(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…"))
 
     @property
     def reason(self) -> str:
@@ -29,6 +34,10 @@ class Retry(UpstreamError):
         super().__init__(reason)
         #: Seconds that the upstream asked to be left alone.
         self.after = after
+
+
+class Throttled(Retry):
+    """The upstream answered 429: it wants fewer requests, from whomever."""
 
 
 class Failed(UpstreamError):

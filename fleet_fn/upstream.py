@@ -9,19 +9,26 @@ import base64
 import contextlib
 import errno
 import http.client
+import math
 import select
 import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.errors import Failed, Retry, Throttled
 
 #: Bytes of an answer's body that are read; what is larger makes no sense to us.
 MAX_BODY = 4 * 1024 * 1024
@@ -31,6 +38,8 @@ _MAX_EXCHANGE = 2 * MAX_BODY
 #: close idle ones (5 s with Actix and Node), because a command that meets a closing connection cannot be sent again.
 MAX_IDLE = 64
 MAX_IDLE_SECONDS = 4.0
+#: Seconds that an upstream may want to be left alone: eleven days are as good as for ever.
+_LONGEST = 999_999
 #: Seconds that the rest of an answer is waited for whose status was all that mattered.
 _PATIENCE = 0.1
 
@@ -81,12 +90,31 @@ class Upstream:
     ) -> None:
         """An upstream at `url`, called `name` in reasons; `authorization` is asked before each request."""
         self.name = name
-        self._origin = Origin.of(url)
+        self.origin = Origin.of(url)
         self._authorization = authorization
+        self._ca_file = ca_file
         self._background = background or Background()
-        self._tls = _tls_context(ca_file) if self._origin.secure else None
+        self._tls = _tls_context(ca_file) if self.origin.secure else None
+        self._permits: Callable[[str], bool] | None = None
         self._idle: deque[_Connection] = deque()
+        self._max_idle = MAX_IDLE
         self._clock = clock
+
+    def elsewhere(self, url: str, permits: Callable[[str], bool]) -> "Upstream":
+        """An upstream at another `url`, where this one sent us, without the authorization of this one.
+
+        The system's trust anchors count there, too. Only addresses that `permits` says yes to are connected to,
+        whatever the host's name resolves to by then.
+        """
+        other = copy(self)
+        other.origin = Origin.of(url)
+        other.name = f"{self.name}, sent to {other.origin.host}"
+        other._authorization = lambda: None
+        other._tls = _wider_tls_context(self._ca_file) if other.origin.secure else None
+        other._permits = permits
+        other._idle = deque()
+        other._max_idle = 0  # it is asked once
+        return other
 
     def request(
         self,
@@ -94,6 +122,7 @@ class Upstream:
         path: str,
         deadline: Deadline,
         *,
+        headers: Mapping[str, str] = MappingProxyType({}),
         body: bytes | None = None,
         content_type: str | None = None,
         wants_body: bool = True,
@@ -107,22 +136,73 @@ class Upstream:
             method: an HTTP method.
             path: what follows the upstream's base URL, percent-encoded, query included.
             deadline: when the whole exchange has to have ended.
+            headers: what to send besides.
             body: what to send; None sends none.
             content_type: its media type.
             wants_body: whether the answer's body matters; if not it is left empty, and nothing wrong with it does.
 
         Raises:
-            Retry: no answer within the deadline, or no connection, or 429 or 5xx.
-            Failed: an answer that is not HTTP, or larger than `MAX_BODY`; a certificate that is not trusted.
+            Retry: no answer within the deadline, or no connection, or 5xx.
+            Throttled: 429.
+            Failed: an answer that is not HTTP, or larger than `MAX_BODY`; a certificate that is not trusted; a host
+                without an address that may be connected to.
 
         """
-        headers = {"Accept": "application/json", "User-Agent": "fleet-fn"}
         if content_type:
-            headers["Content-Type"] = content_type
+            headers = {**headers, "Content-Type": content_type}
+        request = self._request(method, path, headers, body, wants_body)
+        with self._reasons():
+            answer = self._exchange(request, deadline)
+        self._raise_for_status(answer.status, answer.headers)
+        return answer
+
+    @contextmanager
+    def stream(
+        self, path: str, deadline: Deadline, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> "Iterator[Stream]":
+        """The answer to a GET whose body is read piece by piece; its status is any but 429 and 5xx.
+
+        Args:
+            path: as with `request`.
+            deadline: when the answer's head has to have come.
+            headers: what to send besides.
+
+        Raises:
+            Retry, Throttled, Failed: as with `request`.
+
+        """
+        request = self._request("GET", path, headers, None, wants_body=False)
+        with self._reasons():
+            connection, response = self._begin(request, deadline)
+        try:
+            self._raise_for_status(response.status, response.headers)
+            yield Stream(self, connection, response)
+        finally:
+            self._end(connection, response)
+
+    def addresses(self, deadline: Deadline) -> list[str]:
+        """The IP addresses that the host's name resolves to.
+
+        Raises:
+            Retry: there are none, or the resolver takes longer than the deadline.
+
+        """
+        with self._reasons():
+            return [str(address[0]) for *_, address in self._resolve(deadline)]
+
+    def _request(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None, wants_body: bool
+    ) -> "_Request":
+        headers = {"Accept": "application/json", "User-Agent": "fleet-fn", **headers}
         if authorization := self._authorization():
             headers["Authorization"] = authorization
+        return _Request(method, self.origin.path + path, headers, body, wants_body)
+
+    @contextmanager
+    def _reasons(self) -> Iterator[None]:
+        """Turns what sockets, TLS and HTTP raise into our two errors."""
         try:
-            answer = self._exchange(_Request(method, self._origin.path + path, headers, body, wants_body), deadline)
+            yield
         except TimeoutError as error:
             raise Retry(f"{self.name}: no answer in time") from error
         except ssl.SSLCertVerificationError as error:
@@ -137,9 +217,12 @@ class Upstream:
             raise Retry(f"{self.name}: {_told(error)}") from error
         except http.client.HTTPException as error:
             raise Failed(f"{self.name}: answer is not HTTP ({type(error).__name__})") from error
-        if answer.status == 429 or answer.status >= 500:
-            raise Retry(f"{self.name}: answered {answer.status}", _retry_after(answer.headers))
-        return answer
+
+    def _raise_for_status(self, status: int, headers: http.client.HTTPMessage) -> None:
+        if status == 429:
+            raise Throttled(f"{self.name}: answered {status}", _retry_after(headers))
+        if status >= 500:
+            raise Retry(f"{self.name}: answered {status}", _retry_after(headers))
 
     def close(self) -> None:
         """Closes the connections that are kept; a later request makes a new one."""
@@ -147,32 +230,33 @@ class Upstream:
             self._idle.pop().close()
 
     def _exchange(self, request: "_Request", deadline: Deadline) -> Answer:
+        connection, response = self._begin(request, deadline)
+        try:
+            body = self._whole_body(response) if request.wants_body else _discard(connection, response)
+            return Answer(response.status, response.headers, body)
+        finally:
+            self._end(connection, response)
+
+    def _begin(self, request: "_Request", deadline: Deadline) -> tuple["_Connection", http.client.HTTPResponse]:
+        """Sends a request, and receives the head of its answer."""
         connection = self._take()
         if connection is not None:
             try:
-                return self._answer(connection, request, deadline)
+                return connection, connection.ask(request, deadline)
             except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
                 # Closed by the server while nobody used it, it seems: a new connection will do.
-                if connection.answered or request.method != "GET":
+                if connection.answered or request.method not in ("GET", "HEAD"):
                     raise
         connection = self._connect(deadline)
-        return self._answer(connection, request, deadline)
+        return connection, connection.ask(request, deadline)
 
-    def _answer(self, connection: "_Connection", request: "_Request", deadline: Deadline) -> Answer:
-        keep = False
-        try:
-            connection.start(deadline)
-            connection.request(request.method, request.target, body=request.body, headers=dict(request.headers))
-            response = connection.getresponse()
-            body = self._whole_body(response) if request.wants_body else _discard(connection, response)
-            keep = not response.will_close and response.isclosed()
-            return Answer(response.status, response.headers, body)
-        finally:
-            if keep and len(self._idle) < MAX_IDLE:
-                connection.idle_since = self._clock()
-                self._idle.append(connection)
-            else:
-                connection.close()
+    def _end(self, connection: "_Connection", response: http.client.HTTPResponse) -> None:
+        """Keeps the connection where the answer has been read to its end."""
+        if not response.will_close and response.isclosed() and len(self._idle) < self._max_idle:
+            connection.idle_since = self._clock()
+            self._idle.append(connection)
+        else:
+            connection.close()
 
     def _whole_body(self, response: http.client.HTTPResponse) -> bytes:
         body = _body(response)
@@ -200,11 +284,11 @@ class Upstream:
             OSError: none could be made.
 
         """
-        host, port = self._origin.host, self._origin.port
-        # The resolver has no time-out that could be set from here.
-        addresses = self._background.result(
-            ("resolve", host, port), lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline
-        )
+        addresses = self._resolve(deadline)
+        if self._permits is not None:
+            addresses = [known for known in addresses if self._permits(str(known[-1][0]))]
+            if not addresses:
+                raise Failed(f"{self.name}: no address that requests may go to")
         failure: OSError = TimeoutError()
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
             sock = None
@@ -213,20 +297,67 @@ class Upstream:
                 sock.settimeout(_left(deadline) / (len(addresses) - index))
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return _Connection(self._origin, self._secured(sock, deadline))
+                return _Connection(self.origin, self._secured(sock, deadline))
             except OSError as error:
                 if sock is not None:
                     sock.close()
                 failure = error
         raise failure
 
+    def _resolve(self, deadline: Deadline) -> list[Any]:
+        """What `getaddrinfo` returns.
+
+        Raises:
+            OSError: the host is not found, or not in time.
+
+        """
+        host, port = self.origin.host, self.origin.port
+        # The resolver has no time-out that could be set from here.
+        return self._background.result(
+            ("resolve", host, port), lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline
+        )
+
     def _secured(self, sock: "_Socket", deadline: Deadline) -> "_Socket | _TLSSocket":
         if self._tls is None:
             return sock
         sock.settimeout(_left(deadline))
-        secured = self._tls.wrap_socket(sock, server_hostname=self._origin.host)
+        secured = self._tls.wrap_socket(sock, server_hostname=self.origin.host)
         assert isinstance(secured, _TLSSocket)  # noqa: S101 - the context's sslsocket_class
         return secured
+
+
+class Stream:
+    """An answer whose body is still to be read."""
+
+    def __init__(self, upstream: Upstream, connection: "_Connection", response: http.client.HTTPResponse) -> None:
+        self._upstream = upstream
+        self._connection = connection
+        self._response = response
+        self.status = response.status
+        self.headers = response.headers
+
+    def read(self, size: int, deadline: Deadline) -> bytes:
+        """What comes next of the body: at least 1 byte and at most `size`, or none at its end.
+
+        Raises:
+            Retry: nothing came within the deadline, or the connection broke.
+            Failed: what comes is not HTTP.
+
+        """
+        # A chunk of one byte takes six.
+        self._connection.grant(deadline, 8 * size + _MAX_EXCHANGE)
+        with self._upstream._reasons():
+            try:
+                piece = self._response.read1(size)
+            except ValueError as error:  # a chunk of a negative size
+                raise http.client.HTTPException("malformed body") from error
+            if len(piece) > size:  # another one
+                raise http.client.HTTPException("malformed body")
+            if not piece and self._response.length:  # what read1 does not tell: the body is shorter than announced
+                raise http.client.IncompleteRead(piece, self._response.length)
+            if self._response.length == 0:  # nor does it see that this was all
+                self._response.close()
+            return piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,16 +402,29 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, origin: Origin, sock: _Socket | _TLSSocket) -> None:
         self.default_port = 443 if origin.secure else 80  # which the Host header leaves out
         super().__init__(origin.host, origin.port)
-        self.sock: _Socket | _TLSSocket = sock
+        self.sock: _Socket | _TLSSocket | None = sock
+        #: The same, for as long as an answer is read: `http.client` forgets it where no other answer can follow.
+        self.socket: Final = sock
         self.answered = False
         #: The moment of the last use, on the upstream's clock.
         self.idle_since = 0.0
 
-    def start(self, deadline: Deadline) -> None:
+    def ask(self, request: _Request, deadline: Deadline) -> http.client.HTTPResponse:
+        """Sends a request, and receives the head of its answer; after an error the connection is closed."""
         self.answered = False
-        self.sock.deadline = deadline
-        self.sock.budget = _MAX_EXCHANGE
-        self.sock.settimeout(_left(deadline))
+        self.grant(deadline, _MAX_EXCHANGE)
+        try:
+            self.socket.settimeout(_left(deadline))
+            self.request(request.method, request.target, body=request.body, headers=dict(request.headers))
+            return self.getresponse()
+        except BaseException:
+            self.close()
+            raise
+
+    def grant(self, deadline: Deadline, budget: int) -> None:
+        """Sets until when, and how many bytes, may be received."""
+        self.socket.deadline = deadline
+        self.socket.budget = budget
 
     def getresponse(self) -> http.client.HTTPResponse:
         response = super().getresponse()
@@ -290,7 +434,7 @@ class _Connection(http.client.HTTPConnection):
     def readable(self) -> bool:
         """Whether there is something to read where nothing was asked: the end, or what must not be taken for ours."""
         poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
+        poll.register(self.socket, select.POLLIN)
         return bool(poll.poll(0))
 
 
@@ -316,7 +460,7 @@ def _body(response: http.client.HTTPResponse) -> bytes:
 
 def _discard(connection: _Connection, response: http.client.HTTPResponse) -> bytes:
     """Reads what is left of the answer, so that the connection can be kept, if that is there at once."""
-    connection.sock.deadline = Deadline(min(_PATIENCE, connection.sock.deadline.remaining))
+    connection.socket.deadline = Deadline(min(_PATIENCE, connection.socket.deadline.remaining))
     with contextlib.suppress(OSError, http.client.HTTPException):
         _body(response)
     return b""
@@ -325,6 +469,15 @@ def _discard(connection: _Connection, response: http.client.HTTPResponse) -> byt
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=ca_file)
     context.sslsocket_class = _TLSSocket
+    return context
+
+
+@cache
+def _wider_tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """Trusts the system's authorities besides those in `ca_file`: a private registry may lead to a public host."""
+    context = _tls_context(None)
+    if ca_file:
+        context.load_verify_locations(ca_file)
     return context
 
 
@@ -341,6 +494,13 @@ def _told(error: OSError) -> str:
 
 
 def _retry_after(headers: http.client.HTTPMessage) -> int | None:
-    """Seconds, where the header has them; the other form, a date, is not worth a clock."""
+    """Seconds until what the header says, in either of its forms (RFC 9110, section 10.2.3)."""
     value = headers.get("Retry-After", "")
-    return int(value) if value.isascii() and value.isdigit() and len(value) < 7 else None
+    if value.isascii() and value.isdigit():
+        return int(value) if len(value) < 7 else _LONGEST
+    try:
+        moment = parsedate_to_datetime(value)
+        seconds = (moment - datetime.now(moment.tzinfo)).total_seconds()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(0, math.ceil(seconds)), _LONGEST)

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 import trustme
 
+from fleet_fn import upstream as upstream_module
 from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.errors import Failed, Retry, Throttled
 from fleet_fn.upstream import MAX_BODY, MAX_IDLE, MAX_IDLE_SECONDS, Upstream, basic
 from tests.support.http import Request, Response, Server, closed_port
 
@@ -196,10 +198,12 @@ def test_answers_that_are_neither_429_nor_5xx_are_returned_and_redirects_not_fol
         (429, "7", 7),
         (503, "120", 120),
         (500, None, None),
-        (502, "Fri, 31 Dec 2027 23:59:59 GMT", None),
+        (502, formatdate(time.time() - 60, usegmt=True), 0),
+        (429, formatdate(time.time() + 30_000_000, usegmt=True), 999_999),
+        (502, "Fri, 99 Dec 2027 23:59:59 GMT", None),
         (504, "-1", None),
         (503, "\u00b2", None),
-        (503, "9" * 5000, None),
+        (503, "9" * 5000, 999_999),
     ],
 )
 def test_429_and_5xx_are_to_be_retried_after_the_seconds_that_the_answer_names(
@@ -213,6 +217,32 @@ def test_429_and_5xx_are_to_be_retried_after_the_seconds_that_the_answer_names(
     ):
         cloud.request("GET", "/", Deadline(5))
     assert caught.value.after == seconds
+    assert isinstance(caught.value, Throttled) == (status == 429)
+
+
+def test_the_moment_until_which_to_wait_is_so_many_seconds_from_now() -> None:
+    headers = {"Retry-After": formatdate(time.time() + 60, usegmt=True)}
+    with (
+        Server(lambda _: Response(429, headers=headers)) as server,
+        upstream(server.url) as cloud,
+        pytest.raises(Throttled) as caught,
+    ):
+        cloud.request("GET", "/", Deadline(5))
+    assert caught.value.after in range(50, 62)
+
+
+def test_the_answer_to_a_head_has_no_body_and_its_connection_is_kept() -> None:
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        while not over.is_set():
+            read_request(connection)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\nX: y\r\n\r\n")
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        for _ in range(3):
+            answer = cloud.request("HEAD", "/", Deadline(5))
+            assert (answer.body, answer.headers["X"]) == (b"", "y")
+        cloud.close()
+    assert server.connections == 1
 
 
 def test_an_answer_that_ends_with_its_connection_is_read_to_the_end() -> None:
@@ -312,6 +342,14 @@ def test_where_the_status_is_all_that_matters_nothing_wrong_with_the_body_does(r
             assert (answer.status, answer.body) == (202, b"")
             assert deadline.elapsed < 1
         assert server.connections == connections
+
+
+def test_a_connection_that_ends_with_the_answer_does_no_harm_where_the_status_is_all_that_matters() -> None:
+    with (
+        peer(answering(b"HTTP/1.1 202 Accepted\r\nConnection: close\r\n\r\nwhatever")) as server,
+        upstream(server.url) as cloud,
+    ):
+        assert cloud.request("POST", "/", Deadline(5), body=b"", wants_body=False).status == 202
 
 
 def test_a_new_connection_that_is_closed_without_an_answer_is_not_tried_twice() -> None:
@@ -625,6 +663,143 @@ def test_an_answer_of_just_the_bound_is_taken() -> None:
         assert len(cloud.request("GET", "/", Deadline(10)).body) == MAX_BODY
 
 
+# --- Piece by piece ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nall of it", id="announced"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nall of it", id="until the end"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nall\r\n6\r\n of it\r\n0\r\n\r\n", id="chunks"
+        ),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_a_streamed_answer_is_read_in_pieces_of_at_most_the_size_that_is_asked_for(content: bytes, size: int) -> None:
+    with (
+        peer(answering(content)) as server,
+        upstream(server.url) as cloud,
+        cloud.stream("/", Deadline(5), {"Accept": "*/*"}) as stream,
+    ):
+        assert stream.status == 200
+        pieces = list(iter(lambda: stream.read(size, Deadline(5)), b""))
+        assert stream.read(size, Deadline(5)) == b""
+    assert b"".join(pieces) == b"all of it"
+    assert max(map(len, pieces)) <= size
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", id="short"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nsho", id="in a chunk"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n", id="no last chunk"),
+    ],
+)
+def test_a_stream_that_is_cut_short_is_to_be_retried_and_not_taken_for_its_end(content: bytes) -> None:
+    with (
+        peer(answering(content)) as server,
+        upstream(server.url) as cloud,
+        cloud.stream("/", Deadline(5)) as stream,
+        pytest.raises(Retry, match=r"^cloud: answer cut short$"),
+    ):
+        list(iter(lambda: stream.read(100, Deadline(5)), b""))
+
+
+def test_each_piece_of_a_stream_has_a_deadline_of_its_own() -> None:
+    content = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nall"
+    with (
+        peer(trickling(content, b" of it", DEADLINE / 2)) as server,
+        upstream(server.url) as cloud,
+        cloud.stream("/", Deadline(5)) as stream,
+    ):
+        received = b"".join(iter(lambda: stream.read(100, Deadline(5)), b""))
+    assert received == b"all of it"
+    with (
+        peer(hanging_after(content)) as server,
+        upstream(server.url) as cloud,
+        cloud.stream("/", Deadline(5)) as stream,
+    ):
+        assert stream.read(100, Deadline(5)) == b"all"
+        with in_time() as deadline, pytest.raises(Retry, match=r"^cloud: no answer in time$"):
+            stream.read(100, deadline)
+
+
+def test_a_stream_may_bring_more_than_other_answers() -> None:
+    with (
+        Server(lambda _: Response(body=bytes(3 * MAX_BODY))) as server,
+        upstream(server.url) as cloud,
+        cloud.stream("/", Deadline(5)) as stream,
+    ):
+        assert sum(map(len, iter(lambda: stream.read(65536, Deadline(10)), b""))) == 3 * MAX_BODY
+
+
+def test_the_connection_of_a_stream_is_kept_if_it_was_read_to_its_end() -> None:
+    with Server(lambda _: Response(body=b"all of it")) as server, upstream(server.url) as cloud:
+        for _ in range(3):
+            with cloud.stream("/", Deadline(5)) as stream:
+                while stream.read(4, Deadline(5)):
+                    pass
+        assert server.connections == 1
+        for _ in range(3):
+            with cloud.stream("/", Deadline(5)) as stream:
+                assert stream.read(4, Deadline(5)) == b"all "
+        assert server.connections == 3
+
+
+@pytest.mark.parametrize(("status", "error"), [(429, Throttled), (503, Retry)])
+def test_an_answer_that_is_to_be_retried_is_no_stream(status: int, error: type[Retry]) -> None:
+    with (
+        Server(lambda _: Response(status)) as server,
+        upstream(server.url) as cloud,
+        pytest.raises(error, match=rf"^cloud: answered {status}$"),
+        cloud.stream("/", Deadline(5)),
+    ):
+        pass
+
+
+# --- Elsewhere --------------------------------------------------------------------------------------------------------
+
+
+def test_elsewhere_goes_only_what_is_meant_for_there() -> None:
+    with (
+        Server(lambda _: Response(body=b"home")) as home,
+        Server(lambda _: Response(body=b"elsewhere")) as server,
+        upstream(f"{home.url}/base", authorization=lambda: "Bearer secret") as cloud,
+    ):
+        other = cloud.elsewhere(server.url, lambda _: True)
+        assert other.request("GET", "/x", Deadline(5)).body == b"elsewhere"
+        assert cloud.request("GET", "/x", Deadline(5)).body == b"home"
+        other.close()
+    assert [request.path for request in server.requests] == ["/x"]
+    assert "Authorization" not in server.requests[0].headers
+    assert [request.path for request in home.requests] == ["/base/x"]
+
+
+def test_elsewhere_only_addresses_are_connected_to_that_are_permitted() -> None:
+    asked = []
+
+    def permits(address: str) -> bool:
+        asked.append(address)
+        return False
+
+    with (
+        Server(lambda _: Response()) as server,
+        upstream("http://cloud.example") as cloud,
+        pytest.raises(Failed, match=r"^cloud, sent to 127\.0\.0\.1: no address that requests may go to$"),
+    ):
+        cloud.elsewhere(server.url, permits).request("GET", "/", Deadline(5))
+    assert asked == ["127.0.0.1"]
+    assert not server.connections
+
+
+def test_a_host_has_the_addresses_that_it_resolves_to() -> None:
+    with upstream("http://127.0.0.1:1") as cloud:
+        assert cloud.addresses(Deadline(5)) == ["127.0.0.1"]
+
+
 # --- Many at once -----------------------------------------------------------------------------------------------------
 
 
@@ -725,6 +900,17 @@ def test_a_server_whose_authority_is_trusted_is_talked_to_over_one_connection(au
     ):
         assert [cloud.request("GET", "/", Deadline(5)).body for _ in range(5)] == [b"ok"] * 5
     assert server.connections == 1
+
+
+def test_elsewhere_the_same_authority_is_trusted_besides_the_systems(authority: Path) -> None:
+    with (
+        tls_peer(authority, answer_requests) as server,
+        upstream("http://127.0.0.1", ca_file=str(authority / "ca.pem")) as cloud,
+    ):
+        other = cloud.elsewhere(server.url, lambda _: True)
+        assert other.request("GET", "/", Deadline(5)).body == b"ok"
+        other.close()
+    assert upstream_module._wider_tls_context(str(authority / "ca.pem")).cert_store_stats()["x509_ca"] > 1
 
 
 @pytest.mark.parametrize(
