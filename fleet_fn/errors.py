@@ -35,9 +35,19 @@ class Retry(UpstreamError):
         #: Seconds that the upstream asked to be left alone.
         self.after = after
 
+    @property
+    def quiet(self) -> float:
+        """Seconds for which it is not asked for the same again."""
+        return 1.0
+
 
 class Throttled(Retry):
     """The upstream answered 429: it wants fewer requests, from whomever."""
+
+    @property
+    def quiet(self) -> float:
+        """Seconds for which it is not asked for the same again: as many as it wants, up to 10."""
+        return min(self.after or 1.0, 10.0)
 
 
 class Failed(UpstreamError):

@@ -1,5 +1,6 @@
 """A bounded memory of what was looked up: an answer may be as old as the one who asks allows."""
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -67,6 +68,11 @@ class Memory(Generic[K, V]):
             if known := self._known(key, asked, max_age):
                 return known[0]
             return self._look_up(key, look_up, turn)
+
+    def known(self, key: K, max_age: float = math.inf) -> V | None:
+        """The value of `key` if it is remembered and no older than `max_age` seconds."""
+        entry = self._values.get(key)
+        return entry[1] if entry and entry[0] >= self._clock() - max_age else None
 
     def forget(self, key: K) -> None:
         """Forgets `key`, and keeps what is being looked up right now from being remembered."""

@@ -6,12 +6,13 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from fleet_fn.errors import Failed
-from fleet_fn.firmware.reference import parse_reference
+from fleet_fn.firmware.credentials import from_docker_config
+from fleet_fn.firmware.reference import is_name, parse_reference
 
 T = TypeVar("T")
 
@@ -48,6 +49,8 @@ class Settings:
     firmware_registry_token: str | None = field(default=None, repr=False)
     firmware_registry_insecure: bool = False
     firmware_registry_ca_file: str | None = None
+    #: Folder of Docker's `config.json`, whose credentials are used where `firmware_registry_token` is not set.
+    docker_config: str | None = None
     #: Reference used where neither device nor application name one; `{application}` and `{device}` are replaced.
     firmware_default_image: str | None = None
     firmware_dir: str | None = None
@@ -88,6 +91,17 @@ class Settings:
     workers: int = 1
     threads: int = 8
 
+    @property
+    def has_layouts(self) -> bool:
+        """Whether firmware lies in image layouts rather than in a registry."""
+        return self.firmware_registry.startswith(LAYOUT_SCHEME)
+
+    @property
+    def firmware_prefix(self) -> str:
+        """What stands before each reference, ending in `/`: else `ghcr.io/acme` could lead to `ghcr.io/acme-evil`."""
+        prefix = self.firmware_registry.removeprefix(LAYOUT_SCHEME)
+        return prefix if prefix.endswith("/") else f"{prefix}/"
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """The settings that `environment` holds; an empty variable counts as not set.
@@ -110,9 +124,10 @@ class Settings:
             firmware_registry_token=read.credential("FIRMWARE_REGISTRY_TOKEN"),
             firmware_registry_insecure=read.get("FIRMWARE_REGISTRY_INSECURE", _boolean, _BOOLEAN, False),
             firmware_registry_ca_file=read.optional("FIRMWARE_REGISTRY_CA_FILE", _trust_anchors, _TRUST_ANCHORS),
+            docker_config=read.optional("DOCKER_CONFIG", _docker_config, _DOCKER_CONFIG),
             firmware_default_image=read.text("FIRMWARE_DEFAULT_IMAGE"),
-            firmware_dir=read.text("FIRMWARE_DIR"),
-            firmware_cache_dir=read.text("FIRMWARE_CACHE_DIR") or str(Path(gettempdir(), "fleet-firmware")),
+            firmware_dir=read.optional("FIRMWARE_DIR", _folder, "a folder that is there"),
+            firmware_cache_dir=read.get("FIRMWARE_CACHE_DIR", _writable_folder, _WRITABLE_FOLDER, default_cache_dir()),
             firmware_cache_bytes=read.get("FIRMWARE_CACHE_BYTES", _whole(1), "a number of bytes above 0", 536870912),
             hawkbit_url=read.optional("HAWKBIT_URL", _base_url, _BASE_URL),
             hawkbit_tenant=read.text("HAWKBIT_TENANT"),
@@ -144,8 +159,10 @@ class Settings:
         for name in ("DROGUE_USER", "EVENTS_USER", "FIRMWARE_REGISTRY_USER"):
             if ":" in (read.text(name) or ""):
                 read.wrong(name, "a user name without a colon (HTTP Basic, RFC 7617)")
-        if settings.drogue_token and not settings.drogue_user and not re.fullmatch(r"[!-~]+", settings.drogue_token):
-            read.wrong("DROGUE_TOKEN", "ASCII characters without spaces (RFC 6750), unless DROGUE_USER is set")
+        for user, token in (("DROGUE_USER", "DROGUE_TOKEN"), ("FIRMWARE_REGISTRY_USER", "FIRMWARE_REGISTRY_TOKEN")):
+            bearer = "" if read.text(user) else read.text(token)
+            if bearer and not re.fullmatch(r"[!-~]+", bearer):
+                read.wrong(token, f"ASCII characters without spaces (RFC 6750), unless {user} is set")
         read.template("FIRMWARE_REGISTRY", "application")
         if default_image := read.template("FIRMWARE_DEFAULT_IMAGE", "application", "device"):
             try:
@@ -155,6 +172,11 @@ class Settings:
         if read.violations:
             raise SettingsError("; ".join(read.violations))
         return settings
+
+
+def default_cache_dir() -> str:
+    """A folder in the system's temporary directory, for each user one."""
+    return str(Path(gettempdir(), f"fleet-firmware-{os.getuid()}"))
 
 
 class _Reader:
@@ -231,6 +253,8 @@ _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _BASE_URL = "an http:// or https:// URL without credentials, query and fragment"
 _REGISTRY_PREFIX = f"a prefix of image references such as ghcr.io/acme/, or {LAYOUT_SCHEME} and a folder"
 _TRUST_ANCHORS = "the path of a readable file of certificates (PEM)"
+_WRITABLE_FOLDER = "a folder that can be written, or that can be made"
+_DOCKER_CONFIG = "a folder whose config.json, if there is one, can be read and is as docker writes it"
 _CREDENTIAL = "printable characters, with no line break at the end either"
 _BOOLEAN = "true or false"
 _SECONDS = "a decimal number of seconds"
@@ -252,7 +276,13 @@ def _registry_prefix(value: str) -> str:
     if value.startswith(LAYOUT_SCHEME):
         if len(value) == len(LAYOUT_SCHEME):
             raise ValueError(value)
-    elif not re.fullmatch(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/[a-z0-9._{}/-]*)?", value):
+        return value
+    host, _, path = value.partition("/")
+    if not re.fullmatch(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?", host):
+        raise ValueError(value)
+    _base_url(f"https://{host}")
+    path = re.sub(r"\{.*?\}", "name", path).removesuffix("/")  # other placeholders than ours are told as such
+    if path and not is_name(path):
         raise ValueError(value)
     return value
 
@@ -268,6 +298,31 @@ def _trust_anchors(value: str) -> str:
 def _credential(value: str) -> str:
     if not value.isprintable():  # a line break ends a header, and http.client quotes what it refuses in a traceback
         raise ValueError("a credential that no header can carry")
+    return value
+
+
+def _folder(value: str) -> str:
+    if not Path(value).is_dir():
+        raise ValueError(value)
+    return value
+
+
+def _writable_folder(value: str) -> str:
+    folder = Path(value).absolute()
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        with TemporaryDirectory(dir=folder):
+            return value
+    except OSError as error:
+        raise ValueError(value) from error
+
+
+def _docker_config(value: str) -> str:
+    try:
+        from_docker_config(value, "", "")
+    except Failed as error:
+        raise ValueError(value) from error
     return value
 
 

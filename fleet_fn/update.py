@@ -1,5 +1,6 @@
 """The use case: an event in, an outcome out, and between them the next step of a device's update."""
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -12,11 +13,12 @@ from typing import Final
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.events import REGISTRY_EVENT, Event
-from fleet_fn.drogue.registry import Image, NotKnown, Registry
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.drogue.registry import File, Image, NotKnown, Registry
+from fleet_fn.errors import Failed, Retry, Throttled
 from fleet_fn.firmware.catalogue import Catalogue
-from fleet_fn.firmware.reference import fill_in
-from fleet_fn.firmware.store import Firmware, NotHere
+from fleet_fn.firmware.file import file_reference
+from fleet_fn.firmware.reference import fill_in, image_reference
+from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotHere
 from fleet_fn.protocol.dialects import AnswerForm, Dialect, Encoding, decode_status, encode_command
 from fleet_fn.protocol.messages import Command, Status, Swap, Sync, Wait, Write
 from fleet_fn.protocol.step import Block, Target, next_command, starts_or_ends_update
@@ -24,10 +26,12 @@ from fleet_fn.settings import Settings
 
 #: Seconds that what starts or ends an update may have been known before (protocol, "What an answer may rest on").
 _FRESH: Final = 1.0
-#: The share of the time left for reaching the firmware's bytes that is kept for telling the device to wait for them.
-_KEPT_FOR_WAIT: Final = 0.25
+#: TTLs for which updates under way go on with what their tag last stood at, where the registry does not answer.
+_GOING_ON: Final = 10
 #: The share of an event's time without which a command is not sent any more.
 _KEPT_FOR_COMMAND: Final = 0.05
+#: Bytes of a version: it goes into headers, where few take more than some thousand bytes.
+_MAX_VERSION: Final = 255
 #: Answered events that are remembered, to know them when they are delivered again.
 _ANSWERED: Final = 10_000
 
@@ -67,14 +71,16 @@ class Updater:
         self,
         settings: Settings,
         registry: Registry,
-        catalogue: Catalogue | None,
+        images: Catalogue,
+        files: Catalogue | None,
         commands: Commands,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """An updater; without a `catalogue` there is no image that it could resolve. `now` is the wall clock."""
+        """An updater; without `files` there are none that it could resolve. `now` is the wall clock."""
         self._settings = settings
         self._registry = registry
-        self._catalogue = catalogue
+        self._images = images
+        self._files = files
         self._commands = commands
         self._now = now
         self._answered = _Answered()
@@ -131,43 +137,46 @@ class Updater:
     def _next_step(self, event: Event, status: Status, form: AnswerForm, deadline: Deadline) -> Decision:
         settings = self._settings
         started = deadline.elapsed
-        firmware = self._desired_firmware(event, settings.spec_ttl, settings.manifest_ttl, 0.0, deadline)
+        ages = _Ages(settings.spec_ttl, settings.manifest_ttl, 0.0, _GOING_ON * settings.manifest_ttl)
+        firmware = self._desired_firmware(event, ages, deadline)
         step = self._step(status, firmware)
         if firmware and starts_or_ends_update(step):
             # Read within the last second, or for this event, however long it had to wait for its turn.
             fresh = max(_FRESH, deadline.elapsed - started)
-            firmware = self._desired_firmware(event, fresh, fresh, fresh, deadline)
+            firmware = self._desired_firmware(event, _Ages(fresh, fresh, fresh, 0.0), deadline)
             step = self._step(status, firmware)
         if firmware is None:
             return Decision(Outcome("withheld", "unmanaged"), step if isinstance(step, Sync) else None, form)
         if isinstance(step, Sync):
             return Decision(Outcome("sync"), step, form)
-        if not form.takes_version(step.version):
+        if not form.takes_version(step.version) or len(step.version) > _MAX_VERSION:
             raise Failed("version-too-long")
         if isinstance(step, Swap):
             return Decision(Outcome("swap", version=firmware.version), step, form)
-        write = self._read(firmware, step, deadline)
+        with self._worth_a_retry(event, Failed):
+            write = _read(firmware, step, deadline)
         outcome = Outcome("write", version=firmware.version, offset=step.offset, size=step.size)
         return Decision(outcome, write, form)
 
-    def _desired_firmware(
-        self, event: Event, spec_age: float, manifest_age: float, always_age: float, deadline: Deadline
-    ) -> Firmware | None:
-        """The firmware that the device should run; None where none is named.
-
-        What is remembered of specs, of manifests, and of manifests to be looked up for each status may be as many
-        seconds old as the three ages say.
-        """
-        source = self._registry.desired(event.application, event.device, spec_age, deadline)
+    def _desired_firmware(self, event: Event, ages: "_Ages", deadline: Deadline) -> Firmware | None:
+        """The firmware that the device should run; None where none is named."""
+        with self._worth_a_retry(event, NotKnown):
+            source = self._registry.desired(event.application, event.device, ages.spec, deadline)
         if source is None and self._settings.firmware_default_image:
             names = {"application": event.application, "device": event.device}
             source = Image(fill_in(self._settings.firmware_default_image, names))
         if source is None:
             return None
-        if not isinstance(source, Image) or self._catalogue is None:
-            raise Failed("unsupported-source")
-        max_age = always_age if source.always else manifest_age
-        return self._catalogue.resolve(source.reference, event.application, max_age, deadline)
+        with self._worth_a_retry(event, Failed):
+            if isinstance(source, Image):
+                prefix = self._settings.firmware_prefix
+                image = image_reference(source.reference, prefix, event.application, source.platform)
+                max_age = ages.always if source.always else ages.manifest
+                return self._images.resolve(image, max_age, deadline, stale_age=ages.stale)
+            if isinstance(source, File) and self._files is not None:
+                # Unlike a blob's, its bytes may be others by now: what describes them is read each time.
+                return self._files.resolve(file_reference(source.name), 0.0, deadline)
+        raise Failed("unsupported-source")
 
     def _step(self, status: Status, firmware: Firmware | None) -> Sync | Swap | Block:
         if firmware is None:
@@ -175,11 +184,6 @@ class Updater:
         target = Target(firmware.version.encode(), firmware.size, firmware.checksum)
         mtu = min(status.mtu or self._settings.mtu_default, self._settings.mtu_max)
         return next_command(status, target, mtu=mtu, poll=self._settings.poll)
-
-    def _read(self, firmware: Firmware, block: Block, deadline: Deadline) -> Write:
-        assert self._catalogue is not None  # noqa: S101 - it resolved the firmware
-        with self._catalogue.open(firmware, deadline.leaving(_KEPT_FOR_WAIT)) as reader:
-            return Write(block.version, block.offset, reader.read(block.offset, block.size))
 
     def _send(self, event: Event, decision: Decision, deadline: Deadline) -> Outcome:
         """Sends what was decided, unless the device has stopped waiting for it meanwhile.
@@ -201,19 +205,55 @@ class Updater:
             )
         payload = encode_command(decision.command, decision.form)
         try:
-            self._commands.send(
-                event.application, event.device, event.command, payload, decision.form.encoding.value, deadline
-            )
+            with self._worth_a_retry(event, Failed):
+                self._commands.send(
+                    event.application, event.device, event.command, payload, decision.form.encoding.value, deadline
+                )
         except (Failed, Retry):
             if decision.outcome.name != "failed":
                 raise  # else the WAIT was a courtesy: what failed is still what there is to tell
         return decision.outcome
 
     def _is_stale(self, event: Event) -> bool:
+        return self._time_left(event) < 0
+
+    def _time_left(self, event: Event) -> float:
+        """Seconds until the device does not listen any more."""
         max_age = self._settings.event_max_age
-        if not max_age or event.time is None:
-            return False
-        return (datetime.fromtimestamp(self._now(), UTC) - event.time).total_seconds() > max_age
+        if not max_age:
+            return math.inf
+        if event.time is None:
+            return max_age
+        return max_age - (datetime.fromtimestamp(self._now(), UTC) - event.time).total_seconds()
+
+    @contextmanager
+    def _worth_a_retry(self, event: Event, otherwise: type[Failed]) -> Iterator[None]:
+        """Where an upstream wants to be left alone until the event is stale, the failure that this is."""
+        try:
+            yield
+        except Throttled as error:
+            if error.after is not None and error.after > self._time_left(event):
+                raise otherwise(f"{error.reason}, and wants to be left alone for {error.after} s") from error
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Ages:
+    """Seconds that what an answer rests on may have been known before."""
+
+    #: Specs.
+    spec: float
+    #: Tags' manifests.
+    manifest: float
+    #: Tags' manifests, where they are to be looked up for each status.
+    always: float
+    #: Tags' manifests, where the registry that has them does not answer.
+    stale: float
+
+
+def _read(firmware: Firmware, block: Block, deadline: Deadline) -> Write:
+    with firmware.open(deadline.leaving(KEPT_FOR_WAIT)) as reader:
+        return Write(block.version, block.offset, reader.read(block.offset, block.size))
 
 
 def _wait(form: AnswerForm, poll: int) -> Wait | None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +24,13 @@ import requests
 from fleet_fn.cli.device import Character, DeviceOptions, DeviceReport, run_device
 from fleet_fn.cli.device_wire import Dialect, Encoding
 from fleet_fn.cli.layouts import layout_reference, publish_to_layout
+from fleet_fn.cli.local_registry import PROGRAM, local_registry
+from fleet_fn.cli.publication import Published
+from fleet_fn.cli.registries import Access, publish_to_registry, registry_reference
 from fleet_fn.cli.sandbox import Sandbox
-from fleet_fn.firmware.artifact import VERSION_ANNOTATION
+from fleet_fn.errors import UpstreamError
+from fleet_fn.firmware.manifest import VERSION_ANNOTATION
+from fleet_fn.settings import LAYOUT_SCHEME
 
 _APPLICATION: Final = "example"
 _IMAGE: Final = "demo-firmware"
@@ -70,7 +75,10 @@ _DEVICES: Final = (
 
 
 @click.command("demo")
-def command() -> None:
+@click.option(
+    "--registry", "in_registry", is_flag=True, help=f"Publish into a registry: {PROGRAM}, which has to be installed."
+)
+def command(in_registry: bool) -> None:
     """Update five simulated devices on this machine.
 
     Publishes a generated firmware into an OCI image layout, starts a sandbox of Drogue Cloud and the function, and
@@ -82,7 +90,10 @@ def command() -> None:
     started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="fleet-demo-") as folder:
-            reports, checksum = _demonstrate(Path(folder))
+            reports, checksum = _demonstrate(Path(folder), in_registry=in_registry)
+    except UpstreamError as error:
+        click.echo(f"demo: {error}", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         click.echo("\ninterrupted", err=True)
         sys.exit(130)
@@ -98,21 +109,34 @@ def command() -> None:
     sys.exit(0 if all(right) else 1)
 
 
-def _demonstrate(folder: Path) -> tuple[list[DeviceReport], str]:
+def _demonstrate(folder: Path, *, in_registry: bool) -> tuple[list[DeviceReport], str]:
     """The reports of all devices, and the SHA-256 of what they should run."""
-    firmware = hashlib.shake_256(b"the demo's firmware").digest(_SIZE)
-    reference = layout_reference(f"oci-layout:{folder / _IMAGE}:{_NEW}")
-    published = publish_to_layout(reference, BytesIO(firmware), {VERSION_ANNOTATION: _NEW})
-    click.echo(f"firmware  {_IMAGE}:{_NEW}, {published.size} bytes, sha256 {published.sha256[:12]}…")
-    with Sandbox(_objects()) as sandbox:
+    with _published(folder, in_registry=in_registry) as (published, settings), Sandbox(_objects()) as sandbox:
+        click.echo(f"firmware  {_IMAGE}:{_NEW}, {published.size} bytes, sha256 {published.sha256[:12]}…")
         click.echo(f"sandbox   {sandbox.url}")
-        with _function(sandbox.url, folder) as (url, log):
+        with _function({**settings, "DROGUE_API_URL": sandbox.url}, folder) as (url, log):
             click.echo(f"function  {url}\n")
             sandbox.sink = url
             reports = _run_devices(sandbox.url)
         if not all(_is_right(report, published.sha256) for report in reports):
             click.echo(f"\nthe function's last lines:\n{log.read_text()[-4000:]}", err=True)
     return reports, published.sha256
+
+
+@contextmanager
+def _published(folder: Path, *, in_registry: bool) -> Iterator[tuple[Published, dict[str, str]]]:
+    """The firmware, where it was published to; and the settings with which the function finds it there."""
+    firmware = BytesIO(hashlib.shake_256(b"the demo's firmware").digest(_SIZE))
+    annotations = {VERSION_ANNOTATION: _NEW}
+    if not in_registry:
+        layout = layout_reference(f"{LAYOUT_SCHEME}{folder / _IMAGE}:{_NEW}")
+        yield publish_to_layout(layout, firmware, annotations), {"FIRMWARE_REGISTRY": f"{LAYOUT_SCHEME}{folder}"}
+        return
+    with local_registry(folder) as host:
+        click.echo(f"registry  http://{host}/")
+        reference = registry_reference(f"{host}/{_IMAGE}:{_NEW}")
+        published = publish_to_registry(reference, firmware, annotations, access=Access(insecure=True))
+        yield published, {"FIRMWARE_REGISTRY": f"{host}/", "FIRMWARE_REGISTRY_INSECURE": "true"}
 
 
 def _objects() -> list[dict[str, Any]]:
@@ -140,16 +164,16 @@ def _objects() -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _function(drogue_url: str, folder: Path) -> Iterator[tuple[str, Path]]:
+def _function(settings: Mapping[str, str], folder: Path) -> Iterator[tuple[str, Path]]:
     """The function in a process of its own: its URL, and the file that it logs to."""
     log = folder / "function.log"
     environment = {
         **{name: os.environ[name] for name in _INHERITED if name in os.environ},
-        "DROGUE_API_URL": drogue_url,
         "DROGUE_USER": "sandbox",
         "DROGUE_TOKEN": "sandbox",
-        "FIRMWARE_REGISTRY": f"oci-layout:{folder}",
+        "FIRMWARE_CACHE_DIR": str(folder / "cache"),
         "LOG_FORMAT": "text",
+        **settings,
     }
     with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as output:
         serve: Sequence[str] = (

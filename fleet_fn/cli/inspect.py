@@ -1,42 +1,103 @@
 """`inspect`: what the function would see in a reference, told by the function's own code."""
 
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import click
 
 from fleet_fn.background import Background
 from fleet_fn.cli.layouts import layout_reference
+from fleet_fn.cli.registries import Access, access_options, find_credentials, registry_reference
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
-from fleet_fn.firmware.layout import LayoutStore
-from fleet_fn.firmware.store import NotHere
+from fleet_fn.errors import UpstreamError
+from fleet_fn.firmware.reference import Reference
+from fleet_fn.firmware.store import Firmware, NotHere, Store
 from fleet_fn.firmware.verified import VerifiedFiles
-from fleet_fn.settings import LAYOUT_SCHEME
+from fleet_fn.protocol.messages import U32_MAX
+from fleet_fn.settings import LAYOUT_SCHEME, Settings
+from fleet_fn.wiring import make_image_store
 
-#: Seconds for hashing the firmware.
+#: Seconds for all that a registry has to answer, and for what may take long: downloads, and hashing.
+_ANSWER = 15.0
 _PATIENCE = 3600.0
+#: Seconds between two looks at how far that is.
+_PAUSE = 0.2
 
 
 @click.command("inspect")
 @click.argument("reference", metavar="REF")
-def command(reference: str) -> None:
+@click.option("--platform", help="Of an index, the manifest for this platform: OS/ARCHITECTURE, or an annotation.")
+@access_options
+def command(reference: str, platform: str | None, insecure: bool, ca_file: str | None) -> None:
     """Show the firmware that REF names, and verify its bytes.
 
-    REF is oci-layout:DIR:TAG or oci-layout:DIR@sha256:…, and the tag 'latest' where it names none. Exits with 1 when
-    the function would refuse it; the reason is the one that it would give.
+    REF is HOST/NAME:TAG or HOST/NAME@sha256:… in an OCI registry, or oci-layout:DIR:TAG or oci-layout:DIR@sha256:…;
+    the tag is 'latest' where it names none. Exits with 1 when the function would refuse it; the reason is the one that
+    it would give.
+
+    Credentials for a registry are those in FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else those that
+    docker login or podman login saved.
     """
-    deadline = Deadline(_PATIENCE)
-    store = LayoutStore(VerifiedFiles(Background()))
     try:
-        if not reference.startswith(LAYOUT_SCHEME):
-            raise Failed(f"{reference!r}: only {LAYOUT_SCHEME}DIR:TAG can be inspected")
-        firmware = store.resolve(layout_reference(reference), deadline)
-        with store.open(firmware, deadline) as reader:
-            reader.read(0, 1)
-    except (Failed, NotHere) as error:
+        with _store(reference, insecure, ca_file) as (store, parsed):
+            firmware = _resolve(store, replace(parsed, platform=platform))
+            with firmware.open(Deadline(_PATIENCE)) as reader:
+                reader.read(0, 1)
+    except (UpstreamError, NotHere) as error:
         click.echo(f"inspect: {error.reason}", err=True)
         sys.exit(1)
+    except OSError as error:
+        click.echo(f"inspect: {error}", err=True)
+        sys.exit(1)
     click.echo(f"shape      {firmware.shape}")
+    click.echo(f"digest     {firmware.manifest}")
     click.echo(f"version    {firmware.version}")
     click.echo(f"size       {firmware.size}")
     click.echo(f"sha256     {firmware.checksum.hex()} (verified)")
+
+
+@contextmanager
+def _store(text: str, insecure: bool, ca_file: str | None) -> Iterator[tuple[Store, Reference]]:
+    """The store that the function would use for what `text` names, with a cache that lasts as long; and the reference.
+
+    Raises:
+        Failed: `text` names nothing.
+
+    """
+    access = Access()
+    if text.startswith(LAYOUT_SCHEME):
+        reference = layout_reference(text)
+        prefix = f"{LAYOUT_SCHEME}{reference.prefix}"
+    else:
+        reference = registry_reference(text)
+        prefix = reference.prefix
+        access = Access(insecure, ca_file, find_credentials(reference))
+        access.tls_context()  # whose complaint is clearer than that of the store
+    background = Background()
+    with tempfile.TemporaryDirectory(prefix="fleet-inspect-", ignore_cleanup_errors=True) as folder:
+        settings = Settings(
+            drogue_api_url="",
+            firmware_registry=prefix,
+            firmware_registry_user=access.credentials.user if access.credentials else None,
+            firmware_registry_token=access.credentials.secret if access.credentials else None,
+            firmware_registry_insecure=access.insecure,
+            firmware_registry_ca_file=access.ca_file,
+            firmware_cache_dir=folder,
+            firmware_cache_bytes=2 * U32_MAX,
+        )
+        yield make_image_store(settings, VerifiedFiles(background), background), reference
+
+
+def _resolve(store: Store, reference: Reference) -> Firmware:
+    limit = Deadline(_PATIENCE)
+    while True:
+        try:
+            return store.resolve(reference, Deadline(_ANSWER))
+        except NotHere:  # an image's layers are being looked through, which goes on
+            if not limit.remaining:
+                raise
+        time.sleep(_PAUSE)

@@ -5,42 +5,27 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO
 
-from fleet_fn.errors import Failed
-from fleet_fn.firmware.artifact import (
-    FIRMWARE_LAYER,
-    FIRMWARE_TITLE,
-    INDEX,
-    MANIFEST,
-    TITLE_ANNOTATION,
-    read_artifact,
+from fleet_fn.cli.publication import (
+    EMPTY_CONFIG,
+    Content,
+    Published,
+    compact_json,
+    describe,
+    make_manifest,
+    mixes,
+    refuse_to_move,
 )
+from fleet_fn.errors import Failed
+from fleet_fn.firmware.artifact import read_artifact
 from fleet_fn.firmware.layout import LAYOUT_FILE, LAYOUT_VERSION, TAG_ANNOTATION, Layout, tag_of
+from fleet_fn.firmware.manifest import INDEX, MANIFEST, digest_of
 from fleet_fn.firmware.reference import Reference, parse_reference
 from fleet_fn.settings import LAYOUT_SCHEME
-
-#: What makes the manifest an artifact rather than an image (OCI image specification, "Guidelines for Artifact Usage").
-_ARTIFACT_TYPE: Final = "application/vnd.drogue.firmware.v1"
-_EMPTY_CONFIG: Final = "application/vnd.oci.empty.v1+json"
-_CHUNK: Final = 1024 * 1024
-#: What erased flash memory reads as.
-_PADDING: Final = b"\xff"
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What a publication put where."""
-
-    #: The manifest's.
-    digest: str
-    #: Of the firmware: bytes, and the SHA-256 in hexadecimal.
-    size: int
-    sha256: str
 
 
 def layout_reference(text: str, default_tag: str | None = None) -> Reference:
@@ -62,19 +47,6 @@ def layout_reference(text: str, default_tag: str | None = None) -> Reference:
     checked = parse_reference(f"name{f':{tag}' if tag else ''}{f'@{digest}' if at else ''}")
     path = Path(folder).absolute()
     return Reference(f"{path.parent}/", path.name, checked.tag, checked.digest)
-
-
-def other_tags_of_version(reference: Reference, version: str) -> list[tuple[str, str]]:
-    """The tags in the layout of `reference` whose firmware has `version` already, each with its SHA-256."""
-    layout, found = Layout(Path(reference.prefix, reference.name)), []
-    with suppress(Failed):  # no layout yet, or one that publishing will complain of
-        for tag in filter(None, map(tag_of, layout.index())):
-            with suppress(Failed):  # a manifest of another kind
-                tagged = Reference(reference.prefix, reference.name, str(tag), None)
-                artifact = read_artifact(layout.manifest(tagged), tagged.tag)
-                if artifact.version == version:
-                    found.append((str(tag), artifact.layer.checksum.hex()))
-    return found
 
 
 def publish_to_layout(
@@ -113,53 +85,54 @@ def publish_to_layout(
         _make_if_missing(layout.folder / LAYOUT_FILE, {"imageLayoutVersion": LAYOUT_VERSION})
         entries = layout.index()  # so that nothing is written into what is no layout
         is_new = force or reference.tag == "latest" or reference.tag not in map(tag_of, entries)
-        layer = _store_file(layout, firmware, pad_to, None if is_new else reference)
-        config = _store_bytes(layout, _EMPTY_CONFIG, b"{}")
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "artifactType": _ARTIFACT_TYPE,
-            "config": config,
-            "layers": [{**layer, "annotations": {TITLE_ANNOTATION: FIRMWARE_TITLE}}],
-            "annotations": dict(annotations),
-        }
-        entry = _store_bytes(layout, MANIFEST, _json(manifest))
+        content = Content(firmware, pad_to)
+        sha256 = _store_firmware(layout, content, None if is_new else reference)
+        _store(layout, EMPTY_CONFIG)
+        manifest = make_manifest(content.size, sha256, annotations)
+        mixed = tuple(_mixed(layout, reference, entries, sha256, annotations))
+        _store(layout, manifest)
         tags = {reference.tag, "latest"} if latest else {reference.tag}
-        _tag(layout, entry, {tag for tag in tags if tag})
-    return Published(entry["digest"], layer["size"], layer["digest"].partition(":")[2])
+        _tag(layout, describe(MANIFEST, manifest), {tag for tag in tags if tag})
+    return Published(digest_of(manifest), content.size, sha256, mixed)
+
+
+def _mixed(
+    layout: Layout, reference: Reference, entries: Iterable[object], sha256: str, annotations: Mapping[str, str]
+) -> Iterator[str]:
+    """Tags where the version has other bytes."""
+    for tag in filter(None, map(tag_of, entries)):
+        with suppress(Failed):  # a manifest of another kind
+            tagged = Reference(reference.prefix, reference.name, str(tag), None)
+            if mixes(layout.manifest(tagged), str(tag), sha256, annotations):
+                yield str(tag)
 
 
 def _tag(layout: Layout, manifest: Mapping[str, Any], tags: set[str]) -> None:
     index = json.loads((layout.folder / "index.json").read_bytes())
     kept = [entry for entry in index["manifests"] if tag_of(entry) not in tags]
     added = [{**manifest, "annotations": {TAG_ANNOTATION: tag}} for tag in sorted(tags)]
-    _write(layout.folder / "index.json", _json({**index, "manifests": kept + added}))
+    _write(layout.folder / "index.json", compact_json({**index, "manifests": kept + added}))
 
 
-def _store_bytes(layout: Layout, media_type: str, content: bytes) -> dict[str, Any]:
-    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+def _store(layout: Layout, content: bytes) -> None:
+    digest = digest_of(content)
     if not _has(layout, digest):
         _write(layout.blob(digest), content)
-    return {"mediaType": media_type, "digest": digest, "size": len(content)}
 
 
-def _store_file(layout: Layout, source: BinaryIO, pad_to: int, same_as: Reference | None) -> dict[str, Any]:
-    """The descriptor of the firmware, stored; where it is to be the `same_as` a tag's, nothing else is stored."""
-    digest, size = hashlib.sha256(), 0
+def _store_firmware(layout: Layout, content: Content, same_as: Reference | None) -> str:
+    """The SHA-256 of the firmware, stored; where it is to be the `same_as` a tag's, nothing else is stored."""
+    digest = hashlib.sha256()
     with _replacing(layout.folder / "blobs" / "sha256") as (target, move_to):
-        while chunk := source.read(_CHUNK):
+        for chunk in content:
             target.write(chunk)
             digest.update(chunk)
-            size += len(chunk)
-        padding = _PADDING * (-size % pad_to)
-        target.write(padding)
-        digest.update(padding)
         name = f"sha256:{digest.hexdigest()}"
         if same_as and read_artifact(layout.manifest(same_as), same_as.tag).layer.digest != name:
-            raise Failed(f"tag {same_as.tag} has other bytes already: publish another version, or move it with --force")
+            raise refuse_to_move(same_as.tag)
         if not _has(layout, name):
             move_to(layout.blob(name))
-    return {"mediaType": FIRMWARE_LAYER, "digest": name, "size": size + len(padding)}
+    return digest.hexdigest()
 
 
 def _has(layout: Layout, digest: str) -> bool:
@@ -173,11 +146,7 @@ def _has(layout: Layout, digest: str) -> bool:
 
 def _make_if_missing(path: Path, content: object) -> None:
     if not path.exists():
-        _write(path, _json(content))
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+        _write(path, compact_json(content))
 
 
 def _write(path: Path, content: bytes) -> None:

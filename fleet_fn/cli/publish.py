@@ -4,16 +4,20 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import BinaryIO
 
 import click
 
-from fleet_fn.cli.layouts import layout_reference, other_tags_of_version, publish_to_layout
-from fleet_fn.errors import Failed
-from fleet_fn.firmware.artifact import VERSION_ANNOTATION
+from fleet_fn.cli.layouts import layout_reference, publish_to_layout
+from fleet_fn.cli.publication import Content, Published
+from fleet_fn.cli.registries import Access, access_options, find_credentials, publish_to_registry, registry_reference
+from fleet_fn.errors import Failed, UpstreamError
+from fleet_fn.firmware.manifest import VERSION_ANNOTATION
 from fleet_fn.firmware.reference import Reference, is_name, is_tag
 from fleet_fn.protocol.dialects import EMBEDDED_VERSION_BYTES
 from fleet_fn.protocol.messages import U32_MAX
@@ -34,6 +38,7 @@ _CREATED_ANNOTATION = "org.opencontainers.image.created"
 @click.option("--force", is_flag=True, help="Move the tag even if it has other bytes already.")
 @click.option("--pad-to", type=click.IntRange(1, 1 << 20), metavar="N", help="Fill up with 0xff to a multiple of N.")
 @click.option("--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="Annotate the manifest.")
+@access_options
 def command(
     file: BinaryIO,
     reference: str,
@@ -42,39 +47,70 @@ def command(
     force: bool,
     pad_to: int | None,
     annotations: tuple[str, ...],
+    insecure: bool,
+    ca_file: str | None,
 ) -> None:
     """Publish the firmware in FILE as REF.
 
-    REF is oci-layout:DIR:TAG, an OCI image layout in the folder DIR, which is made where there is none. Without :TAG
-    the tag is the version.
+    REF is HOST/NAME:TAG, a repository in an OCI registry such as ghcr.io/acme/sensor:1.2.3, or oci-layout:DIR:TAG, an
+    OCI image layout in the folder DIR, which is made where there is none. Without :TAG the tag is the version.
+
+    Credentials for a registry are those in FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else those that
+    docker login or podman login saved.
     """
     try:
-        if not reference.startswith(LAYOUT_SCHEME):
-            raise Failed(f"{reference!r}: only {LAYOUT_SCHEME}DIR:TAG can be published to")
-        target = layout_reference(reference, version if is_tag(version) else _NO_TAG)
-        if target.digest or target.tag in (None, _NO_TAG):
-            raise Failed(f"{reference!r}: name a tag, {LAYOUT_SCHEME}DIR:TAG")
+        target = _target(reference, version if is_tag(version) else _NO_TAG, insecure, ca_file)
         described = _annotations(version, annotations)
         with _seekable(file) as firmware:
             size = _padded_size(firmware, pad_to)
-            for warning in _warnings(target, version, size):
+            for warning in _warnings(target.reference, version, size):
                 click.echo(f"warning: {warning}", err=True)
-            before = other_tags_of_version(target, version)
-            published = publish_to_layout(target, firmware, described, pad_to=pad_to or 1, latest=latest, force=force)
-            for tag in [tag for tag, sha256 in before if sha256 != published.sha256]:
+            published = target.publish(firmware, described, pad_to=pad_to or 1, latest=latest, force=force)
+            for tag in published.mixed:
                 click.echo(
                     f"warning: version {version} had other bytes, at the tag {tag}; a device that was midway in those "
                     "would end with a mixture: give each build a version of its own",
                     err=True,
                 )
-    except (Failed, OSError) as error:
+    except (UpstreamError, OSError) as error:
         click.echo(f"publish: {error}", err=True)
         sys.exit(1)
-    click.echo(f"reference  {LAYOUT_SCHEME}{target.prefix}{target.name}:{target.tag}")
+    click.echo(f"reference  {target}")
     click.echo(f"digest     {published.digest}")
     click.echo(f"version    {version}")
     click.echo(f"size       {published.size}")
     click.echo(f"sha256     {published.sha256}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a firmware is to be published, and how that is done there."""
+
+    scheme: str
+    reference: Reference
+    publish: Callable[..., Published]
+
+    def __str__(self) -> str:
+        return f"{self.scheme}{self.reference.prefix}{self.reference}"
+
+
+def _target(text: str, default_tag: str, insecure: bool, ca_file: str | None) -> _Target:
+    """Where `text` says that a firmware is to be published.
+
+    Raises:
+        Failed: it names no such place, or no tag.
+
+    """
+    if text.startswith(LAYOUT_SCHEME):
+        reference, form = layout_reference(text, default_tag), f"{LAYOUT_SCHEME}DIR:TAG"
+        target = _Target(LAYOUT_SCHEME, reference, partial(publish_to_layout, reference))
+    else:
+        reference, form = registry_reference(text, default_tag), "HOST/NAME:TAG"
+        access = Access(insecure, ca_file, find_credentials(reference))
+        target = _Target("", reference, partial(publish_to_registry, reference, access=access))
+    if reference.digest or reference.tag in (None, _NO_TAG):
+        raise Failed(f"{text!r}: name a tag, {form}")
+    return target
 
 
 @contextmanager
@@ -85,13 +121,12 @@ def _seekable(file: BinaryIO) -> Iterator[BinaryIO]:
         return
     with tempfile.TemporaryFile() as copy:
         shutil.copyfileobj(file, copy)
+        copy.seek(0)
         yield copy
 
 
 def _padded_size(file: BinaryIO, pad_to: int | None) -> int:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    size += -size % (pad_to or 1)
+    size = Content(file, pad_to or 1).size
     if not 1 <= size <= U32_MAX:
         raise Failed(f"a firmware of {size} bytes cannot be sent: from 1 to {U32_MAX} can")
     return size

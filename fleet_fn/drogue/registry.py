@@ -24,16 +24,23 @@ class Image:
     reference: str
     #: The tag is looked up again for each status (`imagePullPolicy: Always`).
     always: bool = False
+    #: Which of an index's manifests is meant: a platform, or an annotation.
+    platform: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class OtherSource:
-    """Firmware from a source that is not built: `file` or `hawkbit`."""
+class File:
+    """Firmware in a folder that the function has."""
 
-    kind: str
+    name: str
 
 
-Source = Image | OtherSource
+@dataclass(frozen=True, slots=True)
+class HawkBit:
+    """Firmware that an Eclipse hawkBit server assigns."""
+
+
+Source = Image | File | HawkBit
 
 
 class NotKnown(Failed):
@@ -140,14 +147,21 @@ def _section_source(spec: Mapping[str, Any], where: str) -> Source | None:
         raise MalformedSpec(f"{where} has two sources: {' and '.join(sources)}")
     kind = sources[0]
     source = _map(section, kind, MalformedSpec(f"{where}.{kind} is not a map"))
-    if kind in ("file", "hawkbit"):
-        return OtherSource(kind)
-    reference, policy = source.get("image"), source.get("imagePullPolicy")
+    if kind == "hawkbit":
+        return HawkBit()
+    if kind == "file":
+        name = source.get("name")
+        if not isinstance(name, str) or not name:
+            raise MalformedSpec(f"{where}.file has no name")
+        return File(name)
+    reference, policy, platform = (source.get(key) for key in ("image", "imagePullPolicy", "platform"))
     if not isinstance(reference, str) or not reference:
         raise MalformedSpec(f"{where}.{kind} has no image")
     if policy not in (None, "IfNotPresent", "Always"):
         raise MalformedSpec(f"{where}.{kind}.imagePullPolicy is neither IfNotPresent nor Always")
-    return Image(reference, always=policy == "Always")
+    if platform is not None and (not isinstance(platform, str) or not platform):
+        raise MalformedSpec(f"{where}.{kind}.platform is no text")
+    return Image(reference, always=policy == "Always", platform=platform)
 
 
 def _map(parent: object, key: str, error: Failed) -> Mapping[str, Any]:

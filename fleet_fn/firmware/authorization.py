@@ -29,8 +29,6 @@ _LIFETIME: Final = 60
 _MAX_LIFETIME: Final = 24 * 60 * 60
 #: Seconds before its end at which a token is not used any more; of short lives, a quarter.
 _MARGIN: Final = 10.0
-#: Seconds within which no token expires or is revoked, so that one that is refused so soon is refused for good.
-_YOUNG: Final = 5.0
 _REFUSED: Final = "registry: our credentials were refused"
 _NONE_CONFIGURED: Final = "registry: access denied: no credentials are configured"
 
@@ -175,9 +173,8 @@ class Authorization:
     def answer_to(self, repository: str, refused: str | None, challenges: Sequence[str], deadline: Deadline) -> str:
         """The `Authorization` of a second try, after a 401 to the first.
 
-        Those who ask for the same repository at the same time share one token. A token that is refused later than 5 s
-        after it was asked for counts as expired early, and is renewed; sooner, as refused for good, so that one
-        repository costs its realm one request in that time at most.
+        Those who ask for the same repository at the same time share one token. A token that is refused counts as
+        expired early or revoked, and is renewed: once for all who showed it.
 
         Args:
             repository: what the request was for.
@@ -195,11 +192,8 @@ class Authorization:
         if not known.turn.acquire(timeout=deadline.remaining):
             raise Retry("registry: an earlier request for a token has not ended")
         try:
-            if token := self._current(known):
-                if token.value != refused:
-                    return token.value
-                if self._clock() - token.since < _YOUNG:
-                    raise Failed(token.if_refused)
+            if (token := self._current(known)) and token.value != refused:
+                return token.value
             if known.failure and known.failure[0] > asked:
                 raise copy(known.failure[1])
             return self._answer(known, repository, refused, parse_challenges(challenges), deadline)

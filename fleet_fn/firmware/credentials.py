@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from fleet_fn.errors import Failed
-from fleet_fn.firmware.verified import open_without_waiting
+from fleet_fn.firmware.destinations import api_host
+from fleet_fn.firmware.files import read_small
 from fleet_fn.protocol.strict_json import parse_json
 
 #: Bytes of a configuration that are read: a Kubernetes Secret has no more.
 _MAX_CONFIG: Final = 1024 * 1024
-#: Names that mean Docker Hub.
-_DOCKER_HUB: Final = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _WHERE: Final = "registry: DOCKER_CONFIG:"
 _WAY_OUT: Final = "set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN instead"
 
@@ -76,14 +75,11 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         if path.is_dir():
             path /= "config.json"
-        with open(path, "rb", opener=open_without_waiting) as file:
-            content = file.read(_MAX_CONFIG + 1) or b""  # None from a FIFO
+        content = read_small(path, _MAX_CONFIG, f"{_WHERE} {path.name}")
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise Failed(f"{_WHERE} {path.name}: {error.strerror}") from error
-    if len(content) > _MAX_CONFIG:
-        raise Failed(f"{_WHERE} {path.name} is larger than {_MAX_CONFIG} bytes")
     found: object = None
     problem = "not a JSON object"
     try:
@@ -122,7 +118,7 @@ def _components(key: str) -> list[str]:
     components = [component for component in path.split("/") if component]
     if is_url or components in (["v1"], ["v2"]):
         components = []
-    return ["docker.io" if host in _DOCKER_HUB else host, *components]
+    return [api_host(host), *components]
 
 
 def _credentials(entry: Mapping[str, Any]) -> Credentials | None:

@@ -88,7 +88,16 @@ class Entry:
         return piece
 
 
-def root_entries(layer: Readable, max_unpacked: int) -> Iterator[Entry]:
+class Allowance:
+    """Bytes that layers may expand to, altogether."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        #: Negative when there was more.
+        self.left = limit
+
+
+def root_entries(layer: Readable, allowance: Allowance) -> Iterator[Entry]:
     """The entries in the root of a layer, in its order: files, whiteouts and whatever else has a name there.
 
     Names in folders are skipped, and so are those that leave the root. A name can come again. Where the iterator ends,
@@ -97,14 +106,14 @@ def root_entries(layer: Readable, max_unpacked: int) -> Iterator[Entry]:
 
     Args:
         layer: a tar or a gzipped tar: its first bytes tell which. Its own length is the caller's to bound.
-        max_unpacked: bytes that it may expand to.
+        allowance: what it may expand to; it is used up as that is unpacked.
 
     Raises:
         Failed: it is malformed, cut short, or more than is read; the reason tells.
         UpstreamError: what reading `layer` raises.
 
     """
-    tar = _Tar(_unpacked(layer), max_unpacked)
+    tar = _Tar(_unpacked(layer), allowance)
     for number, header in enumerate(_headers(tar)):
         if number == _MAX_ENTRIES:
             raise Failed(f"layer: more than {_MAX_ENTRIES} entries")
@@ -138,13 +147,13 @@ class _Header:
 
 
 class _Tar:
-    """The bytes of a tar, no more than a limit of them."""
+    """The bytes of a tar, no more than are allowed."""
 
-    def __init__(self, unpacked: Readable, limit: int) -> None:
+    def __init__(self, unpacked: Readable, allowance: Allowance) -> None:
         self._unpacked = unpacked
-        self._limit = limit
-        #: Bytes that may still be unpacked; negative when there are more.
-        self._room = limit
+        self._allowance = allowance
+        #: Bytes that it may have.
+        self._limit = allowance.left
         self._chunk = b""
         self._offset = 0
         #: Bytes that were read.
@@ -156,7 +165,7 @@ class _Tar:
         return self._limit - self.position
 
     def too_large(self) -> Failed:
-        return Failed(f"layer: expands to more than {self._limit} bytes")
+        return Failed(f"layer: expands to more than {self._allowance.limit} bytes")
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, b"" at the end."""
@@ -191,10 +200,10 @@ class _Tar:
             size -= len(self.read_some(size))
 
     def _next_chunk(self) -> bytes:
-        if self._room >= 0:
-            chunk = self._unpacked.read(min(_CHUNK, self._room + 1))
-            self._room -= len(chunk)
-        if self._room < 0:
+        if self._allowance.left >= 0:
+            chunk = self._unpacked.read(min(_CHUNK, self._allowance.left + 1))
+            self._allowance.left -= len(chunk)
+        if self._allowance.left < 0:
             raise self.too_large()
         return chunk
 

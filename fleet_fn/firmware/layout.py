@@ -1,23 +1,21 @@
 """Firmware in OCI image layouts: folders below one folder, each of them a repository."""
 
-import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed
-from fleet_fn.firmware.artifact import (
-    MANIFEST,
-    MAX_MANIFEST,
-    read_artifact,
-    read_descriptor,
-    read_json_object,
-)
+from fleet_fn.firmware.files import open_without_waiting, read_small
+from fleet_fn.firmware.layer import Readable
+from fleet_fn.firmware.manifest import MAX_MANIFEST, Descriptor, digest_of, read_descriptor, read_json_object
 from fleet_fn.firmware.reference import Reference
+from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import Firmware, Reader
-from fleet_fn.firmware.verified import VerifiedFiles, open_without_waiting
+from fleet_fn.firmware.verified import VerifiedFiles
 
 #: The annotation of an index's entry that names its tag (OCI image layout specification, "index.json file").
 TAG_ANNOTATION: Final = "org.opencontainers.image.ref.name"
@@ -26,36 +24,92 @@ LAYOUT_VERSION: Final = "1.0.0"
 
 
 class LayoutStore:
-    """Reads firmware where it lies; nothing is copied."""
+    """Reads firmware where it lies; only what has to be unpacked is copied, into the cache."""
 
-    def __init__(self, files: VerifiedFiles) -> None:
+    def __init__(self, files: VerifiedFiles, shapes: Shapes) -> None:
         self._files = files
+        self._shapes = shapes
 
-    def resolve(self, reference: Reference, deadline: Deadline) -> Firmware:  # noqa: ARG002 - small local files
+    def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:  # noqa: ARG002 - it is cheap to look again
         """The firmware that `reference` names in the layout of its name.
 
         Raises:
+            NotHere: an image has to be looked through first, which goes on.
             Failed: no such layout, tag or digest, or something in it is malformed.
 
         """
         layout = Layout(Path(reference.prefix, reference.name))
-        manifest = layout.manifest(reference)
-        artifact = read_artifact(manifest, None if reference.digest else reference.tag)
-        try:
-            return Firmware(
-                artifact.version, artifact.layer.size, artifact.layer.checksum, layout.blob(artifact.layer.digest)
-            )
-        except ValueError as error:
-            raise Failed(str(error)) from error
+        content = layout.manifest(reference)
+        firmware = self._shapes.firmware(content, reference, _Repository(layout, self._files), deadline)
+        return replace(firmware, manifest=digest_of(content))
+
+
+class _Repository:
+    """Content by digest, where it lies."""
+
+    def __init__(self, layout: "Layout", files: VerifiedFiles) -> None:
+        #: What tells it from all others.
+        self.name = str(layout.folder)
+        self._layout = layout
+        self._files = files
+
+    def manifest(self, digest: str, deadline: Deadline) -> bytes:  # noqa: ARG002 - local files
+        """The verified bytes of a manifest or an index; see `Repository.manifest`."""
+        return self._layout.content(digest)
+
+    def config(self, blob: Descriptor, deadline: Deadline) -> bytes:  # noqa: ARG002 - local files
+        """The verified bytes of a small blob; see `Repository.config`."""
+        return self._layout.content(blob.digest)
 
     @contextmanager
-    def open(self, firmware: Firmware, deadline: Deadline) -> Iterator[Reader]:
-        """The firmware's bytes, once they were verified; see `Store.open`."""
+    def open(self, blob: Descriptor, deadline: Deadline) -> Iterator[Reader]:
+        """The verified bytes of a firmware that is a blob; see `Firmware.open`."""
         try:
-            with self._files.open(firmware.path, firmware.size, firmware.checksum, deadline) as file:
+            with self._files.open(self._layout.blob(blob.digest), blob.size, blob.checksum, deadline) as file:
                 yield file
         except FileNotFoundError as error:
-            raise Failed(f"blob sha256:{firmware.checksum.hex()} is missing from the layout") from error
+            raise Failed(f"blob {blob.digest} is missing from the layout") from error
+
+    @contextmanager
+    def stream(self, blob: Descriptor) -> Iterator[Readable]:
+        """The bytes of a blob; see `Repository.stream`."""
+        file = _Blob(self._layout.blob(blob.digest), blob)
+        try:
+            yield file
+        finally:
+            file.close()
+
+
+class _Blob:
+    """A blob's file, to be read from its beginning to its end."""
+
+    def __init__(self, path: Path, blob: Descriptor) -> None:
+        self._digest = blob.digest
+        try:
+            self._file = open(path, "rb", buffering=0, opener=open_without_waiting)  # noqa: SIM115 - see `close`
+        except FileNotFoundError as error:
+            raise Failed(f"blob {blob.digest} is missing from the layout") from error
+        except OSError as error:
+            raise Failed(f"blob {blob.digest}: {error.strerror}") from error
+        size = os.fstat(self._file.fileno()).st_size
+        if size != blob.size:
+            self._file.close()
+            raise Failed(f"size mismatch: blob {blob.digest} has {size} bytes where there should be {blob.size}")
+
+    def read(self, size: int, /) -> bytes:
+        """What comes next, at most `size` bytes; none at the end.
+
+        Raises:
+            Failed: the file cannot be read.
+
+        """
+        try:
+            return self._file.read(size) or b""
+        except OSError as error:
+            raise Failed(f"blob {self._digest}: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Layout:
@@ -85,7 +139,7 @@ class Layout:
         return manifests
 
     def manifest(self, reference: Reference) -> bytes:
-        """The verified bytes of the manifest that a reference names.
+        """The verified bytes of the manifest or the index that a reference names.
 
         Raises:
             Failed: there is none, or its bytes are not what its descriptor says.
@@ -93,39 +147,42 @@ class Layout:
         """
         tagged = [entry for entry in self.index() if tag_of(entry) == reference.tag]
         if reference.digest:
-            # It need not be in the index: a manifest that lost its tag is still in the layout.
-            return self._blob_content(reference.digest, None)
+            # It need not be in the layout's index: a manifest that lost its tag is still in the layout.
+            return self.content(reference.digest)
         descriptors = {d.digest: d for d in (read_descriptor(entry, f"tag {reference.tag}") for entry in tagged)}
         if not descriptors:
             raise Failed(f"no tag {reference.tag} in the layout {reference.name}")
         if len(descriptors) > 1:
             raise Failed(f"tag {reference.tag} stands at {len(descriptors)} manifests in the layout {reference.name}")
         (descriptor,) = descriptors.values()
-        if descriptor.media_type != MANIFEST:
-            raise Failed(f"{descriptor.media_type} is not read, only {MANIFEST}")
-        return self._blob_content(descriptor.digest, descriptor.size)
+        content = self.content(descriptor.digest)
+        if len(content) != descriptor.size:
+            raise Failed(
+                f"manifest {descriptor.digest} has {len(content)} bytes where there should be {descriptor.size}"
+            )
+        return content
 
-    def _blob_content(self, digest: str, size: int | None) -> bytes:
+    def content(self, digest: str) -> bytes:
+        """The verified bytes of a small blob.
+
+        Raises:
+            Failed: it is not there, is larger than `MAX_MANIFEST`, or has other bytes than its digest says.
+
+        """
         content = self._read(self.blob(digest))
-        if size not in (None, len(content)):
-            raise Failed(f"manifest {digest} has {len(content)} bytes where there should be {size}")
-        if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
-            raise Failed(f"manifest {digest} has another digest than its name")
+        if digest_of(content) != digest:
+            raise Failed(f"blob {digest} has another digest than its name")
         return content
 
     def _read(self, path: Path) -> bytes:
         what = path.relative_to(self.folder)
         try:
-            with open(path, "rb", opener=open_without_waiting) as file:
-                content = file.read(MAX_MANIFEST + 1) or b""  # None from a FIFO
+            return read_small(path, MAX_MANIFEST, f"{what} in the layout {self.folder.name}")
         except (FileNotFoundError, NotADirectoryError) as error:
             reason = f"no {what} in the layout" if path.name != LAYOUT_FILE else "no image layout"
             raise Failed(f"{reason} {self.folder.name}") from error
         except OSError as error:
             raise Failed(f"{what} in the layout {self.folder.name}: {error.strerror}") from error
-        if len(content) > MAX_MANIFEST:
-            raise Failed(f"{what} in the layout {self.folder.name} is larger than {MAX_MANIFEST} bytes")
-        return content
 
 
 def tag_of(entry: object) -> object:

@@ -5,7 +5,7 @@ The grammar is that of the OCI distribution specification 1.1 ("Pulling manifest
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fleet_fn.errors import Failed
@@ -28,6 +28,8 @@ class Reference:
     tag: str | None
     #: `sha256:…`; says which manifest is meant even where there is a tag.
     digest: str | None
+    #: Which of an index's manifests is meant: a platform, or an annotation.
+    platform: str | None = None
 
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
@@ -47,9 +49,20 @@ def parse_reference(text: str, prefix: str = "") -> Reference:
         raise Failed(f"invalid reference {_quoted(text)}: the name is not a path of lower-case components")
     if colon and not is_tag(tag):
         raise Failed(f"invalid reference {_quoted(text)}: not a tag after the colon")
-    if at and not _DIGEST.fullmatch(digest):
+    if at and not is_digest(digest):
         raise Failed(f"invalid reference {_quoted(text)}: not a sha256 digest after the @")
     return Reference(prefix, name, tag or (None if at else "latest"), digest or None)
+
+
+def image_reference(text: str, prefix: str, application: str, platform: str | None = None) -> Reference:
+    """The reference that `text` spells below `prefix`, in which `{application}` is replaced.
+
+    Raises:
+        Failed: it spells none, or the application's name cannot stand there.
+
+    """
+    reference = parse_reference(text, fill_in(prefix, {"application": application}))
+    return replace(reference, platform=platform)
 
 
 def is_name(text: str) -> bool:
@@ -60,6 +73,11 @@ def is_name(text: str) -> bool:
 def is_tag(text: str) -> bool:
     """Whether a manifest can be tagged `text`."""
     return _TAG.fullmatch(text) is not None
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` is the digest of a blob or a manifest: a SHA-256, which is all that is read here."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def fill_in(template: str, names: Mapping[str, str]) -> str:

@@ -1,13 +1,17 @@
 """What firmware is, and the two verbs of every store: resolve a reference, open what it resolved to."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 from fleet_fn.deadline import Deadline
+from fleet_fn.errors import Failed
 from fleet_fn.firmware.reference import Reference
 from fleet_fn.protocol.messages import U32_MAX
+
+#: The share of the time left for reaching the firmware's bytes that is kept for telling the device to wait for them.
+KEPT_FOR_WAIT: Final = 0.25
 
 
 class NotHere(Exception):
@@ -17,25 +21,6 @@ class NotHere(Exception):
     def reason(self) -> str:
         """What goes on, in one line."""
         return str(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Firmware:
-    """A version of a firmware, and how it is known when it is seen."""
-
-    version: str
-    #: Bytes, from 1 to 2^32-1: what the protocol's offsets can express.
-    size: int
-    #: SHA-256 of all bytes, 32 bytes.
-    checksum: bytes
-    #: The file that should hold exactly these bytes.
-    path: Path
-    #: What kind of thing the reference named, for people: `artifact`, …
-    shape: str = "artifact"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.size <= U32_MAX:
-            raise ValueError(f"a firmware of {self.size} bytes: from 1 to {U32_MAX} can be sent")
 
 
 class Reader(Protocol):
@@ -51,23 +36,47 @@ class Reader(Protocol):
         """
 
 
-class Store(Protocol):
-    """A place where firmware lies."""
+@dataclass(frozen=True, slots=True)
+class Firmware:
+    """A version of a firmware, how it is known when it is seen, and how to get at its bytes."""
 
-    def resolve(self, reference: Reference, deadline: Deadline) -> Firmware:
-        """The firmware that `reference` names right now.
+    version: str
+    #: Bytes, from 1 to 2^32-1: what the protocol's offsets can express.
+    size: int
+    #: SHA-256 of all bytes, 32 bytes.
+    checksum: bytes
+    #: What kind of thing the reference named, for people: `artifact`, `labelled image`, …
+    shape: str
+    #: Its store's second verb, for this firmware.
+    opener: Callable[[Deadline], AbstractContextManager[Reader]] = field(repr=False, compare=False)
+    #: Digest of the manifest or the index that the reference stood at, where it is such a reference.
+    manifest: str | None = None
 
-        Raises:
-            Failed: there is none, or it is malformed.
-            Retry: the place is not there.
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= U32_MAX:
+            raise Failed(f"a firmware of {self.size} bytes: from 1 to {U32_MAX} can be sent")
 
-        """
-
-    def open(self, firmware: Firmware, deadline: Deadline) -> AbstractContextManager[Reader]:
-        """The bytes of `firmware`, verified against its size and checksum before the first is served.
+    def open(self, deadline: Deadline) -> AbstractContextManager[Reader]:
+        """The bytes, verified against size and checksum before the first of them is served.
 
         Raises:
             NotHere: that takes longer than the deadline; a later call finds the work done.
-            Failed: the bytes are not what they should be.
+            Retry: the place where they lie is not there.
+            Failed: the bytes are not what they should be, or not there.
+
+        """
+        return self.opener(deadline)
+
+
+class Store(Protocol):
+    """A place where firmware lies."""
+
+    def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:
+        """The firmware that `reference` names right now; `known` is what it named before, where that is remembered.
+
+        Raises:
+            NotHere: finding out takes longer than the deadline; a later call finds the work done.
+            Failed: there is none, or it is malformed.
+            Retry: the place is not there.
 
         """

@@ -10,23 +10,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
+from weakref import WeakValueDictionary
 
 from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed
+from fleet_fn.firmware.files import open_without_waiting
 from fleet_fn.firmware.store import NotHere, Reader
 
-_CHUNK: Final = 1024 * 1024
+#: Bytes that are hashed at once: few, since many threads may be at it.
+_CHUNK: Final = 256 * 1024
 #: Files whose verdict is remembered.
 _REMEMBERED: Final = 4096
 #: Seconds by which a file's last change must precede its hashing. Within one tick of the file system's clock, which has
 #: two seconds on some, a second change leaves the same times (git calls such an entry of its index racy).
 _SETTLED: Final = 3.0
-
-
-def open_without_waiting(path: str | Path, flags: int = os.O_RDONLY) -> int:
-    """An `opener`: opening a FIFO in the usual way would wait for somebody at its other end."""
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 class _Fingerprint(NamedTuple):
@@ -46,11 +44,16 @@ class _Fingerprint(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
+class Mismatch(Failed):
+    """A file has another size or other bytes than it should."""
+
+
 class VerifiedFiles:
     """Opens files against an expected size and checksum.
 
     A file is hashed when it is first used, and again when its inode, size, mtime or ctime differ. One that was changed
-    just now is hashed with each read, because its times cannot tell yet whether it is changed again.
+    just now is hashed with each read, because its times cannot tell yet whether it is changed again. Those who read it
+    at the same time share that.
     """
 
     def __init__(self, background: Background, clock: Callable[[], float] = time.time) -> None:
@@ -58,6 +61,8 @@ class VerifiedFiles:
         self._clock = clock
         self._lock = threading.Lock()
         self._hashes: OrderedDict[Path, tuple[_Fingerprint, bytes]] = OrderedDict()
+        #: By device and inode, for as long as somebody has the file open.
+        self._queues: WeakValueDictionary[tuple[int, int], _Queue] = WeakValueDictionary()
 
     @contextmanager
     def open(self, path: Path, size: int, checksum: bytes, deadline: Deadline) -> Iterator[Reader]:
@@ -76,16 +81,25 @@ class VerifiedFiles:
         except OSError as error:
             raise Failed(f"firmware: {error.strerror}") from error
         try:
-            fingerprint = _Fingerprint.of(descriptor)
-            if fingerprint.size != size:
-                raise Failed(f"size mismatch: {fingerprint.size} bytes where there should be {size}")
-            if not self._is_settled(fingerprint):
-                yield _UnsettledFile(descriptor, checksum, deadline)
-            else:
-                _check(self._hash(path, fingerprint, deadline), checksum)
-                yield _SettledFile(descriptor, fingerprint)
+            yield self.reader(descriptor, path, size, checksum, deadline)
         finally:
             os.close(descriptor)
+
+    def reader(self, descriptor: int, path: Path, size: int, checksum: bytes, deadline: Deadline) -> Reader:
+        """The file at `path` as above, of which `descriptor` was opened: it stays the caller's to close.
+
+        Raises:
+            NotHere, Failed: as above; `Mismatch` where it has another size or other bytes.
+
+        """
+        fingerprint = _Fingerprint.of(descriptor)
+        check_size(fingerprint.size, size)
+        if not self._is_settled(fingerprint):
+            with self._lock:
+                queue = self._queues.setdefault((fingerprint.device, fingerprint.inode), _Queue())
+            return _UnsettledFile(descriptor, checksum, deadline, queue)
+        check_digest(self._hash(path, fingerprint, deadline), checksum)
+        return _SettledFile(descriptor, fingerprint)
 
     def _is_settled(self, fingerprint: _Fingerprint) -> bool:
         now = self._clock()
@@ -101,13 +115,11 @@ class VerifiedFiles:
             with open(path, "rb", buffering=0, opener=open_without_waiting) as file:
                 if _Fingerprint.of(file.fileno()) != fingerprint:
                     raise NotHere("the file is being replaced")
-                digest = hashlib.sha256()
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
+                digest = hash_of(file.fileno())
                 if _Fingerprint.of(file.fileno()) != fingerprint:
                     raise NotHere("the file is being changed")
-            self._remember(path, fingerprint, digest.digest())
-            return digest.digest()
+            self._remember(path, fingerprint, digest)
+            return digest
 
         try:
             return self._background.result(("hash", path, fingerprint), hash_file, deadline)
@@ -148,28 +160,73 @@ class _SettledFile:
 class _UnsettledFile:
     """An open file that was changed just now: what is read of it comes from the very bytes that are hashed."""
 
-    def __init__(self, descriptor: int, checksum: bytes, deadline: Deadline) -> None:
+    def __init__(self, descriptor: int, checksum: bytes, deadline: Deadline, queue: "_Queue") -> None:
         self._descriptor = descriptor
         self._checksum = checksum
         self._deadline = deadline
+        self._queue = queue
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset` on.
 
         Raises:
             NotHere: hashing the file takes longer than the deadline.
-            Failed: the file has other bytes, or no such ones, or cannot be read.
+            Mismatch: the file has other bytes.
+            Failed: it has no such ones, or cannot be read.
 
         """
-        digest, block, position = hashlib.sha256(), bytearray(), 0
-        while chunk := _pread(self._descriptor, _CHUNK, position):
+        mine = self._queue.joined(offset, size)
+        if not self._queue.turn.acquire(timeout=self._deadline.remaining):
+            raise NotHere("verifying")
+        try:
+            if mine.digest is None:
+                self._queue.begin(mine)
+                mine.run(self._descriptor, self._deadline)
+        finally:
+            self._queue.turn.release()
+        check_digest(mine.digest or b"", self._checksum)
+        return _whole(bytes(mine.blocks[offset, size]), offset, size)
+
+
+class _Pass:
+    """One hashing of a whole file, from whose bytes come all the blocks that were asked for before it began."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[tuple[int, int], bytearray] = {}
+        #: None until the blocks are there.
+        self.digest: bytes | None = None
+
+    def run(self, descriptor: int, deadline: Deadline) -> None:
+        digest, position = hashlib.sha256(), 0
+        blocks = {wanted: bytearray() for wanted in self.blocks}
+        while chunk := _pread(descriptor, _CHUNK, position):
             digest.update(chunk)
-            block += chunk[max(0, offset - position) : max(0, offset + size - position)]
+            for (offset, size), block in blocks.items():
+                block += chunk[max(0, offset - position) : max(0, offset + size - position)]
             position += len(chunk)
-            if not self._deadline.remaining:
+            if not deadline.remaining:
                 raise NotHere("verifying")
-        _check(digest.digest(), self._checksum)
-        return _whole(bytes(block), offset, size)
+        self.blocks, self.digest = blocks, digest.digest()
+
+
+class _Queue:
+    """Those who want blocks of a file that was changed just now. Whoever comes during a pass takes part in the next."""
+
+    def __init__(self) -> None:
+        #: Whoever has it makes the pass that it joined, if nobody has made that yet.
+        self.turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._next = _Pass()
+
+    def joined(self, offset: int, size: int) -> _Pass:
+        with self._lock:
+            self._next.blocks[offset, size] = bytearray()
+            return self._next
+
+    def begin(self, this: _Pass) -> None:
+        with self._lock:
+            if self._next is this:
+                self._next = _Pass()
 
 
 def _whole(block: bytes, offset: int, size: int) -> bytes:
@@ -178,9 +235,30 @@ def _whole(block: bytes, offset: int, size: int) -> bytes:
     return block
 
 
-def _check(digest: bytes, checksum: bytes) -> None:
+def check_size(actual: int, size: int) -> None:
+    """Raises `Mismatch` where there are not as many bytes as there should be."""
+    if actual != size:
+        raise Mismatch(f"size mismatch: {actual} bytes where there should be {size}")
+
+
+def check_digest(digest: bytes, checksum: bytes) -> None:
+    """Raises `Mismatch` where a SHA-256 is not what it should be."""
     if digest != checksum:
-        raise Failed("digest mismatch: the bytes have another SHA-256 than they should")
+        raise Mismatch("digest mismatch: the bytes have another SHA-256 than they should")
+
+
+def hash_of(descriptor: int) -> bytes:
+    """The SHA-256 of an open file.
+
+    Raises:
+        Failed: it cannot be read.
+
+    """
+    digest, position = hashlib.sha256(), 0
+    while chunk := _pread(descriptor, _CHUNK, position):
+        digest.update(chunk)
+        position += len(chunk)
+    return digest.digest()
 
 
 def _pread(descriptor: int, size: int, offset: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A Drogue Cloud, a folder of firmware and a function between them."""
+"""A Drogue Cloud, a folder of firmware and a function between them; and a registry."""
 
 import itertools
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.drogue import Drogue
 from tests.support.function import Function
+from tests.support.registry import DockerRegistry, Skopeo, need
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,30 @@ def function(drogue: Drogue, firmware: Path) -> Iterator[Function]:
     with Function({**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{firmware}"}) as function:
         yield function
         assert "Traceback" not in "".join(function.log), "the function had an unexpected error"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests whose peers are not installed are skipped; from here, so that one line tells of all of them."""
+    for fixture, program in {"_has_docker_registry": "docker-registry", "skopeo": "skopeo"}.items():
+        if fixture in getattr(item, "fixturenames", ()):
+            need(program)
+
+
+@pytest.fixture(scope="session")
+def _has_docker_registry() -> None:
+    """For whatever starts a registry of its own."""
+
+
+@pytest.fixture(scope="session")
+def docker_registry(_has_docker_registry: None) -> Iterator[DockerRegistry]:
+    """A real registry, by plain HTTP, that lets everybody in. Repositories are for each test its own."""
+    with DockerRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture(scope="session")
+def skopeo(tmp_path_factory: pytest.TempPathFactory) -> Skopeo:
+    return Skopeo(tmp_path_factory.mktemp("skopeo"))
 
 
 _numbers = itertools.count(1)

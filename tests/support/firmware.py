@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleet_fn.cli.layouts import layout_reference, publish_to_layout
-from fleet_fn.firmware.artifact import VERSION_ANNOTATION
+from fleet_fn.firmware.manifest import VERSION_ANNOTATION
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ Answer = Callable[[Request], Response | None]
 
 
 class Server:
-    """An HTTP/1.1 server that keeps connections alive and answers as it is told."""
+    """An HTTP/1.1 server that keeps connections alive and answers as it is told; with a `tls` context, by https."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, tls: ssl.SSLContext | None = None) -> None:
         self.answer = answer
         self.requests: list[Request] = []
         self.connections = 0
@@ -84,7 +86,8 @@ class Server:
                 if "Content-Length" not in response.headers:
                     self.send_header("Content-Length", str(len(response.body)))
                 self.end_headers()
-                self.wfile.write(response.body)
+                if self.command != "HEAD":
+                    self.wfile.write(response.body)
 
             do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _serve
 
@@ -96,6 +99,12 @@ class Server:
             request_queue_size = 128
 
         self._listener = Listener(("127.0.0.1", 0), Handler)
+        self._scheme = "https" if tls else "http"
+        if tls:
+            # Hands are shaken by a connection's own thread, when it first reads.
+            self._listener.socket = tls.wrap_socket(
+                self._listener.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True)
 
     @property
@@ -104,7 +113,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     def drop_connections(self) -> None:
         """Closes what clients keep alive, as a server does that is restarted or tired of waiting."""
@@ -113,7 +122,7 @@ class Server:
                 with contextlib.suppress(OSError):  # the client was faster
                     connection.shutdown(socket.SHUT_RDWR)
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

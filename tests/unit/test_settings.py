@@ -1,5 +1,6 @@
 """What the environment says, and how it is told that it says nonsense."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -92,10 +93,11 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
     "FIRMWARE_REGISTRY_TOKEN": ("firmware_registry_token", None, {"t": "t"}),
     "FIRMWARE_REGISTRY_INSECURE": ("firmware_registry_insecure", False, {"true": True, "FALSE": False}),
     "FIRMWARE_DEFAULT_IMAGE": ("firmware_default_image", None, {"{application}:stable": "{application}:stable"}),
-    "FIRMWARE_DIR": ("firmware_dir", None, {"/srv": "/srv"}),
+    "FIRMWARE_DIR": ("firmware_dir", None, {"/": "/"}),
+    "DOCKER_CONFIG": ("docker_config", None, {"/": "/", "/nowhere/at/all": "/nowhere/at/all"}),
     "FIRMWARE_CACHE_DIR": (
         "firmware_cache_dir",
-        str(Path(gettempdir(), "fleet-firmware")),
+        str(Path(gettempdir(), f"fleet-firmware-{os.getuid()}")),
         {"/var/cache/x": "/var/cache/x"},
     ),
     "FIRMWARE_CACHE_BYTES": ("firmware_cache_bytes", 536870912, {"1": 1, "1099511627776": 2**40}),
@@ -181,11 +183,20 @@ INVALID: dict[str, tuple[tuple[str, ...], str]] = {
     "DROGUE_OIDC_TOKEN_URL": (URLS, URL),
     "HAWKBIT_URL": (URLS, URL),
     "FIRMWARE_REGISTRY": (
-        ("oci-layout:", "https://ghcr.io/acme", "ghcr.io/Acme", "ghcr.io/a b", "/acme", "ghcr.io/a?b", "ghcr.io/a\n"),
+        (
+            *("oci-layout:", "https://ghcr.io/acme", "ghcr.io/Acme", "ghcr.io/a b", "/acme", "ghcr.io/a?b"),
+            *("ghcr.io/a\n", "ghcr.io//a", "ghcr.io/a//", "ghcr.io/../a", "ghcr.io:99999/a", "ghcr.io:x/a", "a..b/c"),
+            *("[::1/a", "user@ghcr.io/a", "ghcr.io/{application}/A"),
+        ),
         "a prefix of image references such as ghcr.io/acme/, or oci-layout: and a folder",
     ),
     "DROGUE_CA_FILE": (("/nowhere", "/", "\udcff"), "the path of a readable file of certificates (PEM)"),
     "FIRMWARE_REGISTRY_CA_FILE": (("/nowhere", "/"), "the path of a readable file of certificates (PEM)"),
+    "FIRMWARE_DIR": (("/nowhere", "/dev/null"), "a folder that is there"),
+    "FIRMWARE_CACHE_DIR": (
+        ("/dev/null", "/dev/null/below", "/proc/below"),
+        "a folder that can be written, or that can be made",
+    ),
     "DROGUE_USER": (("a:b",), "a user name without a colon (HTTP Basic, RFC 7617)"),
     "EVENTS_USER": (("a:b",), "a user name without a colon (HTTP Basic, RFC 7617)"),
     "FIRMWARE_DEFAULT_IMAGE": (("Not A Ref!!", "a:b:c", "../x"), "a reference: name, name:tag or name@sha256:…"),
@@ -299,12 +310,27 @@ def test_a_credential_with_a_line_break_is_refused_before_it_can_turn_up_in_a_lo
 
 
 @pytest.mark.parametrize("token", ["tökén", "to ken"])
-def test_a_bearer_token_that_no_header_can_carry_is_refused_and_as_a_password_it_is_fine(token: str) -> None:
-    line = told(REQUIRED | {"DROGUE_TOKEN": token})
-    assert (
-        line == "DROGUE_TOKEN: got a value, takes ASCII characters without spaces (RFC 6750), unless DROGUE_USER is set"
+@pytest.mark.parametrize("of", ["DROGUE", "FIRMWARE_REGISTRY"])
+def test_a_bearer_token_that_no_header_can_carry_is_refused_and_as_a_password_it_is_fine(of: str, token: str) -> None:
+    line = told(REQUIRED | {f"{of}_TOKEN": token})
+    assert line == (
+        f"{of}_TOKEN: got a value, takes ASCII characters without spaces (RFC 6750), unless {of}_USER is set"
     )
-    assert read(DROGUE_TOKEN=token, DROGUE_USER="x").drogue_token == token
+    assert getattr(read({f"{of}_TOKEN": token, f"{of}_USER": "x"}), f"{of.lower()}_token") == token
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"auths": []}', '{"auths": {"": {"auth": "s3cr3t"}}}'])
+def test_a_docker_config_that_makes_no_sense_is_refused_and_not_quoted(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    line = told(REQUIRED | {"DOCKER_CONFIG": str(tmp_path)})
+    assert line.startswith(f"DOCKER_CONFIG: got '{tmp_path}', takes a folder whose config.json")
+    assert "s3cr3t" not in line
+
+
+@pytest.mark.parametrize("registry", ["ghcr.io", "ghcr.io/", "ghcr.io/acme", "ghcr.io/acme/"])
+def test_a_prefix_ends_in_a_slash(registry: str) -> None:
+    assert read(FIRMWARE_REGISTRY=registry).firmware_prefix == f"{registry.rstrip('/')}/"
+    assert read(FIRMWARE_REGISTRY="oci-layout:/srv/x").firmware_prefix == "/srv/x/"
 
 
 @pytest.mark.parametrize("variable", SECRETS)

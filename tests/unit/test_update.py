@@ -13,12 +13,12 @@ from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.events import Event
 from fleet_fn.drogue.registry import Registry
 from fleet_fn.firmware.catalogue import Catalogue
-from fleet_fn.firmware.layout import LayoutStore
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.protocol.messages import Swap, Write
 from fleet_fn.settings import Settings
 from fleet_fn.update import Updater
 from fleet_fn.upstream import Upstream
+from fleet_fn.wiring import make_image_store
 from tests.support.drogue import TOKEN, Drogue
 from tests.support.firmware import publish, random_bytes
 
@@ -28,11 +28,11 @@ T = TypeVar("T")
 class Endless(Background):
     """Never gets done in time."""
 
-    def result(self, key: Hashable, function: Callable[[], T], deadline: Deadline) -> T:
+    def result(self, key: Hashable, function: Callable[[], T], deadline: Deadline, *, keeps_error: bool = False) -> T:
         if isinstance(key, tuple) and key[0] == "hash":
             time.sleep(deadline.remaining)
             raise TimeoutError
-        return super().result(key, function, deadline)
+        return super().result(key, function, deadline, keeps_error=keeps_error)
 
 
 @pytest.fixture
@@ -52,11 +52,16 @@ def upstream(drogue: Drogue) -> Iterator[Upstream]:
 
 def updater(upstream: Upstream, folder: Path, background: Background) -> Updater:
     settings = Settings(
-        drogue_api_url="unused", firmware_registry="unused", spec_ttl=3600.0, manifest_ttl=3600.0, event_max_age=0.0
+        drogue_api_url="unused",
+        firmware_registry=f"oci-layout:{folder}",
+        firmware_cache_dir=str(folder / "cache"),
+        spec_ttl=3600.0,
+        manifest_ttl=3600.0,
+        event_max_age=0.0,
     )
     files = VerifiedFiles(background, lambda: time.time() + 3600)  # what was published is old
-    catalogue = Catalogue(LayoutStore(files), str(folder))
-    return Updater(settings, Registry(upstream), catalogue, Commands(upstream))
+    images = Catalogue(make_image_store(settings, files, background), background)
+    return Updater(settings, Registry(upstream), images, None, Commands(upstream))
 
 
 def status(offset: int, identity: str = "1") -> Event:

@@ -17,9 +17,10 @@ from click.testing import CliRunner, Result
 from fleet_fn.background import Background
 from fleet_fn.cli.main import main
 from fleet_fn.deadline import Deadline
-from fleet_fn.firmware.catalogue import Catalogue
-from fleet_fn.firmware.layout import LayoutStore
+from fleet_fn.firmware.reference import parse_reference
 from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.settings import Settings
+from fleet_fn.wiring import make_image_store
 
 CONTENT = bytes(range(256)) * 4
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -101,7 +102,13 @@ def test_what_was_published_is_told_and_found_by_inspect(layout: Layout) -> None
         "size": "1024",
         "sha256": SHA256,
     }
-    expected = {"shape": "artifact", "version": "0.1.1", "size": "1024", "sha256": f"{SHA256} (verified)"}
+    expected = {
+        "shape": "artifact",
+        "digest": layout.tags()["0.1.1"],
+        "version": "0.1.1",
+        "size": "1024",
+        "sha256": f"{SHA256} (verified)",
+    }
     assert layout.inspect(":0.1.1") == expected
     assert layout.inspect(f"@{layout.tags()['0.1.1']}") == expected
 
@@ -174,9 +181,15 @@ def test_annotations_are_the_manifests(layout: Layout) -> None:
 
 def test_the_function_finds_what_was_published(layout: Layout) -> None:
     layout.publish()
-    catalogue = Catalogue(LayoutStore(VerifiedFiles(Background())), str(layout.folder.parent))
-    firmware = catalogue.resolve("pump:0.1.1", "fleet", 0, Deadline(10))
-    with catalogue.open(firmware, Deadline(10)) as reader:
+    background = Background()
+    settings = Settings(
+        drogue_api_url="http://unused",
+        firmware_registry=f"oci-layout:{layout.folder.parent}",
+        firmware_cache_dir=str(layout.folder.parent / "cache"),
+    )
+    store = make_image_store(settings, VerifiedFiles(background), background)
+    firmware = store.resolve(parse_reference("pump:0.1.1", settings.firmware_prefix), Deadline(10))
+    with firmware.open(Deadline(10)) as reader:
         assert reader.read(0, 1024) == CONTENT
 
 
@@ -287,7 +300,7 @@ def test_a_version_of_more_than_16_bytes_is_warned_of(layout: Layout, version: s
 @pytest.mark.parametrize(
     ("reference", "reason"),
     [
-        ("ghcr.io/acme/pump:1", "'ghcr.io/acme/pump:1': only oci-layout:DIR:TAG can be published to"),
+        ("pump:1", "'pump:1': expected HOST/NAME:TAG or oci-layout:DIR:TAG"),
         ("oci-layout:", "'oci-layout:': expected oci-layout:DIR:TAG"),
         ("oci-layout::1", "'oci-layout::1': expected oci-layout:DIR:TAG"),
         ("oci-layout:{}:", "'oci-layout:{}:': expected oci-layout:DIR:TAG"),
@@ -436,7 +449,7 @@ def test_a_file_that_is_not_there_is_a_mistake_in_the_command(layout: Layout) ->
 @pytest.mark.parametrize(
     ("reference", "reason"),
     [
-        ("pump:1", "'pump:1': only oci-layout:DIR:TAG can be inspected"),
+        ("pump:1", "'pump:1': expected HOST/NAME:TAG or oci-layout:DIR:TAG"),
         ("oci-layout:{}:0.1.2", "no tag 0.1.2 in the layout pump"),
         ("oci-layout:{}", "no tag latest in the layout pump"),
         ("oci-layout:{}-not:1", "no image layout pump-not"),

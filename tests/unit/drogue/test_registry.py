@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.registry import Image, MalformedSpec, NotKnown, OtherSource, Registry, Source, device_path
+from fleet_fn.drogue.registry import File, HawkBit, Image, MalformedSpec, NotKnown, Registry, Source, device_path
 from fleet_fn.errors import Failed, Retry
 from fleet_fn.upstream import Upstream
 from tests.support.http import Request, Response, Server, closed_port
@@ -111,10 +111,19 @@ def test_the_pull_policy_says_whether_the_tag_is_looked_up_each_time(cloud: Clou
     assert cloud.desired() == Image("pump:1.2.3", always)
 
 
-@pytest.mark.parametrize("kind", ["file", "hawkbit"])
-def test_other_sources_are_known_by_their_kind(cloud: Cloud, kind: str) -> None:
-    cloud.has_sections(application={kind: {"name": "x"}})
-    assert cloud.desired() == OtherSource(kind)
+def test_a_platform_tells_which_of_an_indexs_manifests_is_meant(cloud: Cloud) -> None:
+    cloud.has_sections(device=image(platform="linux/arm64"))
+    assert cloud.desired() == Image("pump:1.2.3", platform="linux/arm64")
+
+
+def test_other_sources_are_known_by_their_kind(cloud: Cloud) -> None:
+    cloud.has_sections(device={"file": {"name": "pump"}})
+    assert cloud.desired() == File("pump")
+
+
+def test_a_source_that_is_not_built_is_known_too(cloud: Cloud) -> None:
+    cloud.has_sections(application={"hawkbit": {"controller": "x"}})
+    assert cloud.desired() == HawkBit()
 
 
 @pytest.mark.parametrize("whose", ["device", "application"])
@@ -130,6 +139,10 @@ def test_other_sources_are_known_by_their_kind(cloud: Cloud, kind: str) -> None:
         ({"container": "pump:1"}, "the {}'s spec.firmware.container is not a map"),
         ({"container": False}, "the {}'s spec.firmware.container is not a map"),
         ({"file": [1]}, "the {}'s spec.firmware.file is not a map"),
+        ({"file": {}}, "the {}'s spec.firmware.file has no name"),
+        ({"file": {"name": 5}}, "the {}'s spec.firmware.file has no name"),
+        (image(platform=["linux/arm64"]), "the {}'s spec.firmware.container.platform is no text"),
+        (image(platform=""), "the {}'s spec.firmware.container.platform is no text"),
         ({"container": {}}, "the {}'s spec.firmware.container has no image"),
         ({"oci": {"image": ""}}, "the {}'s spec.firmware.oci has no image"),
         ({"container": {"image": None}}, "the {}'s spec.firmware.container has no image"),
@@ -193,7 +206,7 @@ def test_whatever_the_registry_says_it_is_a_source_or_none_or_a_failure(device: 
     except Failed as error:
         assert error.reason
     else:
-        assert source is None or isinstance(source, Image | OtherSource)
+        assert source is None or isinstance(source, Image | File | HawkBit)
 
 
 # --- What answers mean ------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_fn.errors import Failed
-from fleet_fn.firmware.artifact import Artifact, Descriptor, read_artifact, read_descriptor
+from fleet_fn.firmware.artifact import Artifact, read_artifact
+from fleet_fn.firmware.manifest import Descriptor, read_descriptor
 
 OCTETS = "application/octet-stream"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -86,9 +87,14 @@ def test_a_manifest_without_a_media_type_is_taken_for_one() -> None:
         (manifest(layer(), annotations=[]), "manifest has annotations that are no map of texts"),
         (
             manifest(layer(), mediaType="application/vnd.oci.image.index.v1+json"),
-            f"application/vnd.oci.image.index.v1+json is not read, only {MANIFEST}",
+            "index has no list of manifests",
         ),
-        (manifest(layer(), mediaType=None), f"None is not read, only {MANIFEST}"),
+        (
+            manifest(layer(), mediaType="application/vnd.docker.distribution.manifest.v1+json"),
+            "application/vnd.docker.distribution.manifest.v1+json is not read, "
+            "only images, artifacts and indexes of them",
+        ),
+        (manifest(layer(), mediaType=None), "None is not read, only images, artifacts and indexes of them"),
         (manifest(layers=None), "manifest has no list of layers"),
         (manifest(layers={}), "manifest has no list of layers"),
         (b"{}", "manifest has no list of layers"),

@@ -467,7 +467,6 @@ def test_where_credentials_were_not_shown_a_refusal_says_so_whoever_refuses() ->
     told = f"registry: access denied: our credentials were {where}"
     shown = answer_to(ours, challenge)  # an anonymous token, with which nothing is allowed
     assert ours.refusal("acme/pump", shown).reason == told
-    assert reason(lambda: answer_to(ours, challenge, refused=shown)) == told
     realm.clock.now += 600
     for status in (401, 403):
         realm.answer = lambda status=status: answered(status)
@@ -658,14 +657,13 @@ def test_a_token_that_is_refused_before_its_time_is_renewed_once() -> None:
 
 
 @pytest.mark.parametrize(("credentials", "told"), [(ADA, REFUSED), (None, NONE_CONFIGURED)])
-def test_a_token_that_is_refused_right_away_is_refused_for_good(credentials: Credentials | None, told: str) -> None:
-    realm = Realm(more={"expires_in": 300})
-    ours = authorization(realm, credentials)
+def test_a_token_that_is_refused_has_a_reason_by_what_it_was_fetched_with(
+    credentials: Credentials | None, told: str
+) -> None:
+    ours = authorization(Realm(more={"expires_in": 300}), credentials)
     shown = answer_to(ours)
     assert ours.refusal("acme/pump", shown).reason == told
-    realm.clock.now += 4.9
-    assert reason(lambda: answer_to(ours, refused=shown)) == told
-    assert len(realm.asked) == 1
+    assert answer_to(ours, refused=shown) == "Bearer token2", "however young it was: it may have been revoked"
 
 
 @pytest.mark.parametrize(("credentials", "challenge"), [(ADA, BASIC), (TOKEN_ONLY, BEARER)])
@@ -876,8 +874,6 @@ def test_no_secret_is_told_whatever_goes_wrong(
     except Failed as error:
         assert error.reason.startswith("registry: ")
         told.append(error)
-    else:
-        pytest.fail("refused for ever")
     told += caplog.records
     for form in (SECRET, base64.b64encode(SECRET.encode())[:7].decode(), basic("ada", SECRET)[6:16]):
         assert form not in " ".join(map(everything_told, told))

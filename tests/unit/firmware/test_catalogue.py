@@ -1,18 +1,21 @@
 """What a catalogue remembers of references, and for how long."""
 
+import logging
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import pytest
 
+from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry, UpstreamError
+from fleet_fn.errors import Failed, Retry, Throttled, UpstreamError
 from fleet_fn.firmware.catalogue import Catalogue
-from fleet_fn.firmware.reference import Reference
+from fleet_fn.firmware.reference import Reference, parse_reference
 from fleet_fn.firmware.store import Firmware, Reader
+from fleet_fn.log import logger
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -23,16 +26,19 @@ class CountedStore:
 
     error: UpstreamError | None = None
     asked: list[Reference] = field(default_factory=list)
+    known: list[str | None] = field(default_factory=list)
 
-    def resolve(self, reference: Reference, deadline: Deadline) -> Firmware:
+    def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:
         assert deadline.remaining
         self.asked.append(reference)
+        self.known.append(known.version if known else None)
         if self.error:
             raise self.error
-        return Firmware(str(len(self.asked)), 1, bytes(32), Path("/nowhere"))
+        return Firmware(str(len(self.asked)), 1, bytes(32), "artifact", unopened)
 
-    def open(self, firmware: Firmware, deadline: Deadline) -> AbstractContextManager[Reader]:
-        raise AssertionError(f"{firmware} is opened, with {deadline.remaining} s left")
+
+def unopened(deadline: Deadline) -> AbstractContextManager[Reader]:
+    raise AssertionError(f"it is opened, with {deadline.remaining} s left")
 
 
 @dataclass
@@ -56,48 +62,14 @@ def clock() -> Clock:
 Resolve = Callable[..., str]
 
 
-def resolving(store: CountedStore, clock: Clock, prefix: str = "ghcr.io/acme/", remember: bool = True) -> Resolve:
-    catalogue = Catalogue(store, prefix, remember=remember, clock=clock)
+def resolving(store: CountedStore, clock: Clock, remember: bool = True) -> Resolve:
+    catalogue = Catalogue(store, Background(), remember=remember, clock=clock)
 
-    def resolve(reference: str = "pump:1", application: str = "fleet", max_age: float = 30.0) -> str:
-        return catalogue.resolve(reference, application, max_age, Deadline(10)).version
+    def resolve(reference: str = "pump:1", max_age: float = 30.0, stale_age: float = 0.0, **of: str) -> str:
+        parsed = replace(parse_reference(reference, "ghcr.io/acme/"), **of)
+        return catalogue.resolve(parsed, max_age, Deadline(10), stale_age=stale_age).version
 
     return resolve
-
-
-@pytest.mark.parametrize(
-    ("prefix", "below"),
-    [
-        ("ghcr.io/acme/", "ghcr.io/acme/"),
-        ("ghcr.io/acme", "ghcr.io/acme/"),
-        ("ghcr.io/{application}", "ghcr.io/fleet/"),
-        ("/srv/firmware", "/srv/firmware/"),
-        ("/srv/{application}/x/", "/srv/fleet/x/"),
-    ],
-)
-def test_references_begin_with_the_prefix_which_always_ends_in_a_slash(
-    store: CountedStore, clock: Clock, prefix: str, below: str
-) -> None:
-    resolving(store, clock, prefix)()
-    assert store.asked == [Reference(below, "pump", "1", None)]
-
-
-@pytest.mark.parametrize("reference", ["../x", "-evil/x", "/x", "https://evil.example/x", "X", ""])
-def test_an_invalid_reference_fails_before_the_store_is_asked(
-    store: CountedStore, clock: Clock, reference: str
-) -> None:
-    with pytest.raises(Failed, match=r"^invalid reference"):
-        resolving(store, clock)(reference)
-    assert not store.asked
-
-
-def test_an_application_that_is_no_path_component_fails_only_where_the_prefix_asks_for_it(
-    store: CountedStore, clock: Clock
-) -> None:
-    with pytest.raises(Failed, match=r"^application name '\.\.' is not one valid path component"):
-        resolving(store, clock, "ghcr.io/{application}/")(application="..")
-    assert not store.asked
-    assert resolving(store, clock)(application="..") == "1"
 
 
 def test_a_tag_is_looked_up_again_when_it_is_older_than_allowed(store: CountedStore, clock: Clock) -> None:
@@ -126,11 +98,11 @@ def test_a_digest_is_looked_up_once_whatever_age_is_allowed(store: CountedStore,
     assert len(store.asked) == 2
 
 
-def test_each_application_has_its_own_where_the_prefix_names_it(store: CountedStore, clock: Clock) -> None:
-    resolve = resolving(store, clock, "ghcr.io/{application}/")
-    assert [resolve(application="one"), resolve(application="other"), resolve(application="one")] == ["1", "2", "1"]
+def test_each_prefix_and_each_platform_has_its_own(store: CountedStore, clock: Clock) -> None:
     resolve = resolving(store, clock)
-    assert resolve(application="one") == resolve(application="other")
+    mine, yours = {"prefix": "ghcr.io/mine/"}, {"prefix": "ghcr.io/yours/"}
+    assert [resolve(**mine), resolve(**yours), resolve(**mine)] == ["1", "2", "1"]
+    assert [resolve(platform="a"), resolve(platform="b"), resolve(platform="a"), resolve()] == ["3", "4", "3", "5"]
 
 
 def test_no_tag_and_latest_are_the_same(store: CountedStore, clock: Clock) -> None:
@@ -168,5 +140,166 @@ def test_one_that_is_to_remember_nothing_remembers_nothing(store: CountedStore, 
 
 @pytest.mark.parametrize("size", [0, -1, 2**32])
 def test_no_firmware_has_a_size_that_cannot_be_sent(size: int) -> None:
-    with pytest.raises(ValueError, match=r"from 1 to 4294967295 can be sent$"):
-        Firmware("1", size, bytes(32), Path("/nowhere"))
+    with pytest.raises(Failed, match=r"from 1 to 4294967295 can be sent$"):
+        Firmware("1", size, bytes(32), "artifact", unopened)
+
+
+def test_the_store_is_told_what_a_reference_stood_at_so_that_it_need_not_read_it_again(
+    store: CountedStore, clock: Clock
+) -> None:
+    resolve = resolving(store, clock)
+    for _ in range(3):
+        clock.now += 0.001
+        resolve(max_age=0)
+    assert store.known == [None, "1", "2"]
+
+
+# --- Away -------------------------------------------------------------------------------------------------------------
+
+
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def log() -> Iterator[list[logging.LogRecord]]:
+    handler = Kept()
+    logger.addHandler(handler)
+    yield handler.records
+    logger.removeHandler(handler)
+
+
+def test_with_the_store_away_updates_go_on_for_as_long_as_they_may_and_the_log_says_so_once(
+    store: CountedStore, clock: Clock, log: list[logging.LogRecord]
+) -> None:
+    resolve = resolving(store, clock)
+    assert resolve(stale_age=300) == "1"
+    store.error = Retry("registry: connection refused")
+    for _ in range(3):
+        clock.now += 99.9
+        assert resolve(max_age=30, stale_age=300) == "1"
+    assert len(log) == 1
+    clock.now += 99.9
+    with pytest.raises(Retry, match="connection refused"):
+        resolve(max_age=30, stale_age=300)
+    store.error = None
+    clock.now += 2
+    assert resolve(stale_age=300) == "6"
+    store.error = Retry("registry: connection refused")
+    clock.now += 31
+    assert resolve(stale_age=300) == "6"
+    assert len(log) == 2
+
+
+def test_what_has_to_be_fresh_is_not_answered_with_what_is_stale(store: CountedStore, clock: Clock) -> None:
+    resolve = resolving(store, clock)
+    resolve()
+    store.error = Retry("registry: no answer in time")
+    clock.now += 5
+    with pytest.raises(Retry, match="no answer"):
+        resolve(max_age=1, stale_age=0)
+
+
+def test_a_reference_that_is_known_to_be_gone_is_not_gone_on_with(store: CountedStore, clock: Clock) -> None:
+    resolve = resolving(store, clock)
+    resolve()
+    clock.now += 31
+    store.error = Failed("no tag 1")
+    with pytest.raises(Failed, match="no tag 1"):
+        resolve(stale_age=300)
+    clock.now += 11
+    store.error = Retry("registry: connection refused")
+    with pytest.raises(Retry):
+        resolve(stale_age=300)
+    clock.now += 2
+    store.error = None
+    resolve(stale_age=300)
+    clock.now += 31
+    store.error = Retry("registry: connection refused")
+    assert resolve(stale_age=300) == "4"
+
+
+class Slow(CountedStore):
+    """Does not answer before it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = threading.Event()
+        self.times: list[float] = []
+
+    def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:
+        self.times.append(deadline.total)
+        if not self.may_answer.wait(deadline.remaining):
+            raise Retry("registry: no answer in time")
+        return super().resolve(reference, deadline, known)
+
+
+def test_a_store_is_waited_for_only_so_long_that_going_on_is_possible_and_its_answer_counts_when_it_comes() -> None:
+    store = Slow()
+    catalogue, reference = Catalogue(store, Background()), parse_reference("pump:1", "ghcr.io/acme/")
+    store.may_answer.set()
+    catalogue.resolve(reference, 0, Deadline(10), stale_age=300)
+    store.may_answer.clear()
+    deadline = Deadline(1)
+    assert catalogue.resolve(reference, 0, deadline, stale_age=300).version == "1"
+    assert 0.4 < deadline.elapsed < 0.9
+    # Whoever needs to know more gets it from the same look-up, with all the time that there is.
+    threading.Timer(0.1, store.may_answer.set).start()
+    assert catalogue.resolve(reference, deadline.elapsed, Deadline(5)).version == "2"
+    assert store.times == [10, pytest.approx(1, abs=0.1)]
+
+
+def test_who_goes_on_while_others_wait_for_the_store_already_does_not_wait_with_them() -> None:
+    store = Slow()
+    catalogue, reference = Catalogue(store, Background()), parse_reference("pump:1", "ghcr.io/acme/")
+    store.may_answer.set()
+    catalogue.resolve(reference, 0, Deadline(10), stale_age=300)
+    store.may_answer.clear()
+    catalogue.resolve(reference, 0, Deadline(1), stale_age=300)
+    deadline = Deadline(1)
+    assert catalogue.resolve(reference, 0, deadline, stale_age=300).version == "1"
+    assert deadline.elapsed < 0.3
+    store.may_answer.set()
+
+
+def test_what_is_known_already_undoes_nothing(store: CountedStore, clock: Clock, log: list[logging.LogRecord]) -> None:
+    resolve = resolving(store, clock)
+    resolve()
+    store.error = Retry("registry: connection refused")
+    for _ in range(5):
+        clock.now += 2
+        assert resolve(max_age=0, stale_age=300) == "1"
+        assert resolve(max_age=30, stale_age=300) == "1"
+    assert len(log) == 1
+    store.error = Failed("no tag 1")
+    clock.now += 2
+    with pytest.raises(Failed):
+        resolve(max_age=0, stale_age=300)
+    assert resolve(max_age=300, stale_age=300) == "1"
+    store.error = Retry("registry: connection refused")
+    clock.now += 11
+    with pytest.raises(Retry):
+        resolve(max_age=0, stale_age=300)
+
+
+@pytest.mark.parametrize(("after", "age"), [(None, 1.0), (0, 1.0), (5, 5.0), (3600, 10.0)])
+def test_a_store_that_is_asked_too_much_is_left_alone_as_long_as_it_wants(
+    store: CountedStore, clock: Clock, after: int | None, age: float
+) -> None:
+    resolve = resolving(store, clock)
+    store.error = Throttled("registry: answered 429", after)
+    for later in (0, age):
+        clock.now += later
+        with pytest.raises(Throttled) as caught:
+            resolve()
+        assert caught.value.after == after
+    assert len(store.asked) == 1
+    clock.now += 0.01
+    with pytest.raises(Throttled):
+        resolve()
+    assert len(store.asked) == 2

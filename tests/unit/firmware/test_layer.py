@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet_fn.errors import Failed, Retry
-from fleet_fn.firmware.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Entry, root_entries
+from fleet_fn.firmware.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Allowance, Entry, Readable
+from fleet_fn.firmware.layer import root_entries as root_entries_within
 
 MIB = 1024 * 1024
 LIMIT = 64 * MIB
@@ -27,6 +28,10 @@ FORMATS: list[Format] = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_F
 ZEROS = bytes(512)
 END = ZEROS * 2
 FIRMWARE = bytes(range(256)) * 9 + b"the end"
+
+
+def root_entries(layer: Readable, limit: int) -> Iterator[Entry]:
+    return root_entries_within(layer, Allowance(limit))
 
 
 class Wire:

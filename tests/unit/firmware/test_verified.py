@@ -5,9 +5,9 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
@@ -20,7 +20,7 @@ from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed
 from fleet_fn.firmware.store import NotHere
-from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.firmware.verified import Mismatch, VerifiedFiles
 
 T = TypeVar("T")
 
@@ -31,18 +31,20 @@ WRONG = bytes(reversed(RIGHT))
 class Watched(Background):
     """Counts what it runs, and lets a test do something just before."""
 
-    def __init__(self, before: Callable[[], object] = lambda: None) -> None:
-        super().__init__()
+    def __init__(
+        self, before: Callable[[], object] = lambda: None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(clock)
         self.runs = 0
         self._before = before
 
-    def result(self, key: Hashable, function: Callable[[], T], deadline: Deadline) -> T:
+    def result(self, key: Hashable, function: Callable[[], T], deadline: Deadline, *, keeps_error: bool = False) -> T:
         def watched() -> T:
             self._before()
             self.runs += 1
             return function()
 
-        return super().result(key, watched, deadline)
+        return super().result(key, watched, deadline, keeps_error=keeps_error)
 
 
 def later() -> float:
@@ -167,6 +169,95 @@ def test_blocks_across_the_pieces_in_which_a_file_is_hashed_are_whole(path: Path
                 (5, 1),
             ]:
                 assert file.read(offset, size) == content[offset : offset + size]
+
+
+class Held(Deadline):
+    """The deadline of a reader who is held up in the middle of hashing, and may be told that it has passed."""
+
+    def __init__(self, remaining: float = 30) -> None:
+        super().__init__(remaining)
+        self.left = remaining
+        self.asked = threading.Semaphore(0)
+        self.may_go_on = threading.Event()
+        self.times = 0
+
+    @property
+    def remaining(self) -> float:
+        self.times += 1
+        self.asked.release()
+        if self.times > 1:  # the first time is for its turn
+            assert self.may_go_on.wait(30)
+        return self.left
+
+
+@contextmanager
+def reading_at_once(path: Path, readers: int) -> Iterator[tuple[list[Held], Callable[[], list[Future[bytes]]]]]:
+    """One who is in the middle of hashing the file, and others who have come meanwhile; what lets all go on."""
+    files, deadlines = VerifiedFiles(Background(), just_now), [Held() for _ in range(readers)]
+
+    def read_block(deadline: Held) -> bytes:
+        with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), deadline) as file:
+            return file.read(100, 50)
+
+    with ThreadPoolExecutor(readers) as threads:
+        results = [threads.submit(read_block, deadlines[0])]
+        for _ in range(2):
+            assert deadlines[0].asked.acquire(timeout=10)
+        for deadline in deadlines[1:]:
+            results.append(threads.submit(read_block, deadline))
+            assert deadline.asked.acquire(timeout=10)
+
+        def go_on() -> list[Future[bytes]]:
+            for deadline in deadlines:
+                deadline.may_go_on.set()
+            wait(results, 30)
+            return results
+
+        yield deadlines, go_on
+
+
+def test_those_who_read_a_file_that_changed_just_now_at_the_same_time_share_the_hashing(path: Path) -> None:
+    with reading_at_once(path, 8) as (deadlines, go_on):
+        assert [result.result() for result in go_on()] == [RIGHT[100:150]] * 8
+    assert sorted(deadline.times for deadline in deadlines[1:]) == [1] * 6 + [2]
+
+
+def test_those_who_come_while_a_file_is_hashed_get_nothing_of_what_was_read_before(path: Path) -> None:
+    with reading_at_once(path, 3) as (_, go_on):
+        overwrite(path, WRONG)
+        first, *others = go_on()
+        assert first.result() == RIGHT[100:150]  # which it was when it was hashed
+        for other in others:
+            with pytest.raises(Mismatch, match=r"^digest mismatch"):
+                other.result()
+
+
+def test_who_runs_out_of_time_while_hashing_for_others_leaves_it_to_them(path: Path) -> None:
+    with reading_at_once(path, 5) as (deadlines, go_on):
+        for deadline in deadlines[:-1]:
+            deadline.left = 0.0
+        *others, last = go_on()
+        assert last.result() == RIGHT[100:150]
+        with pytest.raises(NotHere, match=r"^verifying$"):
+            others[0].result()
+        for other in others:
+            with suppress(NotHere):
+                assert other.result() == RIGHT[100:150]
+
+
+def test_blocks_of_several_readers_are_told_apart(path: Path) -> None:
+    files, together = VerifiedFiles(Background(), just_now), threading.Barrier(8)
+
+    def read_blocks(number: int) -> bool:
+        together.wait(10)
+        with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file:
+            return all(
+                file.read(start + number, number) == RIGHT[start + number : start + 2 * number]
+                for start in range(0, 2000, 40)
+            )
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(read_blocks, range(8)))
 
 
 def test_hashing_a_file_that_changed_just_now_ends_at_the_deadline(path: Path, background: Watched) -> None:
@@ -378,6 +469,32 @@ def test_hashing_beyond_the_deadline_is_not_here_and_goes_on(path: Path) -> None
     assert read(files, path) == RIGHT
     assert background.runs == 1
     assert read(files, path, seconds=0) == RIGHT  # no time is needed for what is known
+
+
+def test_who_comes_late_to_a_long_hashing_does_not_wait(path: Path) -> None:
+    now, may_hash = [0.0], threading.Event()
+    background = Watched(before=may_hash.wait, clock=lambda: now[0])
+    files = VerifiedFiles(background, later)
+    with pytest.raises(NotHere):
+        read(files, path, seconds=0)
+    now[0] = 30.5
+    deadline = Deadline(30)
+    with pytest.raises(NotHere, match=r"^verifying$"):
+        read(files, path, seconds=30)
+    assert deadline.elapsed < 10
+    may_hash.set()
+    assert read(files, path, seconds=31) == RIGHT
+
+
+def test_a_file_that_somebody_else_opened_is_verified_in_the_same_way(files: VerifiedFiles, path: Path) -> None:
+    checksum = hashlib.sha256(RIGHT).digest()
+    with path.open("rb") as file:
+        reader = files.reader(file.fileno(), path, len(RIGHT), checksum, Deadline(10))
+        assert reader.read(100, 50) == RIGHT[100:150]
+        with pytest.raises(Mismatch, match=r"^digest mismatch"):
+            files.reader(file.fileno(), path, len(RIGHT), hashlib.sha256(WRONG).digest(), Deadline(10))
+        with pytest.raises(Mismatch, match=r"^size mismatch"):
+            files.reader(file.fileno(), path, len(RIGHT) + 1, checksum, Deadline(10))
 
 
 def test_many_readers_at_once_get_their_blocks(files: VerifiedFiles, path: Path) -> None:

@@ -1,0 +1,120 @@
+"""A registry, scripted: it serves image layouts, and says something else, or nothing, where a test wants it to."""
+
+import hashlib
+import json
+import re
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.support.http import Answer, Request, Response, Server
+
+
+class FakeRegistry:
+    """A registry whose repositories are the image layouts in the folders below one folder, each test's its own."""
+
+    def __init__(self, folder: Path, tls: ssl.SSLContext | None = None) -> None:
+        self.folder = folder
+        self._server = Server(self._answer, tls)
+        self._is_plain = tls is None
+        #: What to answer instead: by `name/manifests/1`, by `name/manifests` or `name/blobs`, by `name`, or by a path
+        #: such as `/token`, whatever its query is.
+        self.answers: dict[str, Answer] = {}
+
+    def __enter__(self) -> "FakeRegistry":
+        self._server.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.__exit__()
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).netloc
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The settings of a function that reads from it, without those of credentials and trust."""
+        return {
+            "FIRMWARE_REGISTRY": f"{self.host}/",
+            "FIRMWARE_REGISTRY_INSECURE": "true" if self._is_plain else "false",
+        }
+
+    @property
+    def requests(self) -> list[Request]:
+        return self._server.requests
+
+    def requests_for(self, name: str) -> list[Request]:
+        """The requests for what is in a repository."""
+        return [request for request in self.requests if request.path.startswith(f"/v2/{name}/")]
+
+    def asked(self, name: str) -> list[str]:
+        """The same in words: `GET manifests/1`, `GET blobs/sha256:…`."""
+        return [f"{r.method} {r.path.removeprefix(f'/v2/{name}/')}" for r in self.requests_for(name)]
+
+    def honest(self, request: Request) -> Response:
+        """What a registry answers that has nothing to hide."""
+        match = _PATH.fullmatch(urlsplit(request.path).path)
+        if match is None:
+            return Response(404)
+        name, kind, reference = match.groups()
+        layout = self.folder / name
+        try:
+            content = _manifest(layout, reference) if kind == "manifests" else _blob(layout, reference)
+        except (OSError, LookupError):
+            return Response(404, b'{"errors": [{"code": "NAME_UNKNOWN"}]}', {"Content-Type": "application/json"})
+        headers = {"Docker-Content-Digest": digest_of(content), "Content-Type": "application/octet-stream"}
+        if kind == "manifests":
+            headers["Content-Type"] = _media_type(content)
+        return Response(200, content, headers)
+
+    def _answer(self, request: Request) -> Response | None:
+        path = urlsplit(request.path).path
+        keys = [path]
+        if match := _PATH.fullmatch(path):
+            name, kind, reference = match.groups()
+            keys = [f"{name}/{kind}/{reference}", f"{name}/{kind}", name]
+        for key in keys:
+            if key in self.answers:
+                return self.answers[key](request)
+        return self.honest(request)
+
+
+_PATH = re.compile(r"/v2/(.+)/(manifests|blobs)/([^/]+)")
+
+
+def _manifest(layout: Path, reference: str) -> bytes:
+    if ":" in reference:
+        return _blob(layout, reference)
+    entries = json.loads((layout / "index.json").read_bytes())["manifests"]
+    tagged = {entry["annotations"]["org.opencontainers.image.ref.name"]: entry["digest"] for entry in entries}
+    return _blob(layout, tagged[reference])
+
+
+def _blob(layout: Path, digest: str) -> bytes:
+    return (layout / "blobs" / digest.replace(":", "/", 1)).read_bytes()
+
+
+def _media_type(manifest: bytes) -> str:
+    try:
+        found: str = json.loads(manifest)["mediaType"]
+    except (ValueError, TypeError, KeyError):
+        return "application/vnd.oci.image.manifest.v1+json"
+    return found
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def changed(response: Response, *, body: bytes | None = None, **headers: str | None) -> Response:
+    """`response` with another body, and other headers (`docker_content_digest=None` leaves that one out)."""
+    changes = {name.replace("_", "-").title(): value for name, value in headers.items()}
+    merged: Mapping[str, str | None] = {**response.headers, **changes}
+    kept = {name: value for name, value in merged.items() if value is not None}
+    return Response(response.status, response.body if body is None else body, kept)
