@@ -15,10 +15,11 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sandbox,dev]'
 	touch $@
 
-demo: .venv/.run ## publish a firmware, start sandbox and function, update five devices
-	@$(BIN)/python -m fleet_fn demo
+demo: .venv/.run ## publish a firmware, start sandbox and function, update five devices; REGISTRY=1: out of a registry
+	@$(BIN)/python -m fleet_fn demo $(if $(REGISTRY),--registry)
 
 test: .venv/.dev ## every test; under five minutes
+	@tests/install-peers
 	$(BIN)/python -m pytest
 
 lint: .venv/.dev ## ruff and mypy

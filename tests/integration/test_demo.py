@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.function import ROOT
+from tests.support.registry import need
 
 DEMO = [sys.executable, "-m", "fleet_fn", "demo"]
 
@@ -19,10 +20,13 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(tmp_path), "EVENTS_TOKEN": "unknown to the sandbox", "THREADS": "none"}
 
 
-def start_demo(environment: dict[str, str]) -> "subprocess.Popen[str]":
+either_place = pytest.mark.parametrize("options", [(), ("--registry",)], ids=["layout", "registry"])
+
+
+def start_demo(environment: dict[str, str], options: tuple[str, ...]) -> "subprocess.Popen[str]":
     """A demo in a process group of its own, so that what it leaves can be told."""
     return subprocess.Popen(
-        DEMO,
+        [*DEMO, *options],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -40,8 +44,13 @@ def has_processes(group: int) -> bool:
     return True
 
 
-def test_every_device_ends_on_the_new_version_and_nothing_is_left(environment: dict[str, str], tmp_path: Path) -> None:
-    process = start_demo(environment)
+@either_place
+def test_every_device_ends_on_the_new_version_and_nothing_is_left(
+    environment: dict[str, str], options: tuple[str, ...], tmp_path: Path
+) -> None:
+    if options:
+        need("docker-registry")
+    process = start_demo(environment, options)
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     assert "5 of 5 devices run 0.1.1 with the right bytes" in output
@@ -52,8 +61,13 @@ def test_every_device_ends_on_the_new_version_and_nothing_is_left(environment: d
     assert not has_processes(process.pid)
 
 
-def test_a_demo_that_is_stopped_leaves_nothing_either(environment: dict[str, str], tmp_path: Path) -> None:
-    process = start_demo(environment)
+@either_place
+def test_a_demo_that_is_stopped_leaves_nothing_either(
+    environment: dict[str, str], options: tuple[str, ...], tmp_path: Path
+) -> None:
+    if options:
+        need("docker-registry")
+    process = start_demo(environment, options)
     assert process.stdout is not None
     for line in process.stdout:
         if "writes 0.1.1" in line:
@@ -64,3 +78,13 @@ def test_a_demo_that_is_stopped_leaves_nothing_either(environment: dict[str, str
     assert "Traceback" not in errors
     assert not list(tmp_path.iterdir())
     assert not has_processes(process.pid)
+
+
+def test_a_demo_without_the_registry_that_it_needs_says_what_to_install(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    process = start_demo({**environment, "PATH": str(tmp_path)}, ("--registry",))
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (1, "")
+    assert errors == ("demo: docker-registry is not installed: apt-get install docker-registry, on Debian and Ubuntu\n")
+    assert not list(tmp_path.iterdir())

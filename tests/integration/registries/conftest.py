@@ -1,0 +1,43 @@
+"""A registry that does what tests tell it, and functions that read from it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.drogue import Drogue
+from tests.support.fake_registry import FakeRegistry
+from tests.support.function import Function
+
+
+@contextmanager
+def running(drogue: Drogue, registry: FakeRegistry, cache: Path, **environment: str) -> Iterator[Function]:
+    """A function that reads from `registry`, and keeps what it read in the folder `cache`."""
+    settings = {**drogue.environment, **registry.environment, "FIRMWARE_CACHE_DIR": str(cache), **environment}
+    with Function(settings) as function:
+        assert function.request("GET", "/readyz").status == 200  # starting is not to count as time that an event takes
+        yield function
+        assert "Traceback" not in "".join(function.log), "the function had an unexpected error"
+        # Before that there is one of gunicorn's own.
+        written = function.errors.partition("Booting worker")[2]
+        assert "Warning" not in written, "something was left open, or is deprecated"
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeRegistry]:
+    """Tests name their repositories after their devices, which nobody else uses."""
+    with FakeRegistry(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's function keeps what it has fetched."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def function(drogue: Drogue, registry: FakeRegistry, cache: Path) -> Iterator[Function]:
+    with running(drogue, registry, cache) as function:
+        yield function
