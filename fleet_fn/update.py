@@ -137,13 +137,20 @@ class Updater:
     def _next_step(self, event: Event, status: Status, form: AnswerForm, deadline: Deadline) -> Decision:
         settings = self._settings
         started = deadline.elapsed
-        ages = _Ages(settings.spec_ttl, settings.manifest_ttl, 0.0, _GOING_ON * settings.manifest_ttl)
+        ages = _Ages(
+            spec=lambda: settings.spec_ttl,
+            manifest=lambda: settings.manifest_ttl,
+            always=lambda: 0.0,
+            stale=_GOING_ON * settings.manifest_ttl,
+        )
         firmware = self._desired_firmware(event, ages, deadline)
         step = self._step(status, firmware)
         if firmware and starts_or_ends_update(step):
-            # Read within the last second, or for this event, however long it had to wait for its turn.
-            fresh = max(_FRESH, deadline.elapsed - started)
-            firmware = self._desired_firmware(event, _Ages(fresh, fresh, fresh, 0.0), deadline)
+            # Read within the last second, or for this event, however long it has to wait for its turn.
+            def fresh() -> float:
+                return max(_FRESH, deadline.elapsed - started)
+
+            firmware = self._desired_firmware(event, _Ages(fresh, fresh, fresh, stale=0.0), deadline)
             step = self._step(status, firmware)
         if firmware is None:
             return Decision(Outcome("withheld", "unmanaged"), step if isinstance(step, Sync) else None, form)
@@ -161,7 +168,7 @@ class Updater:
     def _desired_firmware(self, event: Event, ages: "_Ages", deadline: Deadline) -> Firmware | None:
         """The firmware that the device should run; None where none is named."""
         with self._worth_a_retry(event, NotKnown):
-            source = self._registry.desired(event.application, event.device, ages.spec, deadline)
+            source = self._registry.desired(event.application, event.device, ages.spec(), deadline)
         if source is None and self._settings.firmware_default_image:
             names = {"application": event.application, "device": event.device}
             source = Image(fill_in(self._settings.firmware_default_image, names))
@@ -171,7 +178,7 @@ class Updater:
             if isinstance(source, Image):
                 prefix = self._settings.firmware_prefix
                 image = image_reference(source.reference, prefix, event.application, source.platform)
-                max_age = ages.always if source.always else ages.manifest
+                max_age = ages.always() if source.always else ages.manifest()
                 return self._images.resolve(image, max_age, deadline, stale_age=ages.stale)
             if isinstance(source, File) and self._files is not None:
                 # Unlike a blob's, its bytes may be others by now: what describes them is read each time.
@@ -239,14 +246,14 @@ class Updater:
 
 @dataclass(frozen=True, slots=True)
 class _Ages:
-    """Seconds that what an answer rests on may have been known before."""
+    """Seconds that what an answer rests on may have been known before, at the moment that somebody asks."""
 
     #: Specs.
-    spec: float
+    spec: Callable[[], float]
     #: Tags' manifests.
-    manifest: float
+    manifest: Callable[[], float]
     #: Tags' manifests, where they are to be looked up for each status.
-    always: float
+    always: Callable[[], float]
     #: Tags' manifests, where the registry that has them does not answer.
     stale: float
 

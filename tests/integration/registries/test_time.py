@@ -363,6 +363,22 @@ def ways(device: str, gate: Gate) -> dict[str, Hook]:
     return {f"{device}-hangs": gate, f"{device}-closes": hang_up, f"{device}-503": always(Response(503))}
 
 
+def test_a_registry_that_takes_most_of_an_events_time_does_not_keep_updates_from_starting_or_ending(
+    drogue: Drogue, registry: FakeRegistry, device: str, released: Published, tmp_path: Path
+) -> None:
+    def slow(request: Request) -> Response | None:
+        time.sleep(1.8)
+        return registry.honest(request)
+
+    with running(drogue, registry, tmp_path, EVENT_DEADLINE_SECONDS="3", MANIFEST_TTL_SECONDS=str(MOMENT)) as function:
+        assert post(function, device).outcome.startswith("write")
+        time.sleep(MOMENT)  # what is known is old now, and would do to go on with
+        registry.answers[f"{device}/manifests"] = slow
+        assert post(function, device).outcome.startswith('write; version="1"; offset=0')
+        time.sleep(MOMENT)
+        assert post(function, device, midway("1", len(released.content))).outcome == 'swap; version="1"'
+
+
 def test_without_the_registry_updates_by_tag_go_on_for_a_while_and_start_and_end_when_it_is_back(
     hasty: Function, drogue: Drogue, registry: FakeRegistry, ways: dict[str, Hook]
 ) -> None:
