@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 #: Errors that nobody heard yet, and seconds for which they are kept: devices that wait ask again sooner.
 _UNHEARD: Final = 256
-_UNHEARD_SECONDS: Final = 60.0
+_UNHEARD_SECONDS: Final = 600.0
 
 
 @dataclass(slots=True)

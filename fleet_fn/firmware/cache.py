@@ -187,7 +187,8 @@ class Cache:
         """
         try:
             with self._folder.part(wanted.name, wanted.source) as part:
-                if self._folder.holds(wanted.name, wanted.size, wanted.checksum) and self._is_proved(wanted):
+                is_there = self._folder.holds(wanted.name, wanted.size, wanted.checksum)
+                if is_there and self._is_proved(wanted):
                     return
                 download = self._downloads[wanted] = _Download(part, wanted.size)
                 try:
@@ -196,7 +197,8 @@ class Cache:
                     # If the folder was deleted, another one may have begun and ended.
                     self._downloads.pop(wanted, None)
                 download.check(wanted.checksum)
-                part.publish()
+                if not is_there:  # whoever reads it is not disturbed for the sake of a proof
+                    part.publish()
                 self._prove(wanted)
         except OSError as error:
             raise _failed(error) from error

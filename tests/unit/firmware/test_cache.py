@@ -918,11 +918,12 @@ def test_a_claim_is_believed_only_once_its_source_has_proved_it(folder: Path) ->
     for cache in (make_cache(folder), make_cache(folder)):
         with pytest.raises(Failed, match="mismatch"):
             claimed(cache, "liar", Source(b"something else"))
-    honest = Source()
+    honest, before = Source(), path_of(folder).stat().st_ino
     first = make_cache(folder)
     for cache in (first, first, make_cache(folder)):
         assert claimed(cache, "honest", honest) == RIGHT
     assert honest.runs == 1
+    assert path_of(folder).stat().st_ino == before, "whoever reads it is not disturbed"
     with pytest.raises(Failed, match="mismatch"):
         claimed(first, "liar", Source(bytes(len(RIGHT))))
     assert get(first, source=never) == RIGHT
