@@ -21,7 +21,6 @@ from fleet_fn.cli.publication import (
     refuse_to_move,
 )
 from fleet_fn.errors import Failed
-from fleet_fn.firmware.artifact import read_artifact
 from fleet_fn.firmware.layout import LAYOUT_FILE, LAYOUT_VERSION, TAG_ANNOTATION, Layout, tag_of
 from fleet_fn.firmware.manifest import INDEX, MANIFEST, digest_of
 from fleet_fn.firmware.reference import Reference, parse_reference
@@ -128,8 +127,8 @@ def _store_firmware(layout: Layout, content: Content, same_as: Reference | None)
             target.write(chunk)
             digest.update(chunk)
         name = f"sha256:{digest.hexdigest()}"
-        if same_as and read_artifact(layout.manifest(same_as), same_as.tag).layer.digest != name:
-            raise refuse_to_move(same_as.tag)
+        if same_as:
+            refuse_to_move(layout.manifest(same_as), same_as.tag, digest.hexdigest())
         if not _has(layout, name):
             move_to(layout.blob(name))
     return digest.hexdigest()

@@ -121,6 +121,14 @@ def mixes(manifest: bytes, tag: str, sha256: str, annotations: Mapping[str, str]
     return False
 
 
-def refuse_to_move(tag: str | None) -> Failed:
-    """The error where a tag has other bytes already."""
-    return Failed(f"tag {tag} has other bytes already: publish another version, or move it with --force")
+def refuse_to_move(manifest: bytes, tag: str | None, sha256: str) -> None:
+    """Checks that the manifest at a tag has the very bytes that are to be published under it.
+
+    Raises:
+        Failed: it has others, or none that could be compared.
+
+    """
+    with suppress(Failed):  # a manifest of another kind
+        if read_artifact(manifest, tag).layer.checksum.hex() == sha256:
+            return
+    raise Failed(f"tag {tag} has other bytes already: publish another version, or move it with --force")

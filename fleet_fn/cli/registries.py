@@ -21,7 +21,6 @@ from fleet_fn.cli.publication import (
     refuse_to_move,
 )
 from fleet_fn.errors import Failed, UpstreamError
-from fleet_fn.firmware.artifact import read_artifact
 from fleet_fn.firmware.credentials import Credentials, from_docker_config
 from fleet_fn.firmware.manifest import VERSION_ANNOTATION, digest_of
 from fleet_fn.firmware.reference import Reference, parse_reference
@@ -140,8 +139,8 @@ def publish_to_registry(
     sha256 = content.sha256()
     manifest = make_manifest(content.size, sha256, annotations)
     with RegistryClient(reference.prefix.rstrip("/"), reference.name, access) as client:
-        if not force and reference.tag != "latest":
-            _refuse_to_move(client.manifest(reference.tag), reference.tag, sha256)
+        if not force and reference.tag != "latest" and (there := client.manifest(reference.tag)) is not None:
+            refuse_to_move(there, reference.tag, sha256)
         client.upload(f"sha256:{sha256}", content)
         client.upload(digest_of(EMPTY_CONFIG), EMPTY_CONFIG)
         mixed = tuple(_mixed(client, reference.tag, sha256, annotations))
@@ -159,17 +158,6 @@ def _is_host(text: str) -> bool:
     except ValueError:
         return False
     return _HOST.fullmatch(text) is not None and ("." in text or ":" in text or text == "localhost")
-
-
-def _refuse_to_move(manifest: bytes | None, tag: str, sha256: str) -> None:
-    if manifest is None:
-        return
-    try:
-        artifact = read_artifact(manifest, tag)
-    except Failed as error:
-        raise refuse_to_move(tag) from error
-    if artifact.layer.checksum.hex() != sha256:
-        raise refuse_to_move(tag)
 
 
 def _mixed(client: "RegistryClient", tag: str, sha256: str, annotations: Mapping[str, str]) -> Iterator[str]:

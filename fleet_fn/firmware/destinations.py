@@ -15,7 +15,7 @@ from fleet_fn.errors import Failed
 
 #: Names that mean Docker Hub in references, and the host where its registry is.
 _DOCKER_HUB: Final = ("docker.io", "index.docker.io")
-DOCKER_HUB_HOST: Final = "registry-1.docker.io"
+_DOCKER_HUB_HOST: Final = "registry-1.docker.io"
 #: NAT64 (RFC 6052): the last 32 bits are an IPv4 address.
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 #: A name as DNS has it, or an IP address; without zone.
@@ -34,7 +34,7 @@ class _Reach(enum.IntEnum):
 
 def api_host(host: str) -> str:
     """The host, perhaps with a port, where the registry answers that references call `host`."""
-    return DOCKER_HUB_HOST if host.lower() in _DOCKER_HUB else host
+    return _DOCKER_HUB_HOST if host.lower() in _DOCKER_HUB else host
 
 
 def permitting(registry: Callable[[], Iterable[str]]) -> Callable[[str], bool]:

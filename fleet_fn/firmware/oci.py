@@ -44,12 +44,12 @@ class RegistryStore:
             digest = self._registry.digest(path, _tag(reference), deadline)
             if digest is not None and digest == known.manifest:
                 return known
-        if digest is None:
-            digest, content = self._registry.tagged(path, _tag(reference), deadline)
-        else:
+        if digest is not None:
             content = repository.manifest(digest, deadline)
+            return replace(self._shapes.firmware(content, reference, repository, deadline), manifest=digest)
+        digest, content = self._registry.tagged(path, _tag(reference), deadline)
         firmware = self._shapes.firmware(content, reference, repository, deadline)
-        # Only now: with a tag, it could have been anything. So that by its digest it is served for ever.
+        # So that by its digest it is served for ever; only now, because it could have been anything.
         repository.keep(digest, content, deadline)
         return replace(firmware, manifest=digest)
 

@@ -1,6 +1,7 @@
 """Upstreams that take their time, and how long that may take."""
 
 import threading
+from dataclasses import dataclass
 from typing import Final
 
 from tests.support.http import Request, Response
@@ -9,6 +10,16 @@ from tests.support.http import Request, Response
 DEADLINE: Final = 1.0
 #: What the machine may add to a deadline.
 SLACK: Final = 0.5
+
+
+@dataclass
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class Gate:

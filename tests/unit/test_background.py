@@ -9,6 +9,7 @@ import pytest
 from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Retry
+from tests.support.timing import Clock
 
 
 class Told(Deadline):
@@ -107,16 +108,6 @@ def test_where_no_thread_can_be_started_nobody_waits_for_it_later(monkeypatch: p
     assert background.result("key", lambda: 42, Deadline(5)) == 42
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Slow:
     """Work that fails when it may."""
 
@@ -198,7 +189,7 @@ def test_work_that_ends_just_as_the_wait_for_it_does_is_not_lost() -> None:
 
 
 def test_errors_that_nobody_ever_asks_for_are_forgotten_in_time() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     background = Background(clock)
     fails_unheard(background, KeyError("x"))
     clock.now = 599.0
@@ -218,7 +209,7 @@ def test_work_that_runs_out_of_time_itself_says_so() -> None:
 
 
 def test_nobody_waits_for_what_has_taken_longer_already_than_they_could_wait() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     background, slow = Background(clock), Slow(KeyError("x"))
     clock.now = 100.0
     with pytest.raises(TimeoutError):

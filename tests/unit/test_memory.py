@@ -13,14 +13,7 @@ from hypothesis import strategies as st
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed, Retry, UpstreamError
 from fleet_fn.memory import Memory
-
-
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.timing import Clock
 
 
 @dataclass

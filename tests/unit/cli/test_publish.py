@@ -21,6 +21,7 @@ from fleet_fn.firmware.reference import parse_reference
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.settings import Settings
 from fleet_fn.wiring import make_image_store
+from tests.support.images import ImageLayout
 
 CONTENT = bytes(range(256)) * 4
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -207,6 +208,15 @@ def test_a_tag_is_not_moved_to_other_bytes_unless_it_is_forced(layout: Layout) -
     assert layout.publish("0.1.1", "--force").exit_code == 0
     assert layout.inspect(":0.1.1")["size"] == "2048"
     assert len(layout.index()["manifests"]) == 1
+
+
+def test_a_tag_that_stands_at_an_image_is_not_moved_either(layout: Layout) -> None:
+    image = ImageLayout(layout.folder)
+    image.tag(image.labelled_image(CONTENT, "0.1.1"), "0.1.1")
+    before = layout.index()
+    assert assert_refused(layout.publish()).startswith("tag 0.1.1 has other bytes already: ")
+    assert layout.index() == before
+    assert layout.publish("0.1.1", "--force").exit_code == 0
 
 
 def test_padding_makes_other_bytes(layout: Layout) -> None:

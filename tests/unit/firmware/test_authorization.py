@@ -23,6 +23,7 @@ from fleet_fn.firmware.authorization import Authorization, Challenge, parse_chal
 from fleet_fn.firmware.credentials import Credentials
 from fleet_fn.upstream import Answer, basic
 from tests.support.http import Request, Response, Server
+from tests.support.timing import Clock
 
 ADA = Credentials("ada", "pass")
 TOKEN_ONLY = Credentials(None, "s3cret")
@@ -35,14 +36,6 @@ NONE_CONFIGURED = "registry: access denied: no credentials are configured"
 
 def answered(status: int = 200, body: bytes = b"") -> Answer:
     return Answer(status, HTTPMessage(), body)
-
-
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass

@@ -34,6 +34,7 @@ from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.store import NotHere, Reader
 from fleet_fn.firmware.verified import VerifiedFiles
 from tests.support.firmware import random_bytes
+from tests.support.timing import Clock
 
 Write = Callable[[bytes], object]
 
@@ -83,16 +84,6 @@ class Slow(Source):
                 raise self._error
 
         super().__call__(write_slowly)
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def make_cache(
@@ -438,7 +429,7 @@ def test_a_download_beyond_the_deadline_goes_on_and_a_later_event_finds_it(cache
 
 
 def test_whoever_comes_late_to_a_long_download_does_not_wait(folder: Path) -> None:
-    clock, source = Clock(), Slow()
+    clock, source = Clock(0.0), Slow()
     cache = make_cache(folder, clock=clock)
     with background_ends():
         with pytest.raises(NotHere):
@@ -474,7 +465,7 @@ def test_an_error_that_was_heard_is_not_kept(cache: Cache) -> None:
 
 
 def test_a_source_that_is_away_is_left_alone_for_a_second(folder: Path) -> None:
-    clock, runs = Clock(), 0
+    clock, runs = Clock(0.0), 0
     cache = make_cache(folder, clock=clock)
 
     def away(_: Write) -> None:

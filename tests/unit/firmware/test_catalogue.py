@@ -16,6 +16,7 @@ from fleet_fn.firmware.catalogue import Catalogue
 from fleet_fn.firmware.reference import Reference, parse_reference
 from fleet_fn.firmware.store import Firmware, Reader
 from fleet_fn.log import logger
+from tests.support.timing import Clock
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -39,14 +40,6 @@ class CountedStore:
 
 def unopened(deadline: Deadline) -> AbstractContextManager[Reader]:
     raise AssertionError(f"it is opened, with {deadline.remaining} s left")
-
-
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
