@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 .venv/.run: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=…")'
@@ -21,6 +21,9 @@ demo: .venv/.run ## publish a firmware, start sandbox and function, update five 
 test: .venv/.dev ## every test; under five minutes
 	@tests/install-peers
 	$(BIN)/python -m pytest
+
+bench: .venv/.dev ## whether a rollout's percentage draws as many devices as it says; SEED=7: other devices
+	@$(BIN)/python -m tests.bench $(if $(SEED),--seed $(SEED))
 
 lint: .venv/.dev ## ruff and mypy
 	$(BIN)/ruff check .
