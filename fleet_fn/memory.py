@@ -74,6 +74,18 @@ class Memory(Generic[K, V]):
         entry = self._values.get(key)
         return entry[1] if entry and entry[0] >= self._clock() - max_age else None
 
+    def now(self) -> float:
+        """The moment to be `put` with what is about to be looked up."""
+        return self._clock()
+
+    def put(self, key: K, since: float, value: V) -> None:
+        """Remembers what somebody has looked up by other means, since the moment that he says."""
+        if not self._remembers:
+            return
+        with self._lock:
+            self._values.put(key, since, value)
+            self._errors.pop(key)
+
     def forget(self, key: K) -> None:
         """Forgets `key`, and keeps what is being looked up right now from being remembered."""
         with self._lock:

@@ -1,27 +1,29 @@
 """The use case: an event in, an outcome out, and between them the next step of a device's update."""
 
 import math
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
+from fleet_fn.answered import Answered
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.events import REGISTRY_EVENT, Event
-from fleet_fn.drogue.registry import File, Image, NotKnown, Registry
+from fleet_fn.drogue.registry import Desired, File, Image, NotKnown, Outdated, Registry
+from fleet_fn.drogue.report import FAILED, IN_SYNC, PROGRESS, UNKNOWN, Condition, Report, Reported
 from fleet_fn.errors import Failed, Retry, Throttled
 from fleet_fn.firmware.catalogue import Catalogue
 from fleet_fn.firmware.file import file_reference
 from fleet_fn.firmware.reference import fill_in, image_reference
 from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotHere
+from fleet_fn.guard import Hold, Look, Situation, Stuck, Verdict, judge
+from fleet_fn.log import logger
 from fleet_fn.protocol.dialects import AnswerForm, Dialect, Encoding, decode_status, encode_command
 from fleet_fn.protocol.messages import Command, Status, Swap, Sync, Wait, Write
-from fleet_fn.protocol.step import Block, Target, next_command, starts_or_ends_update
+from fleet_fn.protocol.step import Block, Target
 from fleet_fn.settings import Settings
 
 #: Seconds that what starts or ends an update may have been known before (protocol, "What an answer may rest on").
@@ -30,10 +32,10 @@ _FRESH: Final = 1.0
 _GOING_ON: Final = 10
 #: The share of an event's time without which a command is not sent any more.
 _KEPT_FOR_COMMAND: Final = 0.05
+#: Decisions that an event may take, where others note something of the same device at the same time.
+_DECISIONS: Final = 2
 #: Bytes of a version: it goes into headers, where few take more than some thousand bytes.
 _MAX_VERSION: Final = 255
-#: Answered events that are remembered, to know them when they are delivered again.
-_ANSWERED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,10 @@ class Decision:
     outcome: Outcome
     command: Command | None = None
     form: AnswerForm | None = None
+    #: What is to be written into the device's object, where it is news.
+    report: Report | None = None
+    #: It is written before the command goes out, which does not go out without it.
+    reports_first: bool = False
 
 
 class Updater:
@@ -83,7 +89,7 @@ class Updater:
         self._files = files
         self._commands = commands
         self._now = now
-        self._answered = _Answered()
+        self._answered = Answered()
 
     def answer(self, event: Event, deadline: Deadline) -> Outcome:
         """Answers `event`, once, with a command for its device.
@@ -102,9 +108,12 @@ class Updater:
             with self._answered.turn((event.source, event.id), deadline) as turn:
                 if turn.is_duplicate:
                     return Outcome("duplicate")
-                outcome = self._send(event, self.decide(event, deadline), deadline)
+                decision = self._noted(event, self.decide(event, deadline), deadline)
+                outcome = self._send(event, decision, deadline)
                 turn.is_over = outcome.is_answer
-                return outcome
+            if outcome is decision.outcome:
+                self._report(event, decision, deadline)
+            return outcome
         except Failed as error:
             return Outcome("failed", error.reason)
         except Retry as error:
@@ -132,43 +141,67 @@ class Updater:
         except NotKnown as error:
             return Decision(Outcome("failed", error.reason), None, form)
         except Failed as error:
-            return Decision(Outcome("failed", error.reason), _wait(form, self._settings.poll), form)
+            return self._failure(event, status, form, error.reason)
 
     def _next_step(self, event: Event, status: Status, form: AnswerForm, deadline: Deadline) -> Decision:
-        settings = self._settings
+        """The decision table's command, on a look at things that is as fresh as that command wants it."""
         started = deadline.elapsed
-        ages = _Ages(
-            spec=lambda: settings.spec_ttl,
+
+        def fresh() -> float:
+            # Read within the last second, or for this event, however long it has to wait for its turn.
+            return max(_FRESH, deadline.elapsed - started)
+
+        settings = self._settings
+        known = _Ages(
+            device=lambda: settings.spec_ttl,
+            application=lambda: settings.spec_ttl,
             manifest=lambda: settings.manifest_ttl,
             always=lambda: 0.0,
             stale=_GOING_ON * settings.manifest_ttl,
         )
-        firmware = self._desired_firmware(event, ages, deadline)
-        step = self._step(status, firmware)
-        if firmware and starts_or_ends_update(step):
-            # Read within the last second, or for this event, however long it has to wait for its turn.
-            def fresh() -> float:
-                return max(_FRESH, deadline.elapsed - started)
+        looks = {
+            Look.MEMORY: known,
+            Look.DEVICE: replace(known, device=fresh, always=fresh),
+            Look.EVERYTHING: _Ages(fresh, fresh, fresh, fresh, stale=0.0),
+        }
+        taken = Look.MEMORY
+        view = self._look(event, status, looks[taken], deadline)
+        while view.verdict and (wanted := self._look_wanted(view.verdict)).value > taken.value:
+            taken = wanted
+            view = self._look(event, status, looks[taken], deadline)
+        return self._decision(event, status, form, view, deadline)
 
-            firmware = self._desired_firmware(event, _Ages(fresh, fresh, fresh, stale=0.0), deadline)
-            step = self._step(status, firmware)
-        if firmware is None:
-            return Decision(Outcome("withheld", "unmanaged"), step if isinstance(step, Sync) else None, form)
-        if isinstance(step, Sync):
-            return Decision(Outcome("sync"), step, form)
-        if not form.takes_version(step.version) or len(step.version) > _MAX_VERSION:
-            raise Failed("version-too-long")
-        if isinstance(step, Swap):
-            return Decision(Outcome("swap", version=firmware.version), step, form)
-        with self._worth_a_retry(event, Failed):
-            write = _read(firmware, step, deadline)
-        outcome = Outcome("write", version=firmware.version, offset=step.offset, size=step.size)
-        return Decision(outcome, write, form)
-
-    def _desired_firmware(self, event: Event, ages: "_Ages", deadline: Deadline) -> Firmware | None:
-        """The firmware that the device should run; None where none is named."""
+    def _look(self, event: Event, status: Status, ages: "_Ages", deadline: Deadline) -> "_View":
+        """What is desired for the device, and what that comes to."""
+        settings = self._settings
         with self._worth_a_retry(event, NotKnown):
-            source = self._registry.desired(event.application, event.device, ages.spec(), deadline)
+            desired = self._registry.desired(
+                event.application, event.device, ages.application(), deadline, of_device=ages.device()
+            )
+        firmware = self._firmware(event, desired, ages, deadline)
+        if firmware is None:
+            return _View(desired)
+        situation = Situation(
+            now=datetime.fromtimestamp(self._now(), UTC),
+            mtu=min(status.mtu or settings.mtu_default, settings.mtu_max),
+            poll=settings.poll,
+            # What was noted says nothing where nobody keeps it up.
+            record=desired.reported.record if settings.report_status else None,
+            policy=desired.policy,
+            uid=event.device_uid or desired.uid,
+            labels=desired.labels,
+        )
+        target = Target(firmware.version.encode(), firmware.size, firmware.checksum)
+        return _View(desired, firmware, judge(status, target, situation))
+
+    def _look_wanted(self, verdict: Verdict) -> Look:
+        if verdict.rests_on is Look.DEVICE and not self._settings.report_status:
+            return Look.MEMORY
+        return verdict.rests_on
+
+    def _firmware(self, event: Event, desired: Desired, ages: "_Ages", deadline: Deadline) -> Firmware | None:
+        """The firmware that the device should run; None where none is named."""
+        source = desired.source
         if source is None and self._settings.firmware_default_image:
             names = {"application": event.application, "device": event.device}
             source = Image(fill_in(self._settings.firmware_default_image, names))
@@ -185,12 +218,92 @@ class Updater:
                 return self._files.resolve(file_reference(source.name), 0.0, deadline)
         raise Failed("unsupported-source")
 
-    def _step(self, status: Status, firmware: Firmware | None) -> Sync | Swap | Block:
-        if firmware is None:
-            return Sync(status.version, self._settings.poll)
-        target = Target(firmware.version.encode(), firmware.size, firmware.checksum)
-        mtu = min(status.mtu or self._settings.mtu_default, self._settings.mtu_max)
-        return next_command(status, target, mtu=mtu, poll=self._settings.poll)
+    def _decision(self, event: Event, status: Status, form: AnswerForm, view: "_View", deadline: Deadline) -> Decision:
+        """The command that a verdict comes to, and what there is to report of it."""
+        firmware, verdict = view.firmware, view.verdict
+        if firmware is None or verdict is None:
+            return Decision(Outcome("withheld", "unmanaged"), Sync(status.version, self._settings.poll), form)
+        step, version = verdict.step, firmware.version.encode()
+        if isinstance(step, Stuck):
+            return self._failure(event, status, form, "device-offset", step.message, verdict)
+        if isinstance(step, Swap | Block) and (not form.takes_version(version) or len(version) > _MAX_VERSION):
+            raise Failed("version-too-long")
+        if isinstance(step, Sync):
+            decision = Decision(Outcome("sync"), step, form)
+        elif isinstance(step, Hold):
+            decision = Decision(Outcome("withheld", step.reason), Sync(status.version, step.poll), form)
+        elif isinstance(step, Swap):
+            decision = Decision(Outcome("swap", version=firmware.version), step, form)
+        else:
+            with self._worth_a_retry(event, Failed):
+                write = _read(firmware, step, deadline)
+            outcome = Outcome("write", version=firmware.version, offset=step.offset, size=step.size)
+            decision = Decision(outcome, write, form)
+        reported = view.desired.reported
+        report = _report_of(status, firmware, verdict, reported)
+        return self._with_news(decision, report, reported, first=verdict.notes_first)
+
+    def _failure(
+        self,
+        event: Event,
+        status: Status,
+        form: AnswerForm,
+        reason: str,
+        message: str = "",
+        verdict: Verdict | None = None,
+    ) -> Decision:
+        """A failure of a device that the cloud knows."""
+        decision = Decision(Outcome("failed", reason), _wait(form, self._settings.poll), form)
+        reported = self._registry.reported(event.application, event.device) or Reported()
+        report = Report(
+            _text(status.version),
+            UNKNOWN,
+            (Condition(IN_SYNC, "False", reason, message),),
+            before=reported.record if verdict else None,
+            record=verdict.record if verdict else None,
+        )
+        return self._with_news(decision, report, reported)
+
+    def _with_news(self, decision: Decision, report: Report, reported: Reported, *, first: bool = False) -> Decision:
+        """A decision with what there is to report, if that is news; `first`: before the command goes out."""
+        if not self._settings.report_status or not report.is_news(reported):
+            return decision
+        return replace(decision, report=report, reports_first=first)
+
+    def _noted(self, event: Event, decision: Decision, deadline: Deadline) -> Decision:
+        """The decision, once what has to be noted before anything is sent has been; or another, where that changed.
+
+        Raises:
+            Failed, Retry: it cannot be noted.
+
+        """
+        for _ in range(_DECISIONS):
+            if not decision.reports_first or decision.report is None or self._is_stale(event):
+                return decision
+            now = datetime.fromtimestamp(self._now(), UTC)
+            try:
+                with self._worth_a_retry(event, Failed):
+                    self._registry.report(event.application, event.device, decision.report, now, deadline)
+            except Outdated:
+                decision = self.decide(event, deadline)
+            else:
+                return replace(decision, report=None)
+        raise Retry("registry: others keep changing what is noted of the device's update")
+
+    def _report(self, event: Event, decision: Decision, deadline: Deadline) -> None:
+        """Reports what is news, if that can be done in the time that is left; if not, a later status will."""
+        registry, names = self._registry, (event.application, event.device)
+        if decision.report is None or registry.has_given_up_reporting(*names):
+            return
+        try:
+            now = datetime.fromtimestamp(self._now(), UTC)
+            registry.report(*names, decision.report, now, deadline)
+        except Outdated:
+            return  # another process has reported since, and knew more
+        except (Failed, Retry) as error:
+            registry.give_up_reporting(*names)
+            fields = {"application": event.application, "device": event.device, "reason": error.reason}
+            logger.warning("status not reported", extra={"fields": fields})
 
     def _send(self, event: Event, decision: Decision, deadline: Deadline) -> Outcome:
         """Sends what was decided, unless the device has stopped waiting for it meanwhile.
@@ -248,14 +361,55 @@ class Updater:
 class _Ages:
     """Seconds that what an answer rests on may have been known before, at the moment that somebody asks."""
 
-    #: Specs.
-    spec: Callable[[], float]
+    #: The device's object, and its application's.
+    device: Callable[[], float]
+    application: Callable[[], float]
     #: Tags' manifests.
     manifest: Callable[[], float]
     #: Tags' manifests, where they are to be looked up for each status.
     always: Callable[[], float]
     #: Tags' manifests, where the registry that has them does not answer.
     stale: float
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What an answer rests on, and what it is to be."""
+
+    desired: Desired
+    #: None where none is named.
+    firmware: Firmware | None = None
+    verdict: Verdict | None = None
+
+
+def _report_of(status: Status, firmware: Firmware, verdict: Verdict, reported: Reported) -> Report:
+    """What there is to say of a device that knows its target."""
+    current, step, crosses_tenth = _text(status.version), verdict.step, False
+    if isinstance(step, Sync):
+        return Report(current, current, (Condition(IN_SYNC, "True"),), reported.record, verdict.record)
+    conditions = [Condition(IN_SYNC, "False")]
+    written = 0
+    if isinstance(step, Block):
+        written, crosses_tenth = step.offset + step.size, _crosses_tenth(step, firmware.size)
+    elif isinstance(step, Swap):
+        written = firmware.size
+    elif isinstance(step, Hold):
+        conditions = [Condition(IN_SYNC, "False", step.reason, step.message)]
+        if status.progress and status.progress.version == firmware.version.encode():
+            written = min(status.progress.offset, firmware.size)
+    if written:
+        conditions.append(Condition(PROGRESS, "Unknown", message=f"{100 * written / firmware.size:.2f}"))
+    if isinstance(step, Hold) and step.gives_up:
+        conditions.append(Condition(FAILED, "True", step.reason, step.message))
+    return Report(current, firmware.version, tuple(conditions), reported.record, verdict.record, crosses_tenth)
+
+
+def _crosses_tenth(block: Block, size: int) -> bool:
+    return 10 * block.offset // size < 10 * (block.offset + block.size) // size
+
+
+def _text(version: bytes) -> str:
+    return version.decode("utf-8", "backslashreplace")
 
 
 def _read(firmware: Firmware, block: Block, deadline: Deadline) -> Write:
@@ -265,52 +419,3 @@ def _read(firmware: Firmware, block: Block, deadline: Deadline) -> Write:
 
 def _wait(form: AnswerForm, poll: int) -> Wait | None:
     return Wait(poll) if form.has_wait else None
-
-
-@dataclass(slots=True)
-class _Turn:
-    """The right to answer an event."""
-
-    is_duplicate: bool
-    #: Set by whoever answered it for good.
-    is_over: bool = False
-
-
-class _Answered:
-    """Which events this process answered, and which it is answering."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._answered: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._under_way: dict[tuple[str, str], threading.Event] = {}
-
-    @contextmanager
-    def turn(self, key: tuple[str, str], deadline: Deadline) -> Iterator[_Turn]:
-        """Waits until nobody else answers the event of `key`; its answer is remembered if the turn is over then.
-
-        Raises:
-            Retry: an earlier delivery of the event is being answered until the deadline.
-
-        """
-        while True:
-            with self._lock:
-                turn = _Turn(is_duplicate=key in self._answered)
-                earlier = self._under_way.get(key)
-                if not turn.is_duplicate and earlier is None:
-                    ended = self._under_way[key] = threading.Event()
-                    break
-            if turn.is_duplicate:
-                yield turn
-                return
-            if earlier is not None and not earlier.wait(deadline.remaining):
-                raise Retry("an earlier delivery of this event is still being answered")
-        try:
-            yield turn
-        finally:
-            with self._lock:
-                del self._under_way[key]
-                if turn.is_over:
-                    self._answered[key] = None
-                    if len(self._answered) > _ANSWERED:
-                        self._answered.popitem(last=False)
-            ended.set()

@@ -56,6 +56,8 @@ class Event:
     time: datetime | None
     content_type: str | None
     payload: bytes
+    #: UID of the device.
+    device_uid: str = ""
 
     @property
     def is_status(self) -> bool:
@@ -121,6 +123,7 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
         subject=cloud_event.get_subject() or "",
         application=_text(attributes, "application"),
         device=_text(attributes, "device"),
+        device_uid=_text(attributes, "deviceuid"),
         time=cloud_event.get_time(),
         content_type=cloud_event.get_datacontenttype(),
         payload=payload if isinstance(payload, bytes) else b"",

@@ -1,19 +1,31 @@
-"""The device registry: which firmware Drogue Cloud says a device should run."""
+"""The device registry: what Drogue Cloud says a device should run, and what we report of it."""
 
+import json
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
+from fleet_fn.drogue.report import Report, Reported
+from fleet_fn.errors import Failed, Retry
 from fleet_fn.memory import Memory
+from fleet_fn.policy import NONE, MalformedPolicy, Policy, read_policy
 from fleet_fn.protocol.strict_json import parse_json
-from fleet_fn.upstream import Upstream
+from fleet_fn.upstream import Answer, Upstream
+
+T = TypeVar("T")
 
 _PATH: Final = "/api/registry/v1alpha1/apps"
-#: Devices and applications whose specs are remembered: some 500 bytes each.
+#: Devices and applications whose specs are remembered: some 1,000 bytes each.
 _REMEMBERED = 20_000
+#: Devices of which all is remembered, and the seconds for which that is worth trying to write.
+_JUST_READ: Final = 256
+_JUST_READ_SECONDS: Final = 1.0
+#: Attempts at writing an object that others write at the same time.
+_ATTEMPTS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,28 +63,65 @@ class MalformedSpec(Failed):
     """The firmware section of a device or an application, which is known, cannot be understood."""
 
 
+class Outdated(Exception):
+    """What is noted of a device's update is not what it was any more when it was decided what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Malformed:
-    """What is remembered of a section that cannot be understood: why."""
+    """What is remembered of what cannot be understood: why."""
 
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """What matters of a device, or of an application."""
+
+    source: Source | _Malformed | None
+    policy: Policy | _Malformed
+    uid: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    reported: Reported = field(default_factory=Reported)
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What a device should run, who may update it when, and what was reported of it last."""
+
+    #: None where nothing is desired.
+    source: Source | None
+    policy: Policy
+    #: The device's UID; empty where its object has none.
+    uid: str
+    labels: Mapping[str, str]
+    reported: Reported
+
+
 class Registry:
-    """What the device registry desires, remembered for a while."""
+    """What the device registry desires, remembered for a while, and what is reported to it."""
 
     def __init__(self, upstream: Upstream, *, remember: bool = True) -> None:
         self._upstream = upstream
-        self._specs: Memory[tuple[str, ...], Source | _Malformed | None] = Memory(_REMEMBERED if remember else 0)
+        self._objects: Memory[tuple[str, ...], _Object] = Memory(_REMEMBERED if remember else 0)
+        #: Devices as they were read a moment ago, with all that stands in them.
+        self._read: Memory[tuple[str, ...], dict[str, Any]] = Memory(_JUST_READ if remember else 0)
+        #: Objects as they were remembered when reporting failed.
+        self._given_up: OrderedDict[tuple[str, ...], _Object | None] = OrderedDict()
 
-    def desired(self, application: str, device: str, max_age: float, deadline: Deadline) -> Source | None:
-        """Where the firmware of a device is to be had: its own section's source, else its application's, else None.
+    def desired(
+        self, application: str, device: str, max_age: float, deadline: Deadline, *, of_device: float | None = None
+    ) -> Desired:
+        """What is desired for a device: its own section's source, else its application's, else none.
+
+        Policy keys are merged one by one, the device's winning.
 
         Args:
             application: name of the application.
             device: name of the device.
             max_age: seconds that what is remembered may be old.
             deadline: for both look-ups together.
+            of_device: another `max_age` for the device's object.
 
         Raises:
             MalformedSpec: a section that cannot be understood.
@@ -81,44 +130,166 @@ class Registry:
             Retry: the registry is not there.
 
         """
-        of_device = self._source((application, device), max_age, deadline)
-        of_application = self._source((application,), max_age, deadline)
-        desired = of_application if of_device is None else of_device
-        if isinstance(desired, _Malformed):
-            raise MalformedSpec(desired.reason)
-        return desired
+        own = self._object((application, device), max_age if of_device is None else of_device, deadline)
+        shared = self._object((application,), max_age, deadline)
+        return Desired(
+            _understood(shared.source if own.source is None else own.source),
+            _understood(own.policy).over(_understood(shared.policy)),
+            own.uid,
+            own.labels,
+            own.reported,
+        )
+
+    def reported(self, application: str, device: str) -> Reported | None:
+        """What is remembered of what was reported of a device, however old."""
+        known = self._objects.known((application, device))
+        return known.reported if known else None
 
     def forget(self, application: str, device: str) -> None:
         """Forgets the spec that an event says has changed."""
-        self._specs.forget((application, device) if device else (application,))
+        self._objects.forget((application, device) if device else (application,))
 
-    def _source(self, names: tuple[str, ...], max_age: float, deadline: Deadline) -> Source | _Malformed | None:
-        return self._specs.get(names, max_age, lambda: self._read(names, deadline), deadline)
+    def report(self, application: str, device: str, report: Report, now: datetime, deadline: Deadline) -> None:
+        """Writes what is new in `report` into the device's object; everything else in it stays as it is.
 
-    def _read(self, names: tuple[str, ...], deadline: Deadline) -> Source | _Malformed | None:
-        kind = "device" if len(names) == 2 else "application"
-        senseless = NotKnown if kind == "device" else Failed
+        Raises:
+            Outdated: something else was noted of the update meanwhile; nothing was written.
+            NotKnown: there is no such device any more, or its object makes no sense.
+            Failed: the registry does not take it.
+            Retry: the registry is not there, or others wrote the object each time that we tried.
+
+        """
+        names = (application, device)
+        for _ in range(_ATTEMPTS):
+            since = self._objects.now()
+            found = self._read.known(names, _JUST_READ_SECONDS)
+            if found is None:
+                found = self._fetch(names, deadline)
+                self._objects.put(names, since, _read_object(found, "device"))
+            known = _read_object(found, "device")
+            self._read.forget(names)  # what is written now makes another version
+            if report.changes_record and known.reported.record != report.before:
+                raise Outdated
+            if not report.is_news(known.reported):
+                return
+            status = _map(found, "status", NotKnown("registry: the device's status is not a map"))
+            section = report.written_into(status.get("firmware"), now)
+            changed = {**found, "status": {**status, "firmware": section}}
+            if self._put(names, changed, deadline):
+                self._objects.put(names, since, _read_object(changed, "device"))
+                return
+        raise Retry("registry: others keep changing the device")
+
+    def give_up_reporting(self, application: str, device: str) -> None:
+        """Nothing more is reported of a device until its object has been read again."""
+        names = (application, device)
+        self._given_up[names] = self._objects.known(names)
+        self._given_up.move_to_end(names)
+        if len(self._given_up) > _REMEMBERED:
+            self._given_up.popitem(last=False)
+
+    def has_given_up_reporting(self, application: str, device: str) -> bool:
+        """Whether reporting failed, and the object has not been read since."""
+        names = (application, device)
+        return names in self._given_up and self._given_up[names] is self._objects.known(names)
+
+    def _object(self, names: tuple[str, ...], max_age: float, deadline: Deadline) -> _Object:
+        def read() -> _Object:
+            return _read_object(self._fetch(names, deadline), _kind(names))
+
+        return self._objects.get(names, max_age, read, deadline)
+
+    def _fetch(self, names: tuple[str, ...], deadline: Deadline) -> dict[str, Any]:
+        """The object of that name, as the registry has it."""
+        kind, since = _kind(names), self._read.now()
+        answer = self._request("GET", names, deadline)
+        if answer.status != 200:
+            raise _senseless(kind)(f"registry: answered {answer.status} for the {kind}")
         try:
-            answer = self._upstream.request("GET", _PATH + "".join(_segments(names)), deadline)
+            found = parse_json(answer.body)
+        except ValueError as error:
+            raise _senseless(kind)(f"registry: answer for the {kind}: {error}") from error
+        if not isinstance(found, dict):
+            raise _senseless(kind)(f"registry: answer for the {kind} is no {kind} object")
+        if kind == "device":
+            self._read.put(names, since, found)
+        return found
+
+    def _put(self, names: tuple[str, ...], changed: Mapping[str, Any], deadline: Deadline) -> bool:
+        """Whether the registry took the object; if not, it was another version that was changed."""
+        answer = self._request("PUT", names, deadline, json.dumps(changed).encode())
+        if answer.status == 409:
+            return False
+        if not 200 <= answer.status < 300:
+            raise Failed(f"registry: answered {answer.status} to the device's status")
+        return True
+
+    def _request(self, method: str, names: tuple[str, ...], deadline: Deadline, body: bytes | None = None) -> Answer:
+        kind = _kind(names)
+        path = _PATH + "".join(_segments(names))
+        try:
+            answer = self._upstream.request(
+                method,
+                path,
+                deadline,
+                body=body,
+                content_type="application/json" if body else None,
+                wants_body=not body,
+            )
         except Failed as error:
-            raise senseless(error.reason) from error
+            raise _senseless(kind)(error.reason) from error
         if answer.status in (401, 403):
             raise NotKnown("registry: our credentials were refused")
         if answer.status == 404:
             raise NotKnown(f"{kind} unknown")
-        if answer.status != 200:
-            raise senseless(f"registry: answered {answer.status} for the {kind}")
-        try:
-            found = parse_json(answer.body)
-        except ValueError as error:
-            raise senseless(f"registry: answer for the {kind}: {error}") from error
-        other = senseless(f"registry: answer for the {kind} is no {kind} object")
-        _map(found, "metadata", other)
-        spec = _map(found, "spec", other)
-        try:
-            return _section_source(spec, f"the {kind}'s spec.firmware")
-        except MalformedSpec as error:
-            return _Malformed(error.reason)
+        return answer
+
+
+def _understood(value: T | _Malformed) -> T:
+    if isinstance(value, _Malformed):
+        raise MalformedSpec(value.reason)
+    return value
+
+
+def _kind(names: tuple[str, ...]) -> str:
+    return "device" if len(names) == 2 else "application"
+
+
+def _senseless(kind: str) -> type[Failed]:
+    """What is raised for an answer that makes no sense: without a device there is nobody to be told."""
+    return NotKnown if kind == "device" else Failed
+
+
+def _read_object(found: Mapping[str, Any], kind: str) -> _Object:
+    other = _senseless(kind)(f"registry: answer for the {kind} is no {kind} object")
+    metadata = _map(found, "metadata", other)
+    spec = _map(found, "spec", other)
+    where = f"the {kind}'s spec.firmware"
+    status = found.get("status")
+    uid, labels = metadata.get("uid"), metadata.get("labels")
+    return _Object(
+        _source(spec, where),
+        _policy(spec.get("firmware"), where),
+        uid if isinstance(uid, str) else "",
+        labels if isinstance(labels, dict) else {},
+        Reported.read(status.get("firmware") if isinstance(status, dict) else None),
+    )
+
+
+def _source(spec: Mapping[str, Any], where: str) -> Source | _Malformed | None:
+    try:
+        return _section_source(spec, where)
+    except MalformedSpec as error:
+        return _Malformed(error.reason)
+
+
+def _policy(section: object, where: str) -> Policy | _Malformed:
+    if not isinstance(section, dict):
+        return NONE
+    try:
+        return read_policy(section)
+    except MalformedPolicy as error:
+        return _Malformed(f"{where}.{error}")
 
 
 def device_path(application: str, device: str) -> str:

@@ -51,14 +51,14 @@ def next_command(status: Status, target: Target, *, mtu: int, poll: int) -> Sync
     return _block(target, 0, mtu)
 
 
-def starts_or_ends_update(command: Sync | Swap | Block) -> bool:
-    """Whether `command` must rest on a fresh look at the target: two views of it would undo each other's work."""
-    return isinstance(command, Swap) or (isinstance(command, Block) and command.offset == 0)
-
-
 def is_all_written(offset: int, size: int) -> bool:
     """Whether a device whose next byte is `offset` has all `size` bytes, the padding to its flash word included."""
-    return offset == size or any(offset == -(-size // word) * word for word in FLASH_WORDS)
+    return offset in paddings(size, size)
+
+
+def paddings(end: int, size: int) -> set[int]:
+    """The offsets that a device may report after a block that ends at `end`: the last block of all may be padded."""
+    return {end} | ({-(-end // word) * word for word in FLASH_WORDS} if end == size else set())
 
 
 def _block(target: Target, offset: int, mtu: int) -> Block:

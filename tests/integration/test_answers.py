@@ -522,6 +522,7 @@ def test_the_steady_state_costs_one_request(function: Function, drogue: Drogue, 
     for _ in range(5):
         assert post(function, managed, midway).status == 204
     assert drogue.reads_of("example", managed) == reads == 1
+    assert drogue.writes_of("example", managed) == 1
     assert len(drogue.commands_for(managed)) == 6
 
 

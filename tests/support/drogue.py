@@ -1,8 +1,10 @@
 """Drogue Cloud's two interfaces, scripted: what it says, and when it does not."""
 
 import base64
+import itertools
 import json
 import threading
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,17 +27,25 @@ class SentCommand:
 
 
 class Drogue:
-    """A registry with the objects that a test puts there, and a command API that remembers what it accepts."""
+    """A registry with the objects that a test puts there, and a command API that remembers what it accepts.
+
+    Objects have versions: a PUT has to carry the current one, and makes another.
+    """
 
     def __init__(self) -> None:
         self._server = Server(self._answer)
         self._lock = threading.Lock()
-        self._objects: dict[tuple[str, ...], object] = {}
+        self._objects: dict[tuple[str, ...], Any] = {}
+        self._versions = itertools.count(1)
         #: What to answer instead, by the last segments of a path: (application,) or (application, device).
         self.registry_answers: dict[tuple[str, ...], Callable[[Request], Response | None]] = {}
+        #: The same, for writes.
+        self.write_answers: dict[tuple[str, ...], Callable[[Request], Response | None]] = {}
         self.command_answers: dict[str, Callable[[Request], Response | None]] = {}
         self.commands: list[SentCommand] = []
         self.reads: list[tuple[str, ...]] = []
+        #: Which objects were written, or were to be, whatever came of that.
+        self.writes: list[tuple[str, ...]] = []
 
     def __enter__(self) -> "Drogue":
         self._server.__enter__()
@@ -52,10 +62,29 @@ class Drogue:
     def environment(self) -> dict[str, str]:
         return {"DROGUE_API_URL": self.url, "DROGUE_USER": USER, "DROGUE_TOKEN": TOKEN}
 
-    def put(self, application: str, device: str | None = None, **sections: Any) -> None:
-        """Creates or replaces an application or a device; `spec={…}` and such are its sections."""
+    def put(
+        self, application: str, device: str | None = None, labels: Mapping[str, str] | None = None, **sections: Any
+    ) -> None:
+        """Creates or replaces an application or a device; `spec={…}` and such are its sections.
+
+        What was reported of a device stays where no `status` is given.
+        """
         names = (application,) if device is None else (application, device)
-        self._objects[names] = {"metadata": {"name": names[-1], "application": application}, **sections}
+        with self._lock:
+            earlier = self._objects.get(names)
+            if isinstance(earlier, dict) and "status" in earlier:
+                sections = {"status": earlier["status"], **sections}
+            uid = str(uuid.uuid5(uuid.NAMESPACE_URL, "/".join(names)))
+            metadata = {"name": names[-1], "application": application, "uid": uid, "labels": labels or {}}
+            self._objects[names] = {"metadata": {**metadata, "resourceVersion": str(next(self._versions))}, **sections}
+
+    def reported(self, device: str, application: str = "example") -> Any:
+        """What a device's object says in `status.firmware`."""
+        with self._lock:
+            return json.loads(json.dumps(self._objects[application, device].get("status", {}).get("firmware")))
+
+    def writes_of(self, *names: str) -> int:
+        return self.writes.count(names)
 
     def put_image(self, application: str, device: str | None, image: str | None, **container: Any) -> None:
         """A device, or an application, whose firmware is `image`."""
@@ -84,6 +113,8 @@ class Drogue:
                 return self._read(request, (application,))
             case ("GET", ["api", "registry", "v1alpha1", "apps", application, "devices", device]):
                 return self._read(request, (application, device))
+            case ("PUT", ["api", "registry", "v1alpha1", "apps", application, "devices", device]):
+                return self._write(request, (application, device))
             case ("POST", ["api", "command", "v1alpha1", "apps", application, "devices", device]):
                 return self._command(request, application, device, parse_qs(url.query))
         return Response(404)
@@ -93,9 +124,30 @@ class Drogue:
             self.reads.append(names)
         if names in self.registry_answers:
             return self.registry_answers[names](request)
-        if names not in self._objects:
-            return Response(404, b'{"error":"NotFound"}', {"Content-Type": "application/json"})
-        return Response(200, json.dumps(self._objects[names]).encode(), {"Content-Type": "application/json"})
+        with self._lock:
+            found = self._objects.get(names)
+            if found is None:
+                return Response(404, b'{"error":"NotFound"}', {"Content-Type": "application/json"})
+            return Response(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
+
+    def _write(self, request: Request, names: tuple[str, ...]) -> Response | None:
+        with self._lock:
+            self.writes.append(names)
+        if names in self.write_answers:
+            response = self.write_answers[names](request)
+            if response is None or not 200 <= response.status < 300:
+                return response
+        given = json.loads(request.body)
+        if (given["metadata"]["application"], given["metadata"]["name"]) != names:
+            return Response(400)
+        with self._lock:
+            if names not in self._objects:
+                return Response(404)
+            if given["metadata"]["resourceVersion"] != self._objects[names]["metadata"]["resourceVersion"]:
+                return Response(409)
+            given["metadata"]["resourceVersion"] = str(next(self._versions))
+            self._objects[names] = given
+        return Response(204)
 
     def _command(
         self, request: Request, application: str, device: str, query: Mapping[str, list[str]]

@@ -66,6 +66,7 @@ EXPECTED = Event(
     time=datetime(2026, 11, 23, 6, 0, 0, 123456, UTC),
     content_type="application/cbor",
     payload=b"\xa1\x00\xff",
+    device_uid="d0",
 )
 
 

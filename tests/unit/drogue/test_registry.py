@@ -47,7 +47,7 @@ class Cloud:
         self.has(**{kind: {"spec": {"firmware": section}} for kind, section in sections.items()})
 
     def desired(self, max_age: float = 0.0, seconds: float = 5.0) -> Source | None:
-        return self.registry.desired("fleet", "pump", max_age, Deadline(seconds))
+        return self.registry.desired("fleet", "pump", max_age, Deadline(seconds)).source
 
     @property
     def asked(self) -> list[str]:
@@ -202,7 +202,7 @@ def test_whatever_the_registry_says_it_is_a_source_or_none_or_a_failure(device: 
 
     registry = Registry(Scripted("registry", "http://127.0.0.1"))
     try:
-        source = registry.desired("fleet", "pump", 0, Deadline(5))
+        source = registry.desired("fleet", "pump", 0, Deadline(5)).source
     except Failed as error:
         assert error.reason
     else:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_fn.protocol.messages import Progress, Status, Swap, Sync
-from fleet_fn.protocol.step import FLASH_WORDS, Block, Target, is_all_written, next_command, starts_or_ends_update
+from fleet_fn.protocol.step import FLASH_WORDS, Block, Target, is_all_written, next_command
 
 TARGET = Target(b"0.1.1", 1001, b"c" * 32)
 OLD = Status(b"0.1.0")
@@ -84,11 +84,3 @@ def test_a_device_that_does_as_told_ends_on_the_target_after_as_many_blocks_as_a
         status, blocks = at(block.offset + block.size), blocks + 1
     assert isinstance(block, Swap)
     assert blocks == -(-size // mtu)
-
-
-def test_only_what_starts_or_ends_an_update_needs_a_fresh_look() -> None:
-    assert starts_or_ends_update(command(OLD))
-    assert starts_or_ends_update(command(at(0)))
-    assert starts_or_ends_update(command(at(1001)))
-    assert not starts_or_ends_update(command(at(512)))
-    assert not starts_or_ends_update(command(Status(b"0.1.1")))

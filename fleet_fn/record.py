@@ -1,0 +1,146 @@
+"""What is noted of a device's update between two of its statuses: `status.firmware.update` in its object."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Self
+
+from fleet_fn.protocol.messages import U32_MAX
+from fleet_fn.protocol.step import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """A device that was midway has been told to begin from 0, and has not said yet where it is now."""
+
+    #: Bytes of the block that begins it: what its first status for the version has to report as its offset.
+    sent: int
+    #: The offset that it reported then. A device that heard the version, but refused the block, reports it again.
+    midway: int
+    #: Times that it has been told, where its status does not show whether it heard: the version was the same before.
+    #: 0 where it was another.
+    orders: int = 0
+    #: It reported another offset than that of the block sent: what lies in its flash is unknown.
+    stuck: bool = False
+
+    def shown(self) -> dict[str, Any]:
+        """The note as it stands in an object."""
+        fields = {"sent": self.sent, "midway": self.midway, "orders": self.orders or None, "stuck": self.stuck or None}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How far a device's update to one target has come."""
+
+    version: str
+    #: SHA-256 of the firmware that its blocks were taken from, in hex.
+    checksum: str
+    #: The token of `spec.firmware.retry` that its attempts were counted under.
+    retry: str | None = None
+    #: When its first block went out, and its SWAP (RFC 3339).
+    started: str | None = None
+    swapped: str | None = None
+    #: Swaps after which the device came back with another version.
+    attempts: int = 0
+    restart: Restart | None = None
+    #: Other bytes than these had the same version a while ago, and some process may still take them for the target's.
+    republished: bool = False
+    #: Version and checksum of the target before this one.
+    previous: tuple[str, str] | None = None
+
+    @classmethod
+    def read(cls, value: object) -> Self | None:
+        """The record that stands in an object; None where there is none, or something else."""
+        fields = value if isinstance(value, dict) else {}
+        version, checksum = fields.get("version"), fields.get("checksum")
+        if not isinstance(version, str) or not isinstance(checksum, str):
+            return None
+        return cls(
+            version,
+            checksum,
+            retry=_text(fields.get("retry")),
+            started=_text(fields.get("started")),
+            swapped=_text(fields.get("swapped")),
+            attempts=_count(fields.get("attempts")) or 0,
+            restart=_read_restart(fields.get("restart")),
+            republished=fields.get("republished") is True,
+            previous=_read_previous(fields.get("previous")),
+        )
+
+    def shown(self) -> dict[str, Any]:
+        """The record as it stands in an object."""
+        restart, previous = self.restart, self.previous
+        fields = {
+            "version": self.version,
+            "checksum": self.checksum,
+            "retry": self.retry,
+            "started": self.started,
+            "swapped": self.swapped,
+            "attempts": self.attempts,
+            "restart": restart and restart.shown(),
+            "republished": self.republished or None,
+            "previous": previous and {"version": previous[0], "checksum": previous[1]},
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def is_of(self, target: Target) -> bool:
+        """Whether it is this target's: the same bytes under the same version."""
+        return self.has_version_of(target) and self.checksum == target.checksum.hex()
+
+    def has_version_of(self, target: Target) -> bool:
+        """Whether it is of the target's version, whatever its bytes."""
+        return self.version.encode() == target.version
+
+    def with_start(self, now: datetime) -> "Record":
+        """The record once a block has gone out."""
+        return self if self.started else replace(self, started=timestamp(now))
+
+    def with_swap(self, now: datetime) -> "Record":
+        """The record once SWAP has gone out; for one that is sent again the first counts."""
+        return self if self.swapped else replace(self, swapped=timestamp(now))
+
+    def with_failed_swap(self) -> "Record":
+        """The record once a device that had swapped has come back with another version."""
+        return replace(self, attempts=self.attempts + 1, started=None, swapped=None)
+
+
+def record_for(target: Target, known: Record | None, retry: str | None) -> Record:
+    """The record of an update to `target`: what is `known` of it, or a new one.
+
+    Another token in `retry` forgets the attempts; where a restarted device stands has nothing to do with it.
+    """
+    if known and known.is_of(target):
+        return known if known.retry == retry else replace(known, retry=retry, attempts=0, swapped=None)
+    version, checksum = target.version.decode(), target.checksum.hex()
+    if known is None:
+        return Record(version, checksum, retry)
+    earlier = ((known.version, known.checksum), known.previous)
+    republished = any(before and before[0] == version and before[1] != checksum for before in earlier)
+    return Record(version, checksum, retry, republished=republished, previous=earlier[0])
+
+
+def timestamp(now: datetime) -> str:
+    """A moment as RFC 3339 has it, UTC, to the second."""
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _read_restart(value: object) -> Restart | None:
+    fields = value if isinstance(value, dict) else {}
+    sent, midway = _count(fields.get("sent")), _count(fields.get("midway"))
+    if sent is None or midway is None:
+        return None
+    return Restart(sent, midway, _count(fields.get("orders")) or 0, fields.get("stuck") is True)
+
+
+def _read_previous(value: object) -> tuple[str, str] | None:
+    fields = value if isinstance(value, dict) else {}
+    version, checksum = fields.get("version"), fields.get("checksum")
+    return (version, checksum) if isinstance(version, str) and isinstance(checksum, str) else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value <= U32_MAX else None
