@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fleet_fn.errors import Failed
@@ -112,14 +112,8 @@ class Settings:
         """
         read = _Reader(environment)
         settings = cls(
-            drogue_api_url=read.required("DROGUE_API_URL", _base_url, _BASE_URL),
+            **_drogue(read),
             firmware_registry=read.required("FIRMWARE_REGISTRY", _registry_prefix, _REGISTRY_PREFIX),
-            drogue_user=read.credential("DROGUE_USER"),
-            drogue_token=read.credential("DROGUE_TOKEN"),
-            drogue_oidc_token_url=read.optional("DROGUE_OIDC_TOKEN_URL", _base_url, _BASE_URL),
-            drogue_oidc_client_id=read.credential("DROGUE_OIDC_CLIENT_ID"),
-            drogue_oidc_client_secret=read.credential("DROGUE_OIDC_CLIENT_SECRET"),
-            drogue_ca_file=read.optional("DROGUE_CA_FILE", _trust_anchors, _TRUST_ANCHORS),
             firmware_registry_user=read.credential("FIRMWARE_REGISTRY_USER"),
             firmware_registry_token=read.credential("FIRMWARE_REGISTRY_TOKEN"),
             firmware_registry_insecure=read.get("FIRMWARE_REGISTRY_INSECURE", _boolean, _BOOLEAN, False),
@@ -151,27 +145,49 @@ class Settings:
             workers=read.get("WEB_CONCURRENCY", _whole(1, 1024), "a number of processes from 1 to 1024", 1),
             threads=read.get("THREADS", _whole(1, 1024), "a number of threads from 1 to 1024", 8),
         )
-        read.together("DROGUE_USER", needs=("DROGUE_TOKEN",))
         read.together("EVENTS_USER", "EVENTS_PASSWORD")
         read.together("FIRMWARE_REGISTRY_USER", needs=("FIRMWARE_REGISTRY_TOKEN",))
-        read.together("DROGUE_OIDC_TOKEN_URL", "DROGUE_OIDC_CLIENT_ID", "DROGUE_OIDC_CLIENT_SECRET")
-        read.apart("DROGUE_OIDC_TOKEN_URL", "DROGUE_TOKEN")
-        for name in ("DROGUE_USER", "EVENTS_USER", "FIRMWARE_REGISTRY_USER"):
-            if ":" in (read.text(name) or ""):
-                read.wrong(name, "a user name without a colon (HTTP Basic, RFC 7617)")
-        for user, token in (("DROGUE_USER", "DROGUE_TOKEN"), ("FIRMWARE_REGISTRY_USER", "FIRMWARE_REGISTRY_TOKEN")):
-            bearer = "" if read.text(user) else read.text(token)
-            if bearer and not re.fullmatch(r"[!-~]+", bearer):
-                read.wrong(token, f"ASCII characters without spaces (RFC 6750), unless {user} is set")
+        read.user("EVENTS_USER")
+        read.user("FIRMWARE_REGISTRY_USER", "FIRMWARE_REGISTRY_TOKEN")
         read.template("FIRMWARE_REGISTRY", "application")
         if default_image := read.template("FIRMWARE_DEFAULT_IMAGE", "application", "device"):
             try:
                 parse_reference(default_image)
             except Failed:
                 read.wrong("FIRMWARE_DEFAULT_IMAGE", "a reference: name, name:tag or name@sha256:…")
-        if read.violations:
-            raise SettingsError("; ".join(read.violations))
+        read.finish()
         return settings
+
+    @classmethod
+    def for_drogue(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """What `environment` says of Drogue Cloud alone, for who has no business with firmware.
+
+        Raises:
+            SettingsError: a variable is missing, or has a value that it does not take.
+
+        """
+        read = _Reader(environment)
+        settings = cls(firmware_registry="", **_drogue(read))
+        read.finish()
+        return settings
+
+
+def _drogue(read: "_Reader") -> dict[str, Any]:
+    """The settings that concern Drogue Cloud, by field."""
+    fields = {
+        "drogue_api_url": read.required("DROGUE_API_URL", _base_url, _BASE_URL),
+        "drogue_user": read.credential("DROGUE_USER"),
+        "drogue_token": read.credential("DROGUE_TOKEN"),
+        "drogue_oidc_token_url": read.optional("DROGUE_OIDC_TOKEN_URL", _endpoint, _BASE_URL),
+        "drogue_oidc_client_id": read.credential("DROGUE_OIDC_CLIENT_ID"),
+        "drogue_oidc_client_secret": read.credential("DROGUE_OIDC_CLIENT_SECRET"),
+        "drogue_ca_file": read.optional("DROGUE_CA_FILE", _trust_anchors, _TRUST_ANCHORS),
+    }
+    read.together("DROGUE_USER", needs=("DROGUE_TOKEN",))
+    read.together("DROGUE_OIDC_TOKEN_URL", "DROGUE_OIDC_CLIENT_ID", "DROGUE_OIDC_CLIENT_SECRET")
+    read.apart("DROGUE_OIDC_TOKEN_URL", "DROGUE_TOKEN")
+    read.user("DROGUE_USER", "DROGUE_TOKEN")
+    return fields
 
 
 def default_cache_dir() -> str:
@@ -213,6 +229,19 @@ class _Reader:
         if self.text(name) is None:
             self.wrong(name, takes)
         return self.get(name, parse, takes, "")
+
+    def finish(self) -> None:
+        """Raises SettingsError for all that was wrong."""
+        if self.violations:
+            raise SettingsError("; ".join(self.violations))
+
+    def user(self, name: str, token: str | None = None) -> None:
+        """A user name for HTTP Basic, without which a `token` is one for Bearer."""
+        if ":" in (self.text(name) or ""):
+            self.wrong(name, "a user name without a colon (HTTP Basic, RFC 7617)")
+        bearer = token and not self.text(name) and self.text(token)
+        if token and bearer and not re.fullmatch(r"[!-~]+", bearer):
+            self.wrong(token, f"ASCII characters without spaces (RFC 6750), unless {name} is set")
 
     def together(self, *names: str, needs: tuple[str, ...] = ()) -> None:
         """Variables of which none makes sense without the others; those that one `needs` may stand alone."""
@@ -270,6 +299,11 @@ def _base_url(value: str) -> str:
         raise ValueError(value)
     url.hostname.encode("idna")  # raises ValueError where the resolver would
     return value.rstrip("/")
+
+
+def _endpoint(value: str) -> str:
+    _base_url(value)
+    return value  # to some servers a slash at the end makes a difference
 
 
 def _registry_prefix(value: str) -> str:

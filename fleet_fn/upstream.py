@@ -18,12 +18,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from fleet_fn.background import Background
@@ -40,6 +40,8 @@ MAX_IDLE = 64
 MAX_IDLE_SECONDS = 4.0
 #: Seconds that an upstream may want to be left alone: eleven days are as good as for ever.
 _LONGEST = 999_999
+#: Methods of which a second request changes nothing that the first has not (RFC 9110, section 9.2.2).
+_IDEMPOTENT: Final = ("GET", "HEAD", "PUT")
 #: Seconds that the rest of an answer is waited for whose status was all that mattered.
 _PATIENCE = 0.1
 
@@ -70,6 +72,40 @@ class Origin:
         return cls(secure, parts.hostname or "", parts.port or (443 if secure else 80), parts.path.rstrip("/"))
 
 
+class Authorization(Protocol):
+    """What requests carry as credentials. Safe to use from several threads."""
+
+    def header(self, deadline: Deadline) -> str | None:
+        """The value of `Authorization`; None sends none.
+
+        Raises:
+            Retry, Failed: there is none to be had.
+
+        """
+
+    def instead_of(self, refused: str, status: int, deadline: Deadline) -> str | None:
+        """Another value, worth one more try after a 401 or 403 to the one `refused`; None if there is none.
+
+        Raises:
+            Retry, Failed: as with `header`.
+
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Credentials that never change."""
+
+    value: str | None = field(default=None, repr=False)
+
+    def header(self, _: Deadline) -> str | None:
+        """The value."""
+        return self.value
+
+    def instead_of(self, _refused: str, _status: int, _deadline: Deadline) -> None:
+        """There is no other."""
+
+
 def basic(user: str, password: str) -> str:
     """The value of an `Authorization` header (RFC 7617)."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
@@ -83,7 +119,7 @@ class Upstream:
         name: str,
         url: str,
         *,
-        authorization: Callable[[], str | None] = lambda: None,
+        authorization: Authorization = Fixed(),
         ca_file: str | None = None,
         background: Background | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -109,7 +145,7 @@ class Upstream:
         other = copy(self)
         other.origin = Origin.of(url)
         other.name = f"{self.name}, sent to {other.origin.host}"
-        other._authorization = lambda: None
+        other._authorization = Fixed()
         other._tls = _wider_tls_context(self._ca_file) if other.origin.secure else None
         other._permits = permits
         other._idle = deque()
@@ -129,8 +165,9 @@ class Upstream:
     ) -> Answer:
         """The answer to one request, of any status but 429 and 5xx.
 
-        A POST is never sent twice: a server that closes the connection may have acted on it all the same (RFC 9110,
-        section 9.2.2).
+        What a server may have acted on before it closed the connection is sent again only where that makes no
+        difference (RFC 9110, section 9.2.2): a POST never is. What it refused for its credentials it has not acted on;
+        that is tried once more where there are others.
 
         Args:
             method: an HTTP method.
@@ -150,9 +187,16 @@ class Upstream:
         """
         if content_type:
             headers = {**headers, "Content-Type": content_type}
-        request = self._request(method, path, headers, body, wants_body)
+        request = self._request(method, path, headers, body, wants_body, deadline)
         with self._reasons():
             answer = self._exchange(request, deadline)
+        refused = request.headers.get("Authorization")
+        if answer.status in (401, 403) and refused is not None:
+            other = self._authorization.instead_of(refused, answer.status, deadline)
+            if other is not None:
+                request = replace(request, headers={**request.headers, "Authorization": other})
+                with self._reasons():
+                    answer = self._exchange(request, deadline)
         self._raise_for_status(answer.status, answer.headers)
         return answer
 
@@ -171,7 +215,7 @@ class Upstream:
             Retry, Throttled, Failed: as with `request`.
 
         """
-        request = self._request("GET", path, headers, None, wants_body=False)
+        request = self._request("GET", path, headers, None, False, deadline)
         with self._reasons():
             connection, response = self._begin(request, deadline)
         try:
@@ -191,10 +235,16 @@ class Upstream:
             return [str(address[0]) for *_, address in self._resolve(deadline)]
 
     def _request(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None, wants_body: bool
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        wants_body: bool,
+        deadline: Deadline,
     ) -> "_Request":
         headers = {"Accept": "application/json", "User-Agent": "fleet-fn", **headers}
-        if authorization := self._authorization():
+        if authorization := self._authorization.header(deadline):
             headers["Authorization"] = authorization
         return _Request(method, self.origin.path + path, headers, body, wants_body)
 
@@ -245,7 +295,7 @@ class Upstream:
                 return connection, connection.ask(request, deadline)
             except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
                 # Closed by the server while nobody used it, it seems: a new connection will do.
-                if connection.answered or request.method not in ("GET", "HEAD"):
+                if connection.answered or request.method not in _IDEMPOTENT:
                     raise
         connection = self._connect(deadline)
         return connection, connection.ask(request, deadline)

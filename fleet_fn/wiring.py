@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from fleet_fn.background import Background
 from fleet_fn.drogue.commands import Commands
+from fleet_fn.drogue.oidc import ClientCredentials
 from fleet_fn.drogue.registry import Registry
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.catalogue import Catalogue
@@ -16,10 +18,9 @@ from fleet_fn.firmware.oci import RegistryStore
 from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import Store
 from fleet_fn.firmware.verified import VerifiedFiles
-from fleet_fn.log import logger
 from fleet_fn.settings import Settings
 from fleet_fn.update import Updater
-from fleet_fn.upstream import Upstream, basic
+from fleet_fn.upstream import Authorization, Fixed, Upstream, basic
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +35,27 @@ class _Parts:
 
 def make_updaters(settings: Settings) -> tuple[Updater, Updater]:
     """The updater that answers events, and another for previews, which remembers no spec, manifest or event."""
-    if settings.drogue_oidc_token_url:
-        logger.warning("DROGUE_OIDC_… have no effect yet: requests to Drogue Cloud go out without credentials")
     background = Background()
-    authorization = _authorization(settings)
-    drogue = Upstream(
-        "Drogue Cloud",
-        settings.drogue_api_url,
-        authorization=lambda: authorization,
-        ca_file=settings.drogue_ca_file,
-        background=background,
-    )
     files = VerifiedFiles(background)
     parts = _Parts(
         background,
-        drogue,
+        make_drogue(settings, background),
         make_image_store(settings, files, background),
         FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
     )
     # An event's age does not matter to a preview.
     return _updater(settings, parts, remember=True), _updater(replace(settings, event_max_age=0), parts, remember=False)
+
+
+def make_drogue(settings: Settings, background: Background) -> Upstream:
+    """Drogue Cloud's APIs, with the credentials that the settings have for them."""
+    return Upstream(
+        "Drogue Cloud",
+        settings.drogue_api_url,
+        authorization=_authorization(settings, background),
+        ca_file=settings.drogue_ca_file,
+        background=background,
+    )
 
 
 def make_image_store(settings: Settings, files: VerifiedFiles, background: Background) -> Store:
@@ -83,12 +85,19 @@ def _updater(settings: Settings, parts: _Parts, *, remember: bool) -> Updater:
     )
 
 
-def _authorization(settings: Settings) -> str | None:
+def _authorization(settings: Settings, background: Background) -> Authorization:
+    if settings.drogue_oidc_token_url:
+        url = urlsplit(settings.drogue_oidc_token_url)
+        provider = Upstream(
+            "token endpoint", f"{url.scheme}://{url.netloc}", ca_file=settings.drogue_ca_file, background=background
+        )
+        client = (settings.drogue_oidc_client_id or "", settings.drogue_oidc_client_secret or "")
+        return ClientCredentials(provider, url.path or "/", *client)
     if settings.drogue_token is None:
-        return None
+        return Fixed()
     if settings.drogue_user is None:
-        return f"Bearer {settings.drogue_token}"
-    return basic(settings.drogue_user, settings.drogue_token)
+        return Fixed(f"Bearer {settings.drogue_token}")
+    return Fixed(basic(settings.drogue_user, settings.drogue_token))
 
 
 def _registry_credentials(settings: Settings, host: str) -> Callable[[str], Credentials | None]:

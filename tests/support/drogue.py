@@ -32,11 +32,15 @@ class Drogue:
     Objects have versions: a PUT has to carry the current one, and makes another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, accepts: Callable[[Request], bool] | None = None) -> None:
+        """A cloud that lets those in whose requests it `accepts`; without that, those with its own credentials."""
+        self._accepts = accepts or _has_our_credentials
         self._server = Server(self._answer)
         self._lock = threading.Lock()
         self._objects: dict[tuple[str, ...], Any] = {}
         self._versions = itertools.count(1)
+        #: What it answers to those whose credentials are no good.
+        self.refuses_with = 403
         #: What to answer instead, by the last segments of a path: (application,) or (application, device).
         self.registry_answers: dict[tuple[str, ...], Callable[[Request], Response | None]] = {}
         #: The same, for writes.
@@ -103,9 +107,8 @@ class Drogue:
         return self.reads.count(names)
 
     def _answer(self, request: Request) -> Response | None:
-        expected = "Basic " + base64.b64encode(f"{USER}:{TOKEN}".encode()).decode()
-        if request.headers.get("Authorization") not in (expected, f"Bearer {TOKEN}"):
-            return Response(403)
+        if not self._accepts(request):
+            return Response(self.refuses_with)
         url = urlsplit(request.path)
         segments = [unquote(segment, errors="strict") for segment in url.path.split("/")[1:]]
         match (request.method, segments):
@@ -161,3 +164,8 @@ class Drogue:
         with self._lock:
             self.commands.append(command)
         return Response(202)
+
+
+def _has_our_credentials(request: Request) -> bool:
+    expected = "Basic " + base64.b64encode(f"{USER}:{TOKEN}".encode()).decode()
+    return request.headers.get("Authorization") in (expected, f"Bearer {TOKEN}")

@@ -17,7 +17,7 @@ from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.protocol.messages import Swap, Write
 from fleet_fn.settings import Settings
 from fleet_fn.update import Updater
-from fleet_fn.upstream import Upstream
+from fleet_fn.upstream import Fixed, Upstream
 from fleet_fn.wiring import make_image_store
 from tests.support.drogue import TOKEN, Drogue
 from tests.support.firmware import publish, random_bytes
@@ -45,7 +45,7 @@ def drogue() -> Iterator[Drogue]:
 
 @pytest.fixture
 def upstream(drogue: Drogue) -> Iterator[Upstream]:
-    upstream = Upstream("cloud", drogue.url, authorization=lambda: f"Bearer {TOKEN}")
+    upstream = Upstream("cloud", drogue.url, authorization=Fixed(f"Bearer {TOKEN}"))
     yield upstream
     upstream.close()
 

@@ -1,6 +1,7 @@
 """Requests to upstreams that hang, trickle, reset, lie, and sometimes answer: all over real sockets."""
 
 import contextlib
+import itertools
 import os
 import socket
 import ssl
@@ -20,7 +21,7 @@ from fleet_fn import upstream as upstream_module
 from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed, Retry, Throttled
-from fleet_fn.upstream import MAX_BODY, MAX_IDLE, MAX_IDLE_SECONDS, Upstream, basic
+from fleet_fn.upstream import MAX_BODY, MAX_IDLE, MAX_IDLE_SECONDS, Fixed, Upstream, basic
 from tests.support.http import Request, Response, Server, closed_port
 
 #: Seconds that an exchange may take, and after which it is certain that it ignored that.
@@ -144,7 +145,7 @@ def open_descriptors() -> int:
 def test_method_path_body_and_headers_arrive_as_given() -> None:
     with (
         Server(lambda _: Response(202, b"{}")) as server,
-        upstream(f"{server.url}/base/", authorization=lambda: "Bearer s3cret") as cloud,
+        upstream(f"{server.url}/base/", authorization=Fixed("Bearer s3cret")) as cloud,
     ):
         path = "/apps/a%2Fb?command=port%3A223"
         answer = cloud.request("POST", path, Deadline(5), body=b"\x00\xff", content_type="application/cbor")
@@ -172,12 +173,47 @@ def test_without_authorization_and_body_no_such_headers_are_sent() -> None:
     assert not {"Authorization", "Content-Type"} & server.requests[0].headers.keys()
 
 
+class Tokens:
+    """Another token for each request; one more where there is to be one after a refusal."""
+
+    def __init__(self, *after_refusal: str) -> None:
+        self._numbers = itertools.count(1)
+        self._after_refusal = list(after_refusal)
+        self.refused: list[tuple[str, int]] = []
+
+    def header(self, _: Deadline) -> str:
+        return f"Bearer {next(self._numbers)}"
+
+    def instead_of(self, refused: str, status: int, _: Deadline) -> str | None:
+        self.refused.append((refused, status))
+        return self._after_refusal.pop() if self._after_refusal else None
+
+
 def test_authorization_is_asked_anew_for_each_request() -> None:
-    tokens = iter(["Bearer one", "Bearer two"])
-    with Server(lambda _: Response()) as server, upstream(server.url, authorization=tokens.__next__) as cloud:
+    with Server(lambda _: Response()) as server, upstream(server.url, authorization=Tokens()) as cloud:
         cloud.request("GET", "/", Deadline(5))
         cloud.request("GET", "/", Deadline(5))
-    assert [request.headers["Authorization"] for request in server.requests] == ["Bearer one", "Bearer two"]
+    assert [request.headers["Authorization"] for request in server.requests] == ["Bearer 1", "Bearer 2"]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_is_refused_is_tried_once_more_with_other_credentials_where_there_are_some(
+    status: int, method: str
+) -> None:
+    tokens = Tokens("Bearer third", "Bearer other")
+    with Server(lambda _: Response(status)) as server, upstream(server.url, authorization=tokens) as cloud:
+        assert cloud.request(method, "/", Deadline(5), body=b"x").status == status
+    assert [request.headers["Authorization"] for request in server.requests] == ["Bearer 1", "Bearer other"]
+    assert [request.body for request in server.requests] == [b"x", b"x"]
+    assert tokens.refused == [("Bearer 1", status)]
+
+
+@pytest.mark.parametrize(("status", "authorization"), [(404, Tokens("x")), (401, Tokens()), (401, Fixed("Bearer 1"))])
+def test_nothing_else_is_tried_twice(status: int, authorization: object) -> None:
+    with Server(lambda _: Response(status)) as server, upstream(server.url, authorization=authorization) as cloud:
+        assert cloud.request("POST", "/", Deadline(5), body=b"x").status == status
+    assert len(server.requests) == 1
 
 
 def test_basic_credentials_are_utf_8_in_base64() -> None:
@@ -286,8 +322,11 @@ def test_a_connection_that_the_server_closed_while_idle_costs_no_error() -> None
     assert server.connections == 2
 
 
+@pytest.mark.parametrize("method", ["GET", "PUT"])
 @pytest.mark.parametrize("abruptly", [False, True])
-def test_a_connection_that_the_server_closes_just_as_it_is_used_again_costs_no_error(abruptly: bool) -> None:
+def test_a_connection_that_the_server_closes_just_as_it_is_used_again_costs_no_error(
+    abruptly: bool, method: str
+) -> None:
     def serve(connection: socket.socket, _: threading.Event) -> None:
         read_request(connection)
         connection.sendall(OK)
@@ -296,8 +335,8 @@ def test_a_connection_that_the_server_closes_just_as_it_is_used_again_costs_no_e
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
 
     with peer(serve) as server, upstream(server.url) as cloud:
-        assert cloud.request("GET", "/", Deadline(5)).body == b"ok"
-        assert cloud.request("GET", "/", Deadline(5)).body == b"ok"
+        assert cloud.request(method, "/", Deadline(5)).body == b"ok"
+        assert cloud.request(method, "/", Deadline(5)).body == b"ok"
         assert server.connections == 2
 
 
@@ -767,7 +806,7 @@ def test_elsewhere_goes_only_what_is_meant_for_there() -> None:
     with (
         Server(lambda _: Response(body=b"home")) as home,
         Server(lambda _: Response(body=b"elsewhere")) as server,
-        upstream(f"{home.url}/base", authorization=lambda: "Bearer secret") as cloud,
+        upstream(f"{home.url}/base", authorization=Fixed("Bearer secret")) as cloud,
     ):
         other = cloud.elsewhere(server.url, lambda _: True)
         assert other.request("GET", "/x", Deadline(5)).body == b"elsewhere"

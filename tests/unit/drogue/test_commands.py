@@ -7,7 +7,7 @@ import pytest
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.errors import Failed, Retry
-from fleet_fn.upstream import Upstream, basic
+from fleet_fn.upstream import Fixed, Upstream, basic
 from tests.support.http import Response, Server, closed_port
 
 
@@ -19,7 +19,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def commands(server: Server) -> Iterator[Commands]:
-    upstream = Upstream("command", server.url, authorization=lambda: basic("user", "token"))
+    upstream = Upstream("command", server.url, authorization=Fixed(basic("user", "token")))
     yield Commands(upstream)
     upstream.close()
 
