@@ -35,6 +35,8 @@ class Look(Enum):
     DEVICE = 1
     #: Its application's, and the tag's manifest, too.
     EVERYTHING = 2
+    #: The same, and the device's object since this status came: a moment ago is too long ago.
+    NOW = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def judge(status: Status, target: Target, situation: Situation) -> Verdict:
     checked = _checked(step, status.progress, target, known, record, situation.mtu)
     if isinstance(checked, Stuck):
         stuck = replace(known, restart=replace(known.restart, stuck=True)) if known and known.restart else known
-        return Verdict(checked, stuck, rests_on=Look.EVERYTHING)
+        return Verdict(checked, stuck, rests_on=Look.NOW)
     if hold := _hold(checked.step, record, target, situation, failed_swap=failed_swap):
         of_target = known is not None and known.is_of(target)
         noted = record if of_target else known

@@ -80,11 +80,16 @@ class Memory(Generic[K, V]):
 
     def put(self, key: K, since: float, value: V) -> None:
         """Remembers what somebody has looked up by other means, since the moment that he says."""
-        if not self._remembers:
-            return
+        if self._remembers:
+            with self._lock:
+                self._values.put(key, since, value)
+                self._errors.pop(key)
+
+    def replace(self, key: K, value: V) -> None:
+        """Remembers another value of `key` in the place of the one that is known, which makes it no fresher."""
         with self._lock:
-            self._values.put(key, since, value)
-            self._errors.pop(key)
+            if entry := self._values.get(key):
+                self._values.put(key, entry[0], value)
 
     def forget(self, key: K) -> None:
         """Forgets `key`, and keeps what is being looked up right now from being remembered."""

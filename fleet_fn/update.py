@@ -147,9 +147,12 @@ class Updater:
         """The decision table's command, on a look at things that is as fresh as that command wants it."""
         started = deadline.elapsed
 
+        def present() -> float:
+            return deadline.elapsed - started
+
         def fresh() -> float:
             # Read within the last second, or for this event, however long it has to wait for its turn.
-            return max(_FRESH, deadline.elapsed - started)
+            return max(_FRESH, present())
 
         settings = self._settings
         known = _Ages(
@@ -163,6 +166,7 @@ class Updater:
             Look.MEMORY: known,
             Look.DEVICE: replace(known, device=fresh, always=fresh),
             Look.EVERYTHING: _Ages(fresh, fresh, fresh, fresh, stale=0.0),
+            Look.NOW: _Ages(present, fresh, fresh, fresh, stale=0.0),
         }
         taken = Look.MEMORY
         view = self._look(event, status, looks[taken], deadline)

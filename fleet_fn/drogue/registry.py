@@ -161,13 +161,11 @@ class Registry:
         """
         names = (application, device)
         for _ in range(_ATTEMPTS):
-            since = self._objects.now()
-            found = self._read.known(names, _JUST_READ_SECONDS)
-            if found is None:
-                found = self._fetch(names, deadline)
-                self._objects.put(names, since, _read_object(found, "device"))
-            known = _read_object(found, "device")
+            found = self._read.known(names, _JUST_READ_SECONDS) or self._fetch(names, deadline)
             self._read.forget(names)  # what is written now makes another version
+            known = _read_object(found, "device")
+            # Which is no fresher for it: others than us may tell the device something before its next status.
+            self._objects.replace(names, known)
             if report.changes_record and known.reported.record != report.before:
                 raise Outdated
             if not report.is_news(known.reported):
@@ -176,7 +174,7 @@ class Registry:
             section = report.written_into(status.get("firmware"), now)
             changed = {**found, "status": {**status, "firmware": section}}
             if self._put(names, changed, deadline):
-                self._objects.put(names, since, _read_object(changed, "device"))
+                self._objects.replace(names, _read_object(changed, "device"))
                 return
         raise Retry("registry: others keep changing the device")
 
