@@ -4,7 +4,7 @@ import importlib
 
 import click
 
-_COMMANDS = ("serve", "publish", "inspect", "device", "sandbox", "demo")
+_COMMANDS = ("serve", "publish", "inspect", "fleet", "device", "sandbox", "demo")
 
 
 class _Commands(click.Group):

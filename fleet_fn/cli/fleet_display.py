@@ -1,0 +1,214 @@
+"""What is shown of a fleet while it is read: a table for people, JSON for programs."""
+
+import json
+import shutil
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import click
+
+from fleet_fn.cli.fleet_rows import Row, State, Totals
+from fleet_fn.errors import one_line
+
+#: Columns between two cells.
+_GAP: Final = "  "
+#: Columns of a line, where it goes to no terminal.
+_WIDTH: Final = 200
+#: Columns that an error gets, however narrow the terminal.
+_LEAST_ERROR: Final = 20
+
+
+class Display(Protocol):
+    """Takes a fleet page by page, and shows each at once."""
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Shows further devices; there may be none."""
+
+    def end(self, totals: Totals) -> None:
+        """Shows what they all come to."""
+
+    def break_off(self, reason: str) -> None:
+        """Ends before all devices have been shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column as wide as the devices of the first page want it, within bounds."""
+
+    title: str
+    least: int
+    most: int
+
+
+_COLUMNS: Final = (
+    _Column("DEVICE", 12, 40),
+    _Column("CURRENT", 8, 20),
+    _Column("TARGET", 8, 20),
+    _Column("IN SYNC", 7, 7),
+    _Column("PROGRESS", 13, 24),
+    _Column("ATTEMPTS", 8, 8),
+    _Column("LAST CHANGE", 20, 20),
+)
+_ERROR: Final = "LAST ERROR"
+_IN_SYNC: Final = {True: "yes", False: "no", None: "-"}
+_STATES: Final = {
+    State.IN_SYNC: "in sync",
+    State.UPDATING: "updating",
+    State.HELD: "held back",
+    State.FAILED: "failed",
+    State.UNKNOWN: "unknown",
+}
+
+
+class Table:
+    """A table, and the totals below it. What comes from devices and others cannot steer the terminal."""
+
+    def __init__(
+        self,
+        echo: Callable[[str], object] = click.echo,
+        above: Callable[[], object] = lambda: None,
+        width: int | None = None,
+    ) -> None:
+        """A table that goes to `echo`, line by line, after a call of `above`.
+
+        `width` is that of a line in columns; None asks the terminal.
+        """
+        self._echo = echo
+        self._above = above
+        self._width = shutil.get_terminal_size((_WIDTH, 0)).columns if width is None else width
+        self._widths: list[int] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything has been shown."""
+        return self._widths is not None
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Shows further devices. The first ones decide how wide each column is: who is longer pushes its row."""
+        cells = [_cells(row) for row in rows]
+        if self._widths is None:
+            self._widths = _widths(cells)
+            self._above()
+            self._echo(self._line(self._widths, [*(column.title for column in _COLUMNS), _ERROR]))
+        for each in cells:
+            self._echo(self._line(self._widths, each))
+
+    def end(self, totals: Totals) -> None:
+        """Shows how many devices are in which state, and run which version."""
+        states = ", ".join(f"{totals.states[state]} {name}" for state, name in _STATES.items())
+        self._echo("")
+        self._echo(f"{_devices(totals.devices)}: {states}")
+        for version in totals.versions:
+            runs, wanted = totals.current[version], totals.target[version]
+            target = f" (target of {wanted})" if wanted else ""
+            self._echo(f"{one_line(version) or '-'}: {_devices(runs)}{target}")
+
+    def break_off(self, reason: str) -> None:
+        """Shows nothing: rows without totals below them are not all, and the reason is told elsewhere."""
+
+    def _line(self, widths: Sequence[int], cells: Sequence[str]) -> str:
+        *cells, error = cells
+        line = "".join(_padded(cell, width) + _GAP for cell, width in zip(cells, widths, strict=True))
+        return (line + _cut(error, max(_LEAST_ERROR, self._width - _columns(line)))).rstrip()
+
+
+class Document:
+    """One JSON document, one device a line. It is whole even where the reading was not."""
+
+    def __init__(self, application: str, write: Callable[[str], object] = lambda text: click.echo(text, nl=False)):
+        self._application = application
+        self._write = write
+        self._has_begun = False
+        self._separator = "\n"
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Shows further devices."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._write(f'{{"application": {json.dumps(self._application)}, "devices": [')
+        for row in rows:
+            separator, self._separator = self._separator, ",\n"
+            self._write(separator + json.dumps(_members(row)))
+
+    def end(self, totals: Totals) -> None:
+        """Shows how many devices are in which state, and run which version."""
+        versions = {
+            version: {"current": totals.current[version], "target": totals.target[version]}
+            for version in totals.versions
+        }
+        states = {state.value: totals.states[state] for state in State}
+        self._close("totals", {"devices": totals.devices, **states, "versions": versions})
+
+    def break_off(self, reason: str) -> None:
+        """Shows the error in the place of totals, if there is anything to be ended."""
+        if self._has_begun:
+            self._close("error", reason)
+
+    def _close(self, name: str, value: object) -> None:
+        self._write(f'\n], "{name}": {json.dumps(value)}}}\n')
+
+
+def _members(row: Row) -> dict[str, Any]:
+    return {
+        "device": row.device,
+        "current": row.current,
+        "target": row.target,
+        "inSync": row.in_sync,
+        "progress": row.progress,
+        "held": row.held,
+        "attempts": row.attempts,
+        "lastChange": row.last_change,
+        "lastError": row.last_error,
+    }
+
+
+def _cells(row: Row) -> list[str]:
+    """The row's cells; nothing but dashes for a device of which nothing is known."""
+    missing = "-" if row == Row(row.device) else ""
+    cells = (
+        row.device,
+        row.current or "-",
+        row.target or "-",
+        _IN_SYNC[row.in_sync],
+        _progress(row) or missing,
+        str(row.attempts or missing),
+        row.last_change or "-",
+        row.last_error or missing,
+    )
+    return [one_line(cell) for cell in cells]
+
+
+def _progress(row: Row) -> str:
+    held = None if row.held is None else f"held: {row.held}"
+    percent = None if row.progress is None else f"{row.progress:.2f} %"
+    return ", ".join(part for part in (held, percent) if part)
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [
+        min(max([column.least, *(_columns(cells[index]) for cells in rows)]), column.most)
+        for index, column in enumerate(_COLUMNS)
+    ]
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - _columns(text))
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _columns(text: str) -> int:
+    """Columns of a terminal that a text takes, as far as can be told."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(character) in ("W", "F") for character in text)
+    marks = sum(unicodedata.combining(character) > 0 for character in text)
+    return len(text) + wide - marks
+
+
+def _devices(count: int) -> str:
+    return f"{count} device" if count == 1 else f"{count} devices"

@@ -1,0 +1,115 @@
+"""The devices of an application, page by page: for people who look at a fleet, not for events."""
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import quote, urlencode
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.errors import Failed
+from fleet_fn.upstream import Answer, Upstream
+
+#: Devices that a page has at most, and names that are remembered so that none is listed twice.
+_PAGE: Final = 100
+#: Seconds for a page.
+_PATIENCE: Final = 15.0
+#: How `Upstream` tells of an answer of more bytes than it takes.
+_TOO_LARGE: Final = "answer larger than"
+_APPS: Final = "/api/registry/v1alpha1/apps"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device, as a listing has it."""
+
+    name: str
+    #: Whatever stands there; None where nothing does.
+    status: object = None
+
+
+def list_devices(
+    upstream: Upstream, application: str, labels: str | None = None, *, patience: float = _PATIENCE
+) -> Iterator[list[Device]]:
+    """The devices of an application, in the registry's order; each page as it arrives, the first even if it is empty.
+
+    A device that is created or deleted meanwhile moves the pages by one: another one may be missing for it, but none
+    comes twice. The order is no help there: it is by name, but as the registry's database collates names.
+
+    Args:
+        upstream: Drogue Cloud.
+        application: the application's name.
+        labels: only devices that this label selector selects.
+        patience: seconds that each page may take.
+
+    Raises:
+        Failed: the application is unknown, our credentials are refused, or an answer makes no sense.
+        Retry: the registry is not there.
+
+    """
+    path = _path(application)
+    recent: deque[str] = deque(maxlen=_PAGE)
+    limit, offset, repeated = _PAGE, 0, 0
+    while True:
+        query = {**({"labels": labels} if labels else {}), "limit": limit, "offset": offset}
+        target = f"{path}?{urlencode(query, quote_via=quote, errors='replace')}"
+        try:
+            page = _devices(upstream.request("GET", target, Deadline(patience)))
+        except Failed as error:
+            if limit == 1 or _TOO_LARGE not in error.reason:
+                raise
+            limit //= 2
+            continue
+        unlisted = [device for device in page if device.name not in recent]
+        recent.extend(device.name for device in unlisted)
+        yield unlisted
+        if len(page) != limit:
+            return
+        repeated = 0 if unlisted else repeated + len(page)
+        if repeated > _PAGE:
+            raise Failed("registry: lists the same devices again and again")
+        offset += limit
+
+
+def _path(application: str) -> str:
+    if application in (".", ".."):
+        raise Failed("application unknown")  # dot segments are removed on the way (RFC 3986, 5.2.4)
+    return f"{_APPS}/{quote(application, safe='', errors='replace')}/devices"
+
+
+def _devices(answer: Answer) -> list[Device]:
+    """The devices of a page."""
+    if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        raise Failed("registry: our credentials were refused")
+    if answer.status == HTTPStatus.NOT_FOUND:
+        raise Failed("application unknown")
+    if answer.status != HTTPStatus.OK:
+        raise Failed(f"registry: answered {answer.status} for the devices{_explanation(answer.body)}")
+    # Not as strictly as the function reads what it acts on: one device's oddities must not hide all the others.
+    try:
+        page = json.loads(answer.body)
+    except (ValueError, RecursionError) as error:
+        raise Failed("registry: answer for the devices is not JSON") from error
+    if not isinstance(page, list):
+        raise Failed("registry: answer for the devices is no list")
+    return [_device(entry) for entry in page]
+
+
+def _device(entry: object) -> Device:
+    metadata = entry.get("metadata") if isinstance(entry, dict) else None
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    if not isinstance(entry, dict) or not isinstance(name, str):
+        raise Failed("registry: answer for the devices has an entry that is no device")
+    return Device(name, entry.get("status"))
+
+
+def _explanation(body: bytes) -> str:
+    """What Drogue Cloud says of an error, if it does: `{"error": …, "message": …}`."""
+    try:
+        told = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    message = told.get("message") if isinstance(told, dict) else None
+    return f": {message}" if isinstance(message, str) else ""
