@@ -1,6 +1,7 @@
 """`demo`: publish, sandbox, function and devices on this machine, and whether it all came out right."""
 
 import hashlib
+import itertools
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +24,7 @@ import requests
 
 from fleet_fn.cli.device import Character, DeviceOptions, DeviceReport, run_device
 from fleet_fn.cli.device_wire import Dialect, Encoding
+from fleet_fn.cli.fleet import print_fleet
 from fleet_fn.cli.layouts import layout_reference, publish_to_layout
 from fleet_fn.cli.local_registry import PROGRAM, local_registry
 from fleet_fn.cli.publication import Published
@@ -31,6 +33,7 @@ from fleet_fn.cli.sandbox import Sandbox
 from fleet_fn.errors import UpstreamError
 from fleet_fn.firmware.manifest import VERSION_ANNOTATION
 from fleet_fn.settings import LAYOUT_SCHEME
+from fleet_fn.upstream import Fixed, Upstream, basic
 
 _APPLICATION: Final = "example"
 _IMAGE: Final = "demo-firmware"
@@ -63,6 +66,14 @@ class _Device:
     gateway: str | None = None
     crash_at: int | None = None
     drop: float = 0.0
+    reject: int = 0
+    #: Its part of the rollout; None leaves it to the application, which holds nobody back.
+    percent: int | None = None
+
+    @property
+    def runs_at_the_end(self) -> str:
+        """The version that it should have come to."""
+        return _OLD if self.percent == 0 else _NEW
 
 
 _DEVICES: Final = (
@@ -71,6 +82,8 @@ _DEVICES: Final = (
     _Device("meter", "documented CBOR, loses every 20th answer", "documented", "cbor", 2048, drop=0.05),
     _Device("tag", f"named CBOR, behind {_GATEWAY!r}", "named", "cbor", 512, gateway=_GATEWAY),
     _Device("küche/ofen 1", "named JSON, a name that URLs have to escape", "named", "json", 4096),
+    _Device("valve", "fails its self-test twice, and is given a third attempt", "packed", "cbor", 4096, reject=2),
+    _Device("door", "held back by percent: 0", "packed", "cbor", 1024, percent=0),
 )
 
 
@@ -79,18 +92,19 @@ _DEVICES: Final = (
     "--registry", "in_registry", is_flag=True, help=f"Publish into a registry: {PROGRAM}, which has to be installed."
 )
 def command(in_registry: bool) -> None:
-    """Update five simulated devices on this machine.
+    """Update seven simulated devices on this machine.
 
     Publishes a generated firmware into an OCI image layout, starts a sandbox of Drogue Cloud and the function, and
-    sends five devices of different dialects through a real update. Nothing is left behind. Exits with 0 only if every
-    device runs the new version with the right bytes.
+    sends devices of different dialects through a real update; one of them needs three attempts, and one is held back.
+    Shows what the registry then knows of them, as the command fleet does. Nothing is left behind. Exits with 0 only if
+    every device that is not held back runs the new version with the right bytes.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ["NO_PROXY"] = "127.0.0.1"  # the simulated devices would take the environment's proxy
     started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="fleet-demo-") as folder:
-            reports, checksum = _demonstrate(Path(folder), in_registry=in_registry)
+            reports, checksum, table = _demonstrate(Path(folder), in_registry=in_registry)
     except UpstreamError as error:
         click.echo(f"demo: {error}", err=True)
         sys.exit(1)
@@ -98,19 +112,25 @@ def command(in_registry: bool) -> None:
         click.echo("\ninterrupted", err=True)
         sys.exit(130)
     click.echo()
-    right = [_is_right(report, checksum) for report in reports]
+    right = [_is_right(device, report, checksum) for device, report in zip(_DEVICES, reports, strict=True)]
     for device, report, is_right in zip(_DEVICES, reports, right, strict=True):
         click.echo(f"{'ok   ' if is_right else 'WRONG'}  {report}")
         click.echo(f"       {device.about}")
+    click.echo("\nwhat the registry knows (python -m fleet_fn fleet):\n")
+    for line in table:
+        click.echo(line)
     click.echo()
+    updated = [is_right for device, is_right in zip(_DEVICES, right, strict=True) if device.runs_at_the_end == _NEW]
     click.echo(
-        f"{sum(right)} of {len(right)} devices run {_NEW} with the right bytes, {time.monotonic() - started:.0f} s"
+        f"{sum(updated)} of {len(updated)} devices run {_NEW} with the right bytes, "
+        f"{len(right) - len(updated)} held back, {time.monotonic() - started:.0f} s"
     )
     sys.exit(0 if all(right) else 1)
 
 
-def _demonstrate(folder: Path, *, in_registry: bool) -> tuple[list[DeviceReport], str]:
-    """The reports of all devices, and the SHA-256 of what they should run."""
+def _demonstrate(folder: Path, *, in_registry: bool) -> tuple[list[DeviceReport], str, list[str]]:
+    """The reports of all devices, the SHA-256 of what they should run, and the table of the fleet."""
+    table: list[str] = []
     with _published(folder, in_registry=in_registry) as (published, settings), Sandbox(_objects()) as sandbox:
         click.echo(f"firmware  {_IMAGE}:{_NEW}, {published.size} bytes, sha256 {published.sha256[:12]}…")
         click.echo(f"sandbox   {sandbox.url}")
@@ -118,9 +138,14 @@ def _demonstrate(folder: Path, *, in_registry: bool) -> tuple[list[DeviceReport]
             click.echo(f"function  {url}\n")
             sandbox.sink = url
             reports = _run_devices(sandbox.url)
-        if not all(_is_right(report, published.sha256) for report in reports):
+            sandbox.sink = None
+        # The function has ended, and so has reported all that it had to report.
+        cloud = Upstream("sandbox", sandbox.url, authorization=Fixed(basic("sandbox", "sandbox")))
+        with closing(cloud):
+            print_fleet(cloud, _APPLICATION, echo=table.append)
+        if not all(map(_is_right, _DEVICES, reports, itertools.repeat(published.sha256))):
             click.echo(f"\nthe function's last lines:\n{log.read_text()[-4000:]}", err=True)
-    return reports, published.sha256
+    return reports, published.sha256, table
 
 
 @contextmanager
@@ -148,6 +173,7 @@ def _objects() -> list[dict[str, Any]]:
             "spec": {
                 "authentication": authentication,
                 **({"gatewaySelector": {"matchNames": [device.gateway]}} if device.gateway else {}),
+                **({"firmware": {"rollout": {"percent": device.percent}}} if device.percent is not None else {}),
             },
         }
         for device in _DEVICES
@@ -219,17 +245,20 @@ def _options(device: _Device, url: str) -> DeviceOptions:
         character=device.character,
         crash_at=device.crash_at,
         drop=device.drop,
+        reject=device.reject,
         once=True,
         speed=_SPEED,
         size=_SIZE,
     )
 
 
-def _is_right(report: DeviceReport, sha256: str) -> bool:
+def _is_right(device: _Device, report: DeviceReport, sha256: str) -> bool:
+    expected = (sha256, _SIZE) if device.runs_at_the_end == _NEW else (None, 0)
     return (
         report.in_sync
-        and report.version == _NEW.encode()
-        and (report.sha256, report.size) == (sha256, _SIZE)
+        and report.version == device.runs_at_the_end.encode()
+        and (report.sha256, report.size) == expected
+        and report.rollbacks == device.reject
         and not report.violations
     )
 

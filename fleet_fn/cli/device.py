@@ -81,8 +81,8 @@ class DeviceOptions:
     #: Fraction of answers that are lost on their way.
     drop: float = 0.0
     seed: int = 0
-    #: Fail the first new image's self-test.
-    reject: bool = False
+    #: New images whose self-test fails, one after the other.
+    reject: int = 0
     #: Bytes of the firmware to come, which no server tells a device; for the display only.
     size: int | None = None
 
@@ -195,6 +195,8 @@ class DeviceRun:
         self._power_losses = 0
         self._lost = 0
         self._in_sync = False
+        #: It came back from an image that did not come up, and has not been given another since.
+        self._came_back = False
         self._unreadable: list[str] = []
         self._setback = ""
         self._end = ""
@@ -320,10 +322,15 @@ class DeviceRun:
 
     def _follow(self, command: Command, step: Step) -> None:
         """Tells what a command did, and lets happen what is to befall the device."""
+        version = _text(self._device.version)
+        if step.outcome is Outcome.IN_SYNC and self._came_back:
+            self._in_sync = False
+            self._set_back(f"told to stay with {version} for now")
+            return
         was_in_sync, self._in_sync = self._in_sync, step.outcome is Outcome.IN_SYNC
         if step.outcome in _ADVANCES:
             self._fruitless = 0
-        version = _text(self._device.version)
+            self._came_back = step.outcome is Outcome.ROLLED_BACK
         match step.outcome:
             case Outcome.WROTE if isinstance(command, Write):
                 self._wrote(command)
@@ -371,12 +378,10 @@ class DeviceRun:
 
 
 def _build(options: DeviceOptions, bootable: Bootable | None) -> SimulatedDevice:
-    rejects = options.reject
+    rejects = itertools.count(options.reject, -1)
 
     def comes_up(image: bytes, version: bytes) -> bool:
-        nonlocal rejects
-        if rejects:
-            rejects = False
+        if next(rejects) > 0:
             return False
         return bootable is None or bootable(image, version)
 
@@ -438,7 +443,15 @@ def _text(version: bytes) -> str:
 @click.option("--crash-at", metavar="BYTES|PERCENT%", help="Lose power, once, when so much is written.")
 @click.option("--drop", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Fraction of answers to lose.")
 @click.option("--seed", type=int, default=0, help="Which answers --drop loses.")
-@click.option("--reject", is_flag=True, help="Fail the first new firmware's self-test, and roll back.")
+@click.option(
+    "--reject",
+    type=click.IntRange(0),
+    is_flag=False,
+    flag_value=1,
+    default=0,
+    metavar="[N]",
+    help="Fail the self-test of the first new firmware, or of the first N, and roll back.",
+)
 @click.pass_context
 def command(
     context: click.Context,

@@ -53,9 +53,17 @@ def test_every_device_ends_on_the_new_version_and_nothing_is_left(
     process = start_demo(environment, options)
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
-    assert "5 of 5 devices run 0.1.1 with the right bytes" in output
+    assert "6 of 6 devices run 0.1.1 with the right bytes, 1 held back" in output
     lines = output.splitlines()
-    assert len([line for line in lines if line.startswith("ok ") and line.endswith("in sync")]) == 5
+    assert len([line for line in lines if line.startswith("ok ") and line.endswith("in sync")]) == 7
+    table = {
+        line.split()[0]: line.split()[1:]
+        for line in lines[lines.index("what the registry knows (python -m fleet_fn fleet):") :]
+        if line
+    }
+    assert table["sensor"][:3] == ["0.1.1", "0.1.1", "yes"]
+    assert table["valve"][:4] == ["0.1.1", "0.1.1", "yes", "2"]
+    assert table["door"][:5] == ["0.1.0", "0.1.1", "no", "held:", "rollout"]
     assert "lamp: lost power at byte" in output
     assert not list(tmp_path.iterdir())
     assert not has_processes(process.pid)

@@ -252,7 +252,7 @@ def test_lost_answers_cost_statuses_and_nothing_else(endpoint: Endpoint) -> None
 
 def test_a_device_that_rejects_its_first_image_takes_the_second(endpoint: Endpoint) -> None:
     lines: list[str] = []
-    report = run(endpoint, lines, reject=True)
+    report = run(endpoint, lines, reject=1)
     assert (report.rollbacks, report.blocks, report.in_sync) == (1, 16, True)
     assert "device1: 0.1.1 does not come up, rolled back to 0.1.0" in lines
     assert str(report) == (

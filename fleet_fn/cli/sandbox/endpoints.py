@@ -1,4 +1,4 @@
-"""What the sandbox answers: the device endpoint, the registry API and the command API of Drogue Cloud."""
+"""What the sandbox answers: the device endpoint and the APIs of Drogue Cloud, and a token endpoint for these."""
 
 import base64
 import binascii
@@ -13,6 +13,7 @@ from fleet_fn.cli.sandbox.events import Event, NotAcceptable, device_event
 from fleet_fn.cli.sandbox.labels import Selector
 from fleet_fn.cli.sandbox.registry import Object, Refused, Registry
 from fleet_fn.cli.sandbox.server import Answer, Request
+from fleet_fn.cli.sandbox.tokens import Tokens
 from fleet_fn.cli.sandbox.waiting import Command, Commands
 
 _APPS: Final = "/api/registry/v1alpha1/apps"
@@ -38,6 +39,7 @@ class Endpoints:
         self._publish = publish
         self._basic = f"{user}:{token}".encode()
         self._token = token.encode()
+        self._tokens = Tokens(user, token)
         self._log = log
 
     def answer(self, request: Request) -> Answer:
@@ -51,6 +53,9 @@ class Endpoints:
             case ("v1", channel, *_) if channel:
                 _only(request, "POST")
                 return self._receive(request, channel)
+            case ("auth", "token"):
+                _only(request, "POST")
+                return self._tokens.give(request)
             case ("api", "registry", "v1alpha1", "apps", *names):
                 self._authorize(request)
                 return self._administer(request, names)
@@ -197,7 +202,7 @@ class Endpoints:
             raise Refused(401, "AuthenticationError", "Not authorized", challenge)
         scheme, _, value = request.authorization.partition(" ")
         if scheme.lower() == "bearer":
-            granted = hmac.compare_digest(value.strip().encode(), self._token)
+            granted = hmac.compare_digest(value.strip().encode(), self._token) or self._tokens.knows(value.strip())
         else:
             granted = hmac.compare_digest(_basic(request.authorization).encode(), self._basic)
         if not granted:
