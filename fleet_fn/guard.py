@@ -95,8 +95,9 @@ def judge(status: Status, target: Target, situation: Situation) -> Verdict:
     known = situation.record
     step = next_command(status, target, mtu=situation.mtu, poll=situation.poll)
     if isinstance(step, Sync):
-        return Verdict(step, _without_restart(known))
-    record, failed_swap = _counted(status, record_for(target, known, situation.policy.retry))
+        came_up = known.with_success(situation.now) if known and known.is_of(target) else known
+        return Verdict(step, _without_restart(came_up))
+    record, failed_swap = _counted(status, record_for(target, known, situation.policy.retry).with_return())
     checked = _checked(step, status.progress, target, known, record, situation.mtu)
     if isinstance(checked, Stuck):
         stuck = replace(known, restart=replace(known.restart, stuck=True)) if known and known.restart else known

@@ -37,9 +37,10 @@ class Record:
     checksum: str
     #: The token of `spec.firmware.retry` that its attempts were counted under.
     retry: str | None = None
-    #: When its first block went out, and its SWAP (RFC 3339).
+    #: When its first block went out, its SWAP, and when it came up with the version (RFC 3339).
     started: str | None = None
     swapped: str | None = None
+    synced: str | None = None
     #: Swaps after which the device came back with another version.
     attempts: int = 0
     restart: Restart | None = None
@@ -61,6 +62,7 @@ class Record:
             retry=_text(fields.get("retry")),
             started=_text(fields.get("started")),
             swapped=_text(fields.get("swapped")),
+            synced=_text(fields.get("synced")),
             attempts=_count(fields.get("attempts")) or 0,
             restart=_read_restart(fields.get("restart")),
             republished=fields.get("republished") is True,
@@ -76,6 +78,7 @@ class Record:
             "retry": self.retry,
             "started": self.started,
             "swapped": self.swapped,
+            "synced": self.synced,
             "attempts": self.attempts,
             "restart": restart and restart.shown(),
             "republished": self.republished or None,
@@ -98,6 +101,14 @@ class Record:
     def with_swap(self, now: datetime) -> "Record":
         """The record once SWAP has gone out; for one that is sent again the first counts."""
         return self if self.swapped else replace(self, swapped=timestamp(now))
+
+    def with_success(self, now: datetime) -> "Record":
+        """The record once the device that was told to swap has come up with the version."""
+        return replace(self, synced=timestamp(now)) if self.swapped and not self.synced else self
+
+    def with_return(self) -> "Record":
+        """The record of a device that had come up, and has another version since: that is no failure of the swap."""
+        return replace(self, started=None, swapped=None, synced=None) if self.synced else self
 
     def with_failed_swap(self) -> "Record":
         """The record once a device that had swapped has come back with another version."""

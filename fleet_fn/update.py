@@ -284,30 +284,40 @@ class Updater:
         for _ in range(_DECISIONS):
             if not decision.reports_first or decision.report is None or self._is_stale(event):
                 return decision
-            now = datetime.fromtimestamp(self._now(), UTC)
             try:
                 with self._worth_a_retry(event, Failed):
-                    self._registry.report(event.application, event.device, decision.report, now, deadline)
+                    self._write(event, decision.report, deadline)
             except Outdated:
                 decision = self.decide(event, deadline)
             else:
                 return replace(decision, report=None)
         raise Retry("registry: others keep changing what is noted of the device's update")
 
-    def _report(self, event: Event, decision: Decision, deadline: Deadline) -> None:
+    def _report(self, event: Event, decision: Decision, deadline: Deadline, *, once_more: bool = True) -> None:
         """Reports what is news, if that can be done in the time that is left; if not, a later status will."""
-        registry, names = self._registry, (event.application, event.device)
-        if decision.report is None or registry.has_given_up_reporting(*names):
+        names = (event.application, event.device)
+        if decision.report is None or self._registry.has_given_up_reporting(*names):
             return
         try:
-            now = datetime.fromtimestamp(self._now(), UTC)
-            registry.report(*names, decision.report, now, deadline)
+            self._write(event, decision.report, deadline)
         except Outdated:
-            return  # another process has reported since, and knew more
+            # Another process has noted something since; what there is to say beside that is still worth it.
+            if once_more and (later := self.decide(event, deadline)).outcome == decision.outcome:
+                self._report(event, later, deadline, once_more=False)
         except (Failed, Retry) as error:
-            registry.give_up_reporting(*names)
+            self._registry.give_up_reporting(*names)
             fields = {"application": event.application, "device": event.device, "reason": error.reason}
             logger.warning("status not reported", extra={"fields": fields})
+
+    def _write(self, event: Event, report: Report, deadline: Deadline) -> None:
+        """Writes a report into the device's object.
+
+        Raises:
+            Outdated, Failed, Retry: see `Registry.report`.
+
+        """
+        now = datetime.fromtimestamp(self._now(), UTC)
+        self._registry.report(event.application, event.device, report, now, deadline)
 
     def _send(self, event: Event, decision: Decision, deadline: Deadline) -> Outcome:
         """Sends what was decided, unless the device has stopped waiting for it meanwhile.

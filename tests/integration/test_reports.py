@@ -112,6 +112,19 @@ def test_the_shape_is_the_one_that_consoles_read(function: Function, drogue: Dro
         ("InSync", "True", ["lastTransitionTime", "status", "type"])
     ]
     assert found["update"]["swapped"]
+    assert found["update"]["synced"]
+
+
+def test_what_one_process_has_noted_does_not_keep_another_from_reporting(
+    drogue: Drogue, firmware: Path, managed: str
+) -> None:
+    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "SPEC_TTL_SECONDS": "3600"}
+    environment = {**drogue.environment, **settings}
+    with Function(environment) as one, Function(environment) as other:
+        assert post(other, managed, OLD).outcome.startswith("write")
+        assert post(one, managed, at(SIZE)).outcome.startswith("swap")
+        assert post(other, managed, in_sync("0.1.1")).outcome == "sync"
+    assert conditions(drogue, managed)["InSync"]["status"] == "True"
 
 
 def test_the_time_of_a_transition_changes_with_the_status_only(

@@ -67,9 +67,18 @@ def test_a_swap_is_noted_once() -> None:
     assert verdict(at(1300), SWAPPED).record == SWAPPED
 
 
-def test_a_device_in_sync_keeps_its_notes_but_for_a_restart() -> None:
-    assert verdict(Status(b"0.1.1"), SWAPPED) == Verdict(Sync(b"0.1.1", 300), SWAPPED)
+def test_a_device_in_sync_keeps_its_notes_but_for_a_restart_and_is_noted_to_have_come_up() -> None:
+    came_up = replace(SWAPPED, synced="2026-11-25T12:00:00Z")
+    assert verdict(Status(b"0.1.1"), SWAPPED) == Verdict(Sync(b"0.1.1", 300), came_up)
+    assert verdict(Status(b"0.1.1"), came_up, now=NOW + timedelta(hours=1)).record == came_up
     assert verdict(Status(b"0.1.1"), RESTARTED).record == STARTED
+    assert verdict(Status(b"0.1.1"), replace(SWAPPED, version="0.1.0")).record == replace(SWAPPED, version="0.1.0")
+
+
+def test_one_that_had_come_up_and_is_back_with_another_version_has_not_failed() -> None:
+    given = verdict(OLD, replace(SWAPPED, attempts=2, synced="2026-11-25T11:40:00Z"))
+    assert given.step == block(0)
+    assert given.record == replace(STARTED, attempts=2, started="2026-11-25T12:00:00Z")
 
 
 @pytest.mark.parametrize("record", [None, EARLIER, REPUSHED])
