@@ -52,3 +52,7 @@ class Throttled(Retry):
 
 class Failed(UpstreamError):
     """No retry within seconds can cure it: somebody has to change something."""
+
+
+class TooLarge(Failed):
+    """An answer has more bytes than are read of one."""

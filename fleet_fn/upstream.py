@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry, Throttled
+from fleet_fn.errors import Failed, Retry, Throttled, TooLarge
 
 #: Bytes of an answer's body that are read; what is larger makes no sense to us.
 MAX_BODY = 4 * 1024 * 1024
@@ -181,7 +181,8 @@ class Upstream:
         Raises:
             Retry: no answer within the deadline, or no connection, or 5xx.
             Throttled: 429.
-            Failed: an answer that is not HTTP, or larger than `MAX_BODY`; a certificate that is not trusted; a host
+            TooLarge: an answer larger than `MAX_BODY`.
+            Failed: an answer that is not HTTP; a certificate that is not trusted; a host
                 without an address that may be connected to.
 
         """
@@ -311,7 +312,7 @@ class Upstream:
     def _whole_body(self, response: http.client.HTTPResponse) -> bytes:
         body = _body(response)
         if len(body) > MAX_BODY:
-            raise Failed(f"{self.name}: answer larger than {MAX_BODY} bytes")
+            raise TooLarge(f"{self.name}: answer larger than {MAX_BODY} bytes")
         if response.length:  # what read(n) does not tell: the body is shorter than announced
             raise http.client.IncompleteRead(body, response.length)
         return body

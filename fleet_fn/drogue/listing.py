@@ -9,15 +9,13 @@ from typing import Final
 from urllib.parse import quote, urlencode
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
+from fleet_fn.errors import Failed, TooLarge
 from fleet_fn.upstream import Answer, Upstream
 
 #: Devices that a page has at most, and names that are remembered so that none is listed twice.
 _PAGE: Final = 100
 #: Seconds for a page.
 _PATIENCE: Final = 15.0
-#: How `Upstream` tells of an answer of more bytes than it takes.
-_TOO_LARGE: Final = "answer larger than"
 _APPS: Final = "/api/registry/v1alpha1/apps"
 
 
@@ -57,8 +55,8 @@ def list_devices(
         target = f"{path}?{urlencode(query, quote_via=quote, errors='replace')}"
         try:
             page = _devices(upstream.request("GET", target, Deadline(patience)))
-        except Failed as error:
-            if limit == 1 or _TOO_LARGE not in error.reason:
+        except TooLarge:
+            if limit == 1:
                 raise
             limit //= 2
             continue
