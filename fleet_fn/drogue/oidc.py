@@ -92,7 +92,8 @@ class ClientCredentials:
         is_current = token is not None and token.header == refused
         if is_current and token and status == 403 and self._clock() - token.since < _YOUNG:
             return None
-        return self._fetched(refused, deadline)
+        other = self._fetched(refused, deadline)
+        return None if other == refused else other  # some providers give the same token again until it expires
 
     def _fetched(self, refused: str | None, deadline: Deadline) -> str:
         """A token that is not the one refused; those who want one at the same time share it, or its failure."""

@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import ssl
 import time
 from collections.abc import Callable
 from urllib.parse import parse_qs
@@ -14,13 +15,15 @@ TOKEN_BEGINS = "t0ken-"
 
 
 class Provider:
-    """Gives out tokens, each valid for `lifetime` seconds."""
+    """Gives out tokens, each valid for `lifetime` seconds; with a `tls` context, by https."""
 
-    def __init__(self, lifetime: float | None = 300) -> None:
-        self.lifetime = lifetime
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.lifetime: float | None = 300
         #: What to answer instead.
         self.answer_instead: Callable[[Request], Response | None] | None = None
-        self.server = Server(self._answer)
+        #: Requests to Drogue Cloud whose tokens were no good.
+        self.refused: list[Request] = []
+        self.server = Server(self._answer, tls)
         self._numbers = itertools.count(1)
         self._valid: dict[str, float] = {}
 
@@ -50,7 +53,10 @@ class Provider:
     def accepts(self, request: Request) -> bool:
         """Whether a request carries a token that is valid."""
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        return time.monotonic() < self._valid.get(token, 0)
+        is_valid = time.monotonic() < self._valid.get(token, 0)
+        if not is_valid:
+            self.refused.append(request)
+        return is_valid
 
     def _answer(self, request: Request) -> Response | None:
         if self.answer_instead:

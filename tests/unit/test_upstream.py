@@ -216,6 +216,10 @@ def test_nothing_else_is_tried_twice(status: int, authorization: object) -> None
     assert len(server.requests) == 1
 
 
+def test_credentials_that_never_change_are_not_shown() -> None:
+    assert "s3cret" not in repr(Fixed("Bearer s3cret"))
+
+
 def test_basic_credentials_are_utf_8_in_base64() -> None:
     assert basic("test", "123\u00a3") == "Basic dGVzdDoxMjPCow=="  # the example of RFC 7617, section 2.1
 

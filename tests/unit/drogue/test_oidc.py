@@ -2,14 +2,15 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 
 import pytest
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.oidc import ClientCredentials
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.errors import Failed, Retry, Throttled
 from fleet_fn.upstream import Upstream
 from tests.support.http import Request, Response, closed_port
 from tests.support.oidc import CLIENT, SECRET, Provider
@@ -40,8 +41,8 @@ def client() -> Iterator[Client]:
         client.upstream.close()
 
 
-def answers(client: Client, status: int, body: bytes = b"") -> None:
-    client.provider.answer_instead = lambda _: Response(status, body)
+def answers(client: Client, status: int, body: bytes = b"", headers: Mapping[str, str] = MappingProxyType({})) -> None:
+    client.provider.answer_instead = lambda _: Response(status, body, headers)
 
 
 def test_a_token_is_fetched_with_the_clients_credentials_and_kept(client: Client) -> None:
@@ -70,6 +71,20 @@ def test_those_who_want_a_token_at_the_same_time_share_one(client: Client) -> No
     assert client.provider.asked == 1
 
 
+def test_who_has_less_time_than_a_fetch_takes_does_not_wait_for_its_end(client: Client) -> None:
+    gate = Gate(Response(200, b'{"access_token": "late"}'))
+    client.provider.answer_instead = gate
+    with ThreadPoolExecutor(1) as pool:
+        header = pool.submit(client.header)
+        try:
+            assert gate.reached.wait(10)
+            with pytest.raises(Retry, match=r"^token endpoint: an earlier request for a token has not ended$"):
+                client.header(0.1)
+        finally:
+            gate.opened.set()
+        assert header.result() == "Bearer late"
+
+
 def test_one_that_is_refused_is_replaced_once_for_all_who_showed_it(client: Client) -> None:
     first = client.header()
     assert first
@@ -86,6 +101,17 @@ def test_a_403_tells_of_a_tokens_end_only_where_it_has_lived_for_a_while(client:
     assert client.instead_of(first, 403) is None
     client.clock.now += 2
     assert client.instead_of(first, 403) == "Bearer t0ken-2"
+    # Another who showed it hears of its end only now.
+    assert client.instead_of(first, 403) == "Bearer t0ken-2"
+    assert client.provider.asked == 2
+
+
+def test_the_same_token_once_more_is_no_other_to_try(client: Client) -> None:
+    answers(client, 200, b'{"access_token": "same"}')
+    first = client.header()
+    assert first
+    assert client.instead_of(first) is None
+    assert client.provider.asked == 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])
@@ -94,9 +120,9 @@ def test_credentials_that_are_refused_are_a_failure_that_is_remembered_for_a_whi
     for _ in range(3):
         with pytest.raises(Failed, match=r"^token endpoint: our credentials were refused$"):
             client.header()
+        client.clock.now += 4.9
     assert client.provider.asked == 1
     client.provider.answer_instead = None
-    client.clock.now += 10.1
     assert client.header() == "Bearer t0ken-1"
 
 
@@ -110,6 +136,28 @@ def test_a_provider_that_is_not_well_is_to_be_asked_again_a_moment_later(client:
     client.provider.answer_instead = None
     client.clock.now += 1.1
     assert client.header() == "Bearer t0ken-1"
+
+
+def test_a_provider_that_wants_fewer_requests_is_left_alone_for_as_long_as_it_says(client: Client) -> None:
+    answers(client, 429, headers={"Retry-After": "5"})
+    for _ in range(3):
+        with pytest.raises(Throttled, match="token endpoint: answered 429"):
+            client.header()
+        client.clock.now += 2.4
+    assert client.provider.asked == 1
+    client.provider.answer_instead = None
+    assert client.header() == "Bearer t0ken-1"
+
+
+def test_each_is_told_of_a_failure_by_an_error_of_his_own(client: Client) -> None:
+    answers(client, 401)
+    errors = []
+    for _ in range(3):
+        with pytest.raises(Failed) as raised:
+            client.header()
+        errors.append(raised.value)
+    assert len({id(error) for error in errors}) == 3
+    assert client.provider.asked == 1
 
 
 def test_nobody_waits_for_a_provider_that_hangs_longer_than_until_his_deadline_nor_asks_it_in_turn(
@@ -156,7 +204,9 @@ def test_an_answer_that_makes_no_sense_is_a_failure_that_does_not_quote_it(
     with pytest.raises(Failed, match=reason) as raised:
         client.header()
     assert "secret" not in repr(raised.value)
-    assert "secret" not in repr(raised.value.__cause__)
+    # An error of the parser's would hold the whole text.
+    assert raised.value.__cause__ is None
+    assert raised.value.__context__ is None
 
 
 @pytest.mark.parametrize("lifetime", ["300", None, True, 0, -5, 0.5, []])
