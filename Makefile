@@ -15,10 +15,16 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sandbox,dev]'
 	touch $@
 
+# What tests install into environments of their own: the function's dependencies, and what `func` puts around it.
+.venv/.wheels: .venv/.run
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check -d .venv/wheels -r requirements.txt \
+		'setuptools>=77' func-python hatchling
+	touch $@
+
 demo: .venv/.run ## publish a firmware, start sandbox and function, update five devices; REGISTRY=1: out of a registry
 	@$(BIN)/python -m fleet_fn demo $(if $(REGISTRY),--registry)
 
-test: .venv/.dev ## every test; under five minutes
+test: .venv/.dev .venv/.wheels ## every test; under five minutes
 	@tests/install-peers
 	$(BIN)/python -m pytest
 

@@ -32,7 +32,7 @@ _MAX_DISCARDED: Final = 16 * 1024 * 1024
 #: Seconds within which such a one has to come.
 _PATIENCE: Final = 1.0
 #: The share of an event's time that is ours to use up; the rest is the server's and the network's.
-_OURS: Final = 0.97
+OURS: Final = 0.97
 #: Characters of a reason in a header.
 _MAX_REASON: Final = 300
 
@@ -73,7 +73,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     @app.post("/")
     def answer_event() -> Response:
-        deadline = Deadline(settings.event_deadline * _OURS)
+        deadline = Deadline(settings.event_deadline * OURS)
         result = _take(settings, slots, deadline, lambda event: Decision(updater.answer(event, deadline)))
         _log_event(result, deadline.elapsed)
         return _respond(result.decision.outcome, result.status)
@@ -82,7 +82,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     def preview_event() -> Response:
         if not settings.preview:
             abort(HTTPStatus.NOT_FOUND, "previews are switched off (PREVIEW)")
-        deadline = Deadline(settings.event_deadline * _OURS)
+        deadline = Deadline(settings.event_deadline * OURS)
         result = _take(settings, slots, deadline, lambda event: previewer.decide(event, deadline))
         if result.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
             return _respond(result.decision.outcome, result.status)
@@ -201,6 +201,8 @@ def _body(request: Request, deadline: Deadline) -> bytes:
     try:
         with _patience.with_sender(request.environ.get("gunicorn.socket"), deadline):
             body = request.stream.read(MAX_BODY + 1)
+    except TimeoutError as error:
+        raise InvalidEvent("the body did not come in time") from error
     except (OSError, ParseException) as error:
         raise InvalidEvent("the body is cut short, or is not chunked as it should be") from error
     if len(body) > MAX_BODY:

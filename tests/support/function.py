@@ -44,61 +44,10 @@ class Answer:
         return detail
 
 
-class Function:
-    """A gunicorn with the project's own configuration, on a socket that is bound before it starts."""
+class Client:
+    """Whoever has events answered by what listens on `port`."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
-        self.log: list[str] = []
-
-    def __enter__(self) -> "Function":
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.port: int = self._socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
-        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "--bind", f"fd://{self._socket.fileno()}", "fleet_fn.app:create_app()"],
-            cwd=ROOT,
-            env={**inherited, "LOG_LEVEL": "DEBUG", "PYTHONWARNINGS": "error", **self._environment},
-            pass_fds=[self._socket.fileno()],
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read_log)
-        self._reader.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            self._reader.join()
-            assert self.process.stdout is not None
-            self.process.stdout.close()
-            self._socket.close()
-            self._errors.close()
-
-    def _read_log(self) -> None:
-        assert self.process.stdout is not None
-        self.log.extend(iter(self.process.stdout.readline, ""))
-
-    def logged(self, text: str, lines: int = 1) -> list[str]:
-        """The lines with `text` in them, once there are so many: they come through a pipe, after the answer."""
-        limit = time.monotonic() + 20
-        while len(found := [line for line in self.log if text in line]) < lines and time.monotonic() < limit:
-            time.sleep(0.01)
-        return found
-
-    @property
-    def errors(self) -> str:
-        """What it has written to stderr, gunicorn's own log."""
-        self._errors.seek(0)
-        return self._errors.read().decode()
+    port: int
 
     def request(
         self,
@@ -145,6 +94,63 @@ class Function:
         return self.request(
             "POST", path, [("Content-Type", "application/cloudevents+json")], json.dumps(event).encode()
         )
+
+
+class Function(Client):
+    """A gunicorn with the project's own configuration, on a socket that is bound before it starts."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self.log: list[str] = []
+
+    def __enter__(self) -> "Function":
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "--bind", f"fd://{self._socket.fileno()}", "fleet_fn.app:create_app()"],
+            cwd=ROOT,
+            env={**inherited, "LOG_LEVEL": "DEBUG", "PYTHONWARNINGS": "error", **self._environment},
+            pass_fds=[self._socket.fileno()],
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read_log)
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._reader.join()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+            self._socket.close()
+            self._errors.close()
+
+    def _read_log(self) -> None:
+        assert self.process.stdout is not None
+        self.log.extend(iter(self.process.stdout.readline, ""))
+
+    def logged(self, text: str, lines: int = 1) -> list[str]:
+        """The lines with `text` in them, once there are so many: they come through a pipe, after the answer."""
+        limit = time.monotonic() + 20
+        while len(found := [line for line in self.log if text in line]) < lines and time.monotonic() < limit:
+            time.sleep(0.01)
+        return found
+
+    @property
+    def errors(self) -> str:
+        """What it has written to stderr, gunicorn's own log."""
+        self._errors.seek(0)
+        return self._errors.read().decode()
 
 
 def parse_outcome(answer: Answer) -> tuple[str, dict[str, Any]]:

@@ -1,0 +1,246 @@
+"""The function under `func`: installed and served as its scaffolding does it."""
+
+import http.client
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import cbor2
+import pytest
+
+from tests.support.drogue import Drogue
+from tests.support.firmware import publish, random_bytes
+from tests.support.function import Client, event
+from tests.support.http import Response
+from tests.support.installed import checkout, make_environment, wheels
+from tests.support.timing import DEADLINE, SLACK, Gate
+
+PROJECT = """
+[project]
+name = "service"
+version = "0.1.0"
+requires-python = ">=3.10"
+dependencies = ["func-python", "function @ {root:uri}/f"]
+
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[tool.hatch.metadata]
+allow-direct-references = true
+"""
+
+MAIN = """
+from func_python.http import serve
+from function import new
+
+if __name__ == "__main__":
+    serve(new)
+"""
+
+
+@pytest.fixture(scope="module")
+def scaffolded(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that serves the function; what it runs lies in an environment that has nothing else."""
+    folder = tmp_path_factory.mktemp("func")
+    checkout(folder / "f")
+    (folder / "pyproject.toml").write_text(PROJECT)
+    (folder / "service").mkdir()
+    (folder / "service" / "__init__.py").touch()
+    (folder / "service" / "main.py").write_text(MAIN)
+    python = make_environment(folder / ".venv")
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", str(folder)]
+    subprocess.run(install, env={**os.environ, **wheels()}, check=True)
+    return [str(python), str(folder / "service" / "main.py")]
+
+
+class Served(Client):
+    """What `func`'s middleware listens on."""
+
+    def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
+        self.process = process
+        self.port = port
+
+
+@contextmanager
+def served(command: list[str], **variables: str) -> Iterator[Served]:
+    process = subprocess.Popen(
+        command,
+        env={"LISTEN_ADDRESS": "127.0.0.1:0", **variables},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    with process, process.stderr as errors:
+        try:
+            running = next(filter(None, (re.search(r"Running on http://127\.0\.0\.1:(\d+)", line) for line in errors)))
+            reader = threading.Thread(target=errors.read)
+            reader.start()
+            yield Served(process, int(running[1]))
+        finally:
+            process.kill()
+        reader.join()
+
+
+@pytest.fixture(scope="module")
+def function(scaffolded: list[str], drogue: Drogue, firmware: Path) -> Iterator[Served]:
+    variables = {
+        **drogue.environment,
+        "FIRMWARE_REGISTRY": f"oci-layout:{firmware}",
+        "EVENT_DEADLINE_SECONDS": str(DEADLINE),
+        "THREADS": "4",
+        "EVENTS_TOKEN": "s3cret",
+    }
+    with served(scaffolded, **variables) as function:
+        yield function
+
+
+AUTHORIZED = {"Authorization": "Bearer s3cret"}
+
+
+def status(function: Client, device: str, reported: object, path: str = "/") -> tuple[int, str | None]:
+    answer = function.post(
+        event(device, datacontenttype="application/cbor"), cbor2.dumps(reported), path=path, headers=AUTHORIZED
+    )
+    return answer.status, answer.headers.get("fleet-outcome")
+
+
+def test_an_update_goes_all_the_way(function: Served, drogue: Drogue, firmware: Path, device: str) -> None:
+    content = random_bytes(1300)
+    publish(firmware, "func", "0.1.1", content)
+    drogue.put_image("example", device, "func:0.1.1")
+    assert status(function, device, {"version": "0.1.0", "mtu": 1024}) == (
+        204,
+        'write; version="0.1.1"; offset=0; size=1024',
+    )
+    progress = {"version": "0.1.1", "offset": 1024}
+    assert status(function, device, {"version": "0.1.0", "mtu": 1024, "status": progress})[0] == 204
+    progress["offset"] = 1300
+    assert status(function, device, {"version": "0.1.0", "status": progress}) == (204, 'swap; version="0.1.1"')
+    assert status(function, device, {"version": "0.1.1"}) == (204, "sync")
+    first, second, swap, sync = (cbor2.loads(command.payload) for command in drogue.commands_for(device))
+    assert first["data"] + second["data"] == content
+    assert (swap["op"], sync["op"]) == ("SWAP", "SYNC")
+
+
+def test_names_that_are_not_ascii_come_through(function: Served, drogue: Drogue) -> None:
+    name = f"grüne Lampe/№ 7-{uuid.uuid4()}"
+    drogue.put("example", spec={})
+    drogue.put("example", name, spec={})
+    assert status(function, name, {"version": "1"}) == (204, 'withheld; reason="unmanaged"')
+    assert len(drogue.commands_for(name)) == 1
+
+
+def test_events_in_structured_mode_and_previews_are_taken(function: Served, device: str) -> None:
+    structured = b'{"specversion": "1.0", "id": "1", "source": "x", "type": "other"}'
+    headers = [("Content-Type", "application/cloudevents+json"), *AUTHORIZED.items()]
+    answer = function.request("POST", "/", headers, structured)
+    assert (answer.status, answer.headers["fleet-outcome"], answer.body) == (204, "ignored", b"")
+    preview = function.post(event(device), b'{"version": "1"}', path="/preview", headers=AUTHORIZED)
+    assert (preview.status, preview.json["outcome"]) == (200, "withheld")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/health/liveness", "/health/readiness"])
+def test_health_is_told_in_the_same_words_as_under_gunicorn(function: Served, path: str) -> None:
+    answer = function.request("GET", path)
+    assert (answer.status, answer.body) == (200, b"ok\n")
+    assert answer.headers["content-type"].startswith("text/plain")
+
+
+def test_errors_are_told_as_under_gunicorn(function: Served, device: str) -> None:
+    assert function.post(event(device), b"{}").status == 401
+    assert function.post(event(device), b" " * 70_000, headers=AUTHORIZED).status == 413
+    nowhere = function.post(event(device), b"{}", path="/nowhere", headers=AUTHORIZED)
+    assert (nowhere.status, nowhere.headers["fleet-outcome"]) == (400, "invalid")
+    assert status(function, device, "no status") == (400, "invalid")
+
+
+def test_as_many_events_as_threads_are_worked_on_at_once_and_health_is_told_meanwhile(
+    function: Served, drogue: Drogue, device: str
+) -> None:
+    gate = Gate(Response(202))
+    drogue.command_answers[device] = gate
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            answers = [pool.submit(status, function, device, {"version": "1"}) for _ in range(4)]
+            assert gate.reached.wait(20)
+            assert function.request("GET", "/healthz").status == 200
+            other = pool.submit(function.request, "GET", "/health/liveness")
+            assert other.result(20).status == 200
+        finally:
+            gate.opened.set()
+        assert [answer.result(20)[0] for answer in answers] == [204] * 4
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("pieces", [1, 1000], ids=["stalls", "trickles"])
+def test_a_sender_whose_body_does_not_come_is_told_so_at_the_deadline(
+    function: Served, device: str, pieces: int, chunked: bool
+) -> None:
+    length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 5000"
+    piece = b"1\r\n \r\n" if chunked else b" "
+    lines = {f"ce-{name}": value for name, value in event(device).items() if value} | AUTHORIZED
+    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in lines.items())
+    with socket.create_connection(("127.0.0.1", function.port), 20) as connection:
+        began = time.monotonic()
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + head + length + b"\r\n\r\n")
+        connection.settimeout(0.05)
+        received = b""
+        for _ in range(pieces):
+            connection.sendall(piece)
+            try:
+                received = connection.recv(65536)
+                break
+            except TimeoutError:
+                continue
+        connection.settimeout(20)
+        response = received
+        while not response.endswith(b"}\n"):
+            response += connection.recv(65536)
+        assert time.monotonic() - began < DEADLINE + SLACK
+        assert response.startswith(b"HTTP/1.1 400")
+        assert response.endswith(b'"the body did not come in time", "outcome": "invalid"}\n')
+
+
+def test_a_body_may_come_in_chunks(function: Served, device: str) -> None:
+    lines = [(f"ce-{name}", value) for name, value in event(device).items() if value]
+    answer = function.request("POST", "/", [*lines, *AUTHORIZED.items()], [b'{"version"', b': "1"}'])
+    assert (answer.status, answer.outcome) == (204, 'withheld; reason="unmanaged"')
+
+
+def test_a_status_that_is_cut_short_is_not_taken_for_a_whole_one(function: Served, drogue: Drogue, device: str) -> None:
+    lines = {f"ce-{name}": value for name, value in event(device).items() if value} | AUTHORIZED
+    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in lines.items())
+    body = b'{"version": "1"}'
+    with closing(socket.create_connection(("127.0.0.1", function.port), 20)) as connection:
+        chunk = b"%x\r\n%s\r\n" % (len(body), body)
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + head + b"\r\n" + chunk)
+        connection.shutdown(socket.SHUT_WR)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == 400
+    assert drogue.commands_for(device) == []
+
+
+def test_a_setting_that_is_missing_stops_the_start_with_one_line(scaffolded: list[str]) -> None:
+    process = subprocess.run(scaffolded, env={}, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("fleet_fn: DROGUE_API_URL: got nothing, takes ")
+
+
+def test_it_ends_when_it_is_told_to(scaffolded: list[str], drogue: Drogue, firmware: Path) -> None:
+    with served(scaffolded, **drogue.environment, FIRMWARE_REGISTRY=f"oci-layout:{firmware}") as function:
+        assert function.request("GET", "/readyz").status == 200
+        function.process.terminate()
+        assert function.process.wait(20) == 0

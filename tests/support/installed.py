@@ -1,0 +1,41 @@
+"""The project as others install it: a copy of what git would give them, and an environment of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support.function import ROOT
+
+_WHEELS: Final = ROOT / ".venv" / "wheels"
+
+
+def wheels() -> dict[str, str]:
+    """The environment in which pip installs from the wheels that `make` has fetched, and asks nobody else."""
+    if not _WHEELS.is_dir():
+        pytest.skip("the wheels to install are not there: `make test` fetches them")
+    return {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(_WHEELS),
+        "PIP_CONFIG_FILE": "/dev/null",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+
+
+def checkout(folder: Path) -> Path:
+    """Copies the files that git knows, or would add, into `folder`."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True).stdout.split(b"\0")
+    for file in (Path(name.decode()) for name in files if name):
+        if (ROOT / file).is_file():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes((ROOT / file).read_bytes())
+    return folder
+
+
+def make_environment(folder: Path) -> Path:
+    """A virtual environment with nothing in it; returns its Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    return folder / "bin" / "python"
