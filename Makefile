@@ -18,7 +18,7 @@ BIN := .venv/bin
 # What tests install into environments of their own: the function's dependencies, and what `func` puts around it.
 .venv/.wheels: .venv/.run
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check -d .venv/wheels -r requirements.txt \
-		'setuptools>=77' func-python hatchling
+		pip 'setuptools>=77' func-python hatchling
 	touch $@
 
 demo: .venv/.run ## publish a firmware, start sandbox and function, update five devices; REGISTRY=1: out of a registry

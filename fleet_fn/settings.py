@@ -121,7 +121,7 @@ class Settings:
             docker_config=read.optional("DOCKER_CONFIG", _docker_config, _DOCKER_CONFIG),
             firmware_default_image=read.text("FIRMWARE_DEFAULT_IMAGE"),
             firmware_dir=read.optional("FIRMWARE_DIR", _folder, "a folder that is there"),
-            firmware_cache_dir=read.get("FIRMWARE_CACHE_DIR", _writable_folder, _WRITABLE_FOLDER, default_cache_dir()),
+            firmware_cache_dir=read.required("FIRMWARE_CACHE_DIR", _writable_folder, _WRITABLE_FOLDER, _cache_dir),
             firmware_cache_bytes=read.get("FIRMWARE_CACHE_BYTES", _whole(1), "a number of bytes above 0", 536870912),
             hawkbit_url=read.optional("HAWKBIT_URL", _base_url, _BASE_URL),
             hawkbit_tenant=read.text("HAWKBIT_TENANT"),
@@ -190,9 +190,12 @@ def _drogue(read: "_Reader") -> dict[str, Any]:
     return fields
 
 
-def default_cache_dir() -> str:
-    """A folder in the system's temporary directory, for each user one."""
-    return str(Path(gettempdir(), f"fleet-firmware-{os.getuid()}"))
+def _cache_dir() -> str | None:
+    """A folder in the system's temporary directory, for each user one; None where there is no such directory."""
+    try:
+        return str(Path(gettempdir(), f"fleet-firmware-{os.getuid()}"))
+    except FileNotFoundError:  # a read-only root file system
+        return None
 
 
 class _Reader:
@@ -225,9 +228,15 @@ class _Reader:
         value = self.optional(name, parse, takes)
         return default if value is None else value
 
-    def required(self, name: str, parse: Callable[[str], str], takes: str) -> str:
+    def required(
+        self, name: str, parse: Callable[[str], str], takes: str, default: Callable[[], str | None] = lambda: None
+    ) -> str:
+        """The value that there has to be; the `default` is asked for where it is not set, and may know none."""
         if self.text(name) is None:
-            self.wrong(name, takes)
+            value = default()
+            if value is None:
+                self.wrong(name, takes)
+            return value or ""
         return self.get(name, parse, takes, "")
 
     def finish(self) -> None:

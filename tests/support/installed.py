@@ -35,7 +35,7 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
-def make_environment(folder: Path) -> Path:
-    """A virtual environment with nothing in it; returns its Python."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+def make_environment(folder: Path, python: str = sys.executable) -> Path:
+    """A virtual environment of a Python, with nothing in it; returns its own."""
+    subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
     return folder / "bin" / "python"
