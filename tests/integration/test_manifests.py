@@ -1,0 +1,339 @@
+"""What a cluster is told: the kustomizations as kubectl renders them, and func.yaml."""
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fleet_fn import server
+from fleet_fn.app import create_app
+from fleet_fn.settings import Settings
+from tests.support.function import ROOT
+
+KNATIVE = ROOT / "knative"
+KAFKA = KNATIVE
+EVENT_SOURCE = KNATIVE / "drogue-event-source"
+VISIBILITY = "networking.knative.dev/visibility"
+
+Object = dict[str, Any]
+
+
+class Rendered:
+    """What `kubectl apply -k` would send, and the Secrets of the example beside it."""
+
+    def __init__(self, kustomization: Path) -> None:
+        if shutil.which("kubectl") is None:
+            pytest.skip("kubectl is not installed: nothing renders the kustomizations")
+        command = ["kubectl", "kustomize", str(kustomization)]
+        rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        self.objects: list[Object] = list(yaml.safe_load_all(rendered))
+        self.secrets = {
+            secret["metadata"]["name"]: secret["stringData"]
+            for secret in yaml.safe_load_all((kustomization / "secrets.example.yaml").read_text())
+        }
+
+    def all(self, kind: str) -> list[Object]:
+        return [found for found in self.objects if found["kind"] == kind]
+
+    def one(self, kind: str, name: str = "fleet-function") -> Object:
+        (found,) = [found for found in self.all(kind) if found["metadata"]["name"] == name]
+        return found
+
+    @property
+    def pod(self) -> Object:
+        """The function's pods."""
+        spec: Object = self.one("Service")["spec"]["template"]["spec"]
+        return spec
+
+    @property
+    def container(self) -> Object:
+        (container,) = self.pod["containers"]
+        found: Object = container
+        return found
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the function's environment is, with the values of the example's Secrets."""
+        environment: dict[str, str] = {}
+        for source in self.container["envFrom"]:
+            if "configMapRef" in source:
+                environment |= self.one("ConfigMap", source["configMapRef"]["name"])["data"]
+            else:
+                environment |= self.secrets[source["secretRef"]["name"]]
+        for variable in self.container["env"]:
+            value = variable.get("value")
+            if value is None:
+                reference = variable["valueFrom"]["secretKeyRef"]
+                value = self.secrets[reference["name"]][reference["key"]]
+            environment[variable["name"]] = value
+        return environment
+
+    def settings(self, cache: Path) -> Settings:
+        return Settings.from_environment(self.environment | {"FIRMWARE_CACHE_DIR": str(cache)})
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Rendered:
+    return Rendered(KAFKA)
+
+
+@pytest.fixture(scope="module")
+def event_source() -> Rendered:
+    return Rendered(EVENT_SOURCE)
+
+
+@pytest.fixture(scope="module", params=[KAFKA, EVENT_SOURCE], ids=["kafka", "drogue-event-source"])
+def rendered(request: pytest.FixtureRequest) -> Rendered:
+    return Rendered(request.param)
+
+
+def found(key: str, value: object) -> Iterator[Any]:
+    """All that stands under a key, at any depth."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name == key:
+                yield inner
+            yield from found(key, inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from found(key, inner)
+
+
+def quantity(text: str) -> int:
+    """Bytes."""
+    number, unit = re.fullmatch(r"(\d+)([KMG]i)?", text).groups()  # type: ignore[union-attr]
+    return int(number) * {None: 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}[unit]
+
+
+def seconds(text: str) -> float:
+    """Of a duration such as 10m, 15s or PT0.5S."""
+    number, unit = re.fullmatch(r"(?:PT)?([\d.]+)([sSmM])", text).groups()  # type: ignore[union-attr]
+    return float(number) * (60 if unit in "mM" else 1)
+
+
+class Recording(dict[str, str]):
+    """An environment that remembers what it was asked for."""
+
+    asked: set[str]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+
+@pytest.fixture(scope="module")
+def variables() -> set[str]:
+    """Each variable that the settings know."""
+    environment = Recording(DROGUE_API_URL="https://api.example", FIRMWARE_REGISTRY="ghcr.io/acme/")
+    environment.asked = set()
+    Settings.from_environment(environment)
+    return environment.asked
+
+
+# --- References
+
+
+def test_all_of_it_is_in_one_namespace(rendered: Rendered) -> None:
+    assert {found["metadata"]["namespace"] for found in rendered.objects} == {"fleet"}
+
+
+def test_no_secret_is_applied(rendered: Rendered) -> None:
+    assert rendered.all("Secret") == []
+
+
+def test_each_key_of_a_secret_that_is_named_is_in_the_example_and_the_other_way_round(rendered: Rendered) -> None:
+    named = {(key["name"], key["key"]) for key in found("secretKeyRef", rendered.objects)}
+    whole = {reference["name"] for reference in found("secretRef", rendered.objects)}
+    assert named | {(name, key) for name in whole for key in rendered.secrets[name]} == {
+        (name, key) for name, keys in rendered.secrets.items() for key in keys
+    }
+    assert not [key for key in found("secretKeyRef", rendered.objects) if key.get("optional")]
+
+
+def test_settings_that_change_make_a_new_revision(rendered: Rendered) -> None:
+    (reference,) = found("configMapRef", rendered.pod)
+    assert re.fullmatch(r"fleet-function-[a-z0-9]{10}", reference["name"])
+    assert rendered.one("ConfigMap", reference["name"])
+
+
+def test_what_is_delivered_to_is_there(kafka: Rendered) -> None:
+    services = {service["metadata"]["name"] for service in kafka.all("Service")}
+    references = list(found("ref", kafka.objects))
+    assert {(reference["apiVersion"], reference["kind"]) for reference in references} == {
+        ("serving.knative.dev/v1", "Service")
+    }
+    assert {reference["name"] for reference in references} == services == {"fleet-function", "fleet-dead-letters"}
+
+
+def test_volumes_are_mounted_and_ports_are_the_functions(rendered: Rendered, tmp_path: Path) -> None:
+    (volume,), (mount,) = rendered.pod["volumes"], rendered.container["volumeMounts"]
+    assert volume["name"] == mount["name"]
+    assert [port["containerPort"] for port in rendered.container["ports"]] == [rendered.settings(tmp_path).port]
+
+
+def test_the_network_policy_is_for_the_functions_pods(rendered: Rendered) -> None:
+    (policy,) = rendered.all("NetworkPolicy")
+    selector = policy["spec"]["podSelector"]["matchLabels"]
+    assert selector == {"serving.knative.dev/service": rendered.one("Service")["metadata"]["name"]}
+    assert set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+    blocks = list(found("ipBlock", policy["spec"]["egress"]))
+    assert {block["cidr"]: bool(block["except"]) for block in blocks} == {"0.0.0.0/0": True, "::/0": True}
+
+
+def test_the_image_is_the_one_that_the_kustomization_names(rendered: Rendered) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert rendered.container["image"] == f"registry.example.com/fleet-function:{version}"
+
+
+# --- Settings
+
+
+def test_every_variable_is_one_that_the_settings_know(rendered: Rendered, variables: set[str]) -> None:
+    assert set(rendered.environment) <= variables
+
+
+def test_the_function_starts_with_the_values_as_they_are(rendered: Rendered, tmp_path: Path) -> None:
+    settings = rendered.settings(tmp_path)
+    assert (settings.preview, settings.drogue_user) == (False, "fleet")
+
+
+def test_a_pod_is_given_as_many_events_as_it_works_on(rendered: Rendered, tmp_path: Path) -> None:
+    settings = rendered.settings(tmp_path)
+    assert rendered.pod["containerConcurrency"] == settings.workers * settings.threads
+
+
+def test_the_cache_has_room_and_is_where_the_volume_is(rendered: Rendered) -> None:
+    (volume,), (mount,) = rendered.pod["volumes"], rendered.container["volumeMounts"]
+    environment = rendered.environment
+    assert environment["FIRMWARE_CACHE_DIR"] == mount["mountPath"]
+    assert quantity(volume["emptyDir"]["sizeLimit"]) >= 1.1 * int(environment["FIRMWARE_CACHE_BYTES"])
+
+
+def test_pods_have_the_time_to_answer_and_to_finish(rendered: Rendered, tmp_path: Path) -> None:
+    settings = rendered.settings(tmp_path)
+    assert settings.event_deadline < server.graceful_timeout < rendered.pod["timeoutSeconds"]
+
+
+def test_the_last_pod_outlives_a_devices_pause(rendered: Rendered, tmp_path: Path) -> None:
+    annotations = rendered.one("Service")["spec"]["template"]["metadata"]["annotations"]
+    retention = annotations["autoscaling.knative.dev/scale-to-zero-pod-retention-period"]
+    assert seconds(retention) > rendered.settings(tmp_path).poll
+    assert annotations["autoscaling.knative.dev/min-scale"] == "0"
+    assert int(annotations["autoscaling.knative.dev/max-scale"]) > 1
+
+
+def test_probes_ask_for_what_the_function_answers(rendered: Rendered, tmp_path: Path) -> None:
+    client = create_app(rendered.settings(tmp_path)).test_client()
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert client.get(rendered.container[probe]["httpGet"]["path"]).status_code == 200
+
+
+# --- Security
+
+
+def test_every_container_is_restricted(rendered: Rendered) -> None:
+    containers = [container for spec in found("containers", rendered.objects) for container in spec]
+    assert len(containers) == len(rendered.all("Service"))
+    for container in containers:
+        assert container["securityContext"] == {
+            "runAsNonRoot": True,
+            "readOnlyRootFilesystem": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        assert set(container["resources"]) == {"requests", "limits"}
+    assert set(found("automountServiceAccountToken", rendered.objects)) == {False}
+
+
+def test_strangers_do_not_reach_what_takes_events_without_credentials(kafka: Rendered, tmp_path: Path) -> None:
+    assert kafka.settings(tmp_path).events_user is None
+    for service in kafka.all("Service"):
+        assert service["metadata"]["labels"][VISIBILITY] == "cluster-local"
+
+
+def test_what_strangers_reach_does_not_start_without_credentials(event_source: Rendered, tmp_path: Path) -> None:
+    (service,) = event_source.all("Service")
+    assert VISIBILITY not in service["metadata"]["labels"]
+    settings = event_source.settings(tmp_path)
+    assert (settings.events_user, settings.events_password) == ("drogue", "replace-me")
+    required = {key["key"] for key in found("secretKeyRef", service)}
+    assert required == {"EVENTS_USER", "EVENTS_PASSWORD"}
+
+
+# --- Delivery
+
+
+def test_attempts_end_when_the_event_is_of_no_use_any_more(kafka: Rendered, tmp_path: Path) -> None:
+    source = kafka.one("KafkaSource")
+    delivery = source["spec"]["delivery"]
+    settings = kafka.settings(tmp_path)
+    assert (source["apiVersion"], source["spec"]["ordering"]) == ("sources.knative.dev/v1", "ordered")
+    assert {"retry", "backoffDelay", "backoffPolicy", "timeout", "deadLetterSink"} == set(delivery)
+    assert delivery["backoffPolicy"] == "exponential"
+    pauses = sum(seconds(delivery["backoffDelay"]) * 2**n for n in range(1, delivery["retry"] + 1))
+    attempts = (delivery["retry"] + 1) * settings.event_deadline
+    assert attempts + pauses <= settings.event_max_age
+    assert settings.event_deadline < seconds(delivery["timeout"]) <= kafka.pod["timeoutSeconds"]
+
+
+def test_the_example_of_an_application_delivers_with_the_credentials_of_the_example(
+    event_source: Rendered, tmp_path: Path
+) -> None:
+    application = yaml.safe_load((EVENT_SOURCE / "application.example.yaml").read_text())
+    endpoint = application["spec"]["knative"]["endpoint"]
+    secret = event_source.secrets["fleet-events"]
+    assert endpoint["auth"] == {"basic": {"username": secret["EVENTS_USER"], "password": secret["EVENTS_PASSWORD"]}}
+    assert endpoint["url"].startswith("https://fleet-function.fleet.")
+    assert event_source.settings(tmp_path).event_deadline < seconds(endpoint["timeout"])
+
+
+# --- func.yaml
+
+
+@pytest.fixture(scope="module")
+def func() -> Object:
+    described: Object = yaml.safe_load((ROOT / "func.yaml").read_text())
+    return described
+
+
+def test_func_yaml_names_what_the_settings_know_and_what_the_cluster_has(func: Object, variables: set[str]) -> None:
+    lines = (KNATIVE / "base" / "settings.env").read_text().splitlines()
+    settings = {line.partition("=")[0] for line in lines if not line.startswith("#")}
+    (secret,) = (
+        secret["stringData"]
+        for secret in yaml.safe_load_all((KNATIVE / "secrets.example.yaml").read_text())
+        if secret["metadata"]["name"] == "fleet-function"
+    )
+    there = {"configMap": settings, "secret": set(secret)}
+    for variable in func["run"]["envs"]:
+        assert variable["name"] in variables
+        if reference := re.fullmatch(r"\{\{ (\w+):fleet-function:(\w+) \}\}", variable["value"]):
+            assert reference[2] in there[reference[1]]
+        else:
+            assert "{{" not in variable["value"]
+
+
+def test_func_yaml_says_the_same_as_the_service(func: Object, kafka: Rendered, tmp_path: Path) -> None:
+    values = {variable["name"]: variable["value"] for variable in func["run"]["envs"]}
+    (volume,) = func["run"]["volumes"]
+    (theirs,) = kafka.pod["volumes"]
+    assert (volume["path"], volume["emptyDir"]) == (values["FIRMWARE_CACHE_DIR"], theirs["emptyDir"])
+    for name in ("FIRMWARE_CACHE_DIR", "FIRMWARE_CACHE_BYTES", "PREVIEW"):
+        assert values[name] == kafka.environment[name]
+    options = func["deploy"]["options"]
+    limits = dict(options["resources"]["limits"])
+    assert limits.pop("concurrency") == kafka.settings(tmp_path).threads
+    assert {"requests": options["resources"]["requests"], "limits": limits} == kafka.container["resources"]
+    assert {label["key"]: label["value"] for label in func["deploy"]["labels"]} == {VISIBILITY: "cluster-local"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (func["runtime"], func["invoke"], project["name"]) == ("python", "http", "function")
+    assert isinstance(func["created"], str), "the timestamp has to be quoted"
+    assert json.dumps(func)
