@@ -6,10 +6,10 @@ from typing import Final
 
 import click
 
-from tests.bench import rollout
+from tests.bench import footprint, rollout
 
 #: Each takes a seed, prints what it measures, and returns what does not hold, one line each.
-_BENCHMARKS: Final[dict[str, Callable[[int], list[str]]]] = {"rollout": rollout.run}
+_BENCHMARKS: Final[dict[str, Callable[[int], list[str]]]] = {"rollout": rollout.run, "footprint": footprint.run}
 
 
 @click.command(help=f"Runs the named benchmarks, else all: {', '.join(_BENCHMARKS)}.")
