@@ -26,9 +26,9 @@ demo: .venv/.run ## publish a firmware, start sandbox and function, update five 
 
 test: .venv/.dev .venv/.wheels ## every test; under five minutes
 	@tests/install-peers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-bench: .venv/.dev ## whether a rollout's percentage draws as many devices as it says; SEED=7: other devices
+bench: .venv/.dev ## whether a rollout draws as many devices as it says, and what a pod takes; SEED=7: other devices
 	@$(BIN)/python -m tests.bench $(if $(SEED),--seed $(SEED))
 
 lint: .venv/.dev ## ruff and mypy
