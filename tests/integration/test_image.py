@@ -51,15 +51,16 @@ def image() -> Iterator[Image]:
         shutil.rmtree(folder)
 
 
-def run(image: Image, *command: str) -> "subprocess.CompletedProcess[str]":
-    folder = image.path(image.folder)
+def run(image: Image, *command: str, folder: str | None = None) -> "subprocess.CompletedProcess[str]":
+    folder = folder or image.path(image.folder)
     return subprocess.run(
         [*image.entrypoint, *command], cwd=folder, env=image.environment, capture_output=True, text=True, timeout=60
     )
 
 
-def test_its_command_line_is_the_projects(image: Image) -> None:
-    assert run(image, "publish", "--help").stdout.startswith("Usage: python -m fleet_fn publish")
+def test_its_command_line_is_the_projects_in_any_folder(image: Image) -> None:
+    for folder in (None, "/"):
+        assert run(image, "publish", "--help", folder=folder).stdout.startswith("Usage: python -m fleet_fn publish")
 
 
 def test_it_serves_where_nothing_else_is_said_and_says_what_it_lacks(image: Image) -> None:
