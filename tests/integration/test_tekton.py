@@ -1,0 +1,707 @@
+"""The build pipeline's steps for real: git repositories, a builder, a registry; and what goes wrong with them."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.support.function import ROOT
+from tests.support.http import Request, Response, Server
+from tests.support.registry import PASSWORD, USER, DockerRegistry, need
+from tests.support.tekton import Ended, TaskRun, load
+
+TASK = load(ROOT / "knative" / "tekton" / "firmware-build.yaml")
+TIME = 1795413600
+#: What a builder's image has in its working directory.
+BUILDER = """\
+#!/bin/sh
+set -eu
+printf '%s\\n' "$1" "$2" >arguments
+cd "$1"
+printf '%s %s %s' "$FIRMWARE_VERSION" "$SOURCE_DATE_EPOCH" "$2" >firmware.bin
+"""
+TOKEN = "t0ken-of-the-repository"
+SOURCE = "org.opencontainers.image.source"
+
+
+@pytest.fixture(scope="module")
+def _has_git() -> None:
+    need("git")
+
+
+class Repository:
+    """A repository with one commit, on the branch `main`."""
+
+    def __init__(self, folder: Path, template: "Repository | None" = None) -> None:
+        self.folder = folder
+        if template:
+            shutil.copytree(template.folder, folder)
+            return
+        self.git("init", "--quiet", "--initial-branch=main", "--template=", str(folder))
+        self.commit("first", {"README": "a firmware"})
+
+    @property
+    def url(self) -> str:
+        return f"file://{self.folder}"
+
+    def git(self, *arguments: str) -> str:
+        self.folder.mkdir(exist_ok=True)
+        who = {f"GIT_{role}_{what}": "a@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        when = {f"GIT_{role}_DATE": f"{TIME} +0200" for role in ("AUTHOR", "COMMITTER")}
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            **who,
+            **when,
+        }
+        command = ["git", *arguments]
+        ended = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=True)
+        return ended.stdout.strip()
+
+    def commit(self, message: str, files: dict[str, str] | None = None) -> str:
+        """Commits the files, and all else that has changed; returns the commit's id."""
+        for path, content in (files or {}).items():
+            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / path).write_text(content)
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", message)
+        return self.git("rev-parse", "HEAD")
+
+    def tag(self, *names: str) -> None:
+        for name in names:
+            self.git("tag", name)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a run of the Task ended with."""
+
+    run: TaskRun
+    #: The step that failed; None if none did.
+    failed: str | None
+    log: str
+
+    @property
+    def results(self) -> dict[str, str]:
+        assert self.failed is None, self.log
+        return self.run.results
+
+    @property
+    def version(self) -> str:
+        return self.results["version"]
+
+    def refusal(self, step: str) -> str:
+        """What a step said why it failed, without its name."""
+        assert self.failed == step, self.log
+        said = [line for line in self.log.splitlines() if line.startswith(f"{step}: ")]
+        assert said, self.log
+        return said[-1].partition(": ")[2]
+
+
+@dataclass
+class Pipeline:
+    """Somebody's builds of one repository."""
+
+    folder: Path
+    repository: Repository
+    params: dict[str, str]
+    workspaces: dict[str, Path] = field(default_factory=dict)
+    count: int = 0
+
+    @property
+    def image(self) -> Path:
+        """The working directory of the builder's image."""
+        return self.folder / "image"
+
+    @property
+    def canary(self) -> Path:
+        """What commands in parameters try to make."""
+        return self.folder / "canary"
+
+    def builder(self, script: str) -> None:
+        (self.image / "build.sh").write_text(script)
+
+    def task_run(self, **params: str) -> TaskRun:
+        """A new run, in a pod of its own."""
+        self.count += 1
+        pod = self.folder / f"pod-{self.count}"
+        source = pod / "source"
+        source.mkdir(parents=True)
+        return TaskRun(TASK, pod, self.params | params, {"source": source, **self.workspaces})
+
+    def start(self, run: TaskRun, until: str = "publish") -> Built:
+        """Runs the steps up to one of them, or to the one that fails."""
+        log = ""
+        for step in run.steps[: run.steps.index(until) + 1]:
+            ended = run.run(step, {"build": self.image, "publish": ROOT}.get(step, self.folder))
+            log += ended.log
+            if ended.code:
+                return Built(run, step, log)
+        return Built(run, None, log)
+
+    def build(self, until: str = "publish", **params: str) -> Built:
+        return self.start(self.task_run(**params), until)
+
+    def clone(self, **params: str) -> Built:
+        return self.build("clone", **params)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, _has_git: None) -> Repository:
+    return Repository(tmp_path_factory.mktemp("repositories") / "template")
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, template: Repository) -> Pipeline:
+    repository = Repository(tmp_path / "sensor", template)
+    params = {
+        "GIT_REPO": repository.url,
+        "REGISTRY": "registry.example",
+        "IMAGE": "sensor",
+        "BUILDER_IMAGE": "builder",
+    }
+    pipeline = Pipeline(tmp_path, repository, params)
+    pipeline.image.mkdir()
+    pipeline.builder(BUILDER)
+    (pipeline.image / "build.sh").chmod(0o755)
+    return pipeline
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A repository of the registry's that no other test uses."""
+    return "tekton/" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+
+
+@pytest.fixture
+def registry(pipeline: Pipeline, docker_registry: DockerRegistry, name: str) -> DockerRegistry:
+    """The one that the pipeline publishes to."""
+    pipeline.params |= {"REGISTRY": docker_registry.host, "IMAGE": name, "INSECURE": "true"}
+    return docker_registry
+
+
+def annotations(registry: DockerRegistry, name: str, tag: str) -> dict[str, str]:
+    found: dict[str, str] = registry.manifest(name, tag).json["annotations"]
+    return found
+
+
+def everything_in(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
+
+
+# --- A build ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tagged_commit_becomes_a_firmware_of_that_version(
+    pipeline: Pipeline, registry: DockerRegistry, name: str
+) -> None:
+    commit = pipeline.repository.commit("second")
+    pipeline.repository.tag("v1.2.3")
+    pipeline.repository.commit("third")
+    built = pipeline.build(GIT_REVISION="v1.2.3", BUILD_ARGS="--features  x")
+    digest = str(registry.digest(name, "v1.2.3"))
+    assert built.results == {  # byte for byte: without newlines at the end
+        "version": "v1.2.3",
+        "commit": commit,
+        "committer-date": str(TIME),
+        "url": pipeline.repository.url,
+        "reference": f"{registry.host}/{name}:v1.2.3",
+        "digest": digest,
+        "IMAGE_URL": f"{registry.host}/{name}:v1.2.3",
+        "IMAGE_DIGEST": digest,
+    }
+    assert annotations(registry, name, "v1.2.3") == {
+        "org.opencontainers.image.version": "v1.2.3",
+        "org.opencontainers.image.created": "2026-11-23T06:00:00+00:00",
+        SOURCE: pipeline.repository.url,
+        "org.opencontainers.image.revision": commit,
+    }
+    assert registry.tags(name) == {"v1.2.3", "latest"}
+    assert registry.digest(name, "latest") == digest
+    content = f"v1.2.3 {TIME} --features  x".encode()
+    inspect = [sys.executable, "-m", "fleet_fn", "inspect", built.results["reference"], "--insecure"]
+    seen = subprocess.run(inspect, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert dict(line.split(maxsplit=1) for line in seen.splitlines()) == {
+        "shape": "artifact",
+        "digest": digest,
+        "version": "v1.2.3",
+        "size": str(len(content)),
+        "sha256": f"{hashlib.sha256(content).hexdigest()} (verified)",
+    }
+
+
+def test_latest_moves_unless_it_is_told_not_to(pipeline: Pipeline, registry: DockerRegistry, name: str) -> None:
+    pipeline.repository.tag("1.0")
+    assert pipeline.build().version == "1.0"
+    first = registry.digest(name, "latest")
+    pipeline.repository.commit("second")
+    pipeline.repository.tag("2.0")
+    assert pipeline.build(LATEST="false").version == "2.0"
+    assert registry.tags(name) == {"1.0", "2.0", "latest"}
+    assert registry.digest(name, "latest") == first
+    pipeline.build()
+    assert registry.digest(name, "latest") == registry.digest(name, "2.0")
+
+
+def test_a_build_again_changes_nothing_and_other_bytes_for_a_version_are_refused(
+    pipeline: Pipeline, registry: DockerRegistry, name: str
+) -> None:
+    pipeline.repository.tag("1.0")
+    first = pipeline.build()
+    assert pipeline.build().results == first.results
+    refused = pipeline.build(BUILD_ARGS="--other")
+    assert refused.refusal("publish").startswith("tag 1.0 has other bytes already: publish another version")
+    assert set(refused.run.results) & {"digest", "reference", "IMAGE_URL", "IMAGE_DIGEST"} == set()
+    assert registry.digest(name, "latest") == first.results["digest"]
+
+
+@pytest.mark.usefixtures("_has_docker_registry")
+def test_a_registry_that_wants_credentials_is_shown_those_of_the_workspace_or_of_the_service_account(
+    pipeline: Pipeline, name: str
+) -> None:
+    with DockerRegistry(protected=True) as registry:
+        pipeline.params |= {"REGISTRY": f"{registry.host}/", "IMAGE": name, "INSECURE": "true", "PAD_TO": "64"}
+        assert pipeline.build().failed == "publish"
+        auth = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        config = json.dumps({"auths": {registry.host: {"auth": auth}}})
+
+        run = pipeline.task_run()
+        account = run.folder / "tekton" / "home" / ".docker"
+        account.mkdir()
+        (account / "config.json").write_text(config)
+        by_account = pipeline.start(run)
+
+        pipeline.workspaces["dockerconfig"] = pipeline.folder / "dockerconfig"
+        pipeline.workspaces["dockerconfig"].mkdir()
+        (pipeline.workspaces["dockerconfig"] / "config.json").write_text(config)
+        by_workspace = pipeline.build()
+
+        assert by_account.results == by_workspace.results
+        (layer,) = registry.manifest(name, by_workspace.version).json["layers"]
+        assert layer["size"] == 64
+        assert PASSWORD not in by_account.log + by_workspace.log
+        assert auth not in by_account.log + by_workspace.log
+
+
+# --- Revisions and versions -------------------------------------------------------------------------------------------
+
+
+def test_a_commit_without_a_tag_has_twelve_digits_of_its_id_as_version(pipeline: Pipeline) -> None:
+    pipeline.repository.tag("v1")
+    commit = pipeline.repository.commit("second")
+    built = pipeline.clone()
+    assert built.results == {
+        "version": commit[:12],
+        "commit": commit,
+        "committer-date": str(TIME),
+        "url": pipeline.repository.url,
+    }
+    assert pipeline.build("build", BUILD_COMMAND='git -C "$PROJECT_DIR" rev-parse --short HEAD').log.endswith(
+        f"\n{commit[:12]}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tags", "revision", "version"),
+    [
+        (["v1.9", "v1.10"], "main", "v1.10"),
+        (["v1.9", "v1.10"], "v1.9", "v1.9"),
+        (["v1.9", "v1.10"], "refs/tags/v1.9", "v1.9"),
+        (["1.0", "1.0-rc1", "1.0-rc2"], "main", "1.0"),
+        (["1.0", "latest"], "main", "1.0"),
+        (["1.0", "latest"], "latest", "1.0"),
+        (["latest"], "main", None),
+    ],
+    ids=str,
+)
+def test_of_several_tags_the_one_that_is_asked_for_is_the_version_else_the_highest(
+    pipeline: Pipeline, tags: list[str], revision: str, version: str | None
+) -> None:
+    pipeline.repository.tag(*tags)
+    built = pipeline.clone(GIT_REVISION=revision)
+    assert built.version == (version or built.results["commit"][:12])
+
+
+@pytest.mark.parametrize("form", ["old", "refs/heads/old", "v1", "annotated", "refs/tags/v1", "{commit}", "HEAD"])
+def test_a_revision_is_a_branch_a_tag_or_a_commit(pipeline: Pipeline, form: str) -> None:
+    first = pipeline.repository.git("rev-parse", "HEAD")
+    pipeline.repository.tag("v1")
+    pipeline.repository.git("tag", "--annotate", "annotated", "--message", "x")
+    pipeline.repository.git("branch", "old")
+    second = pipeline.repository.commit("second")
+    expected = second if form == "HEAD" else first
+    built = pipeline.clone(GIT_REVISION=form.format(commit=first))
+    assert built.results["commit"] == expected
+    head = built.run.folder / "source" / "checkout" / ".git" / "HEAD"
+    assert head.read_text().strip() == expected
+
+
+def test_a_commit_that_no_branch_has_is_asked_for(pipeline: Pipeline) -> None:
+    pipeline.repository.git("config", "uploadpack.allowAnySHA1InWant", "true")
+    commit = pipeline.repository.commit("of a pull request")
+    pipeline.repository.git("reset", "--quiet", "--hard", "HEAD~")
+    assert pipeline.clone(GIT_REVISION=commit).results["commit"] == commit
+
+
+def test_a_branch_is_meant_where_its_whole_name_is_given_even_if_a_tag_has_the_same(pipeline: Pipeline) -> None:
+    pipeline.repository.tag("both")
+    tagged = pipeline.repository.git("rev-parse", "HEAD")
+    branched = pipeline.repository.commit("second")
+    pipeline.repository.git("branch", "both")
+    assert pipeline.clone(GIT_REVISION="refs/heads/both").results["commit"] == branched
+    assert pipeline.clone(GIT_REVISION="both").results["commit"] == tagged
+
+
+@pytest.mark.parametrize("revision", ["nowhere", "main~0", "refs/pull/1/head", "0" * 40, "f" * 7])
+def test_a_revision_that_is_none_is_refused(pipeline: Pipeline, revision: str) -> None:
+    refusal = pipeline.clone(GIT_REVISION=revision).refusal("clone")
+    assert revision in refusal
+    assert pipeline.repository.url in refusal
+
+
+def test_a_branch_whose_name_could_be_an_option_is_refused(pipeline: Pipeline) -> None:
+    pipeline.repository.git("update-ref", "refs/heads/-h", "HEAD")
+    assert pipeline.clone(GIT_REVISION="-h").refusal("clone").startswith("GIT_REVISION '-h' is no branch")
+
+
+@pytest.mark.parametrize("tag", ["release/1.0", "1.0+debug", "-1", "ü", "a" * 129])
+def test_a_tag_that_a_registry_cannot_have_is_refused(pipeline: Pipeline, tag: str) -> None:
+    pipeline.repository.git("update-ref", f"refs/tags/{tag}", "HEAD")
+    refusal = pipeline.clone().refusal("clone")
+    assert refusal.startswith(f"the git tag '{tag}' cannot be a tag in a registry: that has ")
+
+
+def test_submodules_are_part_of_the_checkout(pipeline: Pipeline, template: Repository, tmp_path: Path) -> None:
+    library = Repository(tmp_path / "library", template)
+    with served(library) as server:
+        url = f"{server.url}/library.git"
+        pipeline.repository.git("submodule", "--quiet", "add", url, "library")
+        pipeline.repository.commit("with a library")
+        built = pipeline.clone()
+    assert (built.run.folder / "source" / "checkout" / "library" / "README").read_text() == "a firmware"
+
+
+# --- The build --------------------------------------------------------------------------------------------------------
+
+
+def test_the_builder_runs_in_its_own_folder_with_the_project_and_the_arguments(pipeline: Pipeline) -> None:
+    pipeline.repository.commit("projects", {"boards/nrf 52/Cargo.toml": ""})
+    built = pipeline.build("build", PROJECT_PATH="boards/nrf 52", BUILD_ARGS='--release "$(id)" *')
+    project = built.run.folder / "source" / "build" / "boards" / "nrf 52"
+    assert (pipeline.image / "arguments").read_text().splitlines() == [str(project), '--release "$(id)" *']
+    assert (project / "firmware.bin").read_text().startswith(built.version)
+
+
+def test_arguments_for_cargo_are_the_builds_where_there_are_no_others(pipeline: Pipeline) -> None:
+    for expected, params in {"cargo": {}, "other": {"BUILD_ARGS": "other"}}.items():
+        assert pipeline.build("build", CARGO_BUILD_ARGS="cargo", **params).failed is None
+        assert (pipeline.image / "arguments").read_text().splitlines()[1] == expected
+
+
+def test_a_repository_can_bring_its_own_build(pipeline: Pipeline) -> None:
+    pipeline.repository.commit("build", {"Makefile.sh": 'echo "$FIRMWARE_VERSION $BUILD_ARGS" >own.bin'})
+    built = pipeline.build("build", BUILD_COMMAND='cd "$PROJECT_DIR" && sh Makefile.sh', BUILD_ARGS="x")
+    assert (built.run.folder / "source" / "build" / "own.bin").read_text() == f"{built.version} x\n"
+    assert not (pipeline.image / "arguments").exists()
+
+
+def test_a_build_that_fails_fails_the_run(pipeline: Pipeline) -> None:
+    pipeline.builder("#!/bin/sh\necho no memory left\nexit 7\n")
+    run = pipeline.task_run()
+    assert run.run("clone", pipeline.folder).code == 0
+    assert run.run("build", pipeline.image) == Ended(7, "no memory left\n")
+
+
+def test_a_volume_can_be_used_again(pipeline: Pipeline) -> None:
+    run = pipeline.task_run()
+    assert pipeline.start(run, "build").failed is None
+    left = run.folder / "source" / "build" / "left"
+    left.touch()
+    assert pipeline.start(run, "build").failed is None
+    assert not left.exists()
+
+
+def test_each_step_may_run_as_a_user_of_its_own(template: Repository) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can run steps as several users")
+    with tempfile.TemporaryDirectory(prefix="fleet-tekton-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        repository = Repository(folder / "sensor", template)
+        repository.tag("v1")
+        for path in [repository.folder, *repository.folder.rglob("*")]:
+            os.chown(path, 1000, 1000)
+        source = folder / "source"
+        source.mkdir()
+        source.chmod(0o777)
+        params = {
+            "GIT_REPO": repository.url,
+            "REGISTRY": "registry.example",
+            "IMAGE": "sensor",
+            "BUILDER_IMAGE": "builder",
+            "BUILD_COMMAND": 'umask 022; cd "$PROJECT_DIR" && git describe --tags >firmware.bin && touch README',
+        }
+        (folder / "pod").mkdir()
+        run = TaskRun(TASK, folder / "pod", params, {"source": source})
+        for step, user in {"clone": 1000, "build": 1001}.items():
+            ended = run.run(step, folder, user)
+            assert ended.code == 0, ended.log
+        read = ["cat", str(source / "build" / "firmware.bin"), *map(str, (folder / "pod/tekton/results").iterdir())]
+        seen = subprocess.run(read, user=65532, group=65532, extra_groups=[], capture_output=True, check=True).stdout
+        assert seen.startswith(b"v1\n")
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["../..", "..", "a/../..", "/etc", ""])
+@pytest.mark.parametrize("param", ["PROJECT_PATH", "ARTIFACT_PATH"])
+def test_paths_that_lead_out_of_the_repository_are_refused(pipeline: Pipeline, param: str, path: str) -> None:
+    built = pipeline.clone(**{param: path})
+    assert built.refusal("clone") == f"{param} '{path}' names nothing inside the repository"
+    assert not (built.run.folder / "source" / "checkout").exists()
+
+
+@pytest.mark.parametrize("target", ["/etc", "../../home-clone", "../build-other"])
+def test_a_project_that_is_a_link_out_of_the_repository_is_refused(pipeline: Pipeline, target: str) -> None:
+    (pipeline.repository.folder / "project").symlink_to(target)
+    pipeline.repository.commit("a link")
+    run = pipeline.task_run(PROJECT_PATH="project")
+    (run.folder / "source" / "build-other").mkdir()
+    run.home("clone")
+    assert pipeline.start(run, "build").refusal("build") == "PROJECT_PATH 'project' leads out of the repository"
+    assert not (pipeline.image / "arguments").exists()
+
+
+def test_a_project_that_is_not_there_is_refused(pipeline: Pipeline) -> None:
+    refusal = pipeline.build("build", PROJECT_PATH="nowhere").refusal("build")
+    assert refusal == "PROJECT_PATH 'nowhere' is no folder in the repository"
+
+
+@pytest.mark.parametrize("link", ["firmware.bin", "target"])
+def test_an_artifact_that_is_a_link_out_of_the_repository_is_refused(pipeline: Pipeline, link: str) -> None:
+    target = {"firmware.bin": "/etc/passwd", "target": "/etc"}[link]
+    pipeline.builder(f'#!/bin/sh\nln -s {target} "$1/{link}"\n')
+    path = {"firmware.bin": "firmware.bin", "target": "target/passwd"}[link]
+    assert pipeline.build(ARTIFACT_PATH=path).refusal("publish") == (
+        f"ARTIFACT_PATH '{path}' leads out of the repository"
+    )
+
+
+@pytest.mark.parametrize("script", ["true", 'mkdir "$1/firmware.bin"', 'mkfifo "$1/firmware.bin"'])
+def test_a_build_that_leaves_no_file_is_refused(pipeline: Pipeline, script: str) -> None:
+    pipeline.builder(f"#!/bin/sh\n{script}\n")
+    assert pipeline.build().refusal("publish") == (
+        "the build left no file 'firmware.bin' (ARTIFACT_PATH) in '.' (PROJECT_PATH)"
+    )
+
+
+def test_an_artifact_may_be_a_link_within_the_repository(
+    pipeline: Pipeline, registry: DockerRegistry, name: str
+) -> None:
+    pipeline.builder('#!/bin/sh\nmkdir "$1/out"\nprintf abcd >"$1/out/a"\nln -s out/a "$1/firmware.bin"\n')
+    version = pipeline.build().version
+    (layer,) = registry.manifest(name, version).json["layers"]
+    assert layer["digest"] == f"sha256:{hashlib.sha256(b'abcd').hexdigest()}"
+
+
+def test_a_description_of_another_version_is_refused(pipeline: Pipeline, registry: DockerRegistry, name: str) -> None:
+    pipeline.repository.tag("1.0")
+    describing = BUILDER + """printf '{"version": "%s"}' "${2:-$FIRMWARE_VERSION}" >firmware.json\n"""
+    pipeline.builder(describing)
+    assert pipeline.build(BUILD_ARGS="0.9").refusal("publish") == (
+        "firmware.json has version '0.9', not '1.0': build with $FIRMWARE_VERSION"
+    )
+    assert registry.tags(name) == set()
+    assert pipeline.build().version == "1.0"
+
+
+COMMANDS = "\"; touch {0}; $(touch {0}) `touch {0}` '; touch {0} #"
+
+
+@pytest.mark.parametrize("value", [COMMANDS, "--upload-pack=touch {0}", "-h", "", "main\ntouch {0}", "main\x1b[2J"])
+@pytest.mark.parametrize("param", ["GIT_REVISION", "GIT_REPO"])
+def test_commands_and_options_in_what_the_clone_is_given_do_nothing(pipeline: Pipeline, param: str, value: str) -> None:
+    refusal = pipeline.clone(**{param: value.format(pipeline.canary)}).refusal("clone")
+    assert param in refusal
+    assert refusal.isprintable()
+    assert not pipeline.canary.exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ext::sh -c touch% {canary}",
+        "ext::sh%20-c@x:touch {canary}",
+        "ext::touch@{canary}:x",
+        "file:///a\ttouch",
+        "-oProxyCommand=touch {canary}@host:path",
+        "user:token@host:path",
+        "/srv/git/sensor",
+        "ftp://host/sensor",
+        "https://",
+        "https://127.0.0.1:1/a b",
+    ],
+)
+def test_what_is_no_address_of_a_repository_is_refused(pipeline: Pipeline, url: str) -> None:
+    refusal = pipeline.clone(GIT_REPO=url.format(canary=pipeline.canary)).refusal("clone")
+    assert refusal.startswith("GIT_REPO")
+    assert "token" not in refusal
+    assert not pipeline.canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("param", "reason"),
+    [
+        ("PROJECT_PATH", "is no folder in the repository"),
+        ("ARTIFACT_PATH", "(ARTIFACT_PATH) in"),
+        ("REGISTRY", "expected HOST/NAME:TAG"),
+        ("IMAGE", "invalid reference"),
+        ("LATEST", "LATEST is neither true nor false"),
+        ("INSECURE", "INSECURE is neither true nor false"),
+        ("PAD_TO", "Invalid value for '--pad-to'"),
+    ],
+)
+def test_commands_in_what_the_other_steps_are_given_do_nothing(pipeline: Pipeline, param: str, reason: str) -> None:
+    built = pipeline.build(**{param: COMMANDS.format(pipeline.canary)})
+    assert built.failed == ("build" if param == "PROJECT_PATH" else "publish")
+    assert reason in built.log
+    assert not pipeline.canary.exists()
+
+
+# --- Credentials for the repository -----------------------------------------------------------------------------------
+
+
+class GitServer(Server):
+    """Serves a repository by plain HTTP, to those who know the password if there is one."""
+
+    def __init__(self, repository: Repository, password: str | None) -> None:
+        repository.git("update-server-info")
+        self._files = repository.folder / ".git"
+        self._allowed = password and "Basic " + base64.b64encode(password.encode()).decode()
+        super().__init__(self._serve)
+
+    def _serve(self, request: Request) -> Response:
+        if self._allowed and request.headers.get("Authorization") != self._allowed:
+            return Response(401, headers={"WWW-Authenticate": 'Basic realm="git"'})
+        file = self._files / re.sub(r"^/[^/]*/|\?.*", "", request.path)
+        return Response(body=file.read_bytes()) if file.is_file() else Response(404)
+
+
+def served(repository: Repository, password: str | None = None) -> GitServer:
+    return GitServer(repository, password)
+
+
+def test_credentials_in_the_address_are_told_nobody(pipeline: Pipeline, registry: DockerRegistry, name: str) -> None:
+    with served(pipeline.repository, f"acme:{TOKEN}") as server:
+        built = pipeline.build(GIT_REPO=server.url.replace("://", f"://acme:{TOKEN}@") + "/sensor.git")
+    assert annotations(registry, name, built.version)[SOURCE] == f"{server.url}/sensor.git" == built.results["url"]
+    assert TOKEN not in built.log
+    assert TOKEN not in str(built.results) + registry.manifest(name, built.version).body.decode()
+    assert TOKEN.encode() not in everything_in(built.run.folder / "source")
+    assert (built.run.home("clone") / ".git-credentials").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "password"),
+    [(TOKEN, f"{TOKEN}:"), (f"a%40b:{TOKEN}%2F", f"a@b:{TOKEN}/"), (f"a:@{TOKEN}", f"a:@{TOKEN}")],
+)
+def test_credentials_in_the_address_are_used_however_they_are_written(
+    pipeline: Pipeline, userinfo: str, password: str
+) -> None:
+    with served(pipeline.repository, password) as server:
+        built = pipeline.clone(GIT_REPO=server.url.replace("://", f"://{userinfo}@") + "/sensor.git")
+    assert built.results["url"] == f"{server.url}/sensor.git"
+    assert TOKEN not in built.log
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("/sensor.git", "Authentication failed"), ("/s%20ensor@x/y", "GIT_REPO has an @")]
+)
+def test_credentials_that_are_refused_are_told_nobody_either(pipeline: Pipeline, path: str, said: str) -> None:
+    with served(pipeline.repository, "other:password") as server:
+        built = pipeline.clone(GIT_REPO=server.url.replace("://", f"://acme:{TOKEN}@") + path)
+    assert built.failed == "clone"
+    assert said in built.log
+    assert TOKEN not in built.log
+
+
+def test_a_password_with_a_slash_is_not_taken_for_a_path(pipeline: Pipeline) -> None:
+    built = pipeline.clone(GIT_REPO=f"https://acme:x/{TOKEN}@127.0.0.1:1/sensor.git")
+    assert "write / as %2F" in built.refusal("clone")
+    assert TOKEN not in built.log
+
+
+@pytest.mark.parametrize("form", ["files", "secret"])
+def test_credentials_come_from_a_workspace(pipeline: Pipeline, form: str) -> None:
+    workspace = pipeline.workspaces["basic-auth"] = pipeline.folder / "basic-auth"
+    workspace.mkdir()
+    with served(pipeline.repository, f"acme:{TOKEN}") as server:
+        if form == "files":
+            address = server.url.replace("://", f"://acme:{TOKEN}@")
+            (workspace / ".git-credentials").write_text(address)
+            (workspace / ".gitconfig").write_text(f'[credential "{server.url}"]\n\thelper = store\n')
+        else:
+            (workspace / "username").write_text("acme")
+            (workspace / "password").write_text(TOKEN)
+        built = pipeline.clone(GIT_REPO=f"{server.url}/sensor.git")
+    assert built.results["url"] == f"{server.url}/sensor.git"
+    assert TOKEN not in built.log
+    assert TOKEN.encode() not in everything_in(built.run.folder / "source")
+
+
+def test_a_password_is_shown_to_no_other_host(pipeline: Pipeline, template: Repository, tmp_path: Path) -> None:
+    workspace = pipeline.workspaces["basic-auth"] = pipeline.folder / "basic-auth"
+    workspace.mkdir()
+    (workspace / "username").write_text("acme")
+    (workspace / "password").write_text(TOKEN)
+    library = Repository(tmp_path / "library", template)
+    with served(library) as open_server:
+        pipeline.repository.git("submodule", "--quiet", "add", f"{open_server.url}/library.git", "library")
+    pipeline.repository.commit("with a library")
+    with served(library, "other:password") as other, served(pipeline.repository, f"acme:{TOKEN}") as server:
+        pipeline.repository.git("config", "--file", ".gitmodules", "submodule.library.url", f"{other.url}/library.git")
+        pipeline.repository.commit("elsewhere")
+        pipeline.repository.git("update-server-info")
+        assert pipeline.clone(GIT_REPO=f"{server.url}/sensor.git").failed == "clone"
+    assert other.requests
+    assert not [request for request in other.requests if "Authorization" in request.headers]
+
+
+def test_a_user_without_a_home_can_have_credentials(pipeline: Pipeline) -> None:
+    with served(pipeline.repository, f"acme:{TOKEN}") as server:
+        run = pipeline.task_run(GIT_REPO=server.url.replace("://", f"://acme:{TOKEN}@") + "/sensor.git")
+        home = run.home("clone")
+        home.rmdir()
+        home.symlink_to(pipeline.folder / "nowhere")
+        assert pipeline.start(run, "clone").failed is None
+
+
+@pytest.mark.parametrize("form", ["git@git.example.com:{path}", "ssh://git:{token}@git.example.com{path}"])
+def test_a_repository_is_reached_by_ssh_with_the_keys_of_a_workspace(pipeline: Pipeline, form: str) -> None:
+    keys = pipeline.workspaces["ssh-directory"] = pipeline.folder / "keys"
+    keys.mkdir()
+    (keys / "id_ed25519").write_text("a key")
+    (keys / "known_hosts").write_text("a host")
+    run = pipeline.task_run(GIT_REPO=form.format(path=pipeline.repository.folder, token=TOKEN))
+    # Stands for ssh: there is no other end.
+    ssh = ('echo "$@"', "ls -ld ~/.ssh ~/.ssh/*", "cat ~/.ssh/*")
+    run.program("ssh", f'{{ {"; ".join(ssh)}; }} >&2\nfor last; do :; done\nexec sh -c "$last"')
+    built = pipeline.start(run, "clone")
+    assert built.results["url"] == f"ssh://git.example.com/{str(pipeline.repository.folder).lstrip('/')}"
+    assert " git@git.example.com " in f" {built.log}"
+    assert "a keya host" in built.log
+    modes = re.findall(r"^([d-][rwx-]{9}).*\.ssh", built.log, re.MULTILINE)
+    assert modes == ["drwx------", "-rw-------", "-rw-------"]
+    assert TOKEN not in built.log
