@@ -3,6 +3,7 @@
 from fleet_fn.server import (  # noqa: F401
     bind,
     control_socket_disable,
+    forwarder_headers,
     graceful_timeout,
     keepalive,
     on_starting,

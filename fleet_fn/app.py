@@ -28,9 +28,11 @@ from fleet_fn.wiring import make_updaters
 #: Bytes of an event's body at most.
 MAX_BODY: Final = 64 * 1024
 #: Bytes of a larger one that are read to no purpose, so that its sender listens to the answer.
-_MAX_DISCARDED: Final = 16 * 1024 * 1024
+MAX_DISCARDED: Final = 16 * 1024 * 1024
 #: Seconds within which such a one has to come.
 _PATIENCE: Final = 1.0
+#: Where in a request's environment the server has put the event's deadline, if it has taken time of that already.
+DEADLINE: Final = "fleet_fn.deadline"
 #: The share of an event's time that is ours to use up; the rest is the server's and the network's.
 OURS: Final = 0.97
 #: Characters of a reason in a header.
@@ -73,7 +75,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     @app.post("/")
     def answer_event() -> Response:
-        deadline = Deadline(settings.event_deadline * OURS)
+        deadline = _deadline(settings)
         result = _take(settings, slots, deadline, lambda event: Decision(updater.answer(event, deadline)))
         _log_event(result, deadline.elapsed)
         return _respond(result.decision.outcome, result.status)
@@ -82,7 +84,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     def preview_event() -> Response:
         if not settings.preview:
             abort(HTTPStatus.NOT_FOUND, "previews are switched off (PREVIEW)")
-        deadline = Deadline(settings.event_deadline * OURS)
+        deadline = _deadline(settings)
         result = _take(settings, slots, deadline, lambda event: previewer.decide(event, deadline))
         if result.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
             return _respond(result.decision.outcome, result.status)
@@ -112,6 +114,11 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 # --- Requests ---------------------------------------------------------------------------------------------------------
+
+
+def _deadline(settings: Settings) -> Deadline:
+    deadline: Deadline | None = request.environ.get(DEADLINE)
+    return deadline or Deadline(settings.event_deadline * OURS)
 
 
 class _TooLarge(Exception):
@@ -218,7 +225,7 @@ def _discard_body(request: Request) -> None:
         suppress(OSError, ParseException),
         _patience.with_sender(request.environ.get("gunicorn.socket"), Deadline(_PATIENCE)),
     ):
-        left = _MAX_DISCARDED
+        left = MAX_DISCARDED
         while left > 0 and (chunk := request.stream.read(MAX_BODY)):
             left -= len(chunk)
 

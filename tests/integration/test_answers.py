@@ -563,3 +563,10 @@ def test_every_event_leaves_one_line(function: Function, device: str) -> None:
     (line,) = map(json.loads, function.logged(str(sent["id"])))
     assert line["level"] == "INFO"
     assert (line["outcome"], line["reason"], line["device"]) == ("withheld", "unmanaged", device)
+
+
+@pytest.mark.parametrize("name", ["SCRIPT_NAME", "PATH_INFO", "Script-Name"])
+def test_no_header_moves_the_function_to_another_path(function: Function, device: str, name: str) -> None:
+    """Knative's queue-proxy is on the same host, and gunicorn trusts that with some headers."""
+    answer = function.post(event(device), b'{"version": "1"}', headers={name: "/elsewhere"})
+    assert (answer.status, answer.outcome) == (204, 'withheld; reason="unmanaged"')

@@ -1,5 +1,6 @@
 """The function under `func`: installed and served as its scaffolding does it."""
 
+import contextlib
 import http.client
 import os
 import re
@@ -10,8 +11,8 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import cbor2
@@ -19,7 +20,7 @@ import pytest
 
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
-from tests.support.function import Client, event
+from tests.support.function import Answer, Client, event
 from tests.support.http import Response
 from tests.support.installed import checkout, make_environment, wheels
 from tests.support.timing import DEADLINE, SLACK, Gate
@@ -141,6 +142,15 @@ def test_names_that_are_not_ascii_come_through(function: Served, drogue: Drogue)
     assert len(drogue.commands_for(name)) == 1
 
 
+def test_a_header_with_an_underscore_is_none(function: Served, device: str) -> None:
+    lines = [(f"ce-{name}", value) for name, value in event(device).items() if value]
+    smuggled = [("ce_subject", "other"), ("ce_id", "2"), *lines, *AUTHORIZED.items()]
+    assert function.request("POST", "/", smuggled, b'{"version": "1"}').outcome == 'withheld; reason="unmanaged"'
+    without = [(name, value) for name, value in lines if name != "ce-subject"]
+    answer = function.request("POST", "/", [("ce_subject", "dfu"), *without, *AUTHORIZED.items()], b'{"version": "1"}')
+    assert answer.outcome == "ignored"
+
+
 def test_events_in_structured_mode_and_previews_are_taken(function: Served, device: str) -> None:
     structured = b'{"specversion": "1.0", "id": "1", "source": "x", "type": "other"}'
     headers = [("Content-Type", "application/cloudevents+json"), *AUTHORIZED.items()]
@@ -239,8 +249,67 @@ def test_a_setting_that_is_missing_stops_the_start_with_one_line(scaffolded: lis
     assert line.startswith("fleet_fn: DROGUE_API_URL: got nothing, takes ")
 
 
-def test_it_ends_when_it_is_told_to(scaffolded: list[str], drogue: Drogue, firmware: Path) -> None:
-    with served(scaffolded, **drogue.environment, FIRMWARE_REGISTRY=f"oci-layout:{firmware}") as function:
-        assert function.request("GET", "/readyz").status == 200
+# --- What its server would leave behind
+
+
+def test_bodies_that_nobody_reads_leave_nothing_open(function: Served, device: str) -> None:
+    def descriptors() -> int:
+        return len(list(Path(f"/proc/{function.process.pid}/fd").iterdir()))
+
+    before = descriptors()
+    lines = [(f"ce-{name}", value) for name, value in event(device).items() if value]
+    for _ in range(5):
+        assert function.request("GET", "/healthz", body=b" " * 2_000_000).status == 200
+        assert function.request("POST", "/", lines, b" " * 2_000_000).status == 401
+        with closing(socket.create_connection(("127.0.0.1", function.port), 20)) as connection:
+            # More than is taken before the answer.
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 40000000\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(b" " * 40_000_000)
+    limit = time.monotonic() + 20
+    while descriptors() > before and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert descriptors() <= before
+
+
+@contextmanager
+def working_on(
+    scaffolded: list[str], drogue: Drogue, firmware: Path, device: str
+) -> Iterator[tuple[Served, Gate, "Future[Answer]"]]:
+    """A function of its own while it works on a status, the gate before Drogue Cloud, and the answer to come."""
+    gate = Gate(Response(202))
+    drogue.command_answers[device] = gate
+    variables = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{firmware}"}
+    with ThreadPoolExecutor(1) as pool, served(scaffolded, **variables) as function:
+        answer = pool.submit(function.post, event(device), b'{"version": "1"}')
+        assert gate.reached.wait(20)
+        try:
+            yield function, gate, answer
+        finally:
+            gate.opened.set()
+
+
+def test_it_ends_when_it_is_told_to_and_answers_before_what_it_works_on(
+    scaffolded: list[str], drogue: Drogue, firmware: Path, device: str
+) -> None:
+    with working_on(scaffolded, drogue, firmware, device) as (function, gate, answer):
         function.process.terminate()
+        time.sleep(0.2)
+        gate.opened.set()
+        assert answer.result(20).status == 204
+        assert function.process.wait(20) == 0
+
+
+def test_it_answers_what_takes_longer_than_its_server_waits_and_ends_whatever_is_still_to_come(
+    scaffolded: list[str], drogue: Drogue, firmware: Path, device: str
+) -> None:
+    lines = {f"ce-{name}": value for name, value in event(device).items() if value}
+    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in lines.items())
+    with working_on(scaffolded, drogue, firmware, device) as (function, _, answer), ExitStack() as stack:
+        for _ in range(6):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", function.port), 20))
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + head + b"Content-Length: 50\r\n\r\n{")
+        assert function.request("GET", "/healthz").status == 200
+        function.process.terminate()
+        assert answer.result(20).outcome == 'retry; reason="Drogue Cloud: no answer in time"'
         assert function.process.wait(20) == 0
