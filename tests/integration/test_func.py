@@ -3,16 +3,14 @@
 import contextlib
 import http.client
 import os
-import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
 import cbor2
@@ -20,7 +18,7 @@ import pytest
 
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
-from tests.support.function import Answer, Client, event
+from tests.support.function import Answer, Client, Served, event, serving
 from tests.support.http import Response
 from tests.support.installed import checkout, make_environment, wheels
 from tests.support.timing import DEADLINE, SLACK, Gate
@@ -64,33 +62,8 @@ def scaffolded(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(python), str(folder / "service" / "main.py")]
 
 
-class Served(Client):
-    """What `func`'s middleware listens on."""
-
-    def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
-        self.process = process
-        self.port = port
-
-
-@contextmanager
-def served(command: list[str], **variables: str) -> Iterator[Served]:
-    process = subprocess.Popen(
-        command,
-        env={"LISTEN_ADDRESS": "127.0.0.1:0", **variables},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    with process, process.stderr as errors:
-        try:
-            running = next(filter(None, (re.search(r"Running on http://127\.0\.0\.1:(\d+)", line) for line in errors)))
-            reader = threading.Thread(target=errors.read)
-            reader.start()
-            yield Served(process, int(running[1]))
-        finally:
-            process.kill()
-        reader.join()
+def served(command: list[str], **variables: str) -> AbstractContextManager[Served]:
+    return serving(command, {"LISTEN_ADDRESS": "127.0.0.1:0", **variables}, "/")
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,11 @@
 
 import importlib.util
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import cbor2
@@ -18,7 +15,7 @@ import pytest
 from tests.support.containerfile import Image, build
 from tests.support.drogue import Drogue
 from tests.support.firmware import random_bytes
-from tests.support.function import Client, event
+from tests.support.function import event, serving
 from tests.support.installed import checkout, make_environment, wheels
 from tests.support.registry import DockerRegistry
 
@@ -118,33 +115,6 @@ def contained(image: Image, cache: Path) -> list[str]:
     return ["unshare", "--mount", "bash", "-ec", contain, str(cache), user, *image.entrypoint, *image.command]
 
 
-@contextmanager
-def serving(command: list[str], image: Image, **variables: str) -> Iterator[Client]:
-    process = subprocess.Popen(
-        command,
-        cwd=image.path(image.folder),
-        env={**image.environment, "PORT": "0", **variables},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    with process:
-        try:
-            said = ""
-            while not (listening := re.search(r"Listening at: http://0\.0\.0\.0:(\d+)", said)):
-                line = process.stderr.readline()
-                assert line, f"it did not start: {said}"
-                said += line
-            client = Client()
-            client.port = int(listening[1])
-            yield client
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
-        finally:
-            process.kill()
-
-
 @pytest.fixture
 def cache(image: Image) -> Path:
     """Where a volume for the firmware cache is mounted."""
@@ -168,12 +138,14 @@ def test_it_updates_devices_without_privileges_on_a_read_only_root(
         "FIRMWARE_CACHE_DIR": str(cache),
         "FIRMWARE_CACHE_BYTES": "10000",
     }
-    with serving(contained(image, cache), image, **variables) as function:
+    environment = {**image.environment, "PORT": "0", **variables}
+    with serving(contained(image, cache), environment, image.path(image.folder)) as function:
         assert function.request("GET", "/readyz").status == 200
         for offset in (0, 2048):
             status = {"version": "0.1.0", "mtu": 2048, "status": {"version": "0.1.1", "offset": offset}}
             answer = function.post(event(device, datacontenttype="application/cbor"), cbor2.dumps(status))
             assert answer.outcome.startswith("write")
+        function.end()
     assert b"".join(cbor2.loads(sent.payload)["data"] for sent in drogue.commands_for(device)) == content
     assert not list(cache.iterdir()), "it was written beside the mount"
 

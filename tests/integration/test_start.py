@@ -1,8 +1,6 @@
 """Starting the function, as people and platforms do it."""
 
 import os
-import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,7 +11,7 @@ import pytest
 import requests
 
 from tests.support.drogue import Drogue
-from tests.support.function import ROOT
+from tests.support.function import ROOT, serving
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "fleet_fn.app:create_app()"]
 SERVE = [sys.executable, "-m", "fleet_fn", "serve"]
@@ -27,23 +25,9 @@ def environment(**variables: str) -> dict[str, str]:
 @contextmanager
 def started(command: list[str], variables: Mapping[str, str], folder: Path) -> Iterator[tuple[str, int]]:
     """The URL and the process id of a function that was started in `folder`."""
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment(**variables), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if listening := re.search(r"Listening at: http://0\.0\.0\.0:(\d+)", line):
-                yield f"http://127.0.0.1:{listening[1]}", process.pid
-                break
-        else:
-            pytest.fail(f"it did not start, and exited with {process.wait()}")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.stderr.close()
-        process.wait()
+    with serving(command, environment(**variables), folder) as function:
+        yield f"http://127.0.0.1:{function.port}", function.process.pid
+        function.end()
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

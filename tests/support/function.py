@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -156,6 +158,41 @@ class Function(Client):
         """What it has written to stderr, gunicorn's own log."""
         self._errors.seek(0)
         return self._errors.read().decode()
+
+
+class Served(Client):
+    """A function that somebody's command has started."""
+
+    def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
+        self.process = process
+        self.port = port
+
+    def end(self) -> None:
+        """Tells it to go, and sees that it goes as it should."""
+        self.process.terminate()
+        assert self.process.wait(20) == 0
+
+
+@contextmanager
+def serving(command: Sequence[str], environment: Mapping[str, str], folder: str | Path) -> Iterator[Served]:
+    """What `command` serves, when started in `folder`; it is there until it is killed in the end."""
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    with process, process.stderr as errors:
+        try:
+            said = ""
+            while not (listening := re.search(r"(?:Listening at:|Running on) http://[0-9.]+:(\d+)", said)):
+                line = errors.readline()
+                assert line, f"it did not start: {said}"
+                said += line
+            reader = threading.Thread(target=errors.read)  # so that it never waits for somebody to listen
+            reader.start()
+            yield Served(process, int(listening[1]))
+        finally:
+            process.kill()
+        reader.join()
 
 
 def parse_outcome(answer: Answer) -> tuple[str, dict[str, Any]]:

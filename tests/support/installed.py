@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from tests.support.function import ROOT
+from tests.support.registry import missing
 
 _WHEELS: Final = ROOT / ".venv" / "wheels"
 
@@ -15,7 +14,7 @@ _WHEELS: Final = ROOT / ".venv" / "wheels"
 def wheels() -> dict[str, str]:
     """The environment in which pip installs from the wheels that `make` has fetched, and asks nobody else."""
     if not _WHEELS.is_dir():
-        pytest.skip("the wheels to install are not there: `make test` fetches them")
+        missing("the wheels to install are not there: `make test` fetches them")
     return {
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": str(_WHEELS),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import pytest
 import trustme
@@ -26,13 +26,17 @@ PASSWORD: Final = "s3cret-of-the-registry"
 _HASH: Final = "$2b$04$abcdefghijklmnopqrstuuTF2maMdtVv8r8joBPmdX9ZGV5oqXM36"
 
 
+def missing(reason: str) -> NoReturn:
+    """Skips the test that lacks something; where a result decides, the test fails."""
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
 def need(program: str) -> None:
-    """Skips the test that needs a program which is not installed; where a result decides, the test fails."""
+    """For tests that need a program, which may not be installed."""
     if shutil.which(program) is None:
-        reason = f"{program} is not installed: apt-get install {program}"
-        if os.environ.get("CI"):
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+        missing(f"{program} is not installed: apt-get install {program}")
 
 
 @dataclass(frozen=True)
