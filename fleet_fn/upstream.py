@@ -308,6 +308,7 @@ class Upstream:
             self._idle.append(connection)
         else:
             connection.close()
+            response.close()  # which has the socket to itself where no other answer can follow
 
     def _whole_body(self, response: http.client.HTTPResponse) -> bytes:
         body = _body(response)

@@ -486,6 +486,23 @@ def test_a_server_that_falls_silent_costs_no_more_than_the_deadline(
         cloud.request("GET", "/", deadline)
 
 
+def test_what_is_given_up_is_closed_there_and_then() -> None:
+    closed = threading.Event()
+
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        connection.recv(65536)
+        # With http.client an answer without a length has the socket to itself.
+        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\nbody")
+        connection.settimeout(5)
+        if connection.recv(1) == b"":
+            closed.set()
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        with pytest.raises(Retry) as caught:
+            cloud.request("GET", "/", Deadline(0.2))
+        assert closed.wait(5), f"{caught.value!r} still holds it"
+
+
 @pytest.mark.parametrize("pause", [0.05, 0.0], ids=["slowly", "ceaselessly"])
 @pytest.mark.parametrize(
     ("quickly", "slowly"),
