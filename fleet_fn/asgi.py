@@ -22,8 +22,8 @@ Send = Callable[[Message], Awaitable[None]]
 class ASGIFunction:
     """The WSGI application behind ASGI 3's HTTP, with the threads that it has under gunicorn.
 
-    Threads take whole requests and give whole answers, and never wait for the event loop, as those of a2wsgi's and
-    asgiref's middleware do: when the server ends its loop meanwhile, they wait for ever, and the process with them.
+    Threads take whole requests and give whole answers, and never wait for the event loop. Those of a2wsgi's middleware
+    do: when the server ends its loop meanwhile, such a thread waits for ever, and the process with it.
 
     Health is told as `func` asks for it: its middleware answers `/health/liveness` and `/health/readiness` itself, from
     `alive` and `ready`.
