@@ -36,7 +36,6 @@ def run(seed: int) -> list[str]:
         settings = {"FIRMWARE_REGISTRY": f"oci-layout:{folder}", "THREADS": str(THREADS), "LOG_LEVEL": "INFO"}
         began = time.monotonic()
         with Function({**drogue.environment, **settings, "PYTHONWARNINGS": "ignore"}) as function:
-            assert function.request("GET", "/readyz").status == 200
             ready = time.monotonic() - began
             idle = _master(function) + resident(function)
             click.echo(f"{THREADS} events at a time; ready after {ready:.2f} s, resident then {idle / _MIB:.0f} MiB")

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import pytest
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Answer, Client, Served, event, serving
-from tests.support.http import Response
+from tests.support.http import Request, Response
 from tests.support.installed import checkout, make_environment, wheels
 from tests.support.timing import DEADLINE, SLACK, Gate
 
@@ -72,14 +73,23 @@ def function(scaffolded: list[str], drogue: Drogue, firmware: Path) -> Iterator[
         **drogue.environment,
         "FIRMWARE_REGISTRY": f"oci-layout:{firmware}",
         "EVENT_DEADLINE_SECONDS": str(DEADLINE),
-        "THREADS": "4",
+        "THREADS": str(THREADS),
         "EVENTS_TOKEN": "s3cret",
     }
     with served(scaffolded, **variables) as function:
         yield function
 
 
+THREADS = 4
 AUTHORIZED = {"Authorization": "Bearer s3cret"}
+
+
+def head(device: str) -> bytes:
+    """The beginning of a request with an event, all but how long its body is."""
+    lines = {f"ce-{name}": value for name, value in event(device).items() if value} | AUTHORIZED
+    return b"POST / HTTP/1.1\r\nHost: x\r\n" + b"".join(
+        f"{name}: {value}\r\n".encode() for name, value in lines.items()
+    )
 
 
 def status(function: Client, device: str, reported: object, path: str = "/") -> tuple[int, str | None]:
@@ -151,18 +161,23 @@ def test_errors_are_told_as_under_gunicorn(function: Served, device: str) -> Non
 def test_as_many_events_as_threads_are_worked_on_at_once_and_health_is_told_meanwhile(
     function: Served, drogue: Drogue, device: str
 ) -> None:
-    gate = Gate(Response(202))
-    drogue.command_answers[device] = gate
-    with ThreadPoolExecutor(8) as pool:
+    together = threading.Barrier(THREADS + 1)
+
+    def answer(_: Request) -> Response:
+        together.wait(20)
+        return Response(202)
+
+    drogue.command_answers[device] = answer
+    with ThreadPoolExecutor(THREADS) as pool:
+        answers = [pool.submit(status, function, device, {"version": "1"}) for _ in range(THREADS)]
         try:
-            answers = [pool.submit(status, function, device, {"version": "1"}) for _ in range(4)]
-            assert gate.reached.wait(20)
-            assert function.request("GET", "/healthz").status == 200
-            other = pool.submit(function.request, "GET", "/health/liveness")
-            assert other.result(20).status == 200
-        finally:
-            gate.opened.set()
-        assert [answer.result(20)[0] for answer in answers] == [204] * 4
+            for path in ("/healthz", "/health/liveness"):
+                assert function.request("GET", path).status == 200
+            together.wait(20)
+        except BaseException:
+            together.abort()
+            raise
+        assert [answer.result(20)[0] for answer in answers] == [204] * THREADS
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -172,11 +187,9 @@ def test_a_sender_whose_body_does_not_come_is_told_so_at_the_deadline(
 ) -> None:
     length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 5000"
     piece = b"1\r\n \r\n" if chunked else b" "
-    lines = {f"ce-{name}": value for name, value in event(device).items() if value} | AUTHORIZED
-    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in lines.items())
     with socket.create_connection(("127.0.0.1", function.port), 20) as connection:
         began = time.monotonic()
-        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + head + length + b"\r\n\r\n")
+        connection.sendall(head(device) + length + b"\r\n\r\n")
         connection.settimeout(0.05)
         received = b""
         for _ in range(pieces):
@@ -202,12 +215,10 @@ def test_a_body_may_come_in_chunks(function: Served, device: str) -> None:
 
 
 def test_a_status_that_is_cut_short_is_not_taken_for_a_whole_one(function: Served, drogue: Drogue, device: str) -> None:
-    lines = {f"ce-{name}": value for name, value in event(device).items() if value} | AUTHORIZED
-    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in lines.items())
     body = b'{"version": "1"}'
     with closing(socket.create_connection(("127.0.0.1", function.port), 20)) as connection:
         chunk = b"%x\r\n%s\r\n" % (len(body), body)
-        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + head + b"\r\n" + chunk)
+        connection.sendall(head(device) + b"Transfer-Encoding: chunked\r\n\r\n" + chunk)
         connection.shutdown(socket.SHUT_WR)
         response = http.client.HTTPResponse(connection)
         response.begin()
@@ -276,12 +287,10 @@ def test_it_ends_when_it_is_told_to_and_answers_before_what_it_works_on(
 def test_it_answers_what_takes_longer_than_its_server_waits_and_ends_whatever_is_still_to_come(
     scaffolded: list[str], drogue: Drogue, firmware: Path, device: str
 ) -> None:
-    lines = {f"ce-{name}": value for name, value in event(device).items() if value}
-    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in lines.items())
     with working_on(scaffolded, drogue, firmware, device) as (function, _, answer), ExitStack() as stack:
         for _ in range(6):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", function.port), 20))
-            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + head + b"Content-Length: 50\r\n\r\n{")
+            connection.sendall(head(device) + b"Content-Length: 50\r\n\r\n{")
         assert function.request("GET", "/healthz").status == 200
         function.process.terminate()
         assert answer.result(20).outcome == 'retry; reason="Drogue Cloud: no answer in time"'
