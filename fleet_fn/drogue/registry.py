@@ -1,8 +1,9 @@
 """The device registry: what Drogue Cloud says a device should run, and what we report of it."""
 
 import json
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, TypeVar
@@ -101,11 +102,13 @@ class Desired:
 class Registry:
     """What the device registry desires, remembered for a while, and what is reported to it."""
 
-    def __init__(self, upstream: Upstream, *, remember: bool = True) -> None:
+    def __init__(
+        self, upstream: Upstream, *, remember: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._upstream = upstream
-        self._objects: Memory[tuple[str, ...], _Object] = Memory(_REMEMBERED if remember else 0)
+        self._objects: Memory[tuple[str, ...], _Object] = Memory(_REMEMBERED if remember else 0, clock=clock)
         #: Devices as they were read a moment ago, with all that stands in them.
-        self._read: Memory[tuple[str, ...], dict[str, Any]] = Memory(_JUST_READ if remember else 0)
+        self._read: Memory[tuple[str, ...], dict[str, Any]] = Memory(_JUST_READ if remember else 0, clock=clock)
         #: Objects as they were remembered when reporting failed.
         self._given_up: OrderedDict[tuple[str, ...], _Object | None] = OrderedDict()
 

@@ -141,7 +141,7 @@ class Drogue:
             if response is None or not 200 <= response.status < 300:
                 return response
         given = json.loads(request.body)
-        if (given["metadata"]["application"], given["metadata"]["name"]) != names:
+        if (given["metadata"].get("application"), given["metadata"].get("name")) != names:
             return Response(400)
         with self._lock:
             if names not in self._objects:

@@ -1,0 +1,66 @@
+"""A process of the function without its HTTP face, on a clock that a test sets."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from fleet_fn.background import Background
+from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.commands import Commands
+from fleet_fn.drogue.events import read_event
+from fleet_fn.drogue.registry import Registry
+from fleet_fn.firmware.cache import Cache
+from fleet_fn.firmware.catalogue import Catalogue
+from fleet_fn.firmware.distribution import Distribution
+from fleet_fn.firmware.oci import RegistryStore
+from fleet_fn.firmware.shapes import Shapes
+from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.settings import Settings
+from fleet_fn.update import Outcome, Updater
+from fleet_fn.wiring import make_drogue
+from tests.support.timing import Clock
+
+#: What the clock showed when it was 0.
+_EPOCH = datetime(2026, 3, 1, tzinfo=UTC).timestamp()
+#: Seconds: so many that no upstream which answers at all is too late.
+_DEADLINE = 60.0
+
+
+class Pod:
+    """What a pod remembers, and what it answers. It reads from a registry by plain HTTP that wants no credentials."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        background = Background()
+        self._drogue = make_drogue(settings, background)
+        host = settings.firmware_prefix.partition("/")[0]
+        self._images = Distribution(
+            host, credentials=lambda _: None, plain_http=True, ca_file=None, background=background
+        )
+        files = VerifiedFiles(background)
+        cache = Cache(settings.firmware_cache_dir, settings.firmware_cache_bytes, files, background, clock=clock)
+        store = RegistryStore(self._images, Shapes(cache, background), cache)
+        self._updater = Updater(
+            settings,
+            Registry(self._drogue, clock=clock),
+            Catalogue(store, background, clock=clock),
+            None,
+            Commands(self._drogue),
+            now=lambda: wall(clock).timestamp(),
+        )
+
+    def answer(self, attributes: Mapping[str, str | None], payload: bytes) -> Outcome:
+        """What comes of an event, given as `tests.support.function.event` makes it."""
+        headers = [
+            ("content-type" if name == "datacontenttype" else f"ce-{name}", value)
+            for name, value in attributes.items()
+            if value is not None
+        ]
+        return self._updater.answer(read_event(headers, payload), Deadline(_DEADLINE))
+
+    def close(self) -> None:
+        self._drogue.close()
+        self._images.close()
+
+
+def wall(clock: Clock) -> datetime:
+    """What a wall clock shows at that moment."""
+    return datetime.fromtimestamp(_EPOCH + clock(), UTC)
