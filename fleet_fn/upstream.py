@@ -303,7 +303,8 @@ class Upstream:
 
     def _end(self, connection: "_Connection", response: http.client.HTTPResponse) -> None:
         """Keeps the connection where the answer has been read to its end."""
-        if not response.will_close and response.isclosed() and len(self._idle) < self._max_idle:
+        is_over = response.isclosed() and not _announces_what_cannot_be(response)
+        if not response.will_close and is_over and len(self._idle) < self._max_idle:
             connection.idle_since = self._clock()
             self._idle.append(connection)
         else:
@@ -508,6 +509,13 @@ def _body(response: http.client.HTTPResponse) -> bytes:
         return response.read(MAX_BODY + 1)
     except ValueError as error:  # a chunk of a negative size
         raise http.client.HTTPException("malformed body") from error
+
+
+def _announces_what_cannot_be(response: http.client.HTTPResponse) -> bool:
+    """Whether a body is announced where there is none (RFC 9110, section 8.6): who knows what comes next then."""
+    if response.status != http.HTTPStatus.NO_CONTENT:
+        return False
+    return response.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in response.headers
 
 
 def _discard(connection: _Connection, response: http.client.HTTPResponse) -> bytes:

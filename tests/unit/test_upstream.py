@@ -439,6 +439,20 @@ def test_a_connection_on_which_more_came_than_was_asked_for_is_not_used_again() 
         assert server.connections == 2
 
 
+@pytest.mark.parametrize("announced", ["Content-Length: 36", "Transfer-Encoding: chunked"])
+def test_a_connection_on_which_a_body_is_announced_that_there_cannot_be_is_not_used_again(announced: str) -> None:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(f"HTTP/1.1 204 No Content\r\n{announced}\r\n\r\n".encode())
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 202 Accepted\r\n\r\n")  # that body, which looks like an answer
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        for _ in range(2):
+            assert cloud.request("POST", "/", Deadline(5), wants_body=False).status == 204
+        assert server.connections == 2
+
+
 def test_a_connection_that_was_idle_for_long_is_not_trusted_to_be_there_still() -> None:
     now = [1000.0]
     with Server(lambda _: Response()) as server, upstream(server.url, clock=lambda: now[0]) as cloud:
