@@ -82,6 +82,11 @@ class Drogue:
             metadata = {"name": names[-1], "application": application, "uid": uid, "labels": labels or {}}
             self._objects[names] = {"metadata": {**metadata, "resourceVersion": str(next(self._versions))}, **sections}
 
+    def object(self, *names: str) -> Any:
+        """An application, or a device of one, as the registry has it."""
+        with self._lock:
+            return json.loads(json.dumps(self._objects[names]))
+
     def reported(self, device: str, application: str = "example") -> Any:
         """What a device's object says in `status.firmware`."""
         with self._lock:
