@@ -28,11 +28,11 @@ class Answered:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._answered: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._under_way: dict[tuple[str, str], threading.Event] = {}
+        self._answered: OrderedDict[str, None] = OrderedDict()
+        self._under_way: dict[str, threading.Event] = {}
 
     @contextmanager
-    def turn(self, key: tuple[str, str], deadline: Deadline) -> Iterator[Turn]:
+    def turn(self, key: str, deadline: Deadline) -> Iterator[Turn]:
         """Waits until nobody else answers the event of `key`; its answer is remembered if the turn is over then.
 
         Raises:

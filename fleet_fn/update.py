@@ -105,7 +105,7 @@ class Updater:
         if self._is_stale(event):
             return Outcome("stale")
         try:
-            with self._answered.turn((event.source, event.id), deadline) as turn:
+            with self._answered.turn(event.key, deadline) as turn:
                 if turn.is_duplicate:
                     return Outcome("duplicate")
                 decision = self._noted(event, self.decide(event, deadline), deadline)

@@ -5,6 +5,7 @@ The CloudEvents SDK decodes; what it would invent or guess is settled here befor
 
 import base64
 import binascii
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ DFU: Final = "dfu"
 #: The Things Network's firmware port, which Drogue Cloud's integration makes the channel.
 LORAWAN_PORT: Final = "223"
 
+#: Hexadecimal digits of a key.
+_KEY: Final = 32
 _REQUIRED = ("specversion", "id", "source", "type")
 #: Printable ASCII but space, double quote and percent stands for itself in a header (HTTP binding, 3.1.3.2).
 _UNENCODED = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
@@ -58,6 +61,11 @@ class Event:
     payload: bytes
     #: UID of the device.
     device_uid: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others, however long its `id` and `source` are."""
+        return hashlib.sha256(repr((self.source, self.id)).encode()).hexdigest()[:_KEY]
 
     @property
     def is_status(self) -> bool:

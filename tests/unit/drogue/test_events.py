@@ -54,6 +54,13 @@ def structured(members: object = None, /, **attributes: Any) -> Event:
     return read_event(STRUCTURED, json.dumps(chosen if members is None else members).encode())
 
 
+def test_events_are_told_apart_by_id_and_source_and_a_long_id_is_no_burden_to_whoever_remembers_it() -> None:
+    keys = {structured(id=name, source=source).key for name in ("1", "2", "1" * 60_000) for source in ("1", "2", "'1'")}
+    assert len(keys) == 9
+    assert {len(key) for key in keys} == {32}
+    assert structured(time=None).key == binary(time=None).key
+
+
 # --- Both modes -------------------------------------------------------------------------------------------------------
 
 EXPECTED = Event(
