@@ -7,14 +7,14 @@ told by the protocol's description ("What devices in the field do with an answer
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final
 
 from fleet_fn.policy import NONE, Policy, hold_start, hold_swap
 from fleet_fn.protocol.messages import U32_MAX, Progress, Status, Swap, Sync
 from fleet_fn.protocol.step import Block, Target, next_command, paddings
-from fleet_fn.record import Record, Restart, record_for
+from fleet_fn.record import LastAnswered, Record, Restart, record_for
 
 #: Swaps after which a version that never comes up is not sent any more.
 MAX_ATTEMPTS: Final = 3
@@ -24,6 +24,8 @@ _MAX_ORDERS: Final = 5
 _LONGEST_PAUSE: Final = 24 * 60 * 60
 #: Bytes of the flash words that a shortened block should consist of, the best first.
 _WORDS: Final = (32, 16, 8, 4, 1)
+#: Starts, or swaps, of one device that are less apart are noted once.
+_AT_ONCE: Final = timedelta(seconds=1)
 
 
 class Look(Enum):
@@ -63,6 +65,14 @@ class Stuck:
 
 
 @dataclass(frozen=True, slots=True)
+class Again:
+    """A status that another process has answered.
+
+    The device would take an answer for the one to what it says next, and some erase what they have written then.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
     """What there is to know besides the status and the target."""
 
@@ -76,22 +86,47 @@ class Situation:
     policy: Policy = NONE
     uid: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    #: What to note once the status is answered; None where it does not matter whether it has been before.
+    answered: LastAnswered | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What to do with a device, and what to note of it."""
 
-    step: Sync | Swap | Block | Hold | Stuck
+    step: Sync | Swap | Block | Hold | Stuck | Again
     #: What is noted of its update when the step is taken.
     record: Record | None
-    #: It has to be noted before the command goes out, because nobody could tell later.
+    #: It has to be noted before the command goes out, because nobody could tell later; but that the status is answered.
     notes_first: bool = False
     rests_on: Look = Look.MEMORY
 
 
 def judge(status: Status, target: Target, situation: Situation) -> Verdict:
     """The command that brings a device closer to `target`, if it may have one."""
+    known, answered = situation.record, situation.answered
+    before = known.answered if known else None
+    if answered and before and set(answered.events) & set(before.events):
+        return Verdict(Again(), known)
+    verdict = _judge(status, target, situation)
+    if answered is None or verdict.record is None:
+        return verdict
+    if verdict.record == known and (not _orders_again(verdict.step) or _at_once(answered, before)):
+        return verdict
+    return replace(verdict, record=replace(verdict.record, answered=answered.after(before)))
+
+
+def _orders_again(step: object) -> bool:
+    """Whether it starts or ends an update, which is no news where it did before but that the status was answered."""
+    return isinstance(step, Swap) or (isinstance(step, Block) and step.offset == 0)
+
+
+def _at_once(answered: LastAnswered, before: LastAnswered | None) -> bool:
+    return bool(before and before.time and answered.time and abs(answered.time - before.time) < _AT_ONCE)
+
+
+def _judge(status: Status, target: Target, situation: Situation) -> Verdict:
+    """The verdict on a status that nobody has answered yet."""
     known = situation.record
     step = next_command(status, target, mtu=situation.mtu, poll=situation.poll)
     if isinstance(step, Sync):

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from fleet_fn.protocol.messages import U32_MAX
 from fleet_fn.protocol.step import Target
+
+#: Statuses that are remembered to have been answered: more than a device sends while one may still come again.
+_ANSWERED: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,27 @@ class Restart:
 
 
 @dataclass(frozen=True, slots=True)
+class LastAnswered:
+    """The last statuses that notes were made for."""
+
+    #: The keys of their events, the latest first.
+    events: tuple[str, ...]
+    #: When the latest came to the cloud; None where that is not known.
+    time: datetime | None = None
+
+    def after(self, earlier: "LastAnswered | None") -> "LastAnswered":
+        """These, and those that were answered before."""
+        others = earlier.events if earlier else ()
+        return replace(self, events=(self.events + others)[:_ANSWERED])
+
+    def shown(self) -> dict[str, Any]:
+        """The statuses as they stand in an object, the time to the microsecond (RFC 3339)."""
+        time = self.time and self.time.isoformat(timespec="microseconds")
+        fields = {"events": list(self.events), "time": time}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """How far a device's update to one target has come."""
 
@@ -48,6 +72,7 @@ class Record:
     republished: bool = False
     #: Version and checksum of the target before this one.
     previous: tuple[str, str] | None = None
+    answered: LastAnswered | None = None
 
     @classmethod
     def read(cls, value: object) -> Self | None:
@@ -67,11 +92,12 @@ class Record:
             restart=_read_restart(fields.get("restart")),
             republished=fields.get("republished") is True,
             previous=_read_previous(fields.get("previous")),
+            answered=_read_answered(fields.get("answered")),
         )
 
     def shown(self) -> dict[str, Any]:
         """The record as it stands in an object."""
-        restart, previous = self.restart, self.previous
+        restart, previous, answered = self.restart, self.previous, self.answered
         fields = {
             "version": self.version,
             "checksum": self.checksum,
@@ -83,8 +109,13 @@ class Record:
             "restart": restart and restart.shown(),
             "republished": self.republished or None,
             "previous": previous and {"version": previous[0], "checksum": previous[1]},
+            "answered": answered and answered.shown(),
         }
         return {name: value for name, value in fields.items() if value is not None}
+
+    def not_answered(self, before: "Record | None") -> "Record":
+        """The record while the command has not gone out yet, where it was another one before."""
+        return replace(self, answered=before.answered if before else None)
 
     def is_of(self, target: Target) -> bool:
         """Whether it is this target's: the same bytes under the same version."""
@@ -147,6 +178,19 @@ def _read_previous(value: object) -> tuple[str, str] | None:
     fields = value if isinstance(value, dict) else {}
     version, checksum = fields.get("version"), fields.get("checksum")
     return (version, checksum) if isinstance(version, str) and isinstance(checksum, str) else None
+
+
+def _read_answered(value: object) -> LastAnswered | None:
+    fields = value if isinstance(value, dict) else {}
+    events, time = fields.get("events"), fields.get("time")
+    if not isinstance(events, list):
+        return None
+    try:
+        moment = datetime.fromisoformat(time) if isinstance(time, str) else None
+    except ValueError:
+        moment = None
+    keys = tuple(event for event in events if isinstance(event, str))
+    return LastAnswered(keys[:_ANSWERED], moment if moment and moment.tzinfo else None)
 
 
 def _text(value: object) -> str | None:

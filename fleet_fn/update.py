@@ -19,11 +19,12 @@ from fleet_fn.firmware.catalogue import Catalogue
 from fleet_fn.firmware.file import file_reference
 from fleet_fn.firmware.reference import fill_in, image_reference
 from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotHere
-from fleet_fn.guard import Hold, Look, Situation, Stuck, Verdict, judge
+from fleet_fn.guard import Again, Hold, Look, Situation, Stuck, Verdict, judge
 from fleet_fn.log import logger
 from fleet_fn.protocol.dialects import AnswerForm, Dialect, Encoding, decode_status, encode_command
 from fleet_fn.protocol.messages import Command, Status, Swap, Sync, Wait, Write
 from fleet_fn.protocol.step import Block, Target
+from fleet_fn.record import LastAnswered
 from fleet_fn.settings import Settings
 
 #: Seconds that what starts or ends an update may have been known before (protocol, "What an answer may rest on").
@@ -108,7 +109,7 @@ class Updater:
             with self._answered.turn(event.key, deadline) as turn:
                 if turn.is_duplicate:
                     return Outcome("duplicate")
-                decision = self._noted(event, self.decide(event, deadline), deadline)
+                decision = self._noted(event, self._decide(event, deadline), deadline)
                 outcome = self._send(event, decision, deadline)
                 turn.is_over = outcome.is_answer
             if outcome is decision.outcome:
@@ -120,12 +121,15 @@ class Updater:
             return Outcome("retry", error.reason, retry_after=error.after)
 
     def decide(self, event: Event, deadline: Deadline) -> Decision:
-        """What to tell the device that `event` is about; nothing is sent.
+        """What to tell the device that `event` is about, if nobody has told it yet; nothing is sent.
 
         Raises:
             InvalidEvent, InvalidStatus: what the device sent is no status.
 
         """
+        return self._decide(replace(event, id="", time=None), deadline)
+
+    def _decide(self, event: Event, deadline: Deadline) -> Decision:
         if not event.is_status:
             return Decision(Outcome("ignored"))
         payload, content_type = event.status_payload()
@@ -194,6 +198,7 @@ class Updater:
             policy=desired.policy,
             uid=event.device_uid or desired.uid,
             labels=desired.labels,
+            answered=LastAnswered((event.key,), event.time) if event.id else None,
         )
         target = Target(firmware.version.encode(), firmware.size, firmware.checksum)
         return _View(desired, firmware, judge(status, target, situation))
@@ -228,6 +233,8 @@ class Updater:
         if firmware is None or verdict is None:
             return Decision(Outcome("withheld", "unmanaged"), Sync(status.version, self._settings.poll), form)
         step, version = verdict.step, firmware.version.encode()
+        if isinstance(step, Again):
+            return Decision(Outcome("duplicate"), None, form)
         if isinstance(step, Stuck):
             return self._failure(event, status, form, "device-offset", step.message, verdict)
         if isinstance(step, Swap | Block) and (not form.takes_version(version) or len(version) > _MAX_VERSION):
@@ -284,13 +291,14 @@ class Updater:
         for _ in range(_DECISIONS):
             if not decision.reports_first or decision.report is None or self._is_stale(event):
                 return decision
+            ordered, answered = decision.report.split()
             try:
                 with self._worth_a_retry(event, Failed):
-                    self._write(event, decision.report, deadline)
+                    self._write(event, ordered, deadline)
             except Outdated:
-                decision = self.decide(event, deadline)
+                decision = self._decide(event, deadline)
             else:
-                return replace(decision, report=None)
+                return replace(decision, report=answered)
         raise Retry("registry: others keep changing what is noted of the device's update")
 
     def _report(self, event: Event, decision: Decision, deadline: Deadline, *, once_more: bool = True) -> None:
@@ -302,7 +310,7 @@ class Updater:
             self._write(event, decision.report, deadline)
         except Outdated:
             # Another process has noted something since; what there is to say beside that is still worth it.
-            if once_more and (later := self.decide(event, deadline)).outcome == decision.outcome:
+            if once_more and (later := self._decide(event, deadline)).outcome == decision.outcome:
                 self._report(event, later, deadline, once_more=False)
         except (Failed, Retry) as error:
             self._registry.give_up_reporting(*names)

@@ -5,7 +5,7 @@ number.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -78,6 +78,13 @@ class Report:
     def changes_record(self) -> bool:
         """Whether something else is to be noted of the update."""
         return self.record != self.before
+
+    def split(self) -> "tuple[Report, Report | None]":
+        """What can be noted before the command goes out, and what is left to be noted once it has."""
+        if self.record is None:
+            return self, None
+        ordered = replace(self, record=self.record.not_answered(self.before))
+        return ordered, None if ordered == self else replace(self, before=ordered.record)
 
     def is_news(self, reported: Reported) -> bool:
         """Whether it says more than what stands there. A percentage alone does only with each tenth."""

@@ -79,6 +79,14 @@ def test_neither_age_nor_identity_matters_to_a_preview(function: Function, manag
         assert answer.headers.get("fleet-outcome") == outcome
 
 
+def test_a_preview_shows_what_was_the_answer_to_an_event_that_was_answered(function: Function, managed: str) -> None:
+    earlier, answered = event(managed), event(managed)
+    payload = cbor2.dumps(PACKED)
+    assert function.post(answered, payload).outcome.startswith("write")
+    for shown in (answered, earlier):
+        assert function.post(shown, payload, path="/preview").json["outcome"] == "write"
+
+
 def test_a_preview_is_remembered_nowhere(function: Function, drogue: Drogue, managed: str) -> None:
     assert preview(function, managed, b'{"version": "0.1.1"}').json["outcome"] == "sync"
     drogue.put_image("example", managed, None)

@@ -88,9 +88,12 @@ def test_an_update_of_400_blocks_is_reported_at_its_transitions(
 
 def test_the_shape_is_the_one_that_consoles_read(function: Function, drogue: Drogue, managed: str) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
-    post(function, managed, OLD)
+    time = datetime.now(UTC).isoformat()
+    post(function, managed, OLD, time=time)
     found = drogue.reported(managed)
     started = found["update"].pop("started")
+    answered = found["update"].pop("answered")
+    assert (len(answered["events"]), answered["time"]) == (1, time)
     assert before <= datetime.fromisoformat(started) <= datetime.now(UTC)
     times = [condition.pop("lastTransitionTime") for condition in found["conditions"]]
     assert all(before <= datetime.fromisoformat(time) <= datetime.now(UTC) and time.endswith("Z") for time in times)

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet_fn.cli.simulated_device import CarefulDevice, FirmwareManagerDevice, SimulatedDevice
-from fleet_fn.guard import Hold, Look, Situation, Stuck, Verdict, judge
+from fleet_fn.guard import Again, Hold, Look, Situation, Stuck, Verdict, judge
 from fleet_fn.policy import Policy, Window
 from fleet_fn.protocol.messages import Progress, Status, Swap, Sync, Write
 from fleet_fn.protocol.step import Block, Target
-from fleet_fn.record import Record, Restart, record_for
+from fleet_fn.record import LastAnswered, Record, Restart, record_for
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 TARGET = Target(b"0.1.1", 1300, bytes(32))
@@ -319,6 +319,64 @@ def test_a_swap_waits_for_the_window_and_for_nothing_else() -> None:
     assert isinstance(open_now.step, Swap)
 
 
+# --- Statuses that were answered --------------------------------------------------------------------------------------
+
+MINUTE = timedelta(minutes=1)
+THIS = LastAnswered(("this",), NOW)
+THE_ONE_BEFORE, THE_NEXT = LastAnswered(("earlier",), NOW - MINUTE), LastAnswered(("later",), NOW + MINUTE)
+#: Four are remembered.
+SEVERAL = LastAnswered(("d", "c", "b", "a"), NOW + MINUTE)
+
+
+@pytest.mark.parametrize("status", [OLD, at(512), at(1300), Status(b"0.1.1")])
+def test_a_status_whose_answer_is_noted_is_not_answered_again(status: Status) -> None:
+    record = replace(SWAPPED, answered=THIS.after(SEVERAL))
+    for event in ("this", "d", "b"):
+        for time in (NOW, None):
+            assert verdict(status, record, answered=LastAnswered((event,), time)) == Verdict(Again(), record)
+
+
+@pytest.mark.parametrize(
+    ("before", "this"),
+    [(THE_ONE_BEFORE, THIS), (THE_NEXT, THIS), (None, THIS), (LastAnswered(("other",), NOW), THIS), (THE_NEXT, None),
+     (THE_NEXT, LastAnswered(("this",))), (LastAnswered(("other",)), THIS), (LastAnswered((), NOW), THIS),
+     (THIS.after(SEVERAL), LastAnswered(("a",), NOW))],
+)  # fmt: skip
+def test_any_other_status_is_answered_whenever_it_came(before: LastAnswered | None, this: LastAnswered | None) -> None:
+    assert verdict(OLD, replace(STARTED, answered=before), answered=this).step == block(0)
+
+
+def test_what_changes_the_notes_is_noted_with_them_and_so_is_each_start_and_each_swap() -> None:
+    for status, known in (
+        (OLD, None),
+        (at(1300), STARTED),
+        (Status(b"0.1.1"), SWAPPED),
+        (OLD, STARTED),
+        (at(1300), replace(SWAPPED, answered=THE_ONE_BEFORE)),
+    ):
+        noted = verdict(status, known, answered=THIS).record
+        assert noted
+        assert noted.answered == THIS.after(known.answered if known else None)
+    at_once = replace(THIS, time=NOW - MINUTE)
+    earlier = replace(SWAPPED, answered=THE_ONE_BEFORE), replace(STARTED, answered=THE_ONE_BEFORE)
+    for status, known in ((at(512), STARTED), (at(1300), earlier[0]), (OLD, earlier[1])):
+        noted = verdict(status, known, answered=at_once).record
+        assert noted == known
+
+
+def test_a_restart_is_noted_before_it_is_ordered_and_that_it_was_only_then() -> None:
+    status = at(1024, b"0.1.0-rc")
+    given = verdict(status, answered=THIS)
+    assert given.notes_first
+    assert given.record
+    ordered = given.record.not_answered(None)
+    assert ordered.restart == Restart(sent=512, midway=1024)
+    # The command may not have been taken, and the status come again for it.
+    assert verdict(status, ordered, answered=THIS).step == block(0)
+    assert verdict(status, given.record, answered=THIS).step == Again()
+    assert verdict(status, given.record, answered=THE_NEXT).step == block(0)
+
+
 # --- Processes with old views -----------------------------------------------------------------------------------------
 
 
@@ -342,6 +400,17 @@ class View:
     target_since: int
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A status on its way."""
+
+    status: Status
+    correlation_id: int | None
+    answered: LastAnswered
+    #: Changes of the target before it.
+    changes: int
+
+
 @dataclass
 class World:
     """A device, its object in the registry, and processes that each remember something of both."""
@@ -351,6 +420,9 @@ class World:
     record: Record | None = None
     changes: int = 0
     views: dict[int, View] = field(default_factory=dict)
+    sent: int = 0
+    #: Those of them that a block or a SWAP was the answer to.
+    taken: list[Sent] = field(default_factory=list)
 
     def move_target(self, target: Target) -> None:
         self.target = target
@@ -359,44 +431,60 @@ class World:
     def exchange(self, process: int, *, lost: bool = False, unwritten: bool = False) -> None:
         """A status, and what a process makes of it. The command may be lost, and so may a note."""
         status = self.device.status()
+        answered = LastAnswered((f"event {self.sent}",), NOW + timedelta(seconds=10 * self.sent))
+        sent = Sent(status, getattr(self.device, "_correlation_id", None), answered, self.changes)
+        self.sent += 1
+        if isinstance(self._answer(sent, process, lost=lost, unwritten=unwritten), Block | Swap):
+            self.taken.append(sent)
+
+    def deliver_again(self, process: int, earlier: int) -> None:
+        """One of the last statuses that got a device on comes once more, for the target that it was answered for."""
+        if len(self.taken) > earlier and self.taken[-1 - earlier].changes == self.changes:
+            self._answer(self.taken[-1 - earlier], process)
+
+    def _answer(self, sent: Sent, process: int, *, lost: bool = False, unwritten: bool = False) -> object:
         view = self.views.setdefault(process, self._present())
         for memory in ("record", "target"):
             # Nothing is remembered for longer than it takes to change the target twice.
             if getattr(view, f"{memory}_since") < self.changes - 1:
                 setattr(view, memory, getattr(self, memory))
                 setattr(view, f"{memory}_since", self.changes)
-        given = self._judged(status, view)
-        if given.notes_first and not self._note(view, given, unwritten=unwritten):
-            return
+        given = self._judged(sent, view)
+        if given.notes_first and given.record:
+            ordered = given.record.not_answered(view.record)
+            if not self._note(view, ordered, unwritten=unwritten):
+                return None
         if (command := self._command(given.step, view.target)) and not lost:
-            self.device.handle(command, getattr(self.device, "_correlation_id", None))
-        self._note(view, given, unwritten=unwritten and _concerns_bytes(view.record, given.record))
+            self.device.handle(command, sent.correlation_id)
+        self._note(view, given.record, unwritten=unwritten and _concerns_bytes(view.record, given.record))
+        return given.step
 
-    def _note(self, view: View, given: Verdict, *, unwritten: bool) -> bool:
+    def _note(self, view: View, record: Record | None, *, unwritten: bool) -> bool:
         """Whether it has been noted; what another process noted meanwhile is not undone."""
-        if given.record == self.record:
+        if record == self.record:
             return True
         if unwritten or view.record != self.record:
             return False
-        self.record = view.record = given.record
+        self.record = view.record = record
         return True
 
     def _present(self) -> View:
         return View(self.record, self.target, self.changes, self.changes)
 
-    def _judged(self, status: Status, view: View) -> Verdict:
+    def _judged(self, sent: Sent, view: View) -> Verdict:
         looked = Look.MEMORY
-        given = self._judge(status, view)
+        given = self._judge(sent, view)
         while given.rests_on.value > looked.value:
             looked = given.rests_on
             view.record, view.record_since = self.record, self.changes
             if looked.value >= Look.EVERYTHING.value:
                 view.target, view.target_since = self.target, self.changes
-            given = self._judge(status, view)
+            given = self._judge(sent, view)
         return given
 
-    def _judge(self, status: Status, view: View) -> Verdict:
-        return judge(status, view.target, Situation(NOW, MTU, 0, view.record, Policy(max_attempts=1000)))
+    def _judge(self, sent: Sent, view: View) -> Verdict:
+        situation = Situation(NOW, MTU, 0, view.record, Policy(max_attempts=1000), answered=sent.answered)
+        return judge(sent.status, view.target, situation)
 
     def _command(self, step: object, target: Target) -> Sync | Swap | Write | None:
         match step:
@@ -433,7 +521,13 @@ EXCHANGES = st.builds(
     ONE_IN_TEN,
     ONE_IN_TEN,
 )
+ANSWERED_EXCHANGES = st.builds(
+    lambda process, lost: lambda world: world.exchange(process, lost=lost), st.integers(0, 2), ONE_IN_TEN
+)
 MOVES = st.sampled_from([target for target, _ in RELEASED]).map(lambda target: lambda world: world.move_target(target))
+DELIVERED_AGAIN = st.builds(
+    lambda process, earlier: lambda world: world.deliver_again(process, earlier), st.integers(0, 2), st.integers(0, 1)
+)
 POWER_LOSSES = st.just(lambda world: world.device.power_cycle())
 EVENTS: st.SearchStrategy[list[Callable[[World], None]]] = st.lists(
     st.integers(0, 29).flatmap(lambda dice: MOVES if dice < 3 else POWER_LOSSES if dice == 3 else EXCHANGES),
@@ -451,7 +545,32 @@ def test_whatever_processes_remember_no_device_boots_a_mixture(
     world = World(make())
     for happen in events:
         happen(world)
-    for boot in world.device.boots:
+    assert_no_mixture(world.device)
+
+
+@pytest.mark.parametrize("make", [careful, firmware_manager])
+@settings(max_examples=200)
+@given(
+    events=st.lists(
+        st.integers(0, 29).flatmap(
+            lambda dice: POWER_LOSSES if dice < 2 else DELIVERED_AGAIN if dice < 8 else ANSWERED_EXCHANGES
+        ),
+        min_size=60,
+        max_size=90,
+    )
+)
+def test_whatever_is_delivered_again_no_device_boots_a_mixture(
+    make: Callable[[], SimulatedDevice], events: list[Callable[[World], None]]
+) -> None:
+    """By a process that did not answer it the first time, and knows of that from the notes alone."""
+    world = World(make())
+    for happen in events:
+        happen(world)
+    assert_no_mixture(world.device)
+
+
+def assert_no_mixture(device: SimulatedDevice) -> None:
+    for boot in device.boots:
         if boot.version == b"0":
             continue
         published = {
