@@ -264,8 +264,10 @@ def _size(block: bytes) -> int:
 def _header(tar: _Tar, block: bytes, kind: bytes, size: int, records: dict[bytes, bytes]) -> _Header:
     path = block[:100].partition(b"\0")[0]
     prefix = block[345:500].partition(b"\0")[0]
-    # With GNU's magic number, times may stand there; but folders, too, in what Go wrote before 1.8.
-    if prefix and not (block[257:263] == b"ustar " and prefix.isdigit()):
+    magic = block[257:265]
+    # With GNU's magic number, times may stand there; but folders, too, in what Go wrote before 1.8. With none it may be
+    # anything: there was no prefix before POSIX.
+    if prefix and (magic.startswith(b"ustar\0") or (magic == b"ustar  \0" and not prefix.isdigit())):
         path = prefix + b"/" + path
     # An empty record leaves the header's own value.
     path = records.get(tarfile.GNUTYPE_LONGNAME) or records.get(b"GNU.sparse.name") or records.get(b"path") or path

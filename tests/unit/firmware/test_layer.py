@@ -405,6 +405,12 @@ def test_the_times_of_gnus_format_are_no_prefix() -> None:
     assert names(with_prefix(b"14774167000\00014774167000\0", tarfile.GNU_FORMAT)) == ["a", "b"]
 
 
+@pytest.mark.parametrize("magic", [bytes(8), b"ustar  1", b"USTAR\x0000"])
+def test_what_stands_there_in_formats_before_posix_is_no_prefix(magic: bytes) -> None:
+    header = with_prefix(b"folder", tarfile.USTAR_FORMAT)
+    assert names(with_checksum(header[:257] + magic + header[265:])) == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     "pax",
     [b"x", b"5 x=", b"0 x=\n", b"5 x:\n", b"99 x=\n", b"-5 x=\n", b"5 x=\n6", b"4 =\n", b"9" * 5000 + b" x=\n"]
