@@ -273,15 +273,16 @@ def _header(tar: _Tar, block: bytes, kind: bytes, size: int, records: dict[bytes
     path = records.get(tarfile.GNUTYPE_LONGNAME) or records.get(b"GNU.sparse.name") or records.get(b"path") or path
     if length := records.get(b"size"):
         size = _decimal(length)
-    if kind in _HEADER_ONLY:
+    # Before POSIX, a slash told a folder.
+    is_folder = path.endswith(b"/")
+    if kind in _HEADER_ONLY or (is_folder and kind == tarfile.AREGTYPE):
         size = 0
     if kind == tarfile.GNUTYPE_SPARSE:
         # More of its map follows in blocks of their own, as long as a flag tells so.
         more = block[482]
         while more:
             more = tar.read_all(_BLOCK)[504]
-    # Before POSIX, a slash told a folder.
-    is_file = kind in _REGULAR and not path.endswith(b"/") and records.keys().isdisjoint(_SPARSE)
+    is_file = kind in _REGULAR and not is_folder and records.keys().isdisjoint(_SPARSE)
     return _Header(path, size, is_file)
 
 

@@ -322,9 +322,14 @@ def test_entries_of_unknown_kinds_are_no_files_and_their_content_is_skipped(kind
     assert contents(layer) == [("a", None), ("b", b"content")]
 
 
-@pytest.mark.parametrize("kind", [b"0", b"\0"])
-def test_a_name_with_a_slash_at_its_end_is_a_folder_as_before_posix(kind: bytes) -> None:
-    assert contents(member("a/", b"xyz", kind) + member("b", b"content") + END) == [("a", None), ("b", b"content")]
+def test_a_name_with_a_slash_at_its_end_is_a_folder_as_before_posix() -> None:
+    assert contents(member("a/", b"xyz") + member("b", b"content") + END) == [("a", None), ("b", b"content")]
+
+
+@pytest.mark.parametrize("size", [0, 1, 512])
+def test_a_folder_from_before_posix_has_no_content_whatever_its_size(size: int) -> None:
+    folder = member("a/", kind=tarfile.AREGTYPE, size=size)
+    assert contents(folder + member("b", b"content") + END) == [("a", None), ("b", b"content")]
 
 
 def test_a_name_that_was_cut_at_a_slash_is_no_folder() -> None:
