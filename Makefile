@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench fuzz lint format clean
 
 .venv/.run: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=…")'
@@ -13,6 +13,10 @@ BIN := .venv/bin
 
 .venv/.dev: .venv/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sandbox,dev]'
+	touch $@
+
+.venv/.fuzz: .venv/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	touch $@
 
 # What tests install into environments of their own: the function's dependencies, and what `func` puts around it.
@@ -30,6 +34,9 @@ test: .venv/.dev .venv/.wheels ## every test; under five minutes
 
 bench: .venv/.dev ## whether a rollout draws as many devices as it says, and what a pod takes; SEED=7: other devices
 	@$(BIN)/python -m tests.bench $(if $(SEED),--seed $(SEED))
+
+fuzz: .venv/.fuzz ## hostile bytes for each reader of them; FUZZ_SECONDS=60: for each target; TARGET=layer: one of them
+	@$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),600) $(TARGET)
 
 lint: .venv/.dev ## ruff and mypy
 	$(BIN)/ruff check .
