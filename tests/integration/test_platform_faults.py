@@ -1,0 +1,99 @@
+"""What the platform does to the function: it ends it under load, kills its workers, has pods share a folder."""
+
+import http.client
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import cbor2
+import pytest
+
+from tests.support.drogue import Drogue
+from tests.support.firmware import publish, random_bytes
+from tests.support.function import Function, event
+from tests.support.http import Response
+from tests.support.processes import workers
+from tests.support.statuses import STATUS, blocks
+from tests.support.timing import Gate
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def connect(function: Function) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", function.port, timeout=20)
+
+
+def kept_alive(function: Function) -> http.client.HTTPConnection:
+    """A connection on which something was answered already."""
+    connection = connect(function)
+    connection.request("GET", "/readyz")
+    connection.getresponse().read()
+    return connection
+
+
+def answer_on(connection: http.client.HTTPConnection, device: str) -> int:
+    """The status of the answer to a device's event."""
+    attributes = event(device, datacontenttype="application/cbor")
+    headers = {"content-type" if name == "datacontenttype" else f"ce-{name}": str(v) for name, v in attributes.items()}
+    connection.request("POST", "/", cbor2.dumps(STATUS), headers)
+    with connection.getresponse() as response:
+        response.read()
+        return response.status
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_events_in_flight_are_answered_when_the_function_is_told_to_go(
+    drogue: Drogue, device: str, tmp_path: Path, processes: int
+) -> None:
+    names = [f"{device}-{number}" for number in range(6)]
+    gates = [Gate(Response(202)) for _ in names]
+    drogue.put("example", spec={})
+    for name, gate in zip(names, gates, strict=True):
+        drogue.put("example", name, spec={})
+        drogue.command_answers[name] = gate
+    environment = {"FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "WEB_CONCURRENCY": str(processes)}
+    with ExitStack() as stack, Function({**drogue.environment, **environment}) as function:
+        connections = [kept_alive(function) for _ in names[:3]] + [connect(function) for _ in names[3:]]
+        for connection in connections:
+            stack.enter_context(closing(connection))
+        pool = stack.enter_context(ThreadPoolExecutor(len(names)))
+        answers = [pool.submit(answer_on, *pair) for pair in zip(connections, names, strict=True)]
+        assert all(gate.reached.wait(10) for gate in gates)
+        function.process.terminate()
+        wait_until(lambda: "Handling signal: term" in function.errors)
+        assert not any(answer.done() for answer in answers)
+        for gate in gates:
+            gate.opened.set()
+        assert [answer.result() for answer in answers] == [204] * len(names)
+        assert function.process.wait(10) == 0
+    assert all(len(drogue.commands_for(name)) == 1 for name in names)
+
+
+def test_an_event_whose_process_is_killed_during_the_command_is_answered_when_it_is_delivered_again(
+    drogue: Drogue, device: str, tmp_path: Path
+) -> None:
+    firmware = publish(tmp_path, device, "1", random_bytes(1300, device))
+    drogue.put_image("example", device, f"{device}:1")
+    gate = drogue.command_answers[device] = Gate(Response(202))
+    with Function({**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}"}) as function:
+        attributes = event(device, datacontenttype="application/cbor")
+        with ThreadPoolExecutor(1) as pool:
+            lost = pool.submit(function.post, attributes, cbor2.dumps(STATUS))
+            assert gate.reached.wait(10)
+            (worker,) = workers(function)
+            os.kill(worker, signal.SIGKILL)
+            assert isinstance(lost.exception(), OSError)
+        gate.opened.set()
+        del drogue.command_answers[device]
+        assert function.post(attributes, cbor2.dumps(STATUS)).outcome.startswith("write")
+    # Whether the first was accepted, only the cloud knows: it is sent again, and the same.
+    assert set(blocks(drogue, device)) == {(0, firmware.content[:512])}
