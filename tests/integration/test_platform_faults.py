@@ -1,10 +1,11 @@
 """What the platform does to the function: it ends it under load, kills its workers, has pods share a folder."""
 
 import http.client
+import itertools
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -12,12 +13,14 @@ from pathlib import Path
 import cbor2
 import pytest
 
+from tests.integration.registries.conftest import running
 from tests.support.drogue import Drogue
+from tests.support.fake_registry import FakeRegistry
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Function, event
 from tests.support.http import Response
 from tests.support.processes import workers
-from tests.support.statuses import STATUS, blocks
+from tests.support.statuses import STATUS, blocks, post, told
 from tests.support.timing import Gate
 
 
@@ -97,3 +100,46 @@ def test_an_event_whose_process_is_killed_during_the_command_is_answered_when_it
         assert function.post(attributes, cbor2.dumps(STATUS)).outcome.startswith("write")
     # Whether the first was accepted, only the cloud knows: it is sent again, and the same.
     assert set(blocks(drogue, device)) == {(0, firmware.content[:512])}
+
+
+def test_pods_that_evict_each_others_firmware_serve_the_right_bytes_all_the_same(
+    drogue: Drogue, device: str, tmp_path: Path
+) -> None:
+    size, folder = 40_000, tmp_path / "cache"
+    names = [f"{device}-{number}" for number in range(6)]
+    with ExitStack() as stack:
+        registry = stack.enter_context(FakeRegistry(tmp_path / "registry"))
+        contents = {name: random_bytes(size, name) for name in names}
+        for name in names:
+            publish(registry.folder, name, "1", contents[name])
+            drogue.put_image("example", name, f"{name}:1")
+        room = {"FIRMWARE_CACHE_BYTES": str(3 * size), "WAIT_SECONDS": "0"}
+        pods = [stack.enter_context(running(drogue, registry, folder, **room)) for _ in range(2)]
+        pool = stack.enter_context(ThreadPoolExecutor(len(names)))
+
+        def flash(number: int) -> bytes:
+            return flashed(pods, drogue, names[number], size)
+
+        for name, image in zip(names, pool.map(flash, range(len(names))), strict=True):
+            assert image == contents[name]
+        blobs = [asked for name in names for asked in registry.asked(name) if asked.startswith("GET blobs/")]
+        assert len(blobs) > len(names), "nothing was evicted"
+        assert sum(file.stat().st_size for file in folder.iterdir()) <= 3 * size
+
+
+def flashed(pods: Sequence[Function], drogue: Drogue, device: str, size: int) -> bytes:
+    """What a device has written that is answered by one pod after the other, until it is to swap."""
+    image, limit = b"", time.monotonic() + 20
+    for pod in itertools.cycle(pods):
+        assert time.monotonic() < limit
+        progress = {0: b"1", 1: len(image)} if image else None
+        answer = post(pod, device, {**STATUS, 1: 4096, 3: progress})
+        assert answer.status == 204, answer.body
+        variant, fields = told(drogue, device)[-1]
+        if variant == "swap":
+            break
+        if variant == "write":
+            assert fields[2] == len(image)
+            image += fields[3]
+    assert len(image) == size
+    return image
