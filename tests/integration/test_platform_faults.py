@@ -3,7 +3,9 @@
 import http.client
 import itertools
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +68,8 @@ def test_events_in_flight_are_answered_when_the_function_is_told_to_go(
     environment = {"FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "WEB_CONCURRENCY": str(processes)}
     with ExitStack() as stack, Function({**drogue.environment, **environment}) as function:
         connections = [kept_alive(function) for _ in names[:3]] + [connect(function) for _ in names[3:]]
-        for connection in connections:
+        idle = kept_alive(function)
+        for connection in [*connections, idle]:
             stack.enter_context(closing(connection))
         pool = stack.enter_context(ThreadPoolExecutor(len(names)))
         answers = [pool.submit(answer_on, *pair) for pair in zip(connections, names, strict=True)]
@@ -74,6 +77,7 @@ def test_events_in_flight_are_answered_when_the_function_is_told_to_go(
         function.process.terminate()
         wait_until(lambda: "Handling signal: term" in function.errors)
         assert not any(answer.done() for answer in answers)
+        assert answer_on(idle, device) == 204, "who kept a connection may use it once more"
         for gate in gates:
             gate.opened.set()
         assert [answer.result() for answer in answers] == [204] * len(names)
@@ -100,6 +104,30 @@ def test_an_event_whose_process_is_killed_during_the_command_is_answered_when_it
         assert function.post(attributes, cbor2.dumps(STATUS)).outcome.startswith("write")
     # Whether the first was accepted, only the cloud knows: it is sent again, and the same.
     assert set(blocks(drogue, device)) == {(0, firmware.content[:512])}
+
+
+def test_a_disk_that_is_full_fails_events_until_there_is_room_again(
+    drogue: Drogue, device: str, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounting = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs -o size=128k none "$0"; exec "$@"', str(disk)]
+    if not shutil.which("unshare") or subprocess.run([*mounting, "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    drogue.put_image("example", device, f"{device}:1")
+    with ExitStack() as stack:
+        registry = stack.enter_context(FakeRegistry(tmp_path / "registry"))
+        firmware = publish(registry.folder, device, "1", random_bytes(40_000, device))
+        environment = {**drogue.environment, **registry.environment, "FIRMWARE_CACHE_DIR": str(disk)}
+        function = stack.enter_context(Function(environment, within=mounting))
+        filler = Path(f"/proc/{function.process.pid}/root{disk}/filler")
+        filler.write_bytes(bytes(100_000))
+        answer = post(function, device)
+        assert (answer.status, answer.reason) == (422, "firmware cache: No space left on device")
+        assert not blocks(drogue, device)
+        filler.unlink()
+        assert post(function, device).outcome.startswith("write")
+    assert blocks(drogue, device) == [(0, firmware.content[:512])]
 
 
 def test_pods_that_evict_each_others_firmware_serve_the_right_bytes_all_the_same(

@@ -101,8 +101,10 @@ class Client:
 class Function(Client):
     """A gunicorn with the project's own configuration, on a socket that is bound before it starts."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], within: Sequence[str] = ()) -> None:
+        """One with these settings, started by the command `within`, which is to become it, where one is given."""
         self._environment = environment
+        self._within = within
         self.log: list[str] = []
 
     def __enter__(self) -> "Function":
@@ -111,8 +113,10 @@ class Function(Client):
         self.url = f"http://127.0.0.1:{self.port}"
         self._errors: IO[bytes] = tempfile.TemporaryFile()
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{self._socket.fileno()}"]
+        command.append("fleet_fn.app:create_app()")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "--bind", f"fd://{self._socket.fileno()}", "fleet_fn.app:create_app()"],
+            [*self._within, *command],
             cwd=ROOT,
             env={**inherited, "LOG_LEVEL": "DEBUG", "PYTHONWARNINGS": "error", **self._environment},
             pass_fds=[self._socket.fileno()],
