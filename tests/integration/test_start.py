@@ -39,6 +39,16 @@ def test_serve_runs_the_function_from_any_folder(drogue: Drogue, tmp_path: Path,
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(("given", "taken"), [({}, b"2"), ({"MALLOC_ARENA_MAX": "1"}, b"1")])
+def test_serve_has_glibc_keep_few_arenas_unless_told_otherwise(
+    drogue: Drogue, tmp_path: Path, given: dict[str, str], taken: bytes
+) -> None:
+    variables = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", **given}
+    with started(SERVE, variables, ROOT) as (_, pid):
+        variables_of_process = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    assert b"MALLOC_ARENA_MAX=" + taken in variables_of_process
+
+
 def test_plain_gunicorn_takes_the_recommended_settings_from_its_working_directory(
     drogue: Drogue, tmp_path: Path
 ) -> None:
