@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.support.http import Request, Response, Server
+from tests.support.http import Answer, Request, Response, Server
 
 USER, TOKEN = "service", "t0ken"
 
@@ -27,15 +27,29 @@ class SentCommand:
 
 
 class Drogue:
-    """A registry with the objects that a test puts there, and a command API that remembers what it accepts.
+    """A registry with the objects that a test puts there, and a command API.
 
     Objects have versions: a PUT has to carry the current one, and makes another.
     """
 
-    def __init__(self, accepts: Callable[[Request], bool] | None = None) -> None:
-        """A cloud that lets those in whose requests it `accepts`; without that, those with its own credentials."""
+    def __init__(
+        self,
+        accepts: Callable[[Request], bool] | None = None,
+        *,
+        through: Callable[[Answer], Answer] = lambda answer: answer,
+        deliver: Callable[[SentCommand], object] | None = None,
+    ) -> None:
+        """A cloud that remembers what it was asked and which commands it accepted.
+
+        Args:
+            accepts: whose requests are let in; without that, those with its own credentials.
+            through: what comes between its answers and those who ask, perhaps another answer.
+            deliver: takes each command that is accepted. Nothing is remembered then, so that it can go on for long.
+
+        """
         self._accepts = accepts or _has_our_credentials
-        self._server = Server(self._answer)
+        self._deliver = deliver
+        self._server = Server(through(self._answer), remembers=deliver is None)
         self._lock = threading.Lock()
         self._objects: dict[tuple[str, ...], Any] = {}
         self._versions = itertools.count(1)
@@ -128,8 +142,9 @@ class Drogue:
         return Response(404)
 
     def _read(self, request: Request, names: tuple[str, ...]) -> Response | None:
-        with self._lock:
-            self.reads.append(names)
+        if not self._deliver:
+            with self._lock:
+                self.reads.append(names)
         if names in self.registry_answers:
             return self.registry_answers[names](request)
         with self._lock:
@@ -139,8 +154,9 @@ class Drogue:
             return Response(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
 
     def _write(self, request: Request, names: tuple[str, ...]) -> Response | None:
-        with self._lock:
-            self.writes.append(names)
+        if not self._deliver:
+            with self._lock:
+                self.writes.append(names)
         if names in self.write_answers:
             response = self.write_answers[names](request)
             if response is None or not 200 <= response.status < 300:
@@ -166,8 +182,11 @@ class Drogue:
                 return response
         content_type = request.headers.get("Content-Type", "")
         command = SentCommand(application, device, query["command"][0], content_type, request.body)
-        with self._lock:
-            self.commands.append(command)
+        if self._deliver:
+            self._deliver(command)
+        else:
+            with self._lock:
+                self.commands.append(command)
         return Response(202)
 
 

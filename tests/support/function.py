@@ -178,11 +178,14 @@ class Served(Client):
 
 
 @contextmanager
-def serving(command: Sequence[str], environment: Mapping[str, str], folder: str | Path) -> Iterator[Served]:
-    """What `command` serves, when started in `folder`; it is there until it is killed in the end."""
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+def serving(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    folder: str | Path,
+    log: IO[bytes] | int = subprocess.DEVNULL,
+) -> Iterator[Served]:
+    """What `command` serves, when started in `folder`, and logs to `log`; it is there until it is killed in the end."""
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     with process, process.stderr as errors:
         try:

@@ -1,6 +1,8 @@
 """Answers that no client wants: cut short, without end, of another protocol, or never there."""
 
+import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +17,12 @@ def always(response: Response) -> Answer:
 
 def hang_up(_: Request) -> None:
     """Closes the connection without an answer."""
+
+
+def reset(request: Request) -> None:
+    """Has the kernel tell the client that there is no such connection."""
+    request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(request.connection.detach())
 
 
 def raw(*pieces: bytes) -> Answer:

@@ -40,7 +40,8 @@ Answer = Callable[[Request], Response | None]
 class Server:
     """An HTTP/1.1 server that keeps connections alive and answers as it is told; with a `tls` context, by https."""
 
-    def __init__(self, answer: Answer, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, answer: Answer, tls: ssl.SSLContext | None = None, *, remembers: bool = True) -> None:
+        """A server that `remembers` its requests, unless these are too many."""
         self.answer = answer
         self.requests: list[Request] = []
         self.connections = 0
@@ -75,7 +76,8 @@ class Server:
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 request = Request(self.command, self.path, dict(self.headers.items()), body, self.connection)
-                server.requests.append(request)
+                if remembers:
+                    server.requests.append(request)
                 response = server.answer(request)
                 if response is None:
                     self.close_connection = True
