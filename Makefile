@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test bench fuzz lint format clean
+.PHONY: demo test bench soak fuzz lint format clean
 
 .venv/.run: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=…")'
@@ -37,6 +37,9 @@ bench: .venv/.dev ## whether a rollout draws as many devices as it says, and wha
 
 fuzz: .venv/.fuzz ## hostile bytes for each reader of them; FUZZ_SECONDS=60: for each target; TARGET=layer: one of them
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),600) $(TARGET)
+
+soak: .venv/.dev ## 2,000 devices at once, with faults on every wire; ten minutes; ARGS='--devices 100': fewer
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 lint: .venv/.dev ## ruff and mypy
 	$(BIN)/ruff check .
