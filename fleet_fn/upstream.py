@@ -221,6 +221,8 @@ class Upstream:
             connection, response = self._begin(request, deadline)
         try:
             self._raise_for_status(response.status, response.headers)
+            with self._reasons():
+                connection.check_head()
             yield Stream(self, connection, response)
         finally:
             self._end(connection, response)
@@ -283,8 +285,10 @@ class Upstream:
     def _exchange(self, request: "_Request", deadline: Deadline) -> Answer:
         connection, response = self._begin(request, deadline)
         try:
-            body = self._whole_body(response) if request.wants_body else _discard(connection, response)
-            return Answer(response.status, response.headers, body)
+            if not request.wants_body:
+                return Answer(response.status, response.headers, _discard(connection, response))
+            connection.check_head()
+            return Answer(response.status, response.headers, self._whole_body(response))
         finally:
             self._end(connection, response)
 
@@ -429,10 +433,13 @@ class _Timed:
     deadline: Deadline
     #: Bytes that the exchange may still bring: `http.client` bounds neither interim answers nor trailers.
     budget: int
+    #: Nothing more comes.
+    is_at_end = False
 
     def recv_into(self, *args: Any) -> int:
         self.settimeout(_left(self.deadline))  # type: ignore[attr-defined]
         count: int = super().recv_into(*args)  # type: ignore[misc]
+        self.is_at_end = not count
         self.budget -= count
         if self.budget < 0:
             raise http.client.HTTPException("an answer without end")
@@ -459,6 +466,7 @@ class _Connection(http.client.HTTPConnection):
         #: The same, for as long as an answer is read: `http.client` forgets it where no other answer can follow.
         self.socket: Final = sock
         self.answered = False
+        self._head_is_cut = False
         #: The moment of the last use, on the upstream's clock.
         self.idle_since = 0.0
 
@@ -482,7 +490,13 @@ class _Connection(http.client.HTTPConnection):
     def getresponse(self) -> http.client.HTTPResponse:
         response = super().getresponse()
         self.answered = True
+        self._head_is_cut = self.socket.is_at_end
         return response
+
+    def check_head(self) -> None:
+        """Raises what a body raises that is cut short: `http.client` takes the end of the connection for the head's."""
+        if self._head_is_cut:
+            raise http.client.IncompleteRead(b"")
 
     def readable(self) -> bool:
         """Whether there is something to read where nothing was asked: the end, or what must not be taken for ours."""

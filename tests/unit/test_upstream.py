@@ -674,6 +674,31 @@ def test_a_body_that_is_cut_short_is_to_be_retried(content: bytes) -> None:
         cloud.request("GET", "/", Deadline(5))
 
 
+#: Heads without their end: what follows may have said anything, such as how long the body is.
+CUT_HEADS = [
+    pytest.param(b"HTTP/1.1 200", id="in the first line"),
+    pytest.param(b"HTTP/1.1 200 OK\r\n", id="after it"),
+    pytest.param(b"HTTP/1.1 200 OK\r\nContent-Ty", id="in a header's name"),
+    pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 0", id="in its value"),
+    pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", id="before the empty line"),
+]
+
+
+@pytest.mark.parametrize("content", CUT_HEADS)
+def test_a_head_that_is_cut_short_is_to_be_retried_and_not_taken_for_an_empty_answer(content: bytes) -> None:
+    with peer(answering(content)) as server, upstream(server.url) as cloud:
+        with pytest.raises(Retry, match=r"^cloud: answer cut short$"):
+            cloud.request("GET", "/", Deadline(5))
+        with pytest.raises(Retry, match=r"^cloud: answer cut short$"), cloud.stream("/", Deadline(5)):
+            pass
+
+
+@pytest.mark.parametrize("content", CUT_HEADS)
+def test_a_head_that_is_cut_short_does_not_matter_where_its_status_is_all_that_does(content: bytes) -> None:
+    with peer(answering(content)) as server, upstream(server.url) as cloud:
+        assert cloud.request("POST", "/", Deadline(5), wants_body=False).status == 200
+
+
 def test_a_reset_in_the_body_is_to_be_retried() -> None:
     def serve(connection: socket.socket, _: threading.Event) -> None:
         read_request(connection)
