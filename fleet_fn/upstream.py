@@ -488,7 +488,14 @@ class _Connection(http.client.HTTPConnection):
         self.socket.budget = budget
 
     def getresponse(self) -> http.client.HTTPResponse:
-        response = super().getresponse()
+        try:
+            response = super().getresponse()
+        except http.client.RemoteDisconnected:
+            raise
+        except http.client.BadStatusLine as error:
+            if self.socket.is_at_end and not str(error).endswith("\n"):
+                raise http.client.IncompleteRead(b"") from error  # of what may have been one
+            raise
         self.answered = True
         self._head_is_cut = self.socket.is_at_end
         return response

@@ -693,6 +693,17 @@ def test_a_head_that_is_cut_short_is_to_be_retried_and_not_taken_for_an_empty_an
             pass
 
 
+@pytest.mark.parametrize("content", [b"H", b"HTTP/1.", b"HTTP/1.1", b"HTTP/1.1 20"])
+@pytest.mark.parametrize("wants_body", [False, True])
+def test_a_head_that_is_cut_short_before_its_status_is_to_be_retried(content: bytes, wants_body: bool) -> None:
+    with (
+        peer(answering(content)) as server,
+        upstream(server.url) as cloud,
+        pytest.raises(Retry, match=r"^cloud: answer cut short$"),
+    ):
+        cloud.request("POST", "/", Deadline(5), wants_body=wants_body)
+
+
 @pytest.mark.parametrize("content", CUT_HEADS)
 def test_a_head_that_is_cut_short_does_not_matter_where_its_status_is_all_that_does(content: bytes) -> None:
     with peer(answering(content)) as server, upstream(server.url) as cloud:
