@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import socket
-import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from tests.support.fake_registry import FakeRegistry
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Answer as EventAnswer
 from tests.support.function import Function, event, parse_outcome
-from tests.support.hostile import always, cut, flooding, hang_up, head, raw, redirect, trickling
+from tests.support.hostile import always, cut, flooding, hang_up, head, raw, redirect, reset, trickling
 from tests.support.http import Answer, Request, Response, Server, closed_port
 from tests.support.processes import descriptors, forget_peak, peak_resident, resident
 from tests.support.statuses import STATUS, blocks, midway
@@ -49,13 +47,12 @@ def says_json(value: object) -> Fault:
 
 
 def resets(request: Request, _: Response) -> None:
-    request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    request.connection.close()
+    reset(request)
 
 
 def resets_midway(request: Request, honest: Response) -> None:
     request.connection.sendall(head(honest.status, {"Content-Length": "1000000"}) + honest.body[:10])
-    resets(request, honest)
+    reset(request)
 
 
 def hangs(request: Request, _: Response) -> None:
