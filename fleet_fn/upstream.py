@@ -52,7 +52,8 @@ class Answer:
 
     status: int
     headers: http.client.HTTPMessage
-    body: bytes
+    #: Not in `repr`: a token's is one.
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +237,19 @@ class Upstream:
         """
         with self._reasons():
             return [str(address[0]) for *_, address in self._resolve(deadline)]
+
+    def reveals(self, text: str, deadline: Deadline) -> bool:
+        """Whether what somebody said has our credentials in it: some servers repeat what they were asked.
+
+        Raises:
+            Retry, Failed: as with `request`, where there are none to be had.
+
+        """
+        scheme, _, value = (self._authorization.header(deadline) or "").partition(" ")
+        secrets = [value]
+        if scheme == "Basic":
+            secrets.append(base64.b64decode(value).decode().partition(":")[2])
+        return any(secret in text for secret in secrets if secret)
 
     def _request(
         self,
@@ -422,8 +436,9 @@ class _Request:
     method: str
     #: Path and query.
     target: str
-    headers: Mapping[str, str]
-    body: bytes | None
+    #: Not in `repr`, as credentials are among them.
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes | None = field(repr=False)
     wants_body: bool
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed, TooLarge
-from fleet_fn.upstream import Answer, Upstream
+from fleet_fn.upstream import Upstream
 
 #: Devices that a page has at most, and names that are remembered so that none is listed twice.
 _PAGE: Final = 100
@@ -53,13 +53,18 @@ def list_devices(
     while True:
         query = {**({"labels": labels} if labels else {}), "limit": limit, "offset": offset}
         target = f"{path}?{urlencode(query, quote_via=quote, errors='replace')}"
+        deadline = Deadline(patience)
         try:
-            page = _devices(upstream.request("GET", target, Deadline(patience)))
+            answer = upstream.request("GET", target, deadline)
         except TooLarge:
             if limit == 1:
                 raise
             limit //= 2
             continue
+        if answer.status != HTTPStatus.OK:
+            said = _explanation(answer.body)
+            raise _error(answer.status, "" if said and upstream.reveals(said, deadline) else said)
+        page = _devices(answer.body)
         unlisted = [device for device in page if device.name not in recent]
         recent.extend(device.name for device in unlisted)
         yield unlisted
@@ -77,17 +82,20 @@ def _path(application: str) -> str:
     return f"{_APPS}/{quote(application, safe='', errors='replace')}/devices"
 
 
-def _devices(answer: Answer) -> list[Device]:
+def _error(status: int, said: str) -> Failed:
+    """What a status other than 200 means; `said` is what the registry said besides."""
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return Failed("registry: our credentials were refused")
+    if status == HTTPStatus.NOT_FOUND:
+        return Failed("application unknown")
+    return Failed(f"registry: answered {status} for the devices{said}")
+
+
+def _devices(body: bytes) -> list[Device]:
     """The devices of a page."""
-    if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        raise Failed("registry: our credentials were refused")
-    if answer.status == HTTPStatus.NOT_FOUND:
-        raise Failed("application unknown")
-    if answer.status != HTTPStatus.OK:
-        raise Failed(f"registry: answered {answer.status} for the devices{_explanation(answer.body)}")
     # Not as strictly as the function reads what it acts on: one device's oddities must not hide all the others.
     try:
-        page = json.loads(answer.body)
+        page = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Failed("registry: answer for the devices is not JSON") from error
     if not isinstance(page, list):
