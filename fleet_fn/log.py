@@ -5,9 +5,13 @@ import logging
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
+from fleet_fn.errors import one_line
 from fleet_fn.settings import Settings
+
+#: Characters of a value in a line: as many as the longest reason has. Names may be as long as a whole request.
+_MAX_VALUE: Final = 1001
 
 logger = logging.getLogger("fleet_fn")
 
@@ -35,8 +39,10 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         words = [_time(record), record.levelname, record.getMessage()]
         words += [f"{key}={_word(value)}" for key, value in _fields(record).items()]
-        line = " ".join(words)
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        lines = [" ".join(words)]
+        if record.exc_info:  # indented, because its text may hold what looks like a line of ours
+            lines += [f"  {one_line(line)}" for line in self.formatException(record.exc_info).split("\n")]
+        return "\n".join(lines)
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -46,7 +52,11 @@ def _time(record: logging.LogRecord) -> str:
 def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
     """What was given as `extra={"fields": …}`."""
     fields: Mapping[str, Any] = getattr(record, "fields", {})
-    return fields
+    return {name: _bounded(value) for name, value in fields.items()}
+
+
+def _bounded(value: object) -> object:
+    return f"{value[:_MAX_VALUE]}…" if isinstance(value, str) and len(value) > _MAX_VALUE else value
 
 
 def _word(value: object) -> str:

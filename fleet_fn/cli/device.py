@@ -26,6 +26,7 @@ from fleet_fn.cli.simulated_device import (
     SimulatedDevice,
     Step,
 )
+from fleet_fn.errors import one_line
 from fleet_fn.protocol.messages import U32_MAX, Command, Status, Write
 
 Character = Literal["careful", "firmware-manager"]
@@ -133,7 +134,7 @@ class DeviceReport:
             if count:
                 parts.append(f"{count} {one if count == 1 else many}")
         parts.append("in sync" if self.in_sync else f"not in sync: {self.reason}" if self.reason else "not in sync")
-        return f"{self.device}: {', '.join(parts)}"
+        return one_line(f"{self.device}: {', '.join(parts)}")
 
 
 def run_device(
@@ -374,7 +375,7 @@ class DeviceRun:
         """Hands a line on, but not the same twice in a row: a device repeats itself."""
         if line != self._last_line:
             self._last_line = line
-            self._on_line(f"{self._options.device}: {line}")
+            self._on_line(one_line(f"{self._options.device}: {line}"))  # versions are whatever was sent
 
 
 def _build(options: DeviceOptions, bootable: Bootable | None) -> SimulatedDevice:

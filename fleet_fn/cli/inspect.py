@@ -13,7 +13,7 @@ from fleet_fn.background import Background
 from fleet_fn.cli.layouts import layout_reference
 from fleet_fn.cli.registries import Access, access_options, find_credentials, registry_reference
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import UpstreamError
+from fleet_fn.errors import UpstreamError, one_line
 from fleet_fn.firmware.reference import Reference
 from fleet_fn.firmware.store import Firmware, NotHere, Store
 from fleet_fn.firmware.verified import VerifiedFiles
@@ -55,7 +55,7 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
         sys.exit(1)
     click.echo(f"shape      {firmware.shape}")
     click.echo(f"digest     {firmware.manifest}")
-    click.echo(f"version    {firmware.version}")
+    click.echo(f"version    {one_line(firmware.version)}")
     click.echo(f"size       {firmware.size}")
     click.echo(f"sha256     {firmware.checksum.hex()} (verified)")
 
