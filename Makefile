@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test bench soak fuzz lint format clean
+.PHONY: demo test bench soak fuzz audit lint format clean
 
 .venv/.run: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=…")'
@@ -17,6 +17,10 @@ BIN := .venv/bin
 
 .venv/.fuzz: .venv/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	touch $@
+
+.venv/.audit: .venv/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]'
 	touch $@
 
 # What tests install into environments of their own: the function's dependencies, and what `func` puts around it.
@@ -40,6 +44,9 @@ fuzz: .venv/.fuzz ## hostile bytes for each reader of them; FUZZ_SECONDS=60: for
 
 soak: .venv/.dev ## 2,000 devices at once, with faults on every wire; ten minutes; ARGS='--devices 100': fewer
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+audit: .venv/.audit ## what is known against the dependencies, by PyPI's advisories
+	@$(BIN)/pip-audit --strict --requirement requirements.txt
 
 lint: .venv/.dev ## ruff and mypy
 	$(BIN)/ruff check .
