@@ -508,8 +508,8 @@ class _Connection(http.client.HTTPConnection):
         except http.client.RemoteDisconnected:
             raise
         except http.client.BadStatusLine as error:
-            if self.socket.is_at_end and not str(error).endswith("\n"):
-                raise http.client.IncompleteRead(b"") from error  # of what may have been one
+            if self.socket.is_at_end and _may_begin_a_status_line(str(error)):
+                raise http.client.IncompleteRead(b"") from error
             raise
         self.answered = True
         self._head_is_cut = self.socket.is_at_end
@@ -545,6 +545,11 @@ def _body(response: http.client.HTTPResponse) -> bytes:
         return response.read(MAX_BODY + 1)
     except ValueError as error:  # a chunk of a negative size
         raise http.client.HTTPException("malformed body") from error
+
+
+def _may_begin_a_status_line(line: str) -> bool:
+    protocol = "HTTP/"
+    return not line.endswith("\n") and line[: len(protocol)] == protocol[: len(line)]
 
 
 def _announces_what_cannot_be(response: http.client.HTTPResponse) -> bool:

@@ -724,6 +724,7 @@ def test_a_reset_in_the_body_is_to_be_retried() -> None:
     "content",
     [
         pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n", id="SSH"),
+        pytest.param(b"SSH", id="SSH, cut short"),
         pytest.param(b"HTTP/1.1 abc OK\r\n\r\n", id="status"),
         pytest.param(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n", id="a thousand headers"),
         pytest.param(b"HTTP/1.1 200 " + b"x" * 100_000 + b"\r\n", id="a long line"),
