@@ -131,7 +131,7 @@ def _judge(status: Status, target: Target, situation: Situation) -> Verdict:
     step = next_command(status, target, mtu=situation.mtu, poll=situation.poll)
     if isinstance(step, Sync):
         came_up = known.with_success(situation.now) if known and known.is_of(target) else known
-        return Verdict(step, _without_restart(came_up))
+        return Verdict(step, came_up if status.progress else _without_restart(came_up))
     record, failed_swap = _counted(status, record_for(target, known, situation.policy.retry).with_return())
     checked = _checked(step, status.progress, target, known, record, situation.mtu)
     if isinstance(checked, Stuck):

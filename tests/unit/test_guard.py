@@ -217,6 +217,16 @@ def test_one_byte_cannot_be_told_from_none() -> None:
     assert isinstance(verdict(at(1), record, mtu=1).step, Stuck)
 
 
+def test_a_restart_that_was_refused_is_not_forgotten_while_the_device_runs_its_target() -> None:
+    """It is in sync, and has what it says of its progress in RAM all the same, for when the target comes back."""
+    in_sync = replace(at(1300), version=b"0.1.0")
+    record = replace(STARTED, restart=Restart(sent=512, midway=1300))
+    given = verdict(in_sync, record, Target(b"0.1.0", 900, bytes(32)))
+    assert isinstance(given.step, Sync)
+    assert given.record == record
+    assert verdict(at(1300), given.record).step == Stuck()
+
+
 def test_a_restart_that_was_not_heard_is_ordered_again_without_another_note() -> None:
     first = verdict(at(1024, b"0.1.0-rc"), EARLIER)
     again = verdict(at(1024, b"0.1.0-rc"), first.record)
