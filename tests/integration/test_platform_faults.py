@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from tests.integration.registries.conftest import running
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry
 from tests.support.firmware import publish, random_bytes
-from tests.support.function import Function, event
+from tests.support.function import ROOT, Function, event, serving
 from tests.support.http import Response
 from tests.support.processes import workers
 from tests.support.statuses import STATUS, blocks, post, told
@@ -83,6 +84,45 @@ def test_events_in_flight_are_answered_when_the_function_is_told_to_go(
         assert [answer.result() for answer in answers] == [204] * len(names)
         assert function.process.wait(10) == 0
     assert all(len(drogue.commands_for(name)) == 1 for name in names)
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["kept connections", "fresh connections"])
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_under_load_a_function_that_is_told_to_go_leaves_no_event_half_done(
+    drogue: Drogue, device: str, tmp_path: Path, processes: str, keeps: bool
+) -> None:
+    names = [f"{device}-{number}" for number in range(8)]
+    drogue.put("example", spec={})
+    for name in names:
+        drogue.put("example", name, spec={})
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "WEB_CONCURRENCY": processes}
+    # On a socket of its own: what nobody accepts any more is cut off when it goes.
+    command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "fleet_fn.app:create_app()"]
+    with serving(command, {**inherited, **drogue.environment, **settings}, ROOT) as function:
+        answered: dict[str, int] = dict.fromkeys(names, 0)
+
+        def send(name: str) -> bool:
+            """Sends events until one is not answered; whether that was one on a kept connection."""
+            while True:
+                with closing(http.client.HTTPConnection("127.0.0.1", function.port, timeout=20)) as connection:
+                    for number in itertools.count():
+                        try:
+                            status = answer_on(connection, name)
+                        except OSError:
+                            return number > 0
+                        assert status == 204
+                        answered[name] += 1
+                        if not keeps or connection.sock is None:  # told to close it
+                            break
+
+        with ThreadPoolExecutor(len(names)) as pool:
+            lost = [pool.submit(send, name) for name in names]
+            wait_until(lambda: all(count > 10 for count in answered.values()))
+            function.end()
+            assert not any(one.result() for one in lost), "who keeps a connection is told before it goes"
+    # So whatever was not answered may be delivered again: nothing was done for it.
+    assert {name: len(drogue.commands_for(name)) for name in names} == answered
 
 
 def test_an_event_whose_process_is_killed_during_the_command_is_answered_when_it_is_delivered_again(
