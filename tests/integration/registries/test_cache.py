@@ -21,7 +21,7 @@ from tests.support.function import Function
 from tests.support.hostile import chunked, endless, flooding, head, pausing
 from tests.support.http import Request, Response
 from tests.support.images import EMPTY, OCTETS, ImageLayout
-from tests.support.processes import forget_peak, peak_resident, resident, workers
+from tests.support.processes import descriptors, forget_peak, peak_resident, resident, threads, workers
 from tests.support.statuses import blocks, midway, post, told
 from tests.support.timing import Gate
 
@@ -70,6 +70,29 @@ def linked(path: Path) -> None:
     path.symlink_to(other)
 
 
+def linked_to(target: str, path: Path) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+def linked_to_nothing(path: Path) -> None:
+    linked_to("nothing", path)
+
+
+def linked_to_itself(path: Path) -> None:
+    linked_to(path.name, path)
+
+
+def linked_to_what_has_no_end(path: Path) -> None:
+    linked_to("/dev/zero", path)
+
+
+def turned_into_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "file").touch()
+
+
 def turned_into_a_fifo(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -100,6 +123,10 @@ DAMAGES: list[Callable[[Path], None]] = [
     overwritten,
     replaced,
     linked,
+    linked_to_nothing,
+    linked_to_itself,
+    linked_to_what_has_no_end,
+    turned_into_a_folder,
     turned_into_a_fifo,
     truncated,
     emptied,
@@ -146,6 +173,23 @@ def test_a_file_that_was_changed_after_a_while_is_fetched_anew(
     for damage, damaged in devices.items():
         if damage is not locked_away:
             assert fetched(registry, damaged) == 2, damage
+
+
+def test_no_damage_leaves_anything_open(
+    function: Function, registry: FakeRegistry, device: str, released: Published, cache: Path
+) -> None:
+    def all_damages() -> tuple[int, int]:
+        for damage in DAMAGES:
+            assert post(function, device, midway("1", 512)).outcome.startswith("write")
+            damage(cache / released.checksum.hex())
+            assert post(function, device, midway("1", 512)).outcome.startswith("write"), damage
+        return descriptors(function), threads(function)
+
+    all_damages()  # until all connections and threads are there that are kept
+    before, now = all_damages(), all_damages()
+    assert now[0] <= before[0] + 2
+    assert now[1] <= before[1]
+    assert fetched(registry, device) > len(DAMAGES)
 
 
 def test_a_manifest_that_was_changed_is_fetched_anew(
