@@ -235,7 +235,7 @@ def _is_authorized(settings: Settings, request: Request) -> bool:
     if settings.events_user is None and settings.events_token is None:
         return True
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    given = given.strip()
+    given = given.strip(" \t")  # no other octet: what ISO 8859-1 has for a space may end a character of UTF-8
     if scheme.lower() == "bearer" and settings.events_token is not None:
         return hmac.compare_digest(given.encode("latin-1", "replace"), settings.events_token.encode())
     if scheme.lower() == "basic" and settings.events_user is not None:

@@ -82,7 +82,7 @@ class Client:
         payload: bytes,
         *,
         path: str = "/",
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
     ) -> Answer:
         """Posts an event in binary mode, its attributes as raw UTF-8, as Drogue Cloud does it."""
         lines: list[tuple[str, str | bytes]] = list((headers or {}).items())

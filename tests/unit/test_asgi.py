@@ -52,6 +52,25 @@ def answer(function: ASGIFunction, received: Iterable[Message] = (), **scope: An
     return sent
 
 
+@pytest.mark.parametrize(
+    ("shown", "status"),
+    [
+        (["Bearer voilà"], 204),
+        (["bearer  voilà "], 204),
+        ([], 401),
+        (["Bearer voil\xc3"], 401),
+        (["Bearer x", "Bearer voilà"], 401),
+        (["Bearer \u202e\x00"], 401),
+        (["Basic \xff"], 401),
+    ],
+)
+def test_events_need_the_credentials_here_too(tmp_path: Path, shown: list[str], status: int) -> None:
+    settings = {"DROGUE_API_URL": "http://127.0.0.1:1", "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}"}
+    function = ASGIFunction(Settings.from_environment({**settings, "EVENTS_TOKEN": "voilà"}))
+    headers = [(b"authorization", value.encode()) for value in shown]
+    assert answer(function, headers=[*HEADERS, *headers])[0]["status"] == status
+
+
 def test_an_answer_is_a_status_with_headers_and_one_body(function: ASGIFunction) -> None:
     start, body = answer(function)
     assert (start["type"], start["status"]) == ("http.response.start", 204)
