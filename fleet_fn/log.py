@@ -12,6 +12,8 @@ from fleet_fn.settings import Settings
 
 #: Characters of a value in a line: as many as the longest reason has. Names may be as long as a whole request.
 _MAX_VALUE: Final = 1001
+#: Characters of a traceback's beginning, and of its end: what went wrong may quote all that was read.
+_MAX_TRACEBACK: Final = 10_000
 
 logger = logging.getLogger("fleet_fn")
 
@@ -25,7 +27,15 @@ def configure(settings: Settings) -> None:
     logger.propagate = False
 
 
-class _JSONFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        text = super().formatException(ei)
+        if len(text) <= 2 * _MAX_TRACEBACK:
+            return text
+        return f"{text[:_MAX_TRACEBACK]}…\n…{text[-_MAX_TRACEBACK:]}"
+
+
+class _JSONFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": _time(record), "level": record.levelname, "message": record.getMessage(), **_fields(record)}
         if record.exc_info:
@@ -33,7 +43,7 @@ class _JSONFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-class _TextFormatter(logging.Formatter):
+class _TextFormatter(_Formatter):
     """Values that are more than a plain word are quoted as in JSON, so that no name can forge a line or a field."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -157,6 +157,20 @@ def test_a_traceback_forges_no_line_of_text() -> None:
     assert len(log._JSONFormatter().format(record).splitlines()) == 1
 
 
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "x\n" * 500_000])
+def test_a_traceback_of_any_length_makes_no_long_lines_and_shows_where_it_was(text: str) -> None:
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, "unexpected error", (), None)
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        record.exc_info = (type(error), error, error.__traceback__)
+    for formatter in (log._JSONFormatter(), log._TextFormatter()):
+        written = formatter.format(record)
+        assert len(written) < 50_000
+        assert "test_injection.py" in written
+        assert "ValueError: x" in written
+
+
 # --- The command line -------------------------------------------------------------------------------------------------
 
 
