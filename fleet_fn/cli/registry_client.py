@@ -30,6 +30,7 @@ from fleet_fn.firmware.authorization import parse_challenges
 from fleet_fn.firmware.credentials import Credentials
 from fleet_fn.firmware.destinations import api_host
 from fleet_fn.firmware.manifest import INDEXES, MANIFEST, MANIFESTS, MAX_MANIFEST, digest_of
+from fleet_fn.firmware.reference import is_digest
 
 E = TypeVar("E", bound=BaseException)
 
@@ -138,8 +139,9 @@ class RegistryClient:
         if found is None:  # which a registry should tell, but need not
             found = digest_of(self.manifest(tag) or b"")
         if found != digest:
+            elsewhere = found if is_digest(found) else "something else"  # what is no digest may be a secret of ours
             raise Failed(
-                f"{self._host}: the tag {tag} stands at {found[:100]} instead of {digest}, which was sent: is "
+                f"{self._host}: the tag {tag} stands at {elsewhere} instead of {digest}, which was sent: is "
                 "somebody else publishing to it?"
             )
 

@@ -31,6 +31,8 @@ _MAX_LIFETIME: Final = 24 * 60 * 60
 _MARGIN: Final = 10.0
 _REFUSED: Final = "registry: our credentials were refused"
 _NONE_CONFIGURED: Final = "registry: access denied: no credentials are configured"
+#: Schemes that registries are seen to ask for besides. No other word of a challenge is repeated: it may be a secret.
+_OTHER_SCHEMES: Final = frozenset({"digest", "negotiate", "ntlm"})
 
 #: Characters of challenges that are read of one answer.
 _MAX_CHALLENGES: Final = 64 * 1024
@@ -223,8 +225,9 @@ class Authorization:
     ) -> str:
         schemes = {challenge.scheme for challenge in offered}
         if not schemes & {"bearer", "basic"}:
-            what = ", ".join(sorted(schemes)) or "nothing"
-            raise Failed(f"registry: asks for {what[:100]}, not for Basic or Bearer credentials")
+            told = [*sorted(schemes & _OTHER_SCHEMES), *(["something else"] if schemes - _OTHER_SCHEMES else [])]
+            what = ", ".join(told) or "nothing"
+            raise Failed(f"registry: asks for {what}, not for Basic or Bearer credentials")
         credentials = self._credentials(repository)
         if credentials and _scheme(credentials) == "bearer" and "bearer" in schemes:
             return self._configured(credentials, refused)

@@ -156,6 +156,8 @@ class Distribution:
             self._raise_for_status(stream.status, f"no blob {blob.digest} in {repository}", repository, authorization)
             announced = stream.headers.get("Content-Length")
             if announced is not None and announced != str(blob.size):
+                if not (announced.isascii() and announced.isdigit()):  # not repeated: it may be what we were known by
+                    raise Failed(f"size mismatch: blob {blob.digest} has a size that is no number")
                 raise Failed(
                     f"size mismatch: blob {blob.digest} has {announced} bytes where there should be {blob.size}"
                 )

@@ -374,6 +374,11 @@ def test_a_registry_that_repeats_our_secrets_does_not_make_us_tell_them(registry
     assert "is not …" in told
 
 
+def test_what_a_registry_gives_for_a_digest_is_told_only_if_it_is_one(registry: Registry) -> None:
+    registry.special = answering("HEAD", "manifests/", Response(200, headers={"Docker-Content-Digest": "s3cret"}))
+    assert reason(registry, credentials=ME).startswith("the tag 1.2.3 stands at something else instead of sha256:")
+
+
 def test_credentials_go_without_tls_to_the_registrys_own_host_only(registry: Registry) -> None:
     with Server(lambda _: Response(200, b'{"token": "t"}')) as elsewhere:
         realm = elsewhere.url.replace("127.0.0.1", "localhost")

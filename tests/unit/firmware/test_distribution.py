@@ -11,6 +11,7 @@ from fleet_fn.background import Background
 from fleet_fn.errors import Failed, Retry
 from fleet_fn.firmware.distribution import Distribution
 from fleet_fn.firmware.manifest import Descriptor, digest_of
+from tests.support.hostile import raw
 from tests.support.http import Request, Response, Server
 
 #: Seconds, instead of the half minute in which a download has to make progress.
@@ -123,5 +124,14 @@ def test_a_blob_of_another_size_is_not_even_begun() -> None:
         pytest.raises(
             Failed, match=rf"^size mismatch: blob {BLOB.digest} has 16383 bytes where there should be 16384$"
         ),
+    ):
+        download(distribution)
+
+
+@pytest.mark.parametrize("announced", ["s3cret", "1 s3cret", "-1", "\xb2"])
+def test_a_length_that_is_none_is_not_repeated(announced: str) -> None:
+    with (
+        registry(raw(f"HTTP/1.1 200 OK\r\nContent-Length: {announced}\r\n\r\n".encode("latin-1"))) as distribution,
+        pytest.raises(Failed, match=rf"^size mismatch: blob {BLOB.digest} has a size that is no number$"),
     ):
         download(distribution)
