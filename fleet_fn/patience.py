@@ -32,10 +32,10 @@ class Patience:
             yield
             return
         with self._lock:
-            self._reading[connection] = deadline
             if not self._watching:
-                self._watching = True
                 threading.Thread(target=self._watch, daemon=True).start()
+                self._watching = True  # only now: where no thread can be started the next has to try again
+            self._reading[connection] = deadline
         try:
             yield
         finally:
