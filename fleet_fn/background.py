@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import UpstreamError
+from fleet_fn.errors import Retry, UpstreamError
 
 T = TypeVar("T")
 
@@ -54,6 +54,7 @@ class Background:
 
         Raises:
             TimeoutError: it goes on beyond the deadline.
+            Retry: it could not be begun.
             BaseException: whatever `function` raised.
 
         """
@@ -62,7 +63,10 @@ class Background:
             if work is None:
                 self._raise_unheard(key)
                 work = _Work(self._clock(), keeps_error)
-                threading.Thread(target=self._run, args=(key, function, work), daemon=True).start()
+                try:
+                    threading.Thread(target=self._run, args=(key, function, work), daemon=True).start()
+                except RuntimeError as error:
+                    raise Retry("no thread can be started") from error
                 self._running[key] = work  # only now: where no thread can be started nobody must wait for it
             elif self._clock() - work.since > deadline.total:
                 raise TimeoutError

@@ -103,7 +103,7 @@ def test_where_no_thread_can_be_started_nobody_waits_for_it_later(monkeypatch: p
             raise RuntimeError("can't start new thread")
 
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(Retry, match=r"^no thread can be started$"):
             background.result("key", lambda: 42, Deadline(5))
     assert background.result("key", lambda: 42, Deadline(5)) == 42
 
