@@ -375,7 +375,7 @@ class Updater:
             yield
         except Throttled as error:
             if error.after is not None and error.after > self._time_left(event):
-                raise otherwise(f"{error.reason}, and wants to be left alone for {error.after} s") from error
+                raise otherwise(f"{error.reason}, and wants to be left alone for too long") from error
             raise
 
 
