@@ -190,8 +190,8 @@ def _checked(
     if progress.offset not in paddings(restart.sent, target.size):
         if progress.offset != restart.midway or not 0 < restart.orders < _MAX_ORDERS:
             return Stuck()
-        order = replace(restart, orders=restart.orders + 1)
-        return _Checked(Block(target.version, 0, restart.sent), replace(record, restart=order))
+        order = replace(restart, orders=restart.orders + 1, sent=min(restart.sent, mtu))
+        return _Checked(Block(target.version, 0, order.sent), replace(record, restart=order))
     if restart.midway in paddings(restart.sent, target.size):
         return _begin_anew(progress, target, record, mtu, shorter=True)  # either it wrote the block, or it refused it
     return _Checked(step, replace(record, restart=None))
@@ -240,7 +240,7 @@ def _hold(
             "attempts", f"{version} did not come up, attempts: {record.attempts}; {advice}", poll, gives_up=True
         )
     if failed_swap:
-        pause = min(poll * 2**record.attempts, max(poll, _LONGEST_PAUSE))
+        pause = min(poll * 2 ** min(record.attempts, _LONGEST_PAUSE.bit_length()), max(poll, _LONGEST_PAUSE))
         return Hold("backoff", f"{version} did not come up, attempts: {record.attempts} of {most}", pause)
     if isinstance(step, Swap):
         held = hold_swap(policy, situation.now)

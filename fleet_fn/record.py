@@ -115,7 +115,10 @@ class Record:
 
     def not_answered(self, before: "Record | None") -> "Record":
         """The record while the command has not gone out yet, where it was another one before."""
-        return replace(self, answered=before.answered if before else None)
+        told, restart = before.restart if before else None, self.restart
+        if told and restart and replace(restart, orders=told.orders) == told:
+            restart = told  # an order counts once it has gone out
+        return replace(self, answered=before.answered if before else None, restart=restart)
 
     def is_of(self, target: Target) -> bool:
         """Whether it is this target's: the same bytes under the same version."""

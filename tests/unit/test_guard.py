@@ -227,6 +227,31 @@ def test_a_restart_that_was_refused_is_not_forgotten_while_the_device_runs_its_t
     assert verdict(at(1300), given.record).step == Stuck()
 
 
+def test_an_order_to_begin_anew_counts_once_its_command_has_been_taken() -> None:
+    """However often the event comes again because it has not been."""
+    status, known = at(1024), REPUSHED
+    for _ in range(8):
+        given = verdict(status, known)
+        assert given.step == block(0)
+        assert given.record
+        known = given.record.not_answered(known)
+    for orders in range(2, 6):
+        given = verdict(status, known)
+        assert given.step == block(0)
+        assert given.record
+        assert given.record.restart == Restart(512, 1024, orders=orders)
+        known = given.record
+    assert verdict(status, known).step == Stuck()
+
+
+def test_an_order_to_begin_anew_keeps_to_the_block_size_that_the_device_has_by_now() -> None:
+    record = replace(STARTED, restart=Restart(sent=512, midway=1024, orders=1))
+    given = verdict(at(1024), record, mtu=51)
+    assert given.step == block(0, 51)
+    assert given.record == replace(STARTED, restart=Restart(sent=51, midway=1024, orders=2))
+    assert given.notes_first
+
+
 def test_a_restart_that_was_not_heard_is_ordered_again_without_another_note() -> None:
     first = verdict(at(1024, b"0.1.0-rc"), EARLIER)
     again = verdict(at(1024, b"0.1.0-rc"), first.record)
@@ -249,6 +274,11 @@ def test_a_device_that_swapped_and_came_back_without_progress_has_failed_once_an
     second = verdict(OLD, replace(SWAPPED, attempts=1))
     assert held(second).poll == 1200
     assert verdict(OLD, first.record).step == block(0)
+
+
+def test_so_many_attempts_that_nobody_can_have_made_them_keep_a_device_away_for_no_longer_than_a_day() -> None:
+    noted = replace(SWAPPED, attempts=2**32 - 2)
+    assert held(verdict(OLD, noted, policy=Policy(max_attempts=2**32))).poll == 24 * 60 * 60
 
 
 def test_the_pause_between_attempts_does_not_grow_beyond_a_day() -> None:
