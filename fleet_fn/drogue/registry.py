@@ -1,6 +1,7 @@
 """The device registry: what Drogue Cloud says a device should run, and what we report of it."""
 
 import json
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ _REMEMBERED = 20_000
 #: Devices of which all is remembered, and the seconds for which that is worth trying to write.
 _JUST_READ: Final = 256
 _JUST_READ_SECONDS: Final = 1.0
+#: Seconds for which nothing is reported of a device whose object could not be written, and is the same still.
+_GIVEN_UP: Final = 60.0
 #: Attempts at writing an object that others write at the same time.
 _ATTEMPTS: Final = 2
 
@@ -109,8 +112,9 @@ class Registry:
         self._objects: Memory[tuple[str, ...], _Object] = Memory(_REMEMBERED if remember else 0, clock=clock)
         #: Devices as they were read a moment ago, with all that stands in them.
         self._read: Memory[tuple[str, ...], dict[str, Any]] = Memory(_JUST_READ if remember else 0, clock=clock)
-        #: Objects as they were remembered when reporting failed.
-        self._given_up: OrderedDict[tuple[str, ...], _Object | None] = OrderedDict()
+        self._clock = clock
+        #: Objects as they were remembered when reporting failed, and when that was.
+        self._given_up: OrderedDict[tuple[str, ...], tuple[float, _Object | None]] = OrderedDict()
 
     def desired(
         self, application: str, device: str, max_age: float, deadline: Deadline, *, of_device: float | None = None
@@ -182,17 +186,19 @@ class Registry:
         raise Retry("registry: others keep changing the device")
 
     def give_up_reporting(self, application: str, device: str) -> None:
-        """Nothing more is reported of a device until its object has been read again."""
+        """Nothing more is reported of a device for a while, and until its object has been read again."""
         names = (application, device)
-        self._given_up[names] = self._objects.known(names)
+        self._given_up[names] = (self._clock(), self._objects.known(names))
         self._given_up.move_to_end(names)
         if len(self._given_up) > _REMEMBERED:
             self._given_up.popitem(last=False)
 
     def has_given_up_reporting(self, application: str, device: str) -> bool:
-        """Whether reporting failed, and the object has not been read since."""
-        names = (application, device)
-        return names in self._given_up and self._given_up[names] is self._objects.known(names)
+        """Whether reporting failed a moment ago, and what is known of the object is the same still."""
+        names, known = (application, device), self._objects.known((application, device))
+        since, then = self._given_up.get(names, (-math.inf, None))
+        # A device of which nothing can be noted is read again with each of its blocks.
+        return names in self._given_up and (then is known or (then == known and self._clock() - since < _GIVEN_UP))
 
     def _object(self, names: tuple[str, ...], max_age: float, deadline: Deadline) -> _Object:
         def read() -> _Object:
