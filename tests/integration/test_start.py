@@ -1,17 +1,20 @@
 """Starting the function, as people and platforms do it."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import requests
 
 from tests.support.drogue import Drogue
-from tests.support.function import ROOT, serving
+from tests.support.function import ROOT, Function, event, serving
+from tests.support.processes import descriptors, workers
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "fleet_fn.app:create_app()"]
 SERVE = [sys.executable, "-m", "fleet_fn", "serve"]
@@ -47,6 +50,27 @@ def test_serve_has_glibc_keep_few_arenas_unless_told_otherwise(
     with started(SERVE, variables, ROOT) as (_, pid):
         variables_of_process = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     assert b"MALLOC_ARENA_MAX=" + taken in variables_of_process
+
+
+@pytest.mark.parametrize("hard", [1024, 4096])
+def test_idle_connections_leave_a_worker_enough_descriptors_whatever_the_limits_are(
+    drogue: Drogue, tmp_path: Path, hard: int
+) -> None:
+    settings = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}"}
+    with Function(settings, within=["prlimit", f"--nofile=1024:{hard}"]) as function, ExitStack() as idle:
+        before = workers(function)
+        with suppress(TimeoutError):  # the queue of those who wait is full as well
+            for _ in range(1200):
+                idle.enter_context(socket.create_connection(("127.0.0.1", function.port), timeout=2))
+        taken = 0
+        while workers(function) == before and (now := descriptors(function)) != taken:
+            taken = now
+            time.sleep(0.5)  # until it takes no more of them
+        drogue.put("example", spec={})
+        drogue.put("example", "late", spec={})
+        idle.close()
+        assert function.post(event("late"), b'{"version": "1"}').status == 204
+        assert workers(function) == before
 
 
 def test_plain_gunicorn_takes_the_recommended_settings_from_its_working_directory(
