@@ -274,16 +274,6 @@ def test_a_report_that_fails_is_no_matter_to_the_device_and_is_not_tried_with_ev
     del drogue.write_answers["example", managed]
 
 
-def test_where_nothing_can_be_written_it_is_not_tried_with_every_block(
-    function: Function, drogue: Drogue, managed: str
-) -> None:
-    drogue.write_answers["example", managed] = always(Response(403))
-    for offset in range(0, 5 * MTU, MTU):
-        assert post(function, managed, at(offset)).outcome.startswith("write")
-    assert drogue.writes_of("example", managed) <= 2
-    del drogue.write_answers["example", managed]
-
-
 def test_a_registry_that_hangs_while_it_is_written_does_not_keep_the_event_beyond_its_deadline(
     hasty: Function, drogue: Drogue, managed: str
 ) -> None:

@@ -16,6 +16,7 @@ from fleet_fn.drogue.registry import File, HawkBit, Image, MalformedSpec, NotKno
 from fleet_fn.errors import Failed, Retry
 from fleet_fn.upstream import Upstream
 from tests.support.http import Request, Response, Server, closed_port
+from tests.support.timing import Clock
 
 APPLICATION = "/api/registry/v1alpha1/apps/fleet"
 DEVICE = f"{APPLICATION}/devices/pump"
@@ -426,3 +427,23 @@ def test_events_that_come_at_once_share_the_look_ups(cloud: Cloud) -> None:
         may_end.set()
         assert [result.result() for result in results] == [None] * 8
     assert sorted(cloud.asked) == [APPLICATION, DEVICE]
+
+
+def test_what_could_not_be_written_is_not_tried_again_for_a_while_unless_the_object_changes(cloud: Cloud) -> None:
+    clock = Clock()
+    registry = Registry(cloud.upstream, clock=clock)
+
+    def read(**spec: object) -> bool:
+        cloud.has(device={"spec": spec})
+        clock.now += 0.1
+        registry.desired("fleet", "pump", 0, Deadline(5))
+        return registry.has_given_up_reporting("fleet", "pump")
+
+    assert not read()
+    registry.give_up_reporting("fleet", "pump")
+    clock.now += 59
+    assert read()
+    assert not read(firmware={"container": {"image": "app:2"}})
+    assert read()
+    clock.now += 2
+    assert not read()
