@@ -121,7 +121,7 @@ class Updater:
             return Outcome("retry", error.reason, retry_after=error.after)
 
     def decide(self, event: Event, deadline: Deadline) -> Decision:
-        """What to tell the device that `event` is about, if nobody has told it yet; nothing is sent.
+        """What to tell the device that `event` is about, whether or not it has been told already; nothing is sent.
 
         Raises:
             InvalidEvent, InvalidStatus: what the device sent is no status.

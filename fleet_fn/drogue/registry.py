@@ -1,7 +1,6 @@
 """The device registry: what Drogue Cloud says a device should run, and what we report of it."""
 
 import json
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -195,10 +194,13 @@ class Registry:
 
     def has_given_up_reporting(self, application: str, device: str) -> bool:
         """Whether reporting failed a moment ago, and what is known of the object is the same still."""
-        names, known = (application, device), self._objects.known((application, device))
-        since, then = self._given_up.get(names, (-math.inf, None))
+        names = (application, device)
+        given_up = self._given_up.get(names)
+        if given_up is None:
+            return False
+        (since, then), known = given_up, self._objects.known(names)
         # A device of which nothing can be noted is read again with each of its blocks.
-        return names in self._given_up and (then is known or (then == known and self._clock() - since < _GIVEN_UP))
+        return then is known or (then == known and self._clock() - since < _GIVEN_UP)
 
     def _object(self, names: tuple[str, ...], max_age: float, deadline: Deadline) -> _Object:
         def read() -> _Object:

@@ -40,6 +40,7 @@ from tests.support.function import event
 from tests.support.hostile import cut, hang_up, reset
 from tests.support.http import Answer, Request, Response
 from tests.support.pod import Pod, wall
+from tests.support.statuses import FORMS
 from tests.support.timing import Clock
 
 #: Seconds that a device listens for the answer to a status.
@@ -48,13 +49,6 @@ LISTENS: Final = 30.0
 FRESH: Final = 1.0
 #: Seconds after which nothing is remembered that failed.
 FORGOTTEN: Final = 11.0
-FORMS: Final[list[tuple[Dialect, Encoding]]] = [
-    ("documented", "cbor"),
-    ("documented", "json"),
-    ("named", "cbor"),
-    ("named", "json"),
-    ("packed", "cbor"),
-]
 PODS: Final = 2
 #: Bytes of a firmware.
 SIZES: Final = st.sampled_from([4, 64, 132, 200, 256, 520])

@@ -16,14 +16,8 @@ from fleet_fn.protocol.messages import Sync
 from tests.support.drogue import Drogue, SentCommand
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Function, event
+from tests.support.statuses import FORMS
 
-FORMS: list[tuple[Dialect, Encoding]] = [
-    ("documented", "cbor"),
-    ("documented", "json"),
-    ("named", "cbor"),
-    ("named", "json"),
-    ("packed", "cbor"),
-]
 MTU = 64
 
 

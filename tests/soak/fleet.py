@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from fleet_fn.cli.device_wire import CommandError, Dialect, Encoding, decode_command, encode_status
+from fleet_fn.cli.device_wire import CommandError, decode_command, encode_status
 from fleet_fn.cli.simulated_device import CarefulDevice, FirmwareManagerDevice, Outcome, SimulatedDevice
 from fleet_fn.protocol.messages import Command, Swap, Sync, Write
 from tests.soak.deliveries import Agenda, Deliveries, Delivery
@@ -18,14 +18,8 @@ from tests.support.drogue import Drogue, SentCommand
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import event
 from tests.support.images import metadata
+from tests.support.statuses import FORMS
 
-FORMS: Final[list[tuple[Dialect, Encoding]]] = [
-    ("documented", "cbor"),
-    ("documented", "json"),
-    ("named", "cbor"),
-    ("named", "json"),
-    ("packed", "cbor"),
-]
 #: By block size in bytes: how many of a hundred devices ask for it, and how many updates each of these goes through, so
 #: that all have about as much to do.
 MTUS: Final = {512: (1, 1), 1024: (4, 1), 2048: (15, 1), 4096: (50, 1), 16384: (15, 4), 65536: (15, 11)}

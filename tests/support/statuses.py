@@ -1,12 +1,21 @@
 """Statuses of devices, and what they were told."""
 
-from typing import Any
+from typing import Any, Final
 
 import cbor2
 
+from fleet_fn.cli.device_wire import Dialect, Encoding
 from tests.support.drogue import Drogue
 from tests.support.function import Answer, Function, event
 
+#: What devices may speak.
+FORMS: Final[list[tuple[Dialect, Encoding]]] = [
+    ("documented", "cbor"),
+    ("documented", "json"),
+    ("named", "cbor"),
+    ("named", "json"),
+    ("packed", "cbor"),
+]
 #: Of a device that has WAIT, and no progress.
 STATUS = {0: b"0.1.0", 1: 512, 2: None, 3: None}
 

@@ -582,10 +582,7 @@ EVENTS: st.SearchStrategy[list[Callable[[World], None]]] = st.lists(
 def test_whatever_processes_remember_no_device_boots_a_mixture(
     make: Callable[[], SimulatedDevice], events: list[Callable[[World], None]]
 ) -> None:
-    world = World(make())
-    for happen in events:
-        happen(world)
-    assert_no_mixture(world.device)
+    assert_no_mixture(make(), events)
 
 
 @pytest.mark.parametrize("make", [careful, firmware_manager])
@@ -603,13 +600,13 @@ def test_whatever_is_delivered_again_no_device_boots_a_mixture(
     make: Callable[[], SimulatedDevice], events: list[Callable[[World], None]]
 ) -> None:
     """By a process that did not answer it the first time, and knows of that from the notes alone."""
-    world = World(make())
+    assert_no_mixture(make(), events)
+
+
+def assert_no_mixture(device: SimulatedDevice, events: list[Callable[[World], None]]) -> None:
+    world = World(device)
     for happen in events:
         happen(world)
-    assert_no_mixture(world.device)
-
-
-def assert_no_mixture(device: SimulatedDevice) -> None:
     for boot in device.boots:
         if boot.version == b"0":
             continue
