@@ -399,8 +399,8 @@ def test_looking_through_an_image_for_long_goes_on_and_is_found_later(shapes: Sh
     reference = Reference("ghcr.io/acme/", "pump", "1", None)
     began = time.monotonic()
     with pytest.raises(NotHere, match=r"^looking for firmware\.json in the image's layers$"):
-        shapes.firmware(image, reference, folder, Deadline(0.4))
-    assert time.monotonic() - began < 0.4, "there is time left for telling the device to wait"
+        shapes.firmware(image, reference, folder, Deadline(2))
+    assert time.monotonic() - began < 2, "there is time left for telling the device to wait"
     with pytest.raises(NotHere):
         shapes.firmware(image, reference, folder, Deadline(0))
     folder.gate.set()
