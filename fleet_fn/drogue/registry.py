@@ -25,8 +25,10 @@ _REMEMBERED = 20_000
 #: Devices of which all is remembered, and the seconds for which that is worth trying to write.
 _JUST_READ: Final = 256
 _JUST_READ_SECONDS: Final = 1.0
-#: Seconds for which nothing is reported of a device whose object could not be written, and is the same still.
-_GIVEN_UP: Final = 60.0
+#: Seconds for which nothing is reported of a device whose object could not be written, and is the same still: a moment
+#: at first, since nothing is known of where its blocks come from until that is noted, and each time twice as long.
+_GIVEN_UP: Final = 1.0
+_GIVEN_UP_AT_MOST: Final = 60.0
 #: Attempts at writing an object that others write at the same time.
 _ATTEMPTS: Final = 2
 
@@ -89,6 +91,17 @@ class _Object:
 
 
 @dataclass(frozen=True, slots=True)
+class _GivenUp:
+    """A failure to write an object."""
+
+    #: When it was, and the seconds for which the next attempt waits.
+    since: float
+    pause: float
+    #: What was known of the object then.
+    known: _Object | None
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     """What a device should run, who may update it when, and what was reported of it last."""
 
@@ -112,8 +125,7 @@ class Registry:
         #: Devices as they were read a moment ago, with all that stands in them.
         self._read: Memory[tuple[str, ...], dict[str, Any]] = Memory(_JUST_READ if remember else 0, clock=clock)
         self._clock = clock
-        #: Objects as they were remembered when reporting failed, and when that was.
-        self._given_up: OrderedDict[tuple[str, ...], tuple[float, _Object | None]] = OrderedDict()
+        self._given_up: OrderedDict[tuple[str, ...], _GivenUp] = OrderedDict()
 
     def desired(
         self, application: str, device: str, max_age: float, deadline: Deadline, *, of_device: float | None = None
@@ -186,21 +198,25 @@ class Registry:
 
     def give_up_reporting(self, application: str, device: str) -> None:
         """Nothing more is reported of a device for a while, and until its object has been read again."""
-        names = (application, device)
-        self._given_up[names] = (self._clock(), self._objects.known(names))
+        names, pause = (application, device), _GIVEN_UP
+        known = self._objects.known(names)
+        if (earlier := self._given_up.get(names)) and earlier.known == known:
+            pause = min(2 * earlier.pause, _GIVEN_UP_AT_MOST)
+        self._given_up[names] = _GivenUp(self._clock(), pause, known)
         self._given_up.move_to_end(names)
         if len(self._given_up) > _REMEMBERED:
             self._given_up.popitem(last=False)
 
     def has_given_up_reporting(self, application: str, device: str) -> bool:
-        """Whether reporting failed a moment ago, and what is known of the object is the same still."""
+        """Whether reporting failed a while ago, and what is known of the object is the same still."""
         names = (application, device)
         given_up = self._given_up.get(names)
         if given_up is None:
             return False
-        (since, then), known = given_up, self._objects.known(names)
+        known = self._objects.known(names)
         # A device of which nothing can be noted is read again with each of its blocks.
-        return then is known or (then == known and self._clock() - since < _GIVEN_UP)
+        is_early = self._clock() - given_up.since < given_up.pause
+        return given_up.known is known or (given_up.known == known and is_early)
 
     def _object(self, names: tuple[str, ...], max_age: float, deadline: Deadline) -> _Object:
         def read() -> _Object:

@@ -70,10 +70,14 @@ class FailingDrogue(Drogue):
 
     def __init__(self) -> None:
         self.failures = Failures()
+        #: Of which devices' objects a write failed.
+        self.unwritten: set[str] = set()
         super().__init__()
 
     def _answer(self, request: Request) -> Response | None:
         kind = {"GET": "read", "PUT": "report", "POST": "command"}[request.method]
+        if kind == "report" and self.failures.due.get(kind):
+            self.unwritten.add(request.path.rpartition("/")[2])
         return self.failures.answer(kind, request, super()._answer)
 
 
@@ -183,13 +187,8 @@ class Delivery:
     since: float
 
 
-@dataclass
-class Wish:
-    """What somebody wants a device to run, and since when."""
-
-    since: float
-    target: Published
-    is_paused: bool
+#: States of something, each with the moment since which it holds.
+History = list[tuple[float, Any]]
 
 
 @dataclass
@@ -208,12 +207,15 @@ class Device:
     #: Since its last reset an answer to an earlier status came as the answer to a later one. No pod can know where
     #: that status was not answered before, or by another pod, or so that its acceptance got lost.
     is_confused: bool = False
-    is_stuck: bool = False
+    #: Since its first block the registry did not take a note of its update, and it was sent another block without one.
+    #: Nobody can tell then whether what it has was taken from the bytes that its target has by now.
+    is_unnoted: bool = False
     #: Sections of its own.
     source: dict[str, Any] = field(default_factory=dict)
     rollout: dict[str, Any] = field(default_factory=dict)
     retry: str = "0"
-    wishes: list[Wish] = field(default_factory=list)
+    #: Its image, if it names one, and whether it is paused, if it says so.
+    specs: History = field(default_factory=list)
 
     @property
     def is_careful(self) -> bool:
@@ -256,8 +258,11 @@ class FleetMachine(RuleBasedStateMachine):
         self.bootable: set[bytes] = set()
         #: By tag.
         self.tags: dict[str, Published] = {}
+        self.tag_history: History = []
         self.source: dict[str, Any] = {}
         self.is_paused = False
+        #: The application's image, and whether it is paused.
+        self.specs: History = []
         self.lost_commands = 0
 
     def teardown(self) -> None:
@@ -302,9 +307,8 @@ class FleetMachine(RuleBasedStateMachine):
         content = random_bytes(len(earlier.content), (self.name, len(self.published)))
         self.bootable.add(content)
         for tag in (earlier.version, "stable"):
-            self.tags[tag] = publish(self.registry.folder, self.name, earlier.version, content, tag)
+            self._tag(tag, publish(self.registry.folder, self.name, earlier.version, content, tag))
         self.published.append(self.tags["stable"])
-        self._note_wishes()
         # Two processes that look at different moments of the same second are told apart by nothing.
         self.clock.now += 1.1 * FRESH
 
@@ -449,6 +453,9 @@ class FleetMachine(RuleBasedStateMachine):
         if not device.is_careful:
             # Orders to begin anew which it does not show to have heard, the failure that ends these, and its reset.
             allowed += 7
+        if device.is_unnoted:
+            # A mixture, which does not come up, and all of it again.
+            allowed += _blocks(target, device) + 2
         taken = []
         while (device.simulated.version, device.simulated.marked_good) != (target.version.encode(), True):
             outcome = self._exchange(device, number)
@@ -483,6 +490,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     def _deliver(self, device: Device, delivery: Delivery, pod: int) -> Outcome:
         sent = len(self.drogue.commands)
+        is_noted = self._is_noted(device)
         outcome = self.pods[pod].answer(delivery.attributes, delivery.payload)
         note(f"{device.name}: {outcome}")
         assert outcome.name in OUTCOMES
@@ -496,10 +504,18 @@ class FleetMachine(RuleBasedStateMachine):
             if self.lost_commands:
                 self.lost_commands -= 1
             else:
-                self._arrives(device, delivery, command)
+                self._arrives(device, delivery, command, is_noted=is_noted)
         return outcome
 
-    def _arrives(self, device: Device, delivery: Delivery, sent: SentCommand) -> None:
+    def _is_noted(self, device: Device) -> bool:
+        """Whether the registry knows which bytes the device's blocks so far were taken from; no failure, no excuse."""
+        status = self.drogue.object(self.name, device.name).get("status", {})
+        noted = status.get("firmware", {}).get("update", {}).get("version")
+        progress = device.simulated.progress
+        is_known = progress is None or noted == progress.version.decode()
+        return is_known or device.name not in self.drogue.unwritten
+
+    def _arrives(self, device: Device, delivery: Delivery, sent: SentCommand, *, is_noted: bool) -> None:
         """The device takes a command for the answer to its latest status, if it listens."""
         if device.listens is None or self.clock() - device.listens >= LISTENS:
             return
@@ -509,10 +525,13 @@ class FleetMachine(RuleBasedStateMachine):
             device.is_confused = True
         device.listens = None
         boots, violations = len(device.simulated.boots), len(device.simulated.violations)
-        device.simulated.handle(*decode_command(sent.payload, sent.content_type))
+        command = decode_command(sent.payload, sent.content_type)
+        if isinstance(command[0], Write):
+            device.is_unnoted = command[0].offset > 0 and (device.is_unnoted or not is_noted)
+        device.simulated.handle(*command)
         contents = {(p.version.encode(), hashlib.sha256(p.content).hexdigest()) for p in self.published}
         for boot in device.simulated.boots[boots:]:
-            if device.is_careful or not device.is_confused:
+            if device.is_careful or not (device.is_confused or device.is_unnoted):
                 assert (boot.version, boot.sha256) in contents, "it boots what nobody published"
                 assert boot.sha256 == boot.announced
         if not device.is_confused:
@@ -521,7 +540,7 @@ class FleetMachine(RuleBasedStateMachine):
     def _check(self, device: Device, delivery: Delivery, sent: SentCommand) -> None:
         """What holds of every command, whether or not it arrives."""
         command: Command = decode_command(sent.payload, sent.content_type)[0]
-        wanted = [wish for wish in self._wishes(device) if not wish.is_paused]
+        wanted = self._wanted(device)
         match command:
             case Sync(version):
                 assert version == delivery.version
@@ -532,11 +551,11 @@ class FleetMachine(RuleBasedStateMachine):
                     for p in self.published
                 ), "these bytes are nobody's"
                 if offset == 0:
-                    assert any(wish.target.version.encode() == version for wish in wanted)
+                    assert any(p.version.encode() == version for p in wanted)
             case Swap(version, checksum):
-                assert any(
-                    (wish.target.version.encode(), wish.target.checksum) == (version, checksum) for wish in wanted
-                ), "that is not its target"
+                assert any((p.version.encode(), p.checksum) == (version, checksum) for p in wanted), (
+                    "that is not its target"
+                )
 
     # --- What is wanted
 
@@ -544,42 +563,57 @@ class FleetMachine(RuleBasedStateMachine):
         content = random_bytes(size, (self.name, version))
         published = publish(self.registry.folder, self.name, version, content)
         self.published.append(published)
-        self.tags[version] = published
+        self._tag(version, published)
         if is_good:
             self.bootable.add(content)
-        self._note_wishes()
 
     def _move(self, tag: str, published: Published) -> None:
-        self.tags[tag] = publish(self.registry.folder, self.name, published.version, published.content, tag)
-        self._note_wishes()
+        self._tag(tag, publish(self.registry.folder, self.name, published.version, published.content, tag))
+
+    def _tag(self, tag: str, published: Published) -> None:
+        self.tags[tag] = published
+        self.tag_history.append((self.clock(), dict(self.tags)))
 
     def _write_application(self) -> None:
         rollout = {"rollout": {"paused": True}} if self.is_paused else {}
         self.drogue.put(self.name, spec={"firmware": {**self.source, **rollout}})
-        self._note_wishes()
+        self.specs.append((self.clock(), (self.source, self.is_paused)))
 
     def _write_device(self, device: Device) -> None:
         firmware = {**device.source, "rollout": device.rollout, "retry": device.retry}
         self.drogue.put(self.name, device.name, spec={"firmware": firmware})
-        self._note_wishes()
+        device.specs.append((self.clock(), (device.source, device.rollout.get("paused"))))
 
-    def _note_wishes(self) -> None:
-        for device in self.fleet:
-            is_paused = device.rollout.get("paused", self.is_paused)
-            device.wishes.append(Wish(self.clock(), self._target(device), is_paused))
+    def _wanted(self, device: Device) -> list[Published]:
+        """What it may be sent: what comes of any states of its spec, of its application's and of the tags a moment ago.
 
-    def _wishes(self, device: Device) -> list[Wish]:
-        """All that was wanted of a device a moment ago or is now."""
-        later = [*[wish.since for wish in device.wishes[1:]], self.clock()]
-        return [wish for wish, until in zip(device.wishes, later, strict=True) if until >= self.clock() - FRESH - 0.01]
+        Each of the three is looked up by itself.
+        """
+        seen = (self._seen(states) for states in (device.specs, self.specs, self.tag_history))
+        named = [
+            self._named(own or shared, tags)
+            for (own, own_pause), (shared, shared_pause), tags in itertools.product(*seen)
+            if not (shared_pause if own_pause is None else own_pause)
+        ]
+        return [published for published in named if published is not None]
+
+    def _seen(self, states: History) -> list[Any]:
+        """The states that somebody may have seen who looked a moment ago, or looks now."""
+        ends = [*[since for since, _ in states[1:]], self.clock()]
+        return [state for (_, state), end in zip(states, ends, strict=True) if end >= self.clock() - FRESH - 0.01]
 
     def _target(self, device: Device) -> Published:
-        image = (device.source or self.source)["container"]["image"]
+        target = self._named(device.source or self.source, self.tags)
+        assert target is not None
+        return target
+
+    def _named(self, source: dict[str, Any], tags: dict[str, Published]) -> Published | None:
+        image = source["container"]["image"]
         name, separator, reference = image.partition("@") if "@" in image else image.partition(":")
         assert name == self.name
         if separator == "@":
             return next(p for p in self.published if p.digest == reference)
-        return self.tags[reference]
+        return tags.get(reference)
 
     def _comes_up(self, image: bytes, _version: bytes) -> bool:
         return image in self.bootable

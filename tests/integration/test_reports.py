@@ -270,8 +270,21 @@ def test_a_report_that_fails_is_no_matter_to_the_device_and_is_not_tried_with_ev
     for _ in range(4):
         assert post(function, managed, OLD).outcome.startswith("write")
     assert len(drogue.commands_for(managed)) == 4
-    assert drogue.writes_of("example", managed) <= 2
+    assert drogue.writes_of("example", managed) <= 3
     del drogue.write_answers["example", managed]
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_a_start_that_could_not_be_noted_is_noted_soon(
+    function: Function, drogue: Drogue, managed: str, status: int
+) -> None:
+    drogue.write_answers["example", managed] = always(Response(status))
+    assert post(function, managed, OLD).outcome.startswith("write")
+    assert drogue.reported(managed) is None
+    del drogue.write_answers["example", managed]
+    time.sleep(1.05)  # for which nothing is tried after a failure
+    assert post(function, managed, at(MTU)).outcome.startswith("write")
+    assert drogue.reported(managed)["update"]["version"] == "0.1.1"
 
 
 def test_a_registry_that_hangs_while_it_is_written_does_not_keep_the_event_beyond_its_deadline(

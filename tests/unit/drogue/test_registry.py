@@ -429,21 +429,25 @@ def test_events_that_come_at_once_share_the_look_ups(cloud: Cloud) -> None:
     assert sorted(cloud.asked) == [APPLICATION, DEVICE]
 
 
-def test_what_could_not_be_written_is_not_tried_again_for_a_while_unless_the_object_changes(cloud: Cloud) -> None:
+def test_what_could_not_be_written_is_tried_again_ever_more_rarely_unless_the_object_changes(cloud: Cloud) -> None:
     clock = Clock()
     registry = Registry(cloud.upstream, clock=clock)
 
-    def read(**spec: object) -> bool:
+    def gives_up(after: float, **spec: object) -> bool:
         cloud.has(device={"spec": spec})
-        clock.now += 0.1
+        clock.now += after
         registry.desired("fleet", "pump", 0, Deadline(5))
         return registry.has_given_up_reporting("fleet", "pump")
 
-    assert not read()
+    assert not gives_up(0)
+    for pause in (1, 2, 4, 8, 16, 32, 60, 60):
+        registry.give_up_reporting("fleet", "pump")
+        assert gives_up(pause - 0.1)
+        assert not gives_up(0.2)
     registry.give_up_reporting("fleet", "pump")
-    clock.now += 59
-    assert read()
-    assert not read(firmware={"container": {"image": "app:2"}})
-    assert read()
-    clock.now += 2
-    assert not read()
+    assert gives_up(1)
+    other = {"container": {"image": "app:2"}}
+    assert not gives_up(1, firmware=other)
+    registry.give_up_reporting("fleet", "pump")
+    assert gives_up(0.9, firmware=other)
+    assert not gives_up(0.2, firmware=other)
