@@ -207,8 +207,8 @@ class Device:
     #: Since its last reset an answer to an earlier status came as the answer to a later one. No pod can know where
     #: that status was not answered before, or by another pod, or so that its acceptance got lost.
     is_confused: bool = False
-    #: Since its first block the registry did not take a note of its update, and it was sent another block without one.
-    #: Nobody can tell then whether what it has was taken from the bytes that its target has by now.
+    #: The registry has taken no note of its update since its first block, and it was told to go on without one. Nobody
+    #: can tell then whether what it has was taken from the bytes that its target has by now.
     is_unnoted: bool = False
     #: Sections of its own.
     source: dict[str, Any] = field(default_factory=dict)
@@ -453,9 +453,8 @@ class FleetMachine(RuleBasedStateMachine):
         if not device.is_careful:
             # Orders to begin anew which it does not show to have heard, the failure that ends these, and its reset.
             allowed += 7
-        if device.is_unnoted:
-            # A mixture, which does not come up, and all of it again.
-            allowed += _blocks(target, device) + 2
+        # Where it has a mixture, which does not come up.
+        all_again = 0
         taken = []
         while (device.simulated.version, device.simulated.marked_good) != (target.version.encode(), True):
             outcome = self._exchange(device, number)
@@ -464,7 +463,9 @@ class FleetMachine(RuleBasedStateMachine):
                 assert outcome.reason == "device-offset"
                 device.reset()
             taken.append(outcome)
-            assert len(taken) <= allowed, taken
+            if device.is_unnoted:
+                all_again = _blocks(target, device) + 2
+            assert len(taken) <= allowed + all_again, taken
         # Other bytes of the same version are all the same to it.
         contents = [p.content for p in self.published if p.version == target.version]
         assert device.simulated.image in [b"", *contents]
@@ -526,8 +527,10 @@ class FleetMachine(RuleBasedStateMachine):
         device.listens = None
         boots, violations = len(device.simulated.boots), len(device.simulated.violations)
         command = decode_command(sent.payload, sent.content_type)
-        if isinstance(command[0], Write):
-            device.is_unnoted = command[0].offset > 0 and (device.is_unnoted or not is_noted)
+        if isinstance(command[0], Write) and command[0].offset == 0:
+            device.is_unnoted = False
+        elif isinstance(command[0], Write | Swap) and not is_noted:
+            device.is_unnoted = True
         device.simulated.handle(*command)
         contents = {(p.version.encode(), hashlib.sha256(p.content).hexdigest()) for p in self.published}
         for boot in device.simulated.boots[boots:]:
