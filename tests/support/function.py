@@ -150,12 +150,14 @@ class Function(Client):
         assert self.process.stdout is not None
         self.log.extend(iter(self.process.stdout.readline, ""))
 
-    def logged(self, text: str, lines: int = 1) -> list[str]:
-        """The lines with `text` in them, once there are so many: they come through a pipe, after the answer."""
+    def logged(self, *texts: str, lines: int = 1) -> list[str]:
+        """The lines with all `texts` in them, once there are so many: they come through a pipe, after the answer."""
         limit = time.monotonic() + 20
-        while len(found := [line for line in self.log if text in line]) < lines and time.monotonic() < limit:
+        while True:
+            found = [line for line in self.log if all(text in line for text in texts)]
+            if len(found) >= lines or time.monotonic() >= limit:
+                return found
             time.sleep(0.01)
-        return found
 
     @property
     def errors(self) -> str:
