@@ -109,6 +109,9 @@ def judge(status: Status, target: Target, situation: Situation) -> Verdict:
     if answered and before and set(answered.events) & set(before.events):
         return Verdict(Again(), known)
     verdict = _judge(status, target, situation)
+    if known and status.progress is None and answered and answered.is_before(before):
+        # The device has said something since, and may have blocks by now, or an order to begin anew.
+        verdict = replace(verdict, record=known, notes_first=False)
     if answered is None or verdict.record is None:
         return verdict
     if verdict.record == known and (not _orders_again(verdict.step) or _at_once(answered, before)):

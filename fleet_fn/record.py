@@ -35,15 +35,21 @@ class Restart:
 class LastAnswered:
     """The last statuses that notes were made for."""
 
-    #: The keys of their events, the latest first.
+    #: The keys of their events, the one that was answered last first.
     events: tuple[str, ...]
     #: When the latest came to the cloud; None where that is not known.
     time: datetime | None = None
 
     def after(self, earlier: "LastAnswered | None") -> "LastAnswered":
         """These, and those that were answered before."""
-        others = earlier.events if earlier else ()
-        return replace(self, events=(self.events + others)[:_ANSWERED])
+        if earlier is None:
+            return self
+        latest = earlier.time if self.is_before(earlier) else self.time
+        return LastAnswered((self.events + earlier.events)[:_ANSWERED], latest)
+
+    def is_before(self, other: "LastAnswered | None") -> bool:
+        """Whether these came to the cloud before some others that were answered already, as far as is known."""
+        return bool(other and other.time and self.time and self.time < other.time)
 
     def shown(self) -> dict[str, Any]:
         """The statuses as they stand in an object, the time to the microsecond (RFC 3339)."""

@@ -159,6 +159,20 @@ def test_a_restart_whose_command_was_not_taken_is_ordered_when_its_status_comes_
     assert len(drogue.reported(managed)["update"]["answered"]["events"]) == 1
 
 
+def test_a_start_that_comes_late_does_not_have_an_update_go_on_with_other_bytes_than_it_began_with(
+    function: Function, drogue: Drogue, firmware: Path, device: str
+) -> None:
+    publish(firmware, device, "1", random_bytes(SIZE, f"{device} old"))
+    drogue.put_image("example", device, f"{device}:1")
+    late = sent(device, 10)
+    assert deliver(function, sent(device), STATUS).outcome == 'write; version="1"; offset=0; size=512'
+    publish(firmware, device, "1", random_bytes(SIZE, f"{device} new"))
+    time.sleep(1.05)  # what the protocol calls fresh is younger
+    deliver(function, late, STATUS)  # which the device does not listen for any more
+    assert deliver(function, sent(device), midway("1", 512)).outcome == 'write; version="1"; offset=0; size=512'
+    assert noted(drogue, device)["restart"]["midway"] == 512
+
+
 @pytest.mark.parametrize("identity", ["ü☃", " x ", '"', "%20", "\x00", "x" * 60_000])
 def test_an_id_may_be_anything_and_is_not_confused_with_another_sources(
     function: Function, drogue: Drogue, device: str, identity: str

@@ -417,6 +417,29 @@ def test_a_restart_is_noted_before_it_is_ordered_and_that_it_was_only_then() -> 
     assert verdict(status, given.record, answered=THE_NEXT).step == block(0)
 
 
+@pytest.mark.parametrize(
+    "known", [STARTED, SWAPPED, REPUSHED, EARLIER, RESTARTED, replace(RESTARTED, checksum="ff" * 32)]
+)
+@pytest.mark.parametrize("status", [OLD, Status(b"0.1.1")])
+def test_what_a_late_status_tells_of_having_nothing_is_not_noted(known: Record, status: Status) -> None:
+    """The device has said something since, and was told something else for it."""
+    known = replace(known, answered=THIS)
+    late = verdict(status, known, answered=THE_ONE_BEFORE)
+    assert late.record is not None
+    assert replace(late.record, answered=THIS) == known
+    assert not late.notes_first
+    assert late.step == verdict(status, known, answered=THE_NEXT).step
+    if late.record != known:
+        assert late.record.answered == LastAnswered(("earlier", "this"), NOW)
+
+
+def test_a_late_start_does_not_have_a_device_go_on_with_bytes_that_it_did_not_begin_with() -> None:
+    known = replace(REPUSHED, answered=THIS)
+    late = verdict(OLD, known, answered=THE_ONE_BEFORE)
+    assert late.step == block(0)
+    assert verdict(at(512), late.record, answered=THE_NEXT).step == block(0)
+
+
 # --- Processes with old views -----------------------------------------------------------------------------------------
 
 
