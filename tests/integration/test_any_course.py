@@ -6,6 +6,7 @@ that what the pods remember is as old as it may become; what goes between them a
 
 import hashlib
 import itertools
+import math
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -47,8 +48,8 @@ from tests.support.timing import Clock
 LISTENS: Final = 30.0
 #: Seconds for which a change may be unknown to whoever starts or ends an update.
 FRESH: Final = 1.0
-#: Seconds after which nothing is remembered that failed.
-FORGOTTEN: Final = 11.0
+#: Seconds for which nothing is reported, at most, of a device whose object could not be written.
+UNREPORTED: Final = 60.0
 PODS: Final = 2
 #: Bytes of a firmware.
 SIZES: Final = st.sampled_from([4, 64, 132, 200, 256, 520])
@@ -70,7 +71,7 @@ class FailingDrogue(Drogue):
 
     def __init__(self) -> None:
         self.failures = Failures()
-        #: Of which devices' objects a write failed.
+        #: Devices whose objects could not be written in the exchange that goes on.
         self.unwritten: set[str] = set()
         super().__init__()
 
@@ -210,6 +211,9 @@ class Device:
     #: The registry has taken no note of its update since its first block, and it was told to go on without one. Nobody
     #: can tell then whether what it has was taken from the bytes that its target has by now.
     is_unnoted: bool = False
+    #: When it was sent its first block, and when its object could not be written last.
+    begun: float = 0.0
+    unwritten: float = -math.inf
     #: Sections of its own.
     source: dict[str, Any] = field(default_factory=dict)
     rollout: dict[str, Any] = field(default_factory=dict)
@@ -494,6 +498,9 @@ class FleetMachine(RuleBasedStateMachine):
         is_noted = self._is_noted(device)
         outcome = self.pods[pod].answer(delivery.attributes, delivery.payload)
         note(f"{device.name}: {outcome}")
+        if device.name in self.drogue.unwritten:
+            self.drogue.unwritten.remove(device.name)
+            device.unwritten = self.clock()
         assert outcome.name in OUTCOMES
         if delivery not in device.delivered:
             device.delivered.append(delivery)
@@ -509,12 +516,15 @@ class FleetMachine(RuleBasedStateMachine):
         return outcome
 
     def _is_noted(self, device: Device) -> bool:
-        """Whether the registry knows which bytes the device's blocks so far were taken from; no failure, no excuse."""
+        """Whether the registry knows which bytes the device's blocks so far were taken from, or ought to.
+
+        It need not, where since the first of them, or shortly before that, it could not be written.
+        """
         status = self.drogue.object(self.name, device.name).get("status", {})
         noted = status.get("firmware", {}).get("update", {}).get("version")
         progress = device.simulated.progress
         is_known = progress is None or noted == progress.version.decode()
-        return is_known or device.name not in self.drogue.unwritten
+        return is_known or device.unwritten < device.begun - UNREPORTED
 
     def _arrives(self, device: Device, delivery: Delivery, sent: SentCommand, *, is_noted: bool) -> None:
         """The device takes a command for the answer to its latest status, if it listens."""
@@ -528,7 +538,7 @@ class FleetMachine(RuleBasedStateMachine):
         boots, violations = len(device.simulated.boots), len(device.simulated.violations)
         command = decode_command(sent.payload, sent.content_type)
         if isinstance(command[0], Write) and command[0].offset == 0:
-            device.is_unnoted = False
+            device.is_unnoted, device.begun = False, self.clock()
         elif isinstance(command[0], Write | Swap) and not is_noted:
             device.is_unnoted = True
         device.simulated.handle(*command)
