@@ -10,7 +10,6 @@ import contextlib
 import errno
 import http.client
 import math
-import select
 import socket
 import ssl
 import time
@@ -27,13 +26,19 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from fleet_fn.background import Background
+from fleet_fn.connection import (
+    MAX_BODY,
+    MAX_EXCHANGE,
+    Connection,
+    Request,
+    Response,
+    TimedSocket,
+    TimedTLSSocket,
+    left,
+)
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed, Retry, Throttled, TooLarge
 
-#: Bytes of an answer's body that are read; what is larger makes no sense to us.
-MAX_BODY = 4 * 1024 * 1024
-#: Bytes that are received for one answer at most, its head included.
-_MAX_EXCHANGE = 2 * MAX_BODY
 #: Connections that are kept while nobody uses them, and seconds for which they are: less than servers wait before they
 #: close idle ones (5 s with Actix and Node), because a command that meets a closing connection cannot be sent again.
 MAX_IDLE = 64
@@ -71,6 +76,14 @@ class Origin:
         parts = urlsplit(url)
         secure = parts.scheme == "https"
         return cls(secure, parts.hostname or "", parts.port or (443 if secure else 80), parts.path.rstrip("/"))
+
+    @property
+    def authority(self) -> str:
+        """Host and port as the header `Host` names them (RFC 9110, section 7.2): without the port of the scheme."""
+        name = self.host if self.host.isascii() else self.host.encode("idna").decode("ascii")
+        if ":" in name:
+            name = f"[{name}]"
+        return name if self.port == (443 if self.secure else 80) else f"{name}:{self.port}"
 
 
 class Authorization(Protocol):
@@ -133,7 +146,7 @@ class Upstream:
         self._background = background or Background()
         self._tls = _tls_context(ca_file) if self.origin.secure else None
         self._permits: Callable[[str], bool] | None = None
-        self._idle: deque[_Connection] = deque()
+        self._idle: deque[Connection] = deque()
         self._max_idle = MAX_IDLE
         self._clock = clock
 
@@ -259,11 +272,11 @@ class Upstream:
         body: bytes | None,
         wants_body: bool,
         deadline: Deadline,
-    ) -> "_Request":
+    ) -> Request:
         headers = {"Accept": "application/json", "User-Agent": "fleet-fn", **headers}
         if authorization := self._authorization.header(deadline):
             headers["Authorization"] = authorization
-        return _Request(method, self.origin.path + path, headers, body, wants_body)
+        return Request(method, self.origin.path + path, headers, body, wants_body)
 
     @contextmanager
     def _reasons(self) -> Iterator[None]:
@@ -296,7 +309,7 @@ class Upstream:
         while self._idle:
             self._idle.pop().close()
 
-    def _exchange(self, request: "_Request", deadline: Deadline) -> Answer:
+    def _exchange(self, request: Request, deadline: Deadline) -> Answer:
         connection, response = self._begin(request, deadline)
         try:
             if not request.wants_body:
@@ -306,7 +319,7 @@ class Upstream:
         finally:
             self._end(connection, response)
 
-    def _begin(self, request: "_Request", deadline: Deadline) -> tuple["_Connection", http.client.HTTPResponse]:
+    def _begin(self, request: Request, deadline: Deadline) -> tuple[Connection, Response]:
         """Sends a request, and receives the head of its answer."""
         connection = self._take()
         if connection is not None:
@@ -319,7 +332,7 @@ class Upstream:
         connection = self._connect(deadline)
         return connection, connection.ask(request, deadline)
 
-    def _end(self, connection: "_Connection", response: http.client.HTTPResponse) -> None:
+    def _end(self, connection: Connection, response: Response) -> None:
         """Keeps the connection where the answer has been read to its end."""
         is_over = response.isclosed() and not _announces_what_cannot_be(response)
         if not response.will_close and is_over and len(self._idle) < self._max_idle:
@@ -329,7 +342,7 @@ class Upstream:
             connection.close()
             response.close()  # which has the socket to itself where no other answer can follow
 
-    def _whole_body(self, response: http.client.HTTPResponse) -> bytes:
+    def _whole_body(self, response: Response) -> bytes:
         body = _body(response)
         if len(body) > MAX_BODY:
             raise TooLarge(f"{self.name}: answer larger than {MAX_BODY} bytes")
@@ -337,7 +350,7 @@ class Upstream:
             raise http.client.IncompleteRead(body, response.length)
         return body
 
-    def _take(self) -> "_Connection | None":
+    def _take(self) -> "Connection | None":
         """The most recently used idle connection that nobody has closed, as far as can be told."""
         while True:
             try:
@@ -348,7 +361,7 @@ class Upstream:
                 return connection
             connection.close()
 
-    def _connect(self, deadline: Deadline) -> "_Connection":
+    def _connect(self, deadline: Deadline) -> Connection:
         """A new connection; each address of the host gets its share of the time.
 
         Raises:
@@ -364,11 +377,11 @@ class Upstream:
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
             sock = None
             try:
-                sock = _Socket(family, kind, protocol)
-                sock.settimeout(_left(deadline) / (len(addresses) - index))
+                sock = TimedSocket(family, kind, protocol)
+                sock.settimeout(left(deadline) / (len(addresses) - index))
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return _Connection(self.origin, self._secured(sock, deadline))
+                return Connection(self.origin.authority, self._secured(sock, deadline))
             except OSError as error:
                 if sock is not None:
                     sock.close()
@@ -388,19 +401,19 @@ class Upstream:
             ("resolve", host, port), lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline
         )
 
-    def _secured(self, sock: "_Socket", deadline: Deadline) -> "_Socket | _TLSSocket":
+    def _secured(self, sock: TimedSocket, deadline: Deadline) -> TimedSocket | TimedTLSSocket:
         if self._tls is None:
-            return sock
-        sock.settimeout(_left(deadline))
+            return sock.is_made()
+        sock.settimeout(left(deadline))
         secured = self._tls.wrap_socket(sock, server_hostname=self.origin.host)
-        assert isinstance(secured, _TLSSocket)  # noqa: S101 - the context's sslsocket_class
+        assert isinstance(secured, TimedTLSSocket)  # noqa: S101 - the context's sslsocket_class
         return secured
 
 
 class Stream:
     """An answer whose body is still to be read."""
 
-    def __init__(self, upstream: Upstream, connection: "_Connection", response: http.client.HTTPResponse) -> None:
+    def __init__(self, upstream: Upstream, connection: Connection, response: Response) -> None:
         self._upstream = upstream
         self._connection = connection
         self._response = response
@@ -416,7 +429,7 @@ class Stream:
 
         """
         # A chunk of one byte takes six.
-        self._connection.grant(deadline, 8 * size + _MAX_EXCHANGE)
+        self._connection.grant(deadline, 8 * size + MAX_EXCHANGE)
         with self._upstream._reasons():
             try:
                 piece = self._response.read1(size)
@@ -431,135 +444,21 @@ class Stream:
             return piece
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    method: str
-    #: Path and query.
-    target: str
-    #: Not in `repr`, as credentials are among them.
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes | None = field(repr=False)
-    wants_body: bool
-
-
-class _Timed:
-    """A socket whose reads end at the deadline of the exchange, however slowly or ceaselessly bytes come in."""
-
-    deadline: Deadline
-    #: Bytes that the exchange may still bring: `http.client` bounds neither interim answers nor trailers.
-    budget: int
-    #: Nothing more comes.
-    is_at_end = False
-
-    def recv_into(self, *args: Any) -> int:
-        self.settimeout(_left(self.deadline))  # type: ignore[attr-defined]
-        count: int = super().recv_into(*args)  # type: ignore[misc]
-        self.is_at_end = not count
-        self.budget -= count
-        if self.budget < 0:
-            raise http.client.HTTPException("an answer without end")
-        return count
-
-
-class _Socket(_Timed, socket.socket):
-    pass
-
-
-class _TLSSocket(_Timed, ssl.SSLSocket):
-    pass
-
-
-class _Connection(http.client.HTTPConnection):
-    """A connection made already, which tells whether an answer has begun."""
-
-    auto_open = 0
-
-    def __init__(self, origin: Origin, sock: _Socket | _TLSSocket) -> None:
-        self.default_port = 443 if origin.secure else 80  # which the Host header leaves out
-        super().__init__(origin.host, origin.port)
-        self.sock: _Socket | _TLSSocket | None = sock
-        #: The same, for as long as an answer is read: `http.client` forgets it where no other answer can follow.
-        self.socket: Final = sock
-        self.answered = False
-        self._head_is_cut = False
-        #: The moment of the last use, on the upstream's clock.
-        self.idle_since = 0.0
-
-    def ask(self, request: _Request, deadline: Deadline) -> http.client.HTTPResponse:
-        """Sends a request, and receives the head of its answer; after an error the connection is closed."""
-        self.answered = False
-        self.grant(deadline, _MAX_EXCHANGE)
-        try:
-            self.socket.settimeout(_left(deadline))
-            self.request(request.method, request.target, body=request.body, headers=dict(request.headers))
-            return self.getresponse()
-        except BaseException:
-            self.close()
-            raise
-
-    def grant(self, deadline: Deadline, budget: int) -> None:
-        """Sets until when, and how many bytes, may be received."""
-        self.socket.deadline = deadline
-        self.socket.budget = budget
-
-    def getresponse(self) -> http.client.HTTPResponse:
-        try:
-            response = super().getresponse()
-        except http.client.RemoteDisconnected:
-            raise
-        except http.client.BadStatusLine as error:
-            if self.socket.is_at_end and _may_begin_a_status_line(str(error)):
-                raise http.client.IncompleteRead(b"") from error
-            raise
-        self.answered = True
-        self._head_is_cut = self.socket.is_at_end
-        return response
-
-    def check_head(self) -> None:
-        """Raises what a body raises that is cut short: `http.client` takes the end of the connection for the head's."""
-        if self._head_is_cut:
-            raise http.client.IncompleteRead(b"")
-
-    def readable(self) -> bool:
-        """Whether there is something to read where nothing was asked: the end, or what must not be taken for ours."""
-        poll = select.poll()
-        poll.register(self.socket, select.POLLIN)
-        return bool(poll.poll(0))
-
-
-def _left(deadline: Deadline) -> float:
-    """A time-out for a socket.
-
-    Raises:
-        TimeoutError: the deadline has passed, which a socket with bytes to read would not notice.
-
-    """
-    remaining = deadline.remaining
-    if not remaining:
-        raise TimeoutError
-    return remaining
-
-
-def _body(response: http.client.HTTPResponse) -> bytes:
+def _body(response: Response) -> bytes:
     try:
         return response.read(MAX_BODY + 1)
     except ValueError as error:  # a chunk of a negative size
         raise http.client.HTTPException("malformed body") from error
 
 
-def _may_begin_a_status_line(line: str) -> bool:
-    protocol = "HTTP/"
-    return not line.endswith("\n") and line[: len(protocol)] == protocol[: len(line)]
-
-
-def _announces_what_cannot_be(response: http.client.HTTPResponse) -> bool:
+def _announces_what_cannot_be(response: Response) -> bool:
     """Whether a body is announced where there is none (RFC 9110, section 8.6): who knows what comes next then."""
     if response.status != http.HTTPStatus.NO_CONTENT:
         return False
     return response.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in response.headers
 
 
-def _discard(connection: _Connection, response: http.client.HTTPResponse) -> bytes:
+def _discard(connection: Connection, response: Response) -> bytes:
     """Reads what is left of the answer, so that the connection can be kept, if that is there at once."""
     connection.socket.deadline = Deadline(min(_PATIENCE, connection.socket.deadline.remaining))
     with contextlib.suppress(OSError, http.client.HTTPException):
@@ -569,7 +468,7 @@ def _discard(connection: _Connection, response: http.client.HTTPResponse) -> byt
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=ca_file)
-    context.sslsocket_class = _TLSSocket
+    context.sslsocket_class = TimedTLSSocket
     return context
 
 

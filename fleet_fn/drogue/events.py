@@ -1,12 +1,14 @@
 """A CloudEvent from Drogue Cloud: who reports what, when it came, and on which command the answer goes out.
 
-The CloudEvents SDK decodes; what it would invent or guess is settled here before it sees the event.
+The CloudEvents SDK decides what is an event. What it would invent or guess is settled here before that, headers among
+it: some senders encode values as the HTTP binding wants it, and some do not.
 """
 
 import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from cloudevents.core.base import BaseCloudEvent, EventFactory
-from cloudevents.core.bindings.http import HTTPMessage, from_binary, from_structured
+from cloudevents.core.bindings.http import HTTPMessage, from_structured
 from cloudevents.core.exceptions import CloudEventValidationError, MissingRequiredAttributeError
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
@@ -36,6 +38,8 @@ _KEY: Final = 32
 _REQUIRED = ("specversion", "id", "source", "type")
 #: Printable ASCII but space, double quote and percent stands for itself in a header (HTTP binding, 3.1.3.2).
 _UNENCODED = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
+#: What stands for itself, whoever wrote it.
+_PLAIN: Final = re.compile(r"[\x20-\x24\x26-\x7e]*")
 
 
 class InvalidEvent(Exception):
@@ -116,7 +120,7 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
         elif mode.startswith("application/cloudevents"):
             raise InvalidEvent(f"content type {mode!r}: one event, in binary or in JSON mode, is what is taken")
         else:
-            cloud_event = from_binary(HTTPMessage(_attribute_headers(headers), body), _BytesFormat(), _Received)
+            cloud_event = _Received(_attributes(headers), body)
     except CloudEventValidationError as error:
         raise InvalidEvent("; ".join(str(e) for errors in error.errors.values() for e in errors)) from error
     # A time may lie beyond the calendar's end, and data that could be read may nest too deeply to be written again.
@@ -167,9 +171,6 @@ class _BytesFormat(JSONFormat):
             attributes["time"] = _time(attributes["time"])
         return event_factory(attributes, payload)
 
-    def read_data(self, body: bytes, datacontenttype: str | None) -> bytes:  # noqa: ARG002
-        return body
-
 
 def _member_bytes(attributes: dict[str, Any]) -> bytes:
     """Takes the data out of the members of an event in JSON (JSON Event Format, 3.1)."""
@@ -190,25 +191,28 @@ def _time(value: object) -> datetime:
     return datetime.fromisoformat(value.upper())  # `t` and `z` may be lower case (RFC 3339, 5.6)
 
 
-def _attribute_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The headers that carry attributes, their values percent-encoded as the SDK expects them."""
-    attributes = {}
+def _attributes(headers: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The attributes that headers carry (HTTP binding, 3.1.3)."""
+    attributes: dict[str, Any] = {}
     for name, value in headers:
         if name.startswith("ce-"):
-            attributes[name] = _encoded(name, value)
+            attributes[name[3:]] = value if _PLAIN.fullmatch(value) else _decoded(name, value)
         elif name == "content-type" and value:
-            attributes[name] = value
+            attributes["datacontenttype"] = value
+    if "time" in attributes:
+        attributes["time"] = _time(attributes["time"])
     return attributes
 
 
-def _encoded(name: str, value: str) -> str:
-    """`value` as a compliant sender writes it; Drogue Cloud's senders put raw UTF-8 into the header."""
+def _decoded(name: str, value: str) -> str:
+    """What `value` stands for if a compliant sender wrote it; Drogue Cloud's senders put raw UTF-8 into the header."""
     try:
         text = value.encode("latin-1").decode("utf-8")
     except UnicodeError as error:
         raise InvalidEvent(f"header {name!r} is not UTF-8") from error
-    compliant = "%" in text and quote(unquote(text), safe=_UNENCODED) == text
-    return text if compliant else quote(text, safe=_UNENCODED)
+    decoded = unquote(text)
+    compliant = "%" in text and quote(decoded, safe=_UNENCODED) == text
+    return decoded if compliant else text
 
 
 def _text(attributes: Mapping[str, Any], name: str) -> str:

@@ -15,10 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from fleet_fn.cli.main import main
+from fleet_fn.connection import Request as UpstreamRequest
 from fleet_fn.deadline import Deadline
 from fleet_fn.settings import Settings
 from fleet_fn.upstream import Answer as UpstreamAnswer
-from fleet_fn.upstream import Upstream, _Request
+from fleet_fn.upstream import Upstream
 from fleet_fn.wiring import make_updaters
 from tests.support.drogue import Drogue
 from tests.support.firmware import random_bytes
@@ -338,5 +339,5 @@ def test_neither_a_request_nor_an_answer_shows_what_it_carries() -> None:
         upstream.close()
     assert isinstance(shown[0], UpstreamAnswer)
     assert shown[0].body == EVENTS_TOKEN.encode()
-    shown.append(_Request("POST", "/", {"Authorization": basic(USER, DROGUE)}, SECRET.encode(), True))
+    shown.append(UpstreamRequest("POST", "/", {"Authorization": basic(USER, DROGUE)}, SECRET.encode(), True))
     assert not told_in(repr(shown))

@@ -19,9 +19,10 @@ import trustme
 
 from fleet_fn import upstream as upstream_module
 from fleet_fn.background import Background
+from fleet_fn.connection import MAX_BODY
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed, Retry, Throttled
-from fleet_fn.upstream import MAX_BODY, MAX_IDLE, MAX_IDLE_SECONDS, Fixed, Upstream, basic
+from fleet_fn.upstream import MAX_IDLE, MAX_IDLE_SECONDS, Fixed, Upstream, basic
 from tests.support.http import Request, Response, Server, closed_port
 
 #: Seconds that an exchange may take, and after which it is certain that it ignored that.
