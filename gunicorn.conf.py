@@ -2,11 +2,16 @@
 
 from fleet_fn.server import (  # noqa: F401
     bind,
+    child_exit,
     control_socket_disable,
+    forwarded_allow_ips,
     forwarder_headers,
     graceful_timeout,
     keepalive,
+    on_exit,
     on_starting,
+    post_fork,
+    post_worker_init,
     threads,
     worker_class,
     worker_connections,

@@ -29,7 +29,8 @@ class Answered:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._answered: OrderedDict[str, None] = OrderedDict()
-        self._under_way: dict[str, threading.Event] = {}
+        #: Those that are being answered; with an event for those who wait for that, if there are any.
+        self._under_way: dict[str, threading.Event | None] = {}
 
     @contextmanager
     def turn(self, key: str, deadline: Deadline) -> Iterator[Turn]:
@@ -42,22 +43,24 @@ class Answered:
         while True:
             with self._lock:
                 turn = Turn(is_duplicate=key in self._answered)
-                earlier = self._under_way.get(key)
-                if not turn.is_duplicate and earlier is None:
-                    ended = self._under_way[key] = threading.Event()
+                if not turn.is_duplicate and key not in self._under_way:
+                    self._under_way[key] = None
                     break
+                if not turn.is_duplicate:
+                    earlier = self._under_way[key] = self._under_way[key] or threading.Event()
             if turn.is_duplicate:
                 yield turn
                 return
-            if earlier is not None and not earlier.wait(deadline.remaining):
+            if not earlier.wait(deadline.remaining):
                 raise Retry("an earlier delivery of this event is still being answered")
         try:
             yield turn
         finally:
             with self._lock:
-                del self._under_way[key]
+                ended = self._under_way.pop(key)
                 if turn.is_over:
                     self._answered[key] = None
                     if len(self._answered) > _ANSWERED:
                         self._answered.popitem(last=False)
-            ended.set()
+            if ended:
+                ended.set()

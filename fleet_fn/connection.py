@@ -11,6 +11,7 @@ import re
 import select
 import socket
 import ssl
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -31,6 +32,10 @@ _NOT_IN_TARGET: Final = re.compile(r"[^!-~]")
 _NOT_IN_HEADER: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 #: Methods of which a server expects a body, unless it is told that there is none (RFC 9110, section 8.6).
 _WITH_BODY: Final = ("PATCH", "POST", "PUT")
+
+
+#: `struct timeval`.
+_TIMEVAL: Final = struct.Struct("@ll")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +110,13 @@ class TimedTLSSocket(_Timed, ssl.SSLSocket):
 class TimedSocket(_Timed, socket.socket):
     """A TCP connection, with the same.
 
-    Once it is made it never blocks but where it waits here. With a time-out, Python's sockets make three system calls
-    of each; and other threads, which may go on meanwhile, have to be waited for after each.
+    It has no time-out of Python's: with that, each call is three of the system's, and other threads, which may go on
+    meanwhile, have to be waited for after each. What bounds a wait is the system's own.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._poll = select.poll()
-
     def is_made(self) -> Self:
-        """The same, from now on without blocking."""
-        self.setblocking(False)
-        self._poll.register(self, select.POLLIN)
+        """The same, once it is connected."""
+        self.settimeout(None)
         return self
 
     def recv_into(self, *args: Any) -> int:
@@ -127,11 +127,10 @@ class TimedSocket(_Timed, socket.socket):
             http.client.HTTPException: more has come than an answer may have.
 
         """
-        while True:
-            try:
-                return super().recv_into(*args)
-            except BlockingIOError:  # there was nothing to read after all (poll(2), BUGS)
-                continue
+        try:
+            return super().recv_into(*args)
+        except BlockingIOError as error:
+            raise TimeoutError from error
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Sends all of it.
@@ -144,18 +143,17 @@ class TimedSocket(_Timed, socket.socket):
         while rest:
             left(self.deadline)
             try:
-                rest = rest[self.send(rest, flags) :]
+                rest = rest[self.send(rest, flags | socket.MSG_DONTWAIT) :]
             except BlockingIOError:
-                self._poll.modify(self, select.POLLOUT)
-                self._wait()
-                self._poll.modify(self, select.POLLIN)
+                poll = select.poll()
+                poll.register(self, select.POLLOUT)
+                poll.poll(math.ceil(1000 * left(self.deadline)))
 
     def _expect(self) -> None:
-        self._wait()
-
-    def _wait(self) -> None:
-        if not self._poll.poll(math.ceil(1000 * left(self.deadline))):
-            raise TimeoutError
+        seconds, fraction = divmod(left(self.deadline), 1)
+        # Of zero it would wait for ever.
+        wait = _TIMEVAL.pack(int(seconds), max(1, int(1_000_000 * fraction)))
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
 
 
 class Response(http.client.HTTPResponse):

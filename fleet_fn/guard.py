@@ -6,10 +6,11 @@ told by the protocol's description ("What devices in the field do with an answer
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from fleet_fn.policy import NONE, Policy, hold_start, hold_swap
 from fleet_fn.protocol.messages import U32_MAX, Progress, Status, Swap, Sync
@@ -41,8 +42,7 @@ class Look(Enum):
     NOW = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """A device that is not on its target stays where it is for now."""
 
     reason: str
@@ -72,8 +72,7 @@ class Again:
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
+class Situation(NamedTuple):
     """What there is to know besides the status and the target."""
 
     now: datetime
@@ -85,13 +84,12 @@ class Situation:
     record: Record | None = None
     policy: Policy = NONE
     uid: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = MappingProxyType({})
     #: What to note once the status is answered; None where it does not matter whether it has been before.
     answered: LastAnswered | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What to do with a device, and what to note of it."""
 
     step: Sync | Swap | Block | Hold | Stuck | Again
@@ -111,12 +109,12 @@ def judge(status: Status, target: Target, situation: Situation) -> Verdict:
     verdict = _judge(status, target, situation)
     if known and status.progress is None and answered and answered.is_before(before):
         # The device has said something since, and may have blocks by now, or an order to begin anew.
-        verdict = replace(verdict, record=known, notes_first=False)
+        verdict = verdict._replace(record=known, notes_first=False)
     if answered is None or verdict.record is None:
         return verdict
     if verdict.record == known and (not _orders_again(verdict.step) or _at_once(answered, before)):
         return verdict
-    return replace(verdict, record=replace(verdict.record, answered=answered.after(before)))
+    return verdict._replace(record=replace(verdict.record, answered=answered.after(before)))
 
 
 def _orders_again(step: object) -> bool:
@@ -147,8 +145,7 @@ def _judge(status: Status, target: Target, situation: Situation) -> Verdict:
     return _noted(checked, known, target, situation)
 
 
-@dataclass(frozen=True, slots=True)
-class _Checked:
+class _Checked(NamedTuple):
     """What the table and the notes together allow."""
 
     step: Swap | Block

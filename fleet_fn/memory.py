@@ -8,13 +8,20 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Retry, UpstreamError
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+
+class Count(Protocol):
+    """Told of look-ups."""
+
+    def __call__(self, *, hit: bool) -> None:
+        """Whether one found what it looked for, and had to ask nobody."""
 
 
 @dataclass(slots=True)
@@ -39,10 +46,15 @@ class Memory(Generic[K, V]):
         size: int,
         *,
         error_age: Callable[[UpstreamError], float] | None = None,
+        count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A memory of at most `size` values; an error is raised again for `error_age` seconds, or not at all."""
+        """A memory of at most `size` values; an error is raised again for `error_age` seconds, or not at all.
+
+        `count` is told with each `get` whether what is asked for was known.
+        """
         self._error_age = error_age
+        self._count = count
         self._clock = clock
         self._lock = threading.Lock()
         self._values: _Bounded[K, V] = _Bounded(size)
@@ -60,14 +72,20 @@ class Memory(Generic[K, V]):
         """
         if not self._remembers:
             return look_up()
-        asked = self._clock()
-        if known := self._known(key, asked, max_age):
-            return known[0]
-        with self._turn(key, deadline) as turn:
-            # What somebody looked up after we asked is as fresh as our own look-up.
+        hit = True
+        try:
+            asked = self._clock()
             if known := self._known(key, asked, max_age):
                 return known[0]
-            return self._look_up(key, look_up, turn)
+            with self._turn(key, deadline) as turn:
+                # What somebody looked up after we asked is as fresh as our own look-up.
+                if known := self._known(key, asked, max_age):
+                    return known[0]
+                hit = False
+                return self._look_up(key, look_up, turn)
+        finally:
+            if self._count:
+                self._count(hit=hit)
 
     def known(self, key: K, max_age: float = math.inf) -> V | None:
         """The value of `key` if it is remembered and no older than `max_age` seconds."""

@@ -1,17 +1,32 @@
-"""How gunicorn runs the function: the settings that we recommend, and the check before anything starts."""
+"""How gunicorn runs the function: the settings that we recommend, and what they need before, beside and after it."""
 
+import gc
 import math
+import os
 import resource
+import struct
 import sys
 from pathlib import Path
-from typing import Final
+from threading import Timer
+from typing import Any, Final
 
+from fleet_fn import metrics
+from fleet_fn.metrics_folder import Folder
 from fleet_fn.settings import MAX_WAITING, SPARE_THREADS, Settings, SettingsError
 
 #: Files and sockets that a worker should be able to have open, and how many of them each of its threads may need for
 #: upstreams and firmware. One that has none left for a connection ends, and what it works on with it.
 _DESCRIPTORS: Final = 8192
 _OF_A_THREAD: Final = 4
+#: Seconds after which a worker that has had no event loads what it counts with.
+_METRICS_AFTER: Final = 1.0
+#: A parameter of glibc's mallopt(3), and its value.
+_M_ARENA_MAX: Final = -8
+_ARENAS: Final = 2
+
+
+#: The folder for metrics, where one can be had.
+_metrics: Final[list[Folder]] = []
 
 
 def on_starting(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
@@ -21,9 +36,57 @@ def on_starting(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
     except SettingsError as error:
         sys.stderr.write(f"fleet_fn: {error}\n")
         sys.exit(1)
+    try:
+        _metrics.append(Folder())
+    except OSError as error:
+        # Nothing else needs it, and nothing that is counted is worth a device that is not answered.
+        sys.stderr.write(f"fleet_fn: each worker's metrics are its own, for want of a folder: {error}\n")
+    _bound_arenas()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft not in (_descriptors(), resource.RLIM_INFINITY):
         resource.setrlimit(resource.RLIMIT_NOFILE, (_descriptors(), hard))
+
+
+def child_exit(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
+    """Keeps what a worker has counted that has ended."""
+    for folder in _metrics:
+        try:
+            folder.end_worker(worker.pid)
+        except (OSError, ValueError, RuntimeError, struct.error) as error:  # a file that the worker left half-written
+            sys.stderr.write(f"fleet_fn: what a worker has counted is lost: {error}\n")
+
+
+def on_exit(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
+    """Leaves nothing behind."""
+    for folder in _metrics:
+        folder.remove()
+
+
+def post_fork(server: object, worker: object) -> None:  # noqa: ARG001 - gunicorn's signature
+    """Spares a worker that loads its modules the looks for garbage, of which there is none yet."""
+    gc.disable()
+
+
+def post_worker_init(worker: object) -> None:  # noqa: ARG001 - gunicorn's signature
+    """Has a worker look for garbage from now on, and not among what it has loaded, which stays."""
+    gc.freeze()
+    gc.enable()
+    timer = Timer(_METRICS_AFTER, metrics.load)
+    timer.daemon = True
+    timer.start()
+
+
+def _bound_arenas() -> None:
+    """Has memory come from two of glibc's arenas at most, unless the environment says otherwise.
+
+    What is freed stays with the arena it came from, of which glibc takes eight for each CPU: with as many threads as
+    these, memory would grow for hours. One at a time is what Python's threads need.
+    """
+    import ctypes  # here alone
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def _descriptors() -> int:
@@ -52,4 +115,5 @@ graceful_timeout = math.ceil(_settings.event_deadline) + 2
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - gunicorn makes it safe
 # Whatever stands before the function on the same host has no word in where it is: no header names its path.
 forwarder_headers = ""
+forwarded_allow_ips = ""
 control_socket_disable = True

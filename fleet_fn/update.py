@@ -2,11 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from fleet_fn.answered import Answered
 from fleet_fn.deadline import Deadline
@@ -39,8 +37,7 @@ _DECISIONS: Final = 2
 _MAX_VERSION: Final = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How an event ended. The names are the contract's."""
 
     name: str
@@ -58,8 +55,7 @@ class Outcome:
         return self.name in ("sync", "write", "swap", "withheld", "wait")
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What a device is told, if anything, and why."""
 
     outcome: Outcome
@@ -127,7 +123,7 @@ class Updater:
             InvalidEvent, InvalidStatus: what the device sent is no status.
 
         """
-        return self._decide(replace(event, id="", time=None), deadline)
+        return self._decide(event._replace(id="", time=None), deadline)
 
     def _decide(self, event: Event, deadline: Deadline) -> Decision:
         if not event.is_status:
@@ -135,7 +131,7 @@ class Updater:
         payload, content_type = event.status_payload()
         status, form = decode_status(payload, content_type)
         if event.is_lorawan and form.encoding is Encoding.JSON:
-            form = replace(form, encoding=Encoding.CBOR, text_versions=form.dialect is Dialect.NAMED)
+            form = form._replace(encoding=Encoding.CBOR, text_versions=form.dialect is Dialect.NAMED)
         try:
             return self._next_step(event, status, form, deadline)
         except NotHere as error:
@@ -166,17 +162,15 @@ class Updater:
             always=lambda: 0.0,
             stale=_GOING_ON * settings.manifest_ttl,
         )
-        looks = {
-            Look.MEMORY: known,
-            Look.DEVICE: replace(known, device=fresh, always=fresh),
-            Look.EVERYTHING: _Ages(fresh, fresh, fresh, fresh, stale=0.0),
-            Look.NOW: _Ages(present, fresh, fresh, fresh, stale=0.0),
-        }
         taken = Look.MEMORY
-        view = self._look(event, status, looks[taken], deadline)
+        view = self._look(event, status, known, deadline)
         while view.verdict and (wanted := self._look_wanted(view.verdict)).value > taken.value:
             taken = wanted
-            view = self._look(event, status, looks[taken], deadline)
+            if wanted is Look.DEVICE:
+                ages = known._replace(device=fresh, always=fresh)
+            else:
+                ages = _Ages(present if wanted is Look.NOW else fresh, fresh, fresh, fresh, stale=0.0)
+            view = self._look(event, status, ages, deadline)
         return self._decision(event, status, form, view, deadline)
 
     def _look(self, event: Event, status: Status, ages: "_Ages", deadline: Deadline) -> "_View":
@@ -279,7 +273,7 @@ class Updater:
         """A decision with what there is to report, if that is news; `first`: before the command goes out."""
         if not self._settings.report_status or not report.is_news(reported):
             return decision
-        return replace(decision, report=report, reports_first=first)
+        return decision._replace(report=report, reports_first=first)
 
     def _noted(self, event: Event, decision: Decision, deadline: Deadline) -> Decision:
         """The decision, once what has to be noted before anything is sent has been; or another, where that changed.
@@ -298,7 +292,7 @@ class Updater:
             except Outdated:
                 decision = self._decide(event, deadline)
             else:
-                return replace(decision, report=answered)
+                return decision._replace(report=answered)
         raise Retry("registry: others keep changing what is noted of the device's update")
 
     def _report(self, event: Event, decision: Decision, deadline: Deadline, *, once_more: bool = True) -> None:
@@ -368,19 +362,28 @@ class Updater:
             return max_age
         return max_age - (datetime.fromtimestamp(self._now(), UTC) - event.time).total_seconds()
 
-    @contextmanager
-    def _worth_a_retry(self, event: Event, otherwise: type[Failed]) -> Iterator[None]:
-        """Where an upstream wants to be left alone until the event is stale, the failure that this is."""
-        try:
-            yield
-        except Throttled as error:
-            if error.after is not None and error.after > self._time_left(event):
-                raise otherwise(f"{error.reason}, and wants to be left alone for too long") from error
-            raise
+    def _worth_a_retry(self, event: Event, otherwise: type[Failed]) -> "_WorthARetry":
+        return _WorthARetry(otherwise, lambda: self._time_left(event))
 
 
-@dataclass(frozen=True, slots=True)
-class _Ages:
+class _WorthARetry:
+    """Where an upstream wants to be left alone until the event is stale, the failure that this is."""
+
+    __slots__ = ("_otherwise", "_time_left")
+
+    def __init__(self, otherwise: type[Failed], time_left: Callable[[], float]) -> None:
+        self._otherwise = otherwise
+        self._time_left = time_left
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Throttled) and error.after is not None and error.after > self._time_left():
+            raise self._otherwise(f"{error.reason}, and wants to be left alone for too long") from error
+
+
+class _Ages(NamedTuple):
     """Seconds that what an answer rests on may have been known before, at the moment that somebody asks."""
 
     #: The device's object, and its application's.
@@ -394,8 +397,7 @@ class _Ages:
     stale: float
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
+class _View(NamedTuple):
     """What an answer rests on, and what it is to be."""
 
     desired: Desired

@@ -22,7 +22,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from fleet_fn.background import Background
@@ -61,8 +61,7 @@ class Answer:
     body: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Scheme, host and port (RFC 6454), and the path below which an upstream's interface lies."""
 
     secure: bool
@@ -84,6 +83,10 @@ class Origin:
         if ":" in name:
             name = f"[{name}]"
         return name if self.port == (443 if self.secure else 80) else f"{name}:{self.port}"
+
+
+#: Told of each request: the status of its answer, None where none came, and after how many seconds it was known.
+Count = Callable[[int | None, float], None]
 
 
 class Authorization(Protocol):
@@ -149,6 +152,13 @@ class Upstream:
         self._idle: deque[Connection] = deque()
         self._max_idle = MAX_IDLE
         self._clock = clock
+        self._count: Count | None = None
+
+    def counted(self, count: Count) -> "Upstream":
+        """The same upstream, with the same connections; `count` is told of each request that is made by this one."""
+        other = copy(self)
+        other._count = count
+        return other
 
     def elsewhere(self, url: str, permits: Callable[[str], bool]) -> "Upstream":
         """An upstream at another `url`, where this one sent us, without the authorization of this one.
@@ -321,6 +331,17 @@ class Upstream:
 
     def _begin(self, request: Request, deadline: Deadline) -> tuple[Connection, Response]:
         """Sends a request, and receives the head of its answer."""
+        if self._count is None:
+            return self._ask(request, deadline)
+        began, status = self._clock(), None
+        try:
+            connection, response = self._ask(request, deadline)
+            status = response.status
+            return connection, response
+        finally:
+            self._count(status, self._clock() - began)
+
+    def _ask(self, request: Request, deadline: Deadline) -> tuple[Connection, Response]:
         connection = self._take()
         if connection is not None:
             try:

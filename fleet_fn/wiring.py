@@ -1,9 +1,11 @@
 """Which parts make up the function, as the settings say."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from fleet_fn import metrics
 from fleet_fn.background import Background
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.oidc import ClientCredentials
@@ -18,33 +20,42 @@ from fleet_fn.firmware.oci import RegistryStore
 from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import Store
 from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.memory import Count as LookupCount
 from fleet_fn.settings import Settings
 from fleet_fn.update import Updater
 from fleet_fn.upstream import Authorization, Fixed, Upstream, basic
+from fleet_fn.upstream import Count as RequestCount
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
+class _Parts(NamedTuple):
     """What events and previews share."""
 
     background: Background
-    drogue: Upstream
+    registry: Upstream
+    commands: Upstream
     images: Store
     files: Store | None
 
 
 def make_updaters(settings: Settings) -> tuple[Updater, Updater]:
-    """The updater that answers events, and another for previews, which remembers no spec, manifest or event."""
+    """The updater that answers events, and another for previews, which remembers no spec, manifest or event.
+
+    What previews ask of upstreams is counted, too, but not what they find in caches, of which they have none.
+    """
     background = Background()
     files = VerifiedFiles(background)
+    drogue = make_drogue(settings, background)
+    counts = StoreCounts(metrics.exchanges("oci"), metrics.lookups("firmware"))
     parts = _Parts(
         background,
-        make_drogue(settings, background),
-        make_image_store(settings, files, background),
+        drogue.counted(metrics.exchanges("registry")),
+        drogue.counted(metrics.exchanges("command")),
+        make_image_store(settings, files, background, counts),
         FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
     )
+    answers = _updater(settings, parts, metrics.lookups("spec"), metrics.lookups("manifest"))
     # An event's age does not matter to a preview.
-    return _updater(settings, parts, remember=True), _updater(replace(settings, event_max_age=0), parts, remember=False)
+    return answers, _updater(replace(settings, event_max_age=0), parts, remember=False)
 
 
 def make_drogue(settings: Settings, background: Background) -> Upstream:
@@ -58,9 +69,19 @@ def make_drogue(settings: Settings, background: Background) -> Upstream:
     )
 
 
-def make_image_store(settings: Settings, files: VerifiedFiles, background: Background) -> Store:
+class StoreCounts(NamedTuple):
+    """What is told of the requests of a store, and of look-ups in its cache."""
+
+    requests: RequestCount
+    lookups: LookupCount
+
+
+def make_image_store(
+    settings: Settings, files: VerifiedFiles, background: Background, counts: StoreCounts | None = None
+) -> Store:
     """The store of what `FIRMWARE_REGISTRY` names: image layouts, or a registry."""
-    cache = Cache(settings.firmware_cache_dir, settings.firmware_cache_bytes, files, background)
+    lookups = counts.lookups if counts else None
+    cache = Cache(settings.firmware_cache_dir, settings.firmware_cache_bytes, files, background, count=lookups)
     shapes = Shapes(cache, background)
     if settings.has_layouts:
         return LayoutStore(files, shapes)
@@ -71,17 +92,25 @@ def make_image_store(settings: Settings, files: VerifiedFiles, background: Backg
         plain_http=settings.firmware_registry_insecure,
         ca_file=settings.firmware_registry_ca_file,
         background=background,
+        count=counts.requests if counts else None,
     )
     return RegistryStore(registry, shapes, cache)
 
 
-def _updater(settings: Settings, parts: _Parts, *, remember: bool) -> Updater:
+def _updater(
+    settings: Settings,
+    parts: _Parts,
+    specs: LookupCount | None = None,
+    manifests: LookupCount | None = None,
+    *,
+    remember: bool = True,
+) -> Updater:
     return Updater(
         settings,
-        Registry(parts.drogue, remember=remember),
-        Catalogue(parts.images, parts.background, remember=remember),
+        Registry(parts.registry, remember=remember, count=specs),
+        Catalogue(parts.images, parts.background, remember=remember, count=manifests),
         Catalogue(parts.files, parts.background, remember=remember) if parts.files else None,
-        Commands(parts.drogue),
+        Commands(parts.commands),
     )
 
 

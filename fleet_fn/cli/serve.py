@@ -1,6 +1,5 @@
 """`serve`: the function under gunicorn, with the settings that we recommend."""
 
-import os
 import sys
 
 import click
@@ -20,8 +19,9 @@ def command() -> None:
     except SettingsError as error:
         click.echo(f"fleet_fn: {error}", err=True)
         sys.exit(2)
-    # What is freed stays with the arena it came from, of which glibc takes eight for each CPU: with as many threads as
-    # these, memory would grow for hours. One at a time is what Python's threads need.
-    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
-    gunicorn = [sys.executable, "-m", "gunicorn", "--config", "python:fleet_fn.server", "fleet_fn.app:create_app()"]
-    os.execv(sys.executable, gunicorn)  # noqa: S606 - the process becomes gunicorn, which then gets its signals itself
+    # Not before: it reads variables of its own, and ours, when it is loaded.
+    from gunicorn import __main__ as gunicorn
+
+    # In this process: starting Python a second time would take as long as gunicorn does.
+    sys.argv = [str(gunicorn.__file__), "--config", "python:fleet_fn.server", "fleet_fn.app:create_app()"]
+    gunicorn.run(prog="gunicorn")

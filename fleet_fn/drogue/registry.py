@@ -1,18 +1,20 @@
 """The device registry: what Drogue Cloud says a device should run, and what we report of it."""
 
 import json
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.report import Report, Reported
 from fleet_fn.errors import Failed, Retry
-from fleet_fn.memory import Memory
+from fleet_fn.memory import Count, Memory
 from fleet_fn.policy import NONE, MalformedPolicy, Policy, read_policy
 from fleet_fn.protocol.strict_json import parse_json
 from fleet_fn.upstream import Answer, Upstream
@@ -20,6 +22,8 @@ from fleet_fn.upstream import Answer, Upstream
 T = TypeVar("T")
 
 _PATH: Final = "/api/registry/v1alpha1/apps"
+#: What stands for itself in a path (RFC 3986, 2.3).
+_PLAIN: Final = re.compile(r"[A-Za-z0-9._~-]+")
 #: Devices and applications whose specs are remembered: some 1,000 bytes each.
 _REMEMBERED = 20_000
 #: Devices of which all is remembered, and the seconds for which that is worth trying to write.
@@ -33,8 +37,7 @@ _GIVEN_UP_AT_MOST: Final = 60.0
 _ATTEMPTS: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """Firmware in an OCI repository, named by `container` or its alias `oci`."""
 
     #: Relative to the configured registry: `name`, `name:tag` or `name@digest`.
@@ -45,8 +48,7 @@ class Image:
     platform: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """Firmware in a folder that the function has."""
 
     name: str
@@ -72,26 +74,23 @@ class Outdated(Exception):
     """What is noted of a device's update is not what it was any more when it was decided what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Malformed:
+class _Malformed(NamedTuple):
     """What is remembered of what cannot be understood: why."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Object:
+class _Object(NamedTuple):
     """What matters of a device, or of an application."""
 
     source: Source | _Malformed | None
     policy: Policy | _Malformed
     uid: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    reported: Reported = field(default_factory=Reported)
+    labels: Mapping[str, str] = MappingProxyType({})
+    reported: Reported = Reported()
 
 
-@dataclass(frozen=True, slots=True)
-class _GivenUp:
+class _GivenUp(NamedTuple):
     """A failure to write an object."""
 
     #: When it was, and the seconds for which the next attempt waits.
@@ -101,8 +100,7 @@ class _GivenUp:
     known: _Object | None
 
 
-@dataclass(frozen=True, slots=True)
-class Desired:
+class Desired(NamedTuple):
     """What a device should run, who may update it when, and what was reported of it last."""
 
     #: None where nothing is desired.
@@ -118,10 +116,18 @@ class Registry:
     """What the device registry desires, remembered for a while, and what is reported to it."""
 
     def __init__(
-        self, upstream: Upstream, *, remember: bool = True, clock: Callable[[], float] = time.monotonic
+        self,
+        upstream: Upstream,
+        *,
+        remember: bool = True,
+        count: Count | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """What `upstream` has; `count` is told of each look-up of an object."""
         self._upstream = upstream
-        self._objects: Memory[tuple[str, ...], _Object] = Memory(_REMEMBERED if remember else 0, clock=clock)
+        self._objects: Memory[tuple[str, ...], _Object] = Memory(
+            _REMEMBERED if remember else 0, count=count, clock=clock
+        )
         #: Devices as they were read a moment ago, with all that stands in them.
         self._read: Memory[tuple[str, ...], dict[str, Any]] = Memory(_JUST_READ if remember else 0, clock=clock)
         self._clock = clock
@@ -330,7 +336,7 @@ def device_path(application: str, device: str) -> str:
 def _segments(names: tuple[str, ...]) -> list[str]:
     if any(name in (".", "..") for name in names):
         raise Failed("a name that no URL can carry")  # dot segments are removed on the way (RFC 3986, 5.2.4)
-    encoded = [quote(name, safe="") for name in names]
+    encoded = [name if _PLAIN.fullmatch(name) else quote(name, safe="") for name in names]
     return [f"/{encoded[0]}", *(f"/devices/{name}" for name in encoded[1:])]
 
 

@@ -5,9 +5,8 @@ number.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fleet_fn.record import Record, timestamp
 
@@ -20,8 +19,7 @@ FAILED: Final = "UpdateFailed"
 _OURS: Final = (IN_SYNC, PROGRESS, FAILED)
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(NamedTuple):
     """One of our conditions; what is empty is left out."""
 
     type: str
@@ -31,8 +29,7 @@ class Condition:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reported:
+class Reported(NamedTuple):
     """What stands in an object: of all that may stand there, what is ours."""
 
     current: str | None = None
@@ -60,8 +57,7 @@ class Reported:
         return next((condition for condition in self.conditions if condition.type == kind), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """What there is to say of a device."""
 
     current: str
@@ -83,8 +79,8 @@ class Report:
         """What can be noted before the command goes out, and what is left to be noted once it has."""
         if self.record is None:
             return self, None
-        ordered = replace(self, record=self.record.not_answered(self.before))
-        return ordered, None if ordered == self else replace(self, before=ordered.record)
+        ordered = self._replace(record=self.record.not_answered(self.before))
+        return ordered, None if ordered == self else self._replace(before=ordered.record)
 
     def is_news(self, reported: Reported) -> bool:
         """Whether it says more than what stands there. A percentage alone does only with each tenth."""

@@ -1,7 +1,6 @@
 """Artifacts: manifests with a firmware as one of their layers, as `publish` and `oras push` make them."""
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from fleet_fn.errors import Failed
 from fleet_fn.firmware.manifest import (
@@ -20,8 +19,7 @@ FIRMWARE_LAYER: Final = "application/octet-stream"
 FIRMWARE_TITLE: Final = "firmware.bin"
 
 
-@dataclass(frozen=True, slots=True)
-class Artifact:
+class Artifact(NamedTuple):
     """A manifest with a firmware in it: its layer, and the version that it has."""
 
     layer: Descriptor

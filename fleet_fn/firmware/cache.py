@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -11,10 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
@@ -22,6 +22,7 @@ from fleet_fn.errors import Failed, Retry, UpstreamError
 from fleet_fn.firmware.store import NotHere, Reader
 from fleet_fn.firmware.verified import Mismatch, VerifiedFiles, check_digest, check_size, hash_of
 from fleet_fn.log import logger
+from fleet_fn.memory import Count
 
 #: Seconds that an event waits for small content to be kept, which it does not need.
 _PATIENCE: Final = 0.5
@@ -32,8 +33,10 @@ _LOCK_PAUSE: Final = 0.001
 #: How often a folder is made that is deleted at once.
 _TRIES: Final = 3
 
-#: Claims that are remembered to have been proved.
+#: Claims that are remembered to have been proved, and files that were marked as used.
 _REMEMBERED: Final = 4096
+#: Seconds between two marks of a file that is used all the time.
+_MARKED_EACH: Final = 1.0
 #: Bytes of a note's own checksum.
 _DIGEST: Final = hashlib.sha256().digest_size
 
@@ -60,10 +63,15 @@ class Cache:
         files: VerifiedFiles,
         background: Background,
         *,
+        count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A cache of at most `bound` bytes in `folder`, which is made when it is first needed."""
+        """A cache of at most `bound` bytes in `folder`, which is made when it is first needed.
+
+        `count` is told with each `open` whether the bytes were there.
+        """
         self.bound = bound
+        self._count = count
         self._clock = clock
         self._folder = _Folder(Path(folder), bound)
         self._files = files
@@ -99,18 +107,34 @@ class Cache:
         if size > self.bound:
             raise Failed(f"firmware of {size} bytes is larger than the cache (FIRMWARE_CACHE_BYTES={self.bound})")
         wanted = _Wanted(checksum.hex(), size, checksum, source, is_claim)
+        hit = True
         with ExitStack() as opened:
 
             def look() -> Reader | None:
                 return self._look(wanted, deadline, opened) if self._is_proved(wanted) else None
 
             def fetch() -> Reader:
+                nonlocal hit
+                hit = False
                 self._fetch(wanted, fill, deadline)
                 if reader := look():
                     return reader
                 raise NotHere("the firmware went from the cache as soon as it was there")
 
-            yield _CachedFile(look() or fetch(), fetch)
+            def anew() -> Reader:
+                return look() or fetch()
+
+            try:
+                kept = self._files.kept(f"{self._folder.path}/{wanted.name}", size, checksum, anew)
+                if kept and self._is_proved(wanted):
+                    self._folder.mark_still_used(wanted.name)
+                    file = kept
+                else:
+                    file = anew()
+            finally:
+                if self._count:
+                    self._count(hit=hit)
+            yield _CachedFile(file, fetch)
 
     def load(self, key: str, checksum: bytes, limit: int) -> bytes | None:
         """What was saved under `key`, up to `limit` bytes with the SHA-256 `checksum`; None where that is not there."""
@@ -227,8 +251,7 @@ class Cache:
         return f"downloading, {download.written} of {download.size} bytes" if download else "downloading"
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Wanted(NamedTuple):
     """A file of the cache, and what it should hold."""
 
     name: str
@@ -331,6 +354,8 @@ class _Folder:
     def __init__(self, path: Path, bound: int) -> None:
         self.path = path
         self._bound = bound
+        #: When the file of a name was marked as used, by the clock of `time.monotonic`.
+        self._marked: dict[str, float] = {}
 
     def open(self, name: str) -> int | None:
         """A descriptor of the file `name`, which is not evicted while that is open; None where it cannot be had."""
@@ -476,6 +501,15 @@ class _Folder:
             return self._marker(name).lstat().st_mtime_ns
         return 0
 
+    def mark_still_used(self, name: str) -> None:
+        """The same as `mark_used` for whoever uses the file all the time, which is told once in a while."""
+        now = time.monotonic()
+        if now - self._marked.get(name, -math.inf) >= _MARKED_EACH:
+            if len(self._marked) >= _REMEMBERED:
+                self._marked.clear()
+            self._marked[name] = now
+            self.mark_used(name)
+
     def mark_used(self, name: str) -> None:
         """Makes the file `name` the one that was used last."""
         marker, now = self._marker(name), time.time_ns()
@@ -560,8 +594,7 @@ class _Part:
                 fcntl.flock(self.descriptor, fcntl.LOCK_SH)  # to be read from now on
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """What takes room in the folder."""
 
     path: Path

@@ -12,7 +12,7 @@ from fleet_fn.errors import Failed, Retry, UpstreamError
 from fleet_fn.firmware.reference import Reference
 from fleet_fn.firmware.store import Firmware, NotHere, Store
 from fleet_fn.log import logger
-from fleet_fn.memory import Memory
+from fleet_fn.memory import Count, Memory
 
 #: Seconds for which a reference that failed to resolve is answered at once.
 _FAILED_AGE: Final = 10.0
@@ -31,12 +31,14 @@ class Catalogue:
         background: Background,
         *,
         remember: bool = True,
+        count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """What `store` has; `count` is told of each look-up of a reference."""
         self._store = store
         self._background = background
         self._resolved: Memory[Reference, Firmware] = Memory(
-            _REMEMBERED if remember else 0, error_age=_error_age, clock=clock
+            _REMEMBERED if remember else 0, error_age=_error_age, count=count, clock=clock
         )
         #: References that are gone on with although their store does not answer.
         self._gone_on_with: set[Reference] = set()

@@ -15,7 +15,7 @@ from fleet_fn.firmware.destinations import api_host, permitting, split_url
 from fleet_fn.firmware.layer import Readable
 from fleet_fn.firmware.manifest import INDEXES, MANIFESTS, MAX_MANIFEST, Descriptor, digest_of
 from fleet_fn.firmware.reference import is_digest
-from fleet_fn.upstream import Answer, Stream, Upstream
+from fleet_fn.upstream import Answer, Count, Stream, Upstream
 
 #: Seconds within which a download has to bring `_PROGRESS` bytes; one that does not is given up.
 STALLED: Final = 30.0
@@ -36,11 +36,17 @@ class Distribution:
         plain_http: bool,
         ca_file: str | None,
         background: Background,
+        count: Count | None = None,
     ) -> None:
-        """A registry at `host`, perhaps with a port; `credentials` gives those for a repository."""
+        """A registry at `host`, perhaps with a port; `credentials` gives those for a repository.
+
+        `count` is told of each request, also of those to where the registry sends us.
+        """
         self.url = f"{'http' if plain_http else 'https'}://{api_host(host)}"
         self._plain_http = plain_http
         self._upstream = Upstream("registry", self.url, ca_file=ca_file, background=background)
+        if count:
+            self._upstream = self._upstream.counted(count)
         self._authorization = Authorization(self._upstream.origin.host, credentials, self._fetch_token)
 
     def tagged(self, repository: str, tag: str, deadline: Deadline) -> tuple[str, bytes]:

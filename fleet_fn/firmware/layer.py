@@ -8,8 +8,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from fleet_fn.errors import Failed
 
@@ -136,8 +135,7 @@ def root_entries(layer: Readable, allowance: Allowance) -> Iterator[Entry]:
 # archive/tar does, by which container engines unpack layers.
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
+class _Header(NamedTuple):
     """An entry's header, together with the extension headers before it."""
 
     path: bytes

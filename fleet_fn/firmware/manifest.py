@@ -2,8 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fleet_fn.errors import Failed
 from fleet_fn.firmware.reference import is_digest
@@ -21,8 +20,7 @@ VERSION_ANNOTATION: Final = "org.opencontainers.image.version"
 TITLE_ANNOTATION: Final = "org.opencontainers.image.title"
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """What a manifest or an index says of a blob (OCI image specification, "OCI Content Descriptors")."""
 
     media_type: str
@@ -40,8 +38,7 @@ class Descriptor:
         return checksum_of(self.digest)
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """An image, or what is told by its media types to be something else."""
 
     #: As they stand there: only those that matter have to be sound.
@@ -50,8 +47,7 @@ class Manifest:
     annotations: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     """Several manifests, told apart by platform or annotations."""
 
     #: As they stand there.

@@ -1,14 +1,13 @@
 """What the people who built a firmware wrote beside it: `{"version", "size", "checksum"}`."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fleet_fn.errors import Failed
 from fleet_fn.firmware.manifest import read_json_object
 
 
-@dataclass(frozen=True, slots=True)
-class Metadata:
+class Metadata(NamedTuple):
     """A firmware as it is described; only its bytes can prove it."""
 
     version: str

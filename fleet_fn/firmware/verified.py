@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
@@ -22,6 +22,9 @@ from fleet_fn.firmware.store import NotHere, Reader
 _CHUNK: Final = 256 * 1024
 #: Files whose verdict is remembered.
 _REMEMBERED: Final = 4096
+#: Verified files that stay open between two reads, and seconds for which they do while nobody reads them.
+_KEPT: Final = 8
+_KEPT_SECONDS: Final = 1.0
 #: Seconds by which a file's last change must precede its hashing. Within one tick of the file system's clock, which has
 #: two seconds on some, a second change leaves the same times (git calls such an entry of its index racy).
 _SETTLED: Final = 3.0
@@ -54,6 +57,9 @@ class VerifiedFiles:
     A file is hashed when it is first used, and again when its inode, size, mtime or ctime differ. One that was changed
     just now is hashed with each read, because its times cannot tell yet whether it is changed again. Those who read it
     at the same time share that.
+
+    A verified file stays open for a moment, since most is read again at once. Each system call is dear where there are
+    threads: Python lets the others go on meanwhile, and has to wait for them then.
     """
 
     def __init__(self, background: Background, clock: Callable[[], float] = time.time) -> None:
@@ -63,6 +69,9 @@ class VerifiedFiles:
         self._hashes: OrderedDict[Path, tuple[_Fingerprint, bytes]] = OrderedDict()
         #: By device and inode, for as long as somebody has the file open.
         self._queues: WeakValueDictionary[tuple[int, int], _Queue] = WeakValueDictionary()
+        #: By path.
+        self._kept: dict[str, _Kept] = {}
+        self._sweeps = False
 
     @contextmanager
     def open(self, path: Path, size: int, checksum: bytes, deadline: Deadline) -> Iterator[Reader]:
@@ -74,16 +83,27 @@ class VerifiedFiles:
             Failed: it has other bytes, or cannot be read.
 
         """
-        try:
-            descriptor = open_without_waiting(path)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise Failed(f"firmware: {error.strerror}") from error
-        try:
-            yield self.reader(descriptor, path, size, checksum, deadline)
-        finally:
-            os.close(descriptor)
+        with ExitStack() as opened:
+
+            def anew() -> Reader:
+                try:
+                    descriptor = open_without_waiting(path)
+                except FileNotFoundError:
+                    raise
+                except OSError as error:
+                    raise Failed(f"firmware: {error.strerror}") from error
+                opened.callback(os.close, descriptor)
+                return self.reader(descriptor, path, size, checksum, deadline)
+
+            yield self.kept(str(path), size, checksum, anew) or anew()
+
+    def kept(self, path: str, size: int, checksum: bytes, anew: Callable[[], Reader]) -> Reader | None:
+        """The file at `path` as above, if it is open still; should it have changed, `anew` opens it once it is read."""
+        kept = self._kept.get(path)
+        if kept is None or kept.fingerprint.size != size or kept.digest != checksum:
+            return None
+        kept.is_used = True
+        return _KeptFile(kept, anew)
 
     def reader(self, descriptor: int, path: Path, size: int, checksum: bytes, deadline: Deadline) -> Reader:
         """The file at `path` as above, of which `descriptor` was opened: it stays the caller's to close.
@@ -99,7 +119,41 @@ class VerifiedFiles:
                 queue = self._queues.setdefault((fingerprint.device, fingerprint.inode), _Queue())
             return _UnsettledFile(descriptor, checksum, deadline, queue)
         check_digest(self._hash(path, fingerprint, deadline), checksum)
+        self._keep(path, fingerprint, checksum)
         return _SettledFile(descriptor, fingerprint)
+
+    def _keep(self, path: Path, fingerprint: _Fingerprint, digest: bytes) -> None:
+        """Keeps the file open, by a descriptor of its own: a lock on the other one is to end with that."""
+        try:
+            kept = _Kept(open_without_waiting(path), fingerprint, digest)
+        except OSError:
+            return
+        with self._lock:
+            self._kept.pop(str(path), None)
+            if len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[str(path)] = kept
+            if not self._sweeps:
+                self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
+        timer = threading.Timer(_KEPT_SECONDS, self._sweep)
+        timer.daemon = True
+        try:
+            timer.start()
+            self._sweeps = True
+        except RuntimeError:  # no thread can be had
+            self._kept.clear()
+
+    def _sweep(self) -> None:
+        """Closes what nobody has read since the last time: what is open takes room, even once it is deleted."""
+        with self._lock:
+            self._kept = {path: kept for path, kept in self._kept.items() if kept.is_used}
+            for kept in self._kept.values():
+                kept.is_used = False
+            self._sweeps = False
+            if self._kept:
+                self._sweep_soon()
 
     def _is_settled(self, fingerprint: _Fingerprint) -> bool:
         now = self._clock()
@@ -155,6 +209,38 @@ class _SettledFile:
         if _Fingerprint.of(self._descriptor) != self._fingerprint:
             raise NotHere("the file is being changed")
         return _whole(block, offset, size)
+
+
+class _Kept:
+    """A descriptor of a verified file, which closes with the last reference to it."""
+
+    def __init__(self, descriptor: int, fingerprint: _Fingerprint, digest: bytes) -> None:
+        self.descriptor = descriptor
+        self.fingerprint = fingerprint
+        self.digest = digest
+        self.is_used = True
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+class _KeptFile:
+    """A verified file that is open still, for as long as it has not changed. Its times change also when it goes."""
+
+    def __init__(self, kept: _Kept, anew: Callable[[], Reader]) -> None:
+        self._kept = kept
+        self._anew = anew
+        self._file: Reader | None = None
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset` on; see `Reader.read`, and what opening it anew raises."""
+        if self._file is None:
+            kept = self._kept
+            block = _pread(kept.descriptor, size, offset)
+            if _Fingerprint.of(kept.descriptor) == kept.fingerprint:
+                return _whole(block, offset, size)
+            self._file = self._anew()
+        return self._file.read(offset, size)
 
 
 class _UnsettledFile:

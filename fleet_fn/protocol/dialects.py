@@ -9,9 +9,8 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import cbor2
 
@@ -43,8 +42,7 @@ class Dialect(Enum):
     PACKED = "packed"
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerForm:
+class AnswerForm(NamedTuple):
     """How the answer to a status has to be written for its sender to read it."""
 
     #: The dialect that the status was in.

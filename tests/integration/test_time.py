@@ -134,8 +134,8 @@ def test_a_second_delivery_waits_no_longer_than_its_own_deadline(hasty: Function
         second = hasty.post(sent, b'{"version": "1"}')
         assert second.status == 503
         assert time.monotonic() - started < DEADLINE + SLACK
-        gate.opened.set()
         assert first.result().status == 503
+        gate.opened.set()
 
 
 # --- Freshness: whatever starts or ends an update rests on a fresh look, whatever goes on may rest on memory

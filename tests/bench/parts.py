@@ -1,0 +1,127 @@
+"""Where an event's CPU goes, part by part, in this process and without a server around it."""
+
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from unittest import mock
+
+import click
+
+from fleet_fn import app, log, metrics
+from fleet_fn.background import Background
+from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.commands import Commands
+from fleet_fn.drogue.events import read_event
+from fleet_fn.drogue.registry import Registry
+from fleet_fn.firmware.catalogue import Catalogue
+from fleet_fn.firmware.reference import image_reference
+from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.guard import Situation, judge
+from fleet_fn.protocol.dialects import decode_status, encode_command
+from fleet_fn.protocol.messages import Write
+from fleet_fn.protocol.step import Block, Target
+from fleet_fn.settings import Settings
+from fleet_fn.update import Decision, Outcome
+from fleet_fn.wiring import make_drogue, make_image_store
+from tests.bench.peers import BLOCK, Cloud, midway
+from tests.support.function import event
+
+_TIMES: Final = 5
+_EACH: Final = 600
+_SIZE: Final = 1024 * 1024
+
+
+def show(peers: Cloud, folder: Path) -> None:
+    """Prints microseconds of CPU for each part of an event that is answered with a block."""
+    environment = {**peers.environment(), "FIRMWARE_CACHE_DIR": str(folder / "cache")}
+    with mock.patch.dict(os.environ, environment):
+        settings = Settings.from_environment()
+    background = Background()
+    drogue = make_drogue(settings, background)
+    registry, commands = Registry(drogue), Commands(drogue)
+    images = Catalogue(make_image_store(settings, VerifiedFiles(background), background), background)
+
+    body = midway(_SIZE)
+    attributes = event("device-1", "medium", time=datetime.now(UTC).isoformat())
+    headers = [(f"CE-{name.upper()}", value) for name, value in attributes.items() if value is not None]
+    headers.append(("content-type", "application/cbor"))
+    cloud_event = read_event(headers, body)
+    status, form = decode_status(body, "application/cbor")
+
+    def soon() -> Deadline:
+        return Deadline(60)
+
+    def spec() -> Any:
+        desired = registry.desired("medium", "device-1", 3600, soon())
+        source: Any = desired.source
+        reference = image_reference(source.reference, settings.firmware_prefix, "medium", None)
+        return desired, images.resolve(reference, 3600, soon())
+
+    desired, firmware = spec()
+    target = Target(firmware.version.encode(), firmware.size, firmware.checksum)
+
+    def step() -> Any:
+        record = desired.reported.record
+        return judge(status, target, Situation(now=datetime.now(UTC), mtu=BLOCK, poll=300, record=record)).step
+
+    def block() -> bytes:
+        with firmware.open(soon()) as reader:
+            read: bytes = reader.read(chosen.offset, chosen.size)
+            return read
+
+    chosen: Block = step()
+    command = Write(chosen.version, chosen.offset, block())
+    payload = encode_command(command, form)
+    count_event, count_request = metrics.events(("write",)), metrics.exchanges("command")
+    count_look_up, count_sent = metrics.lookups("spec"), metrics.sent()
+
+    def count() -> None:
+        count_event("write", 0.003)
+        count_request(202, 0.002)
+        for _ in range(4):  # the device's object, its application's, the manifest, the firmware
+            count_look_up(hit=True)
+        count_sent(BLOCK)
+
+    answered: Any = app._Result(cloud_event, Decision(Outcome("write", version="2", offset=0, size=BLOCK)), 204)  # type: ignore[arg-type]
+
+    def line() -> None:
+        app._log_event(answered, 0.003)
+
+    measured = {
+        "CloudEvent": _cost(lambda: read_event(headers, body)),
+        "status": _cost(lambda: decode_status(body, "application/cbor")),
+        "spec, from memory": _cost(spec),
+        "step": _cost(step),
+        "block, from disk": _cost(block),
+        "encode": _cost(lambda: encode_command(command, form)),
+        "command": _cost(lambda: commands.send("medium", "device-1", "dfu", payload, "application/cbor", soon())),
+        "metrics": _cost(count),
+        "log line": _logged(settings, line),
+    }
+    click.echo(f"\nmicroseconds of CPU of an event that is answered with a block, by part\n{'-' * 72}")
+    for part, cost in measured.items():
+        click.echo(f"{part:20} {cost:>9.1f} {cost / sum(measured.values()):>9.1%}")
+    click.echo(f"{'together':20} {sum(measured.values()):>9.1f}   the rest is gunicorn, Flask, and threads that wait")
+
+
+def _cost(part: Callable[[], object]) -> float:
+    """Microseconds of CPU, of the fastest of several turns: what disturbs makes it slower only."""
+    costs = []
+    for _ in range(_TIMES):
+        began = time.process_time()
+        for _ in range(_EACH):
+            part()
+        costs.append((time.process_time() - began) / _EACH)
+    return 1e6 * min(costs)
+
+
+def _logged(settings: Settings, part: Callable[[], object]) -> float:
+    """The same of what writes a line, which nobody reads."""
+    with Path(os.devnull).open("w") as nowhere, mock.patch("sys.stdout", nowhere):
+        log.configure(settings)
+        cost = _cost(part)
+    log.logger.handlers.clear()
+    return cost

@@ -1,0 +1,189 @@
+"""What stands around a function that is measured: an nginx that is Drogue Cloud and a registry, and wrk's devices."""
+
+import hashlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cbor2
+
+from tests.support.firmware import publish, random_bytes
+
+#: Bytes of a block, and the version that devices are at, and that they are updated to.
+BLOCK: Final = 512
+OLD, NEW = "1", "2"
+#: Seconds by which the slow nginx delays the answers of the command API.
+DELAY: Final = 0.005
+
+_ECHO_MODULE: Final = Path("/usr/lib/nginx/modules/ngx_http_echo_module.so")
+_LOAD: Final = Path(__file__).with_name("events.lua")
+_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+
+
+def missing() -> list[str]:
+    """What has to be installed, as Debian calls it."""
+    programs = {"nginx": "nginx-light", "wrk": "wrk"}
+    packages = [package for program, package in programs.items() if shutil.which(program) is None]
+    return packages if _ECHO_MODULE.exists() else [*packages, "libnginx-mod-http-echo"]
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Drogue Cloud and a registry, which always say the same and cost next to nothing."""
+
+    url: str
+    #: The same, but for commands, which are answered after `DELAY`.
+    slow_url: str
+    registry: str
+
+    def environment(self, *, slow: bool = False) -> dict[str, str]:
+        """The settings of a function that is to use them."""
+        return {
+            "DROGUE_API_URL": self.slow_url if slow else self.url,
+            "DROGUE_USER": "service",
+            "DROGUE_TOKEN": "token",
+            "FIRMWARE_REGISTRY": self.registry,
+            "FIRMWARE_REGISTRY_INSECURE": "true",
+        }
+
+
+@contextmanager
+def cloud(folder: Path, sizes: Mapping[str, int], seed: int) -> Iterator[Cloud]:
+    """One with an application for each of `sizes`, whose devices are on their way to a firmware of so many bytes."""
+    port, slow = free_port(), free_port()
+    locations = "".join(_application(folder, name, size, seed) for name, size in sizes.items())
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    configuration = f"""
+        load_module {_ECHO_MODULE};
+        daemon off; pid {folder}/pid; error_log {folder}/errors; worker_processes 1;
+        events {{ worker_connections 1024; }}
+        http {{
+            access_log off; keepalive_requests 1000000000; keepalive_timeout 3600; {temporary}
+            server {{
+                listen 127.0.0.1:{port} backlog=1024;
+                location /api/command/ {{ return 202; }}
+                {locations}
+                location /v2/ {{ root {folder}/registry; }}
+                location ~ /manifests/ {{ root {folder}/registry; default_type {_MANIFEST}; }}
+            }}
+            server {{
+                listen 127.0.0.1:{slow} backlog=1024;
+                location /api/command/ {{
+                    echo_read_request_body; echo_status 202; echo_sleep {DELAY}; echo -n "";
+                }}
+                {locations}
+            }}
+        }}
+    """
+    (folder / "nginx.conf").write_text(configuration)
+    process = subprocess.Popen(["nginx", "-e", folder / "errors", "-c", folder / "nginx.conf"])
+    try:
+        for listening in (port, slow):
+            await_port(listening, process)
+        yield Cloud(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{slow}", f"127.0.0.1:{port}/")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _application(folder: Path, name: str, size: int, seed: int) -> str:
+    """What nginx says of an application and of each of its devices, whose update began a while ago."""
+    firmware = publish(folder / "layouts", name, NEW, random_bytes(size, (seed, name)))
+    blobs, repository = folder / "layouts" / name / "blobs" / "sha256", folder / "registry" / "v2" / name
+    for kind in ("blobs", "manifests"):
+        (repository / kind).mkdir(parents=True)
+        for blob in blobs.iterdir():
+            (repository / kind / f"sha256:{blob.name}").symlink_to(blob)
+    (repository / "manifests" / NEW).symlink_to(blobs / firmware.digest.removeprefix("sha256:"))
+    application = {"metadata": {"name": name}, "spec": {"firmware": {"container": {"image": f"{name}:{NEW}"}}}}
+    update = {
+        "version": NEW,
+        "checksum": hashlib.sha256(firmware.content).hexdigest(),
+        "started": "2026-01-01T00:00:00Z",
+    }
+    conditions = [
+        {"type": "InSync", "status": "False"},
+        {"type": "UpdateProgress", "status": "Unknown", "message": "50.00"},
+    ]
+    reported = {"current": OLD, "target": NEW, "conditions": conditions, "update": update}
+    device = {"metadata": {"name": "device", "application": name}, "spec": {}, "status": {"firmware": reported}}
+    return f"""
+        location = /api/registry/v1alpha1/apps/{name} {{
+            default_type application/json;
+            return 200 '{json.dumps(application)}';
+        }}
+        location /api/registry/v1alpha1/apps/{name}/devices/ {{
+            default_type application/json;
+            if ($request_method = PUT) {{ return 204; }}
+            return 200 '{json.dumps(device)}';
+        }}
+    """
+
+
+# --- Devices ----------------------------------------------------------------------------------------------------------
+
+
+def midway(size: int) -> bytes:
+    """The status of a device that has half of a firmware of `size` bytes, and is not about to cross a tenth of it."""
+    offset = size // 2 // BLOCK * BLOCK + 2 * BLOCK
+    return cbor2.dumps({0: OLD.encode(), 1: BLOCK, 3: {0: NEW.encode(), 1: offset}})
+
+
+#: That of one which has the new version.
+IN_SYNC: Final = cbor2.dumps({0: NEW.encode(), 1: BLOCK})
+
+
+@dataclass(frozen=True)
+class Load:
+    """Who delivers which events."""
+
+    folder: Path
+    application: str
+    status: bytes
+    devices: int = 1000
+    connections: int = 64
+
+    def rate(self, port: int, seconds: float) -> float:
+        """Events a second that the server at `port` answers.
+
+        Raises:
+            RuntimeError: some of them not with 2xx.
+
+        """
+        body = self.folder / "status"
+        body.write_bytes(self.status)
+        command = ["wrk", "--threads", "1", "--connections", str(self.connections), "--duration", f"{seconds:.0f}s"]
+        command += ["--script", str(_LOAD), f"http://127.0.0.1:{port}/", "--", str(body), self.application]
+        told = subprocess.run([*command, str(self.devices)], capture_output=True, text=True, check=True).stdout
+        if failed := re.search(r"Non-2xx.*: (\d+)", told):
+            raise RuntimeError(f"{failed[1]} events failed")
+        rate = re.search(r"Requests/sec:\s+([0-9.]+)", told)
+        assert rate, told
+        return float(rate[1])
+
+
+def await_port(port: int, process: "subprocess.Popen[bytes]") -> None:
+    """Returns once somebody listens at `port`, as `process` is about to."""
+    while True:
+        assert process.poll() is None, "it ended"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.002)
+
+
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port

@@ -1,0 +1,99 @@
+"""The servers that are compared, each of them gunicorn with threads: the function, the floor, and an empty view."""
+
+import http.client
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.bench.floor import COMMAND_URL
+from tests.bench.peers import Cloud, await_port, free_port
+from tests.support.function import ROOT
+
+#: What is said of each in tables.
+FUNCTION, FLOOR, EMPTY = "function", "floor", "empty view"
+_APPLICATIONS: Final = {FLOOR: "tests.bench.floor:floor()", EMPTY: "tests.bench.floor:empty()"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that runs."""
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+    #: Seconds from its start to its first 200.
+    started: float
+
+    @property
+    def _workers(self) -> list[int]:
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU that its workers have used (proc(5): utime, stime)."""
+        ticks = 0
+        for pid in self._workers:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that it has, of all its processes together."""
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (self.process.pid, *self._workers)]
+        return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def serving(
+    kind: str, cloud: Cloud, folder: Path, *, workers: int, threads: int, slow: bool = False
+) -> Iterator[Server]:
+    """The server of that `kind`."""
+    port = free_port()
+    api = cloud.slow_url if slow else cloud.url
+    environment = {
+        **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ},
+        **cloud.environment(slow=slow),
+        "PYTHONPATH": str(ROOT),
+        "PORT": str(port),
+        "WEB_CONCURRENCY": str(workers),
+        "THREADS": str(threads),
+        "FIRMWARE_CACHE_DIR": str(folder / "cache"),
+        COMMAND_URL: f"{api}/api/command/v1alpha1/apps/medium/devices/device?command=dfu",
+    }
+    command = [sys.executable, "-m", "fleet_fn", "serve"]
+    if kind != FUNCTION:
+        options = {"worker-class": "gthread", "workers": workers, "threads": threads, "bind": f"127.0.0.1:{port}"}
+        command = [sys.executable, "-m", "gunicorn", "--keep-alive", "120"]
+        command += [f"--{name}={value}" for name, value in options.items()] + [_APPLICATIONS[kind]]
+    with (folder / "log").open("wb") as log:
+        began = time.monotonic()
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        await_port(port, process)
+        while status(port, "GET", "/readyz" if kind == FUNCTION else "/") != 200:
+            pass
+        yield Server(process, port, time.monotonic() - began)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def status(
+    port: int, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
+) -> int:
+    """The status of the answer to one request on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method, path, body, dict(headers or {}))
+        response = connection.getresponse()
+        response.read()
+        return response.status
+    finally:
+        connection.close()
