@@ -77,8 +77,8 @@ def serving(
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     try:
         await_port(port, process)
-        while status(port, "GET", "/readyz" if kind == FUNCTION else "/") != 200:
-            pass
+        ready = status(port, "GET", "/readyz" if kind == FUNCTION else "/")
+        assert ready == 200, f"it is not ready: {ready}"
         yield Server(process, port, time.monotonic() - began)
     finally:
         process.terminate()
