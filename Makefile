@@ -12,7 +12,7 @@ BIN := .venv/bin
 	touch $@
 
 .venv/.dev: .venv/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sandbox,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sandbox,tracing,dev]'
 	touch $@
 
 .venv/.fuzz: .venv/.dev

@@ -15,7 +15,7 @@ from flask import Flask, Request, Response, abort, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
-from fleet_fn import log, metrics
+from fleet_fn import log, metrics, tracing
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.events import Event, InvalidEvent, read_event
 from fleet_fn.patience import Patience
@@ -70,13 +70,21 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     settings = settings or Settings.from_environment()
     log.configure(settings)
+    tracing.configure()
     updater, previewer = make_updaters(settings)
     slots = _Slots(settings.threads)
     count_event, count_sent = metrics.events(tuple(_STATUS)), metrics.sent()
 
     def answer_event(request: Request) -> tuple[Outcome, HTTPStatus]:
         deadline = _deadline(settings, request)
-        result = _take(settings, slots, request, deadline, lambda event: Decision(updater.answer(event, deadline)))
+
+        def answer(event: Event) -> Decision:
+            with tracing.of_event(event) as span:
+                outcome = updater.answer(event, deadline)
+                span.tell(outcome=outcome.name, reason=outcome.reason, version=outcome.version, offset=outcome.offset)
+            return Decision(outcome)
+
+        result = _take(settings, slots, request, deadline, answer)
         outcome, seconds = result.decision.outcome, deadline.elapsed
         count_event(outcome.name, seconds)
         if outcome.name == "write":
@@ -353,6 +361,7 @@ def _log_event(result: _Result, seconds: float) -> None:
         "offset": outcome.offset,
         "milliseconds": round(seconds * 1000, 1),
         "id": event.id if event else None,
+        "trace_id": event.trace.id if event and event.trace else None,
     }
     known = {name: value for name, value in fields.items() if value not in (None, "")}
     log.logger.log(level, "event", extra={"fields": known})

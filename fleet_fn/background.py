@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextvars import copy_context
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -64,7 +65,8 @@ class Background:
                 self._raise_unheard(key)
                 work = _Work(self._clock(), keeps_error)
                 try:
-                    threading.Thread(target=self._run, args=(key, function, work), daemon=True).start()
+                    run = copy_context().run  # what is done is part of the first one's trace
+                    threading.Thread(target=run, args=(self._run, key, function, work), daemon=True).start()
                 except RuntimeError as error:
                     raise Retry("no thread can be started") from error
                 self._running[key] = work  # only now: where no thread can be started nobody must wait for it

@@ -25,6 +25,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from fleet_fn import tracing
 from fleet_fn.background import Background
 from fleet_fn.connection import (
     MAX_BODY,
@@ -153,11 +154,16 @@ class Upstream:
         self._max_idle = MAX_IDLE
         self._clock = clock
         self._count: Count | None = None
+        self._called = name
+        self._passes_trace = True
 
-    def counted(self, count: Count) -> "Upstream":
-        """The same upstream, with the same connections; `count` is told of each request that is made by this one."""
+    def counted(self, called: str, count: Count) -> "Upstream":
+        """The same upstream, with the same connections, for what events need of it.
+
+        `count` is told of each request that is made by this one, as are traces, which know it by what it is `called`.
+        """
         other = copy(self)
-        other._count = count
+        other._called, other._count = called, count
         return other
 
     def elsewhere(self, url: str, permits: Callable[[str], bool]) -> "Upstream":
@@ -174,6 +180,7 @@ class Upstream:
         other._permits = permits
         other._idle = deque()
         other._max_idle = 0  # it is asked once
+        other._passes_trace = False  # it may be anybody's
         return other
 
     def request(
@@ -335,8 +342,12 @@ class Upstream:
             return self._ask(request, deadline)
         began, status = self._clock(), None
         try:
-            connection, response = self._ask(request, deadline)
-            status = response.status
+            with tracing.of_request(self._called, request.method, self.origin.host, self.origin.port) as span:
+                if self._passes_trace and (headers := tracing.headers()):
+                    request = replace(request, headers={**request.headers, **headers})
+                connection, response = self._ask(request, deadline)
+                status = response.status
+                span.tell(status=status)
             return connection, response
         finally:
             self._count(status, self._clock() - began)

@@ -48,8 +48,8 @@ def make_updaters(settings: Settings) -> tuple[Updater, Updater]:
     counts = StoreCounts(metrics.exchanges("oci"), metrics.lookups("firmware"))
     parts = _Parts(
         background,
-        drogue.counted(metrics.exchanges("registry")),
-        drogue.counted(metrics.exchanges("command")),
+        drogue.counted("registry", metrics.exchanges("registry")),
+        drogue.counted("command", metrics.exchanges("command")),
         make_image_store(settings, files, background, counts),
         FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
     )

@@ -20,6 +20,7 @@ from cloudevents.core.v1.event import CloudEvent
 
 from fleet_fn.errors import one_line
 from fleet_fn.protocol.strict_json import parse_json
+from fleet_fn.tracing import Trace
 
 #: A device sent something.
 DEVICE_EVENT: Final = "io.drogue.event.v1"
@@ -61,6 +62,8 @@ class Event(NamedTuple):
     payload: bytes
     #: UID of the device.
     device_uid: str = ""
+    #: CloudEvents' distributed tracing extension.
+    trace: Trace | None = None
 
     @property
     def key(self) -> str:
@@ -135,6 +138,7 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
         time=cloud_event.get_time(),
         content_type=cloud_event.get_datacontenttype(),
         payload=payload if isinstance(payload, bytes) else b"",
+        trace=Trace.read(attributes.get("traceparent"), attributes.get("tracestate")),
     )
 
 

@@ -46,7 +46,7 @@ class Distribution:
         self._plain_http = plain_http
         self._upstream = Upstream("registry", self.url, ca_file=ca_file, background=background)
         if count:
-            self._upstream = self._upstream.counted(count)
+            self._upstream = self._upstream.counted("oci", count)
         self._authorization = Authorization(self._upstream.origin.host, credentials, self._fetch_token)
 
     def tagged(self, repository: str, tag: str, deadline: Deadline) -> tuple[str, bytes]:

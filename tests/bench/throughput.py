@@ -62,6 +62,7 @@ def run(seed: int) -> list[str]:
         return []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        folder.chmod(0o755)  # nginx gives up what root may do
         with cloud(folder, SIZES, seed) as peers:
             _rates(peers, folder)
             _latency(peers, folder)
