@@ -308,8 +308,7 @@ class Updater:
                 self._report(event, later, deadline, once_more=False)
         except (Failed, Retry) as error:
             self._registry.give_up_reporting(*names)
-            fields = {"application": event.application, "device": event.device, "reason": error.reason}
-            logger.warning("status not reported", extra={"fields": fields})
+            _warn("status not reported", event, error)
 
     def _write(self, event: Event, report: Report, deadline: Deadline) -> None:
         """Writes a report into the device's object.
@@ -345,9 +344,11 @@ class Updater:
                 self._commands.send(
                     event.application, event.device, event.command, payload, decision.form.encoding.value, deadline
                 )
-        except (Failed, Retry):
+        except (Failed, Retry) as error:
             if decision.outcome.name != "failed":
-                raise  # else the WAIT was a courtesy: what failed is still what there is to tell
+                raise
+            # The WAIT was a courtesy: what failed is still what there is to tell.
+            _warn("WAIT not sent", event, error)
         return decision.outcome
 
     def _is_stale(self, event: Event) -> bool:
@@ -404,6 +405,14 @@ class _View(NamedTuple):
     #: None where none is named.
     firmware: Firmware | None = None
     verdict: Verdict | None = None
+
+
+def _warn(what: str, event: Event, error: Failed | Retry) -> None:
+    """Logs what an upstream would not do, where that is not what comes of the event."""
+    fields = {"application": event.application, "device": event.device, "reason": error.reason, "id": event.id}
+    if event.trace:
+        fields["trace_id"] = event.trace.id
+    logger.warning(what, extra={"fields": fields})
 
 
 def _report_of(status: Status, firmware: Firmware, verdict: Verdict, reported: Reported) -> Report:
