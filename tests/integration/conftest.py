@@ -32,7 +32,8 @@ def function(drogue: Drogue, firmware: Path) -> Iterator[Function]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests whose peers are not installed are skipped; from here, so that one line tells of all of them."""
-    for fixture, program in {"_has_docker_registry": "docker-registry", "skopeo": "skopeo"}.items():
+    peers = {"_has_docker_registry": "docker-registry", "skopeo": "skopeo", "promtool": "promtool"}
+    for fixture, program in peers.items():
         if fixture in getattr(item, "fixturenames", ()):
             need(program)
 

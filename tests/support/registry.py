@@ -36,7 +36,8 @@ def missing(reason: str) -> NoReturn:
 def need(program: str) -> None:
     """For tests that need a program, which may not be installed."""
     if shutil.which(program) is None:
-        missing(f"{program} is not installed: apt-get install {program}")
+        package = {"promtool": "prometheus"}.get(program, program)
+        missing(f"{program} is not installed: apt-get install {package}")
 
 
 @dataclass(frozen=True)
