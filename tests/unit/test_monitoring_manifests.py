@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pytest
 
+from fleet_fn import prometheus
 from tests.support.function import ROOT
 from tests.support.tekton import load
 
@@ -112,6 +113,16 @@ def test_expressions_are_read() -> None:
     assert read.selectors == [("fleet_x_total", {"a": "1", "b": "2|3"}), ("fleet:y", {}), ("up", {})]
     assert read.functions == {"sum", "rate"}
     assert read.grouped == {"by": {"a"}, "without": {"c"}}
+
+
+def test_what_is_known_here_is_what_the_function_counts() -> None:
+    counted: Any = prometheus._registry._collector_to_names
+    registered = {collector._name: set(collector._labelnames) for collector in counted}
+    known: dict[str, set[str]] = {}
+    for name, labels in METRICS.items():
+        if name != "up":
+            known.setdefault(re.sub("_(total|bucket|count|sum)$", "", name), set()).update(labels)
+    assert {name: labels - {"le"} for name, labels in known.items()} == registered
 
 
 @pytest.mark.parametrize("text", EXPRESSIONS.values(), ids=EXPRESSIONS)
