@@ -533,3 +533,72 @@ def test_readers_of_a_file_that_changes_back_and_forth_never_see_the_wrong_one(p
         over.set()
         changing.result()
     assert seen <= {RIGHT}
+
+
+# --- Files that stay open for a moment --------------------------------------------------------------------------------
+
+
+def is_open(path: Path) -> bool:
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if str(path) in str(link.readlink()):
+                return True
+    return False
+
+
+def test_a_file_that_is_read_again_and_again_stays_open_and_is_closed_once_nobody_reads_it(
+    files: VerifiedFiles, path: Path
+) -> None:
+    assert read(files, path) == RIGHT
+    assert is_open(path)
+    limit = time.monotonic() + 20
+    while is_open(path):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    assert read(files, path) == RIGHT
+
+
+def test_a_file_that_was_deleted_is_not_there_although_it_was_open(files: VerifiedFiles, path: Path) -> None:
+    assert read(files, path) == RIGHT
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read(files, path)
+
+
+def test_a_file_that_took_the_place_of_an_open_one_is_verified(files: VerifiedFiles, path: Path) -> None:
+    assert read(files, path) == RIGHT
+    replace(path, RIGHT[::-1])
+    tick(path)
+    with pytest.raises(Mismatch):
+        read(files, path)
+    assert read(files, path, RIGHT[::-1]) == RIGHT[::-1]
+
+
+def test_no_more_files_stay_open_than_a_few(files: VerifiedFiles, tmp_path: Path) -> None:
+    before = open_descriptors()
+    for number in range(40):
+        path = tmp_path / str(number)
+        path.write_bytes(RIGHT)
+        tick(path)
+        assert read(files, path) == RIGHT
+    assert open_descriptors() <= before + 8
+
+
+def test_a_block_that_an_open_file_does_not_have_is_a_failure(files: VerifiedFiles, path: Path) -> None:
+    assert read(files, path) == RIGHT
+    with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file:
+        with pytest.raises(Failed, match="are not all there"):
+            file.read(len(RIGHT) - 1, 2)
+        assert file.read(0, 1) == RIGHT[:1]
+
+
+def test_where_no_thread_can_be_had_to_close_it_no_file_stays_open(
+    files: VerifiedFiles, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Timer, "start", refuse)
+    assert read(files, path) == RIGHT
+    assert not is_open(path)
+    assert read(files, path) == RIGHT
