@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -53,19 +53,30 @@ class Folder:
         os.environ[FOLDER] = str(self.path)
 
     def end_worker(self, pid: int) -> None:
-        """Adds what a process has counted, which has ended, to the sums of those before it."""
+        """Adds what a process has counted, which has ended, to the sums of those before it.
+
+        Raises:
+            OSError, ValueError, RuntimeError, struct.error: some of it was left half-written, or cannot be added.
+
+        """
+        with locked(self.path, fcntl.LOCK_EX), ExitStack() as each:
+            for kind in _KINDS:
+                each.callback(self._end, kind, pid)  # whatever becomes of the others
+
+    def _end(self, kind: str, pid: int) -> None:
         from prometheus_client.mmap_dict import MmapedDict  # the server itself counts nothing
 
-        with locked(self.path, fcntl.LOCK_EX):
-            for kind in _KINDS:
-                file = self.path / f"{kind}_{pid}.db"
-                if not file.exists():
-                    continue
-                sums = MmapedDict(str(self.path / f"{kind}_{_ENDED}.db"))
-                for key, value, _, _ in MmapedDict.read_all_values_from_file(str(file)):
-                    sums.write_value(key, sums.read_value(key)[0] + value, 0.0)
-                sums.close()
-                file.unlink()
+        file = self.path / f"{kind}_{pid}.db"
+        if not file.exists():
+            return
+        try:
+            counted = list(MmapedDict.read_all_values_from_file(str(file)))  # all, or nothing of it is added
+            sums = MmapedDict(str(self.path / f"{kind}_{_ENDED}.db"))
+            for key, value, _, _ in counted:
+                sums.write_value(key, sums.read_value(key)[0] + value, 0.0)
+            sums.close()
+        finally:
+            file.unlink()  # also one that cannot be read: each scrape would come to nothing for it
 
     def remove(self) -> None:
         """Removes the folder, unless somebody else named it."""
