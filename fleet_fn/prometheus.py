@@ -94,7 +94,10 @@ def count_sent(size: int) -> None:
 
 def exposition(accept: str) -> tuple[bytes, str]:
     """What is counted, in the format that the header `Accept` asks for, and its media type."""
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # of a version that is none
+        encode, content_type = choose_encoder("")
     folder = os.environ.get(FOLDER)
     if folder is None:
         return encode(_registry), content_type
