@@ -34,6 +34,8 @@ _NOT_IN_HEADER: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _WITH_BODY: Final = ("PATCH", "POST", "PUT")
 
 
+#: The share of the time that is left for which an answer is waited for at least.
+_NEARLY: Final = 0.98
 #: `struct timeval`.
 _TIMEVAL: Final = struct.Struct("@ll")
 
@@ -114,6 +116,9 @@ class TimedSocket(_Timed, socket.socket):
     meanwhile, have to be waited for after each. What bounds a wait is the system's own.
     """
 
+    #: Seconds that the system waits for something to receive; for ever at first.
+    _wait = math.inf
+
     def is_made(self) -> Self:
         """The same, once it is connected."""
         self.settimeout(None)
@@ -150,10 +155,14 @@ class TimedSocket(_Timed, socket.socket):
                 poll.poll(math.ceil(1000 * left(self.deadline)))
 
     def _expect(self) -> None:
-        seconds, fraction = divmod(left(self.deadline), 1)
+        remaining = left(self.deadline)
+        if _NEARLY * remaining <= self._wait <= remaining:
+            return  # as the exchange before had it: most have as much time
+        seconds, fraction = divmod(remaining, 1)
         # Of zero it would wait for ever.
         wait = _TIMEVAL.pack(int(seconds), max(1, int(1_000_000 * fraction)))
         self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
+        self._wait = remaining
 
 
 class Response(http.client.HTTPResponse):

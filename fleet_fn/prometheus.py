@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, values
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -22,6 +22,10 @@ _UNANSWERED: Final = "error"
 #: Attempts at reading what other processes write: of a file that one begins just now there is nothing to be read yet.
 _ATTEMPTS: Final = 3
 
+if FOLDER in os.environ:
+    # Nothing forks once this is loaded, and to ask for the process id with each count takes most of its time.
+    _pid: Final = os.getpid()
+    values.ValueClass = values.MultiProcessValue(lambda: _pid)
 disable_created_metrics()
 _registry: Final = CollectorRegistry()
 _events: Final = Counter("fleet_events", "Events that were answered.", ["outcome"], registry=_registry)

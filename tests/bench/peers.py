@@ -20,6 +20,8 @@ from tests.support.firmware import publish, random_bytes
 #: Bytes of a block, and the version that devices are at, and that they are updated to.
 BLOCK: Final = 512
 OLD, NEW = "1", "2"
+#: The application whose devices have their new version.
+DONE: Final = "done"
 #: Seconds by which the slow nginx delays the answers of the command API.
 DELAY: Final = 0.005
 
@@ -57,9 +59,12 @@ class Cloud:
 
 @contextmanager
 def cloud(folder: Path, sizes: Mapping[str, int], seed: int) -> Iterator[Cloud]:
-    """One with an application for each of `sizes`, whose devices are on their way to a firmware of so many bytes."""
+    """One with an application for each of `sizes`, whose devices are on their way to a firmware of so many bytes.
+
+    And one called `DONE`, whose devices have arrived.
+    """
     port, slow = free_port(), free_port()
-    locations = "".join(_application(folder, name, size, seed) for name, size in sizes.items())
+    locations = "".join(_application(folder, name, size, seed) for name, size in {**sizes, DONE: BLOCK}.items())
     temporary = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -115,7 +120,10 @@ def _application(folder: Path, name: str, size: int, seed: int) -> str:
         {"type": "InSync", "status": "False"},
         {"type": "UpdateProgress", "status": "Unknown", "message": "50.00"},
     ]
-    reported = {"current": OLD, "target": NEW, "conditions": conditions, "update": update}
+    if name == DONE:
+        conditions = [{"type": "InSync", "status": "True"}]
+        update |= {"swapped": "2026-01-01T00:10:00Z", "synced": "2026-01-01T00:11:00Z"}
+    reported = {"current": NEW if name == DONE else OLD, "target": NEW, "conditions": conditions, "update": update}
     device = {"metadata": {"name": "device", "application": name}, "spec": {}, "status": {"firmware": reported}}
     return f"""
         location = /api/registry/v1alpha1/apps/{name} {{

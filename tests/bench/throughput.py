@@ -19,7 +19,7 @@ from typing import Final
 import click
 
 from tests.bench import parts
-from tests.bench.peers import DELAY, IN_SYNC, Cloud, Load, cloud, midway, missing
+from tests.bench.peers import DELAY, DONE, IN_SYNC, Cloud, Load, cloud, midway, missing
 from tests.bench.servers import EMPTY, FLOOR, FUNCTION, Server, serving, status
 from tests.support.function import event
 
@@ -74,7 +74,7 @@ def run(seed: int) -> list[str]:
 
 def _rates(peers: Cloud, folder: Path) -> None:
     block = Load(folder, "medium", midway(SIZES["medium"]))
-    poll = Load(folder, "medium", IN_SYNC)
+    poll = Load(folder, DONE, IN_SYNC)
     with ExitStack() as servers:
         function, floor, empty = (
             servers.enter_context(serving(kind, peers, folder, workers=WORKERS, threads=THREADS))
@@ -104,9 +104,8 @@ def _rates(peers: Cloud, folder: Path) -> None:
 def _latency(peers: Cloud, folder: Path) -> None:
     _title(f"upstream latency of {1000 * DELAY:.0f} ms: workers x threads / {1000 * DELAY:.0f} ms is what could be")
     click.echo(f"{'workers x threads':20} {'events/s':>9} {'could be':>9} {'share':>9}")
-    load = Load(folder, "medium", IN_SYNC)
     for workers, threads in ((1, 1), (1, 4), (1, 8), (2, 8)):
-        load = Load(folder, "medium", IN_SYNC, connections=4 * workers * threads)
+        load = Load(folder, DONE, IN_SYNC, connections=4 * workers * threads)
         with serving(FUNCTION, peers, folder, workers=workers, threads=threads, slow=True) as function:
             measured = _alternating({"": (function, load)}, rounds=2)[""]
         most = workers * threads / DELAY
@@ -120,7 +119,7 @@ def _sizes_and_devices(peers: Cloud, folder: Path) -> None:
             _await_firmware(function, load)
         sizes = _alternating({what: (function, load) for what, load in loads.items()})
         devices = _alternating(
-            {f"{count:,}": (function, Load(folder, "medium", IN_SYNC, devices=count)) for count in DEVICES}
+            {f"{count:,}": (function, Load(folder, DONE, IN_SYNC, devices=count)) for count in DEVICES}
         )
     for title, measured in (("a block of a firmware of", sizes), ("polls of so many devices", devices)):
         _title(title)
@@ -139,7 +138,7 @@ def _starts(peers: Cloud, folder: Path) -> None:
             with serving(kind, peers, folder, workers=1, threads=THREADS) as server:
                 started[kind].append(server.started)
                 for _ in range(FIRST_EVENTS):
-                    assert _deliver(server, Load(folder, "medium", IN_SYNC)) == 204
+                    assert _deliver(server, Load(folder, DONE, IN_SYNC)) == 204
                 resident[kind].append(server.resident)
     _title(f"from the start to the first 200, and memory after {FIRST_EVENTS} events, 1 worker of {THREADS} threads")
     click.echo(f"{'':20} {'ms':>9} {'of empty':>9} {'MiB':>9} {'of empty':>9}")
