@@ -30,12 +30,19 @@ METRICS: Final[Mapping[str, Mapping[str, set[str] | None]]] = {
     "fleet_event_duration_seconds_sum": {},
     "fleet_upstream_requests_total": {"upstream": UPSTREAMS, "status": {"5..", "429", "401", "403", "error"}},
     "fleet_upstream_duration_seconds_bucket": {"upstream": UPSTREAMS, "le": None},
+    "fleet_upstream_duration_seconds_count": {"upstream": UPSTREAMS},
+    "fleet_upstream_duration_seconds_sum": {"upstream": UPSTREAMS},
     "fleet_firmware_sent_bytes_total": {},
     "fleet_cache_requests_total": {
         "cache": {"spec", "manifest", "firmware"},
         "result": {"hit", "miss"},
     },
     "up": {},
+}
+#: What a scrape makes of each type: the ends of names, with the labels that come on top.
+SERIES: Final[Mapping[str, Mapping[str, set[str]]]] = {
+    "counter": {"_total": set()},
+    "histogram": {"_bucket": {"le"}, "_count": set(), "_sum": set()},
 }
 #: Labels of all of them, which Prometheus adds.
 ADDED: Final = {"namespace": None, "job": None}
@@ -117,12 +124,12 @@ def test_expressions_are_read() -> None:
 
 def test_what_is_known_here_is_what_the_function_counts() -> None:
     counted: Any = prometheus._registry._collector_to_names
-    registered = {collector._name: set(collector._labelnames) for collector in counted}
-    known: dict[str, set[str]] = {}
-    for name, labels in METRICS.items():
-        if name != "up":
-            known.setdefault(re.sub("_(total|bucket|count|sum)$", "", name), set()).update(labels)
-    assert {name: labels - {"le"} for name, labels in known.items()} == registered
+    registered = {
+        collector._name + suffix: {*collector._labelnames, *added}
+        for collector in counted
+        for suffix, added in SERIES[collector._type].items()
+    }
+    assert {name: set(labels) for name, labels in METRICS.items() if name != "up"} == registered
 
 
 @pytest.mark.parametrize("text", EXPRESSIONS.values(), ids=EXPRESSIONS)
