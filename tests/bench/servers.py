@@ -72,9 +72,10 @@ def serving(
         options = {"worker-class": "gthread", "workers": workers, "threads": threads, "bind": f"127.0.0.1:{port}"}
         command = [sys.executable, "-m", "gunicorn", "--keep-alive", "120"]
         command += [f"--{name}={value}" for name, value in options.items()] + [_APPLICATIONS[kind]]
-    with (folder / "log").open("wb") as log:
-        began = time.monotonic()
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    began = time.monotonic()
+    # Where a log goes is no affair of whoever writes it.
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=nowhere, stderr=nowhere)
     try:
         await_port(port, process)
         ready = status(port, "GET", "/readyz" if kind == FUNCTION else "/")
