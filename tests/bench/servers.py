@@ -29,6 +29,12 @@ class Server:
     #: Seconds from its start to its first 200.
     started: float
 
+    def ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> http.client.HTTPResponse:
+        """The answer to one request on a connection of its own, which has been read."""
+        return _ask(self.port, method, path, headers, body)
+
     @property
     def _workers(self) -> list[int]:
         pid = self.process.pid
@@ -78,7 +84,7 @@ def serving(
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=nowhere, stderr=nowhere)
     try:
         await_port(port, process)
-        ready = status(port, "GET", "/readyz" if kind == FUNCTION else "/")
+        ready = _ask(port, "GET", "/readyz" if kind == FUNCTION else "/").status
         assert ready == 200, f"it is not ready: {ready}"
         yield Server(process, port, time.monotonic() - began)
     finally:
@@ -86,15 +92,14 @@ def serving(
         process.wait()
 
 
-def status(
+def _ask(
     port: int, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
-) -> int:
-    """The status of the answer to one request on a connection of its own."""
+) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
         connection.request(method, path, body, dict(headers or {}))
         response = connection.getresponse()
         response.read()
-        return response.status
+        return response
     finally:
         connection.close()

@@ -4,11 +4,10 @@ Whatever is compared is measured in one run, alternating, by the same load, with
 figures are a machine's, ratios are the function's. The load and the upstreams take part of the same CPUs.
 """
 
-import http.client
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ import click
 
 from tests.bench import parts
 from tests.bench.peers import DELAY, DONE, IN_SYNC, Cloud, Load, cloud, midway, missing
-from tests.bench.servers import EMPTY, FLOOR, FUNCTION, Server, serving, status
+from tests.bench.servers import EMPTY, FLOOR, FUNCTION, Server, serving
 from tests.support.function import event
 
 WORKERS: Final = 2
@@ -134,12 +133,13 @@ def _sizes_and_devices(peers: Cloud, folder: Path) -> None:
 def _starts(peers: Cloud, folder: Path) -> None:
     started: dict[str, list[float]] = {FUNCTION: [], EMPTY: []}
     resident: dict[str, list[float]] = {FUNCTION: [], EMPTY: []}
+    done = Load(folder, DONE, IN_SYNC)
     for _ in range(STARTS):
         for kind in started:
             with serving(kind, peers, folder, workers=1, threads=THREADS) as server:
                 started[kind].append(server.started)
                 for _ in range(FIRST_EVENTS):
-                    assert _deliver(server, Load(folder, DONE, IN_SYNC)) == 204
+                    assert server.ask("POST", "/", _headers(done), done.status).status == 204
                 resident[kind].append(server.resident)
     _title(f"from the start to the first 200, and memory after {FIRST_EVENTS} events, 1 worker of {THREADS} threads")
     click.echo(f"{'':20} {'ms':>9} {'of empty':>9} {'MiB':>9} {'of empty':>9}")
@@ -165,25 +165,12 @@ def _alternating(runs: Mapping[str, tuple[Server, Load]], rounds: int = ROUNDS) 
 
 def _await_firmware(function: Server, load: Load) -> None:
     """Returns once each worker has what the load's devices need, which they ask for meanwhile."""
-    settled: Callable[[], float] = time.monotonic
-    until = settled() + 60
+    until = time.monotonic() + 60
     good = 0
     while good < 20 * WORKERS:
-        assert settled() < until, "the firmware does not come"
-        good = good + 1 if _deliver(function, load) == 204 and _outcome(function, load) == "write" else 0
-
-
-def _deliver(server: Server, load: Load) -> int:
-    return status(server.port, "POST", "/", _headers(load), load.status)
-
-
-def _outcome(server: Server, load: Load) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-    try:
-        connection.request("POST", "/", load.status, _headers(load))
-        return (connection.getresponse().getheader("Fleet-Outcome") or "").partition(";")[0]
-    finally:
-        connection.close()
+        assert time.monotonic() < until, "the firmware does not come"
+        outcome = function.ask("POST", "/", _headers(load), load.status).getheader("Fleet-Outcome") or ""
+        good = good + 1 if outcome.startswith("write") else 0
 
 
 def _headers(load: Load) -> dict[str, str]:
