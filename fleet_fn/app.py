@@ -142,7 +142,8 @@ class _App(Flask):
 
     def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """The application as WSGI calls it."""
-        if environ["REQUEST_METHOD"] != "POST" or environ["PATH_INFO"] != "/":
+        # The root may be written with no slash, or several, and Flask would take that for it.
+        if environ["REQUEST_METHOD"] != "POST" or environ["PATH_INFO"].strip("/"):
             return super().wsgi_app(environ, start_response)
         outcome, status = self._answer_event(self.request_class(environ))
         if status == HTTPStatus.NO_CONTENT:

@@ -570,3 +570,9 @@ def test_no_header_moves_the_function_to_another_path(function: Function, device
     """Knative's queue-proxy is on the same host, and gunicorn trusts that with some headers."""
     answer = function.post(event(device), b'{"version": "1"}', headers={name: "/elsewhere"})
     assert (answer.status, answer.outcome) == (204, 'withheld; reason="unmanaged"')
+
+
+@pytest.mark.parametrize("path", ["//", "///", "http://fleet.example", "http://fleet.example/", "/?a=b"])
+def test_however_the_root_is_written_events_are_taken_there(function: Function, device: str, path: str) -> None:
+    answer = function.post(event(device), b'{"version": "1"}', path=path)
+    assert (answer.status, answer.outcome.partition(";")[0]) == (204, "withheld")
