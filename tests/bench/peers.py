@@ -1,6 +1,7 @@
 """What stands around a function that is measured: an nginx that is Drogue Cloud and a registry, and wrk's devices."""
 
 import hashlib
+import http.client
 import json
 import re
 import shutil
@@ -11,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Final
+from urllib.parse import urlsplit
 
 import cbor2
 import click
@@ -99,6 +102,20 @@ def cloud(folder: Path, sizes: Mapping[str, int], seed: int) -> Iterator[Cloud]:
     finally:
         process.terminate()
         process.wait()
+
+
+def latency(cloud: Cloud) -> float:
+    """Seconds that the slow nginx takes for an answer to a command, on a connection that is kept: the median."""
+    parts = urlsplit(cloud.slow_url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+    taken = []
+    for _ in range(100):
+        began = time.perf_counter()
+        connection.request("POST", "/api/command/", b"")
+        connection.getresponse().read()
+        taken.append(time.perf_counter() - began)
+    connection.close()
+    return median(taken)
 
 
 def _application(folder: Path, name: str, size: int, seed: int) -> str:

@@ -17,6 +17,8 @@ from tests.support.function import ROOT
 
 #: What is said of each in tables.
 FUNCTION, FLOOR, EMPTY = "function", "floor", "empty view"
+#: The function under gunicorn's own worker.
+PLAIN = "function, gthread"
 _APPLICATIONS: Final = {FLOOR: "tests.bench.floor:floor()", EMPTY: "tests.bench.floor:empty()"}
 
 
@@ -41,13 +43,10 @@ class Server:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     @property
-    def cpu(self) -> float:
-        """Seconds of CPU that its workers have used (proc(5): utime, stime)."""
-        ticks = 0
-        for pid in self._workers:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+    def cpu(self) -> list[float]:
+        """Seconds of CPU that each of its workers has used (proc(5): utime, stime)."""
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self._workers]
+        return [(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK") for stat in stats]
 
     @property
     def resident(self) -> int:
@@ -74,7 +73,9 @@ def serving(
         COMMAND_URL: f"{api}/api/command/v1alpha1/apps/medium/devices/device?command=dfu",
     }
     command = [sys.executable, "-m", "fleet_fn", "serve"]
-    if kind != FUNCTION:
+    if kind == PLAIN:
+        environment["GUNICORN_CMD_ARGS"] = "--worker-class=gthread"
+    if kind in _APPLICATIONS:
         options = {"worker-class": "gthread", "workers": workers, "threads": threads, "bind": f"127.0.0.1:{port}"}
         command = [sys.executable, "-m", "gunicorn", "--keep-alive", "120"]
         command += [f"--{name}={value}" for name, value in options.items()] + [_APPLICATIONS[kind]]
@@ -84,7 +85,7 @@ def serving(
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=nowhere, stderr=nowhere)
     try:
         await_port(port, process)
-        ready = _ask(port, "GET", "/readyz" if kind == FUNCTION else "/").status
+        ready = _ask(port, "GET", "/" if kind in _APPLICATIONS else "/readyz").status
         assert ready == 200, f"it is not ready: {ready}"
         yield Server(process, port, time.monotonic() - began)
     finally:
