@@ -102,7 +102,7 @@ except SettingsError:
     # Told by `on_starting`, where gunicorn lets a process end without a traceback.
     _settings = Settings("", "")
 
-worker_class = "gthread"
+worker_class = "fleet_fn.worker.ThreadWorker"
 bind = f"0.0.0.0:{_settings.port}"
 workers = _settings.workers
 threads = _settings.threads + MAX_WAITING + SPARE_THREADS

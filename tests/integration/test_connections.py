@@ -3,6 +3,8 @@
 import contextlib
 import http.client
 import json
+import math
+import re
 import socket
 import threading
 import time
@@ -16,6 +18,7 @@ import pytest
 from tests.support.drogue import Drogue
 from tests.support.function import Function, event
 from tests.support.http import Request, Response
+from tests.support.processes import wake_ups, workers
 from tests.support.timing import DEADLINE, SLACK, Gate
 
 STATUS = b'{"version": "1"}'
@@ -45,6 +48,43 @@ def headers(device: str, authorized: bool = True) -> dict[str, str]:
 
 
 # --- One connection, several requests
+
+
+#: What a function is asked, and the end of what it answers.
+PROBE, HEALTHY = b"GET /healthz HTTP/1.1\r\nHost: function\r\n\r\n", b"ok\n"
+
+
+def read_answers(connection: socket.socket, count: int = 1) -> bytes:
+    """What has come once there are so many answers to `PROBE`."""
+    received = b""
+    while received.count(HEALTHY) < count:
+        piece = connection.recv(65536)
+        assert piece, received
+        received += piece
+    return received
+
+
+def test_a_connection_that_asks_on_needs_no_other_thread(function: Function) -> None:
+    (worker,) = workers(function)
+    asked, fewest = 200, math.inf
+    with socket.create_connection(("127.0.0.1", function.port), timeout=20) as connection:
+        for _ in range(10):  # where others want the machine, too, a request may not follow at once
+            before = wake_ups(worker)
+            for _ in range(asked):
+                connection.sendall(PROBE)
+                read_answers(connection)
+            fewest = min(fewest, wake_ups(worker) - before)
+            if fewest < asked / 2:
+                break
+    assert fewest < asked / 2
+
+
+def test_requests_that_come_at_once_are_answered_in_order(function: Function) -> None:
+    unknown = PROBE.replace(b"/healthz", b"/nowhere")
+    with socket.create_connection(("127.0.0.1", function.port), timeout=20) as connection:
+        connection.sendall(PROBE + unknown + PROBE)
+        statuses = re.findall(rb"HTTP/1\.1 (\d+)", read_answers(connection, 2))
+    assert statuses == [b"200", b"404", b"200"]
 
 
 @pytest.mark.parametrize("size", [70_000, 1_000_000])

@@ -41,6 +41,11 @@ def threads(function: Function | Served) -> int:
     return sum(_status(pid, "Threads") for pid in workers(function))
 
 
+def wake_ups(pid: int) -> int:
+    """How often the main thread of a process has gone to sleep so far (proc(5))."""
+    return _status(pid, "voluntary_ctxt_switches")
+
+
 def _status(pid: int, field: str) -> int:
     """A number in `/proc/pid/status`, in bytes where it is a size."""
     match = re.search(rf"^{field}:\s*(\d+)( kB)?$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
