@@ -117,15 +117,11 @@ class Layout:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._blobs: dict[str, Path] = {}
 
     def blob(self, digest: str) -> Path:
         """Where the blob of a digest lies."""
-        path = self._blobs.get(digest)
-        if path is None:
-            algorithm, _, encoded = digest.partition(":")
-            path = self._blobs[digest] = self.folder / "blobs" / algorithm / encoded
-        return path
+        algorithm, _, encoded = digest.partition(":")
+        return self.folder.joinpath("blobs", algorithm, encoded)
 
     def index(self) -> list[object]:
         """The entries of the layout's index, of whatever kind: some may be of none that is known here.
