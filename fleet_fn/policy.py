@@ -21,8 +21,13 @@ _DRAWN_BITS: Final = 53
 #: Characters of what others wrote that a message repeats.
 _MAX_SHOWN: Final = 100
 
-_SECTION_KEYS: Final = frozenset(("rollout", "maxAttempts", "retry"))
-_ROLLOUT_KEYS: Final = ("paused", "percent", "salt", "labels", "window")
+_SECTION_KEYS: Final = frozenset(("rollout", "maxAttempts", "retry", "mtu"))
+_ROLLOUT_KEYS: Final = ("paused", "percent", "salt", "labels", "window", "midway")
+#: The values of `rollout.midway`.
+FINISH: Final = "finish"
+RESTART: Final = "restart"
+#: The largest `mtu`: devices report theirs in 32 bits.
+_MAX_MTU: Final = 2**32 - 1
 _WINDOW_KEYS: Final = ("from", "to", "timezone", "days")
 _TIME_TAKES: Final = '"HH:MM" in quotes'
 _TIMEZONE_TAKES: Final = "the IANA name of a time zone, such as Europe/Oslo"
@@ -117,6 +122,10 @@ class Policy:
     max_attempts: int | None = None
     #: Another text than before forgets failed attempts.
     retry: str | None = None
+    #: The largest block in bytes, for boards whose buffer must hold the envelope too.
+    mtu: int | None = None
+    #: What a device midway gets when its target moves: `finish` or `restart`.
+    midway: str | None = None
 
     def over(self, other: "Policy") -> "Policy":
         """Both, the fields of this one winning one by one."""
@@ -212,6 +221,8 @@ def read_policy(section: Mapping[str, Any]) -> Policy:
         window=_window(rollout.get("window")),
         max_attempts=_max_attempts(section.get("maxAttempts")),
         retry=_text(section.get("retry"), "retry"),
+        mtu=_mtu(section.get("mtu")),
+        midway=_midway(rollout.get("midway")),
     )
 
 
@@ -265,6 +276,20 @@ def _max_attempts(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise _malformed("maxAttempts", value, "a whole number above 0")
     return value
+
+
+def _mtu(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_MTU:
+        raise _malformed("mtu", value, f"a whole number of bytes from 1 to {_MAX_MTU}")
+    return value
+
+
+def _midway(value: object) -> str | None:
+    if value is None or value in (FINISH, RESTART):
+        return value if isinstance(value, str) else None
+    raise _malformed("rollout.midway", value, f"{FINISH} or {RESTART}")
 
 
 def _window(value: object) -> Window | None:

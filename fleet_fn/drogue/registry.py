@@ -88,6 +88,8 @@ class _Object(NamedTuple):
     uid: str = ""
     labels: Mapping[str, str] = MappingProxyType({})
     reported: Reported = Reported()
+    disabled: bool = False
+    gateways: tuple[str, ...] = ()
 
 
 class _GivenUp(NamedTuple):
@@ -110,6 +112,10 @@ class Desired(NamedTuple):
     uid: str
     labels: Mapping[str, str]
     reported: Reported
+    #: `spec.core.disabled` of the device or its application is true; then neither source nor policy are given.
+    disabled: bool = False
+    #: The devices through which this one may be reached (`spec.gatewaySelector.matchNames`).
+    gateways: tuple[str, ...] = ()
 
 
 class Registry:
@@ -155,13 +161,16 @@ class Registry:
 
         """
         own = self._object((application, device), max_age if of_device is None else of_device, deadline)
-        shared = self._object((application,), max_age, deadline)
+        # A disabled device is disabled whatever its application is, and whatever its firmware section says.
+        if own.disabled or (shared := self._object((application,), max_age, deadline)).disabled:
+            return Desired(None, NONE, own.uid, own.labels, own.reported, disabled=True, gateways=own.gateways)
         return Desired(
             _understood(shared.source if own.source is None else own.source),
             _understood(own.policy).over(_understood(shared.policy)),
             own.uid,
             own.labels,
             own.reported,
+            gateways=own.gateways,
         )
 
     def reported(self, application: str, device: str) -> Reported | None:
@@ -304,7 +313,21 @@ def _read_object(found: Mapping[str, Any], kind: str) -> _Object:
         uid if isinstance(uid, str) else "",
         labels if isinstance(labels, dict) else {},
         Reported.read(status.get("firmware") if isinstance(status, dict) else None),
+        _is_disabled(spec),
+        gateways_of(spec),
     )
+
+
+def _is_disabled(spec: Mapping[str, Any]) -> bool:
+    core = spec.get("core")
+    return isinstance(core, dict) and core.get("disabled") is True
+
+
+def gateways_of(spec: object) -> tuple[str, ...]:
+    """Return the names in `gatewaySelector.matchNames` of a device's `spec`; none if it is malformed."""
+    selector = spec.get("gatewaySelector") if isinstance(spec, dict) else None
+    names = selector.get("matchNames") if isinstance(selector, dict) else None
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
 
 def _source(spec: Mapping[str, Any], where: str) -> Source | _Malformed | None:

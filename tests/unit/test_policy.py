@@ -93,9 +93,11 @@ def test_a_section_with_every_key_is_read() -> None:
             "salt": "canaries",
             "labels": {"ring": "canary", "site": "oslo"},
             "window": {"from": "22:00", "to": "04:30", "timezone": "Europe/Oslo", "days": ["Sat", "SUN", "sat"]},
+            "midway": "restart",
         },
         "maxAttempts": 3,
         "retry": "after the hardware was fixed",
+        "mtu": 2016,
     }
     assert read_policy(said) == Policy(
         paused=True,
@@ -105,6 +107,8 @@ def test_a_section_with_every_key_is_read() -> None:
         window=Window(22 * 60, 4 * 60 + 30, ZoneInfo("Europe/Oslo"), frozenset({5, 6})),
         max_attempts=3,
         retry="after the hardware was fixed",
+        mtu=2016,
+        midway="restart",
     )
 
 
@@ -118,16 +122,21 @@ def test_a_section_with_every_key_is_read() -> None:
         ("salt", "", Policy(salt="")),
         ("labels", {}, Policy(labels={})),
         ("labels", {"": ""}, Policy(labels={"": ""})),
+        ("midway", "finish", Policy(midway="finish")),
+        ("midway", "restart", Policy(midway="restart")),
     ],
 )
 def test_a_key_says_what_stands_there(key: str, value: object, policy: Policy) -> None:
     assert rollout(**{key: value}) == policy
 
 
-@pytest.mark.parametrize(("key", "value"), [("maxAttempts", 1), ("maxAttempts", 10**30), ("retry", "")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("maxAttempts", 1), ("maxAttempts", 10**30), ("retry", ""), ("mtu", 1), ("mtu", 2**32 - 1)],
+)
 def test_a_key_beside_rollout_says_what_stands_there(key: str, value: object) -> None:
     policy = read_policy({key: value})
-    assert {"maxAttempts": policy.max_attempts, "retry": policy.retry}[key] == value
+    assert {"maxAttempts": policy.max_attempts, "retry": policy.retry, "mtu": policy.mtu}[key] == value
 
 
 def test_a_window_is_daily_and_in_utc_where_nothing_else_is_said() -> None:
@@ -156,8 +165,9 @@ def test_numbers_of_days_begin_on_monday() -> None:
 
 # --- What cannot be understood ----------------------------------------------------------------------------------------
 
+BYTES = "takes a whole number of bytes from 1 to 4294967295"
 NUMBER = "takes a number from 0 to 100"
-KEYS = "takes a map with paused, percent, salt, labels and window"
+KEYS = "takes a map with paused, percent, salt, labels, window and midway"
 WINDOW_KEYS = "takes a map with from, to, timezone and days"
 DAYS = "takes a list of mon, tue, wed, thu, fri, sat and sun"
 QUOTES = 'takes "HH:MM" in quotes'
@@ -182,6 +192,12 @@ MALFORMED = [
     ({"retry": 2}, "retry: got 2, takes a text"),
     ({"retry": ["again"]}, "retry: got a list, takes a text"),
     ({"retry": False}, "retry: got false, takes a text"),
+    ({"mtu": 0}, f"mtu: got 0, {BYTES}"),
+    ({"mtu": -32}, f"mtu: got -32, {BYTES}"),
+    ({"mtu": 2**32}, f"mtu: got 4294967296, {BYTES}"),
+    ({"mtu": True}, f"mtu: got true, {BYTES}"),
+    ({"mtu": 2016.0}, f"mtu: got 2016.0, {BYTES}"),
+    ({"mtu": "2016"}, f'mtu: got "2016", {BYTES}'),
 ]
 MALFORMED_ROLLOUTS = [
     ({"paused": "true"}, 'paused: got "true", takes true or false'),
@@ -197,6 +213,9 @@ MALFORMED_ROLLOUTS = [
     ({"percent": "25"}, f'percent: got "25", {NUMBER}'),
     ({"percent": "25 %"}, f'percent: got "25 %", {NUMBER}'),
     ({"percent": {}}, f"percent: got an empty map, {NUMBER}"),
+    ({"midway": "Finish"}, 'midway: got "Finish", takes finish or restart'),
+    ({"midway": True}, "midway: got true, takes finish or restart"),
+    ({"midway": ["finish"]}, "midway: got a list, takes finish or restart"),
     ({"salt": 1}, "salt: got 1, takes a text"),
     ({"salt": {"a": 1}}, "salt: got a map, takes a text"),
     ({"labels": "ring=canary"}, 'labels: got "ring=canary", takes a map of texts'),
@@ -341,9 +360,17 @@ ROLLOUT_SECTIONS = sections(
         "salt": st.text(),
         "labels": st.dictionaries(st.text(), st.text()),
         "window": WINDOW_SECTIONS,
+        "midway": st.sampled_from(["finish", "restart"]),
     }
 )
-SECTIONS = sections({"rollout": ROLLOUT_SECTIONS, "maxAttempts": st.integers(1), "retry": st.text()})
+SECTIONS = sections(
+    {
+        "rollout": ROLLOUT_SECTIONS,
+        "maxAttempts": st.integers(1),
+        "retry": st.text(),
+        "mtu": st.integers(1, 2**32 - 1),
+    }
+)
 
 
 @given(SECTIONS, st.text(), st.dictionaries(st.text(), st.text()), st.text())
@@ -355,7 +382,7 @@ def test_every_section_is_either_a_policy_that_can_be_asked_or_refused_in_one_li
         policy = read_policy(section)
     except MalformedPolicy as error:
         line = str(error)
-        assert line.startswith(("rollout: ", "rollout.", "maxAttempts: ", "retry: "))
+        assert line.startswith(("rollout: ", "rollout.", "maxAttempts: ", "retry: ", "mtu: "))
         assert line.isprintable()
         assert len(line) < 400
     else:
@@ -374,6 +401,8 @@ POLICIES = st.builds(
     window=st.none() | st.builds(Window, st.integers(0, 1439), st.integers(1, 1440), st.just(UTC), st.just(EVERY_DAY)),
     max_attempts=st.none() | st.integers(1, 9),
     retry=st.none() | st.sampled_from(["", "a"]),
+    mtu=st.none() | st.integers(1, 4096),
+    midway=st.none() | st.sampled_from(["finish", "restart"]),
 )
 
 
