@@ -279,11 +279,35 @@ def _discard_body(request: Request) -> None:
 
 
 def _is_authorized(settings: Settings, request: Request) -> bool:
-    """Whether the request carries the credentials for events, where there are such."""
+    """Tell whether a request carries the configured credentials, and no others.
+
+    A deliverer may repeat them: drogue-event-source 0.2.3 sends Basic credentials on two lines, which the server joins
+    by a comma.
+    """
     if settings.events_user is None and settings.events_token is None:
         return True
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    given = given.strip(" \t")  # no other octet: what ISO 8859-1 has for a space may end a character of UTF-8
+    given = request.headers.get("Authorization", "")
+    return all(_is_right(settings, credential) for credential in _credentials(settings, given))
+
+
+def _credentials(settings: Settings, given: str) -> Iterator[str]:
+    """Split the value of `Authorization` at the commas between credentials; there is at least one, perhaps empty.
+
+    Basic credentials have no comma. The token may have some, so a Bearer credential takes as many as the token has.
+    """
+    parts = given.split(",")
+    while parts:
+        is_bearer = parts[0].lstrip(" \t").lower().startswith("bearer ")
+        size = 1 + (settings.events_token or "").count(",") if is_bearer else 1
+        yield ",".join(parts[:size])
+        del parts[:size]
+
+
+def _is_right(settings: Settings, credential: str) -> bool:
+    """Tell whether one credential, a scheme and what follows it, is a configured one."""
+    # Strip no other octet: one that ISO 8859-1 takes for a space may end a character of UTF-8.
+    scheme, _, given = credential.strip(" \t").partition(" ")
+    given = given.strip(" \t")
     if scheme.lower() == "bearer" and settings.events_token is not None:
         return hmac.compare_digest(given.encode("latin-1", "replace"), settings.events_token.encode())
     if scheme.lower() == "basic" and settings.events_user is not None:

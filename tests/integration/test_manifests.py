@@ -294,7 +294,8 @@ def test_every_container_is_restricted(rendered: Rendered) -> None:
 
 
 def test_strangers_do_not_reach_what_takes_events_without_credentials(kafka: Rendered, tmp_path: Path) -> None:
-    assert kafka.settings(tmp_path).events_user is None
+    settings = kafka.settings(tmp_path)
+    assert (settings.events_user, settings.events_token) == (None, None)
     for service in kafka.all("Service"):
         assert service["metadata"]["labels"][VISIBILITY] == "cluster-local"
 
@@ -304,9 +305,9 @@ def test_what_strangers_reach_does_not_start_without_credentials(event_source: R
     assert VISIBILITY not in service["metadata"]["labels"]
     assert service["metadata"]["annotations"] == {"networking.knative.dev/http-protocol": "Redirected"}
     settings = event_source.settings(tmp_path)
-    assert (settings.events_user, settings.events_password) == ("drogue", "replace-me")
+    assert (settings.events_user, settings.events_token) == (None, "replace-me")
     required = {key["key"] for key in found("secretKeyRef", service)}
-    assert required == {"EVENTS_USER", "EVENTS_PASSWORD"}
+    assert required == {"EVENTS_TOKEN"}
 
 
 # --- Delivery
@@ -355,7 +356,7 @@ def test_the_example_of_an_application_delivers_with_the_credentials_of_the_exam
     application = yaml.safe_load((EVENT_SOURCE / "application.example.yaml").read_text())
     endpoint = application["spec"]["knative"]["endpoint"]
     secret = event_source.secrets["fleet-events"]
-    assert endpoint["auth"] == {"basic": {"username": secret["EVENTS_USER"], "password": secret["EVENTS_PASSWORD"]}}
+    assert endpoint["auth"] == {"bearer": {"token": secret["EVENTS_TOKEN"]}}
     assert endpoint["url"].startswith("https://fleet-function.fleet.")
     assert re.fullmatch(r"\d+s", endpoint["timeout"])
     assert event_source.settings(tmp_path).event_deadline < seconds(endpoint["timeout"]) <= 20
