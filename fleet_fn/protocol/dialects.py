@@ -21,6 +21,8 @@ from fleet_fn.protocol.strict_json import parse_json
 MAX_DEPTH = 8
 #: Devices of the embedded-update family hold a version in a buffer of this many bytes; a longer one panics them.
 EMBEDDED_VERSION_BYTES = 16
+#: Bound of the versions in a status: they go into reports, headers and log lines.
+MAX_VERSION_BYTES = 255
 
 
 class InvalidStatus(Exception):
@@ -141,11 +143,12 @@ def _get(fields: Mapping[Any, Any], key: int | str) -> Any:
 
 def _version(fields: Mapping[Any, Any], key: int | str, name: str) -> bytes:
     value = _get(fields, key)
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode("utf-8")
-    raise InvalidStatus(f"{name}: {'missing' if value is None else 'neither text nor a byte string'}")
+    if not isinstance(value, bytes | str):
+        raise InvalidStatus(f"{name}: {'missing' if value is None else 'neither text nor a byte string'}")
+    version = value.encode("utf-8") if isinstance(value, str) else value
+    if len(version) > MAX_VERSION_BYTES:
+        raise InvalidStatus(f"{name}: {len(version)} bytes, at most {MAX_VERSION_BYTES} are taken")
+    return version
 
 
 def _u32(fields: Mapping[Any, Any], key: int | str, name: str) -> int | None:

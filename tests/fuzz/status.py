@@ -106,7 +106,10 @@ def _is_u32(value: object) -> bool:
 def _version(value: object) -> bytes:
     if not isinstance(value, bytes | str):
         raise ValueError("no version")
-    return value if isinstance(value, bytes) else value.encode()
+    version = value if isinstance(value, bytes) else value.encode()
+    if len(version) > 255:
+        raise ValueError("a version that is too long")
+    return version
 
 
 def _check_written_again(status: Status, form: AnswerForm) -> None:

@@ -72,6 +72,32 @@ def test_an_early_client_with_text_versions_is_answered_named_and_with_text() ->
         }
 
 
+# --- Bounds
+
+
+def _longest(version: Any, progress: Any, form: str) -> tuple[bytes, str]:
+    """A status with these two versions, in one of the dialects."""
+    if form == "packed":
+        return cbor2.dumps({0: version, 3: {0: progress, 1: 0}}), "application/cbor"
+    inner = "update" if form == "named" else "status"
+    status = {"version": version, inner: {"version": progress, "offset": 0}}
+    if form == "json":
+        return json.dumps(status, ensure_ascii=False).encode(), "application/json"
+    return cbor2.dumps(status), "application/cbor"
+
+
+@pytest.mark.parametrize("form", ["packed", "named", "documented", "json"])
+@pytest.mark.parametrize("unit", ["v", "\N{LATIN SMALL LETTER A WITH DIAERESIS}"])
+def test_version_in_status_is_bounded_in_bytes(form: str, unit: str) -> None:
+    longest = (unit * 255).encode()[:255].decode(errors="ignore")
+    longest += "v" * (255 - len(longest.encode()))
+    as_wire: Any = str.encode if form in ("packed", "named") else str
+    decode_status(*_longest(as_wire(longest), as_wire(longest), form))
+    for versions in ((longest + "v", longest), (longest, longest + "v")):
+        with pytest.raises(InvalidStatus, match="256 bytes"):
+            decode_status(*_longest(as_wire(versions[0]), as_wire(versions[1]), form))
+
+
 # --- The documented dialect
 
 
