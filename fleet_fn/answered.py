@@ -1,8 +1,9 @@
-"""Which events a process has answered: what is delivered twice is answered once."""
+"""Deduplicate events: an event that is delivered twice is answered once."""
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -10,8 +11,12 @@ from typing import Final
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Retry
 
-#: Answered events that are remembered, to know them when they are delivered again.
-_ANSWERED: Final = 10_000
+#: Added to the age at which an event counts as stale: for clocks that differ, and for redeliveries under way.
+MARGIN_SECONDS: Final = 60.0
+#: How long answered events are remembered if no event is ever stale; deliverers have given up by then.
+AGELESS_SECONDS: Final = 600.0
+#: The last resort against a flood: about 40 MB, and 2,300 events a second with the default age. The oldest go first.
+MAX_EVENTS: Final = 200_000
 
 
 @dataclass(slots=True)
@@ -24,17 +29,27 @@ class Turn:
 
 
 class Answered:
-    """Which events this process answered, and which it is answering."""
+    """The events that this process answered lately, and those that it is answering."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_age: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Remember events for as long as a redelivery of them can be answered.
+
+        Args:
+            max_age: seconds after which an event is stale and never answered; 0 if no event is.
+            clock: a monotonic clock.
+
+        """
+        self._kept = max_age + MARGIN_SECONDS if max_age else AGELESS_SECONDS
+        self._clock = clock
         self._lock = threading.Lock()
-        self._answered: OrderedDict[str, None] = OrderedDict()
-        #: Those that are being answered; with an event for those who wait for that, if there are any.
+        #: When each event was answered, the oldest first.
+        self._answered: OrderedDict[str, float] = OrderedDict()
+        #: Events that are being answered; with an event that ends the wait of its other deliveries, if there are any.
         self._under_way: dict[str, threading.Event | None] = {}
 
     @contextmanager
     def turn(self, key: str, deadline: Deadline) -> Iterator[Turn]:
-        """Waits until nobody else answers the event of `key`; its answer is remembered if the turn is over then.
+        """Wait until no other thread answers the event `key`; remember the event if the turn is over then.
 
         Raises:
             Retry: an earlier delivery of the event is being answered until the deadline.
@@ -42,6 +57,7 @@ class Answered:
         """
         while True:
             with self._lock:
+                self._forget_old()
                 turn = Turn(is_duplicate=key in self._answered)
                 if not turn.is_duplicate and key not in self._under_way:
                     self._under_way[key] = None
@@ -59,8 +75,14 @@ class Answered:
             with self._lock:
                 ended = self._under_way.pop(key)
                 if turn.is_over:
-                    self._answered[key] = None
-                    if len(self._answered) > _ANSWERED:
+                    self._answered[key] = self._clock()
+                    if len(self._answered) > MAX_EVENTS:
                         self._answered.popitem(last=False)
             if ended:
                 ended.set()
+
+    def _forget_old(self) -> None:
+        """Forget the events that were answered too long ago to be delivered again."""
+        oldest = self._clock() - self._kept
+        while self._answered and next(iter(self._answered.values())) < oldest:
+            self._answered.popitem(last=False)

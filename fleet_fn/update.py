@@ -86,7 +86,7 @@ class Updater:
         self._files = files
         self._commands = commands
         self._now = now
-        self._answered = Answered()
+        self._answered = Answered(settings.event_max_age)
 
     def answer(self, event: Event, deadline: Deadline) -> Outcome:
         """Answers `event`, once, with a command for its device.
