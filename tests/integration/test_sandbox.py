@@ -294,7 +294,7 @@ class TestDevice:
     @pytest.mark.parametrize(
         ("content_type", "payload", "seen"),
         [
-            (None, b'{"a": 1}', "application/json"),
+            (None, b'{"a":1}', "application/json"),
             (None, b"7", "application/json"),
             (None, b"NaN", "application/octet-stream"),
             (None, b"", "application/octet-stream"),
@@ -309,7 +309,7 @@ class TestDevice:
     ) -> None:
         publish(sandbox, payload, content_type=content_type)
         [event] = sink.await_events(1)
-        assert (event.headers["Content-Type"], event.body) == (seen, payload)
+        assert (event.headers["content-type"], event.body) == (seen, payload)
 
     @pytest.mark.parametrize("content_type", ["application/json", "application/json;v=1", "text/json", "a/b+json"])
     @pytest.mark.parametrize("payload", [b"{", b"", b"\xff", b"[" * 100_000, b"{} {}", b"Infinity"])
@@ -350,7 +350,7 @@ class TestEvent:
         [event] = sink.await_events(1)
         attributes = {name: value for name, value in event.headers.items() if name.startswith("ce-")}
         assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", attributes.pop("ce-id"))
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", attributes.pop("ce-time"))
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00", attributes.pop("ce-time"))
         uid = sandbox.get("shop", "till")["metadata"]["uid"]
         assert attributes == {
             "ce-specversion": "1.0",
@@ -544,7 +544,7 @@ class TestDelivery:
     ) -> None:
         with Sandbox(OBJECTS, sink=sink.url, **credentials) as sandbox:  # type: ignore[arg-type]
             publish(sandbox)
-            assert sink.await_events(1)[0].headers.get("Authorization") == value
+            assert sink.await_events(1)[0].headers.get("authorization") == value
 
     def test_the_functions_outcome_is_told(self, sandbox: Sandbox, sink: Sink, log: Log) -> None:
         sink.answer = lambda _: Response(204, headers={"Fleet-Outcome": "sync"})

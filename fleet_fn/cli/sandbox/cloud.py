@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from fleet_fn.cli.sandbox.deliverers import DELIVERERS, Policy
 from fleet_fn.cli.sandbox.delivery import Delivery, Sink, authorization
 from fleet_fn.cli.sandbox.endpoints import Endpoints
 from fleet_fn.cli.sandbox.events import registry_event
@@ -34,6 +35,8 @@ class Sandbox:
         token: str = "sandbox",  # noqa: S107 - of no value to anybody
         port: int = 0,
         speed: float = 1.0,
+        deliver_as: str = "event-source",
+        delivery: Policy | None = None,
         log: Callable[[str], None] = _logger.info,
     ) -> None:
         """A sandbox that knows these objects.
@@ -47,16 +50,20 @@ class Sandbox:
             user: name that goes with the token of the APIs.
             token: what the APIs want.
             port: where to listen on 127.0.0.1; 0 takes any.
-            speed: divides all pauses and time-outs of delivery.
+            speed: divides all pauses and timeouts of delivery.
+            deliver_as: whose requests events come in, a key of `DELIVERERS`.
+            delivery: the deliverer's retries; None leaves it its own.
             log: takes one line, without secrets, for each thing that happens.
 
         Raises:
             Refused: an object that Drogue Cloud would not take, or that the sandbox has no means for.
-            ValueError: sink or speed make no sense.
+            ValueError: sink, speed or delivery make no sense.
 
         """
         if not speed > 0:
             raise ValueError("speed must be above 0")
+        if deliver_as not in DELIVERERS:
+            raise ValueError(f"nobody delivers as {deliver_as!r}: want one of {', '.join(DELIVERERS)}")
         self._log_line = log
         self._port = port
         self._server: Server | None = None
@@ -67,6 +74,7 @@ class Sandbox:
             authorization(sink_user, sink_password, sink_token),
             speed,
             self._log,
+            DELIVERERS[deliver_as].with_policy(delivery),
         )
         self._registry = Registry(objects, self._tell_of_change)
         self._endpoints = Endpoints(self._registry, self._commands, self._delivery.put, user, token, self._log)

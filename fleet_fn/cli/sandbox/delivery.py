@@ -1,32 +1,33 @@
-"""Events on their way to the sink, one at a time for each application, as drogue-event-source delivers them.
+"""Events on their way to the sink, one at a time for each application, as one of the real deliverers sends them.
 
-It knows three outcomes: 2xx, and on to the next event; 5xx or no answer, and again a second later, up to five times;
-anything else, and the event is skipped. After the last time it exits, is started again, and meets the same event,
-because it has not told Kafka that it is done with it. So one event that always gets 5xx stops its application.
+A deliverer knows three outcomes: success, and on to the next event; a status that it retries, or no answer; anything
+else, and the event is skipped. After its last retry drogue-event-source exits, is started again, and meets the same
+event, since it has not committed that event's offset: one event that always gets 5xx stops its application. Knative's
+dispatcher gives the event up instead.
 """
 
 import base64
 import http.client
 import queue
+import re
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from fleet_fn.cli.sandbox.deliverers import EVENT_SOURCE, Deliverer, Headers
 from fleet_fn.cli.sandbox.events import Event
 from fleet_fn.deadline import Deadline
 
-#: Seconds for one attempt, from connecting to the answer's headers.
-TIMEOUT: Final = 5.0
-#: Attempts after the first, and the seconds before each.
-RETRIES: Final = 5
-RETRY_DELAY: Final = 1.0
 #: Seconds that a process takes to be started again.
 RESTART_DELAY: Final = 2.0
+#: Bytes that no deliverer's HTTP library writes into a header.
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Sink:
     secure: bool
     host: str
     port: int
+    #: As the header `Host` has it: without a scheme's own port.
+    authority: str
     target: str
 
     @classmethod
@@ -55,7 +58,10 @@ class Sink:
         parts.hostname.encode("idna")  # which looking it up would fail on
         secure = parts.scheme == "https"
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        return cls(url, secure, parts.hostname, parts.port or (443 if secure else 80), target)
+        usual = 443 if secure else 80
+        port = parts.port or usual
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        return cls(url, secure, parts.hostname, port, host if port == usual else f"{host}:{port}", target)
 
 
 def authorization(user: str | None, password: str | None, token: str | None) -> str | None:
@@ -77,21 +83,36 @@ def authorization(user: str | None, password: str | None, token: str | None) -> 
 class Delivery:
     """Delivers events to a sink, which may be exchanged at any time. Safe to use from several threads."""
 
-    def __init__(self, sink: Sink | None, authorization: str | None, speed: float, log: Callable[[str], None]) -> None:
-        """Delivers to `sink`, or drops everything, with all pauses and time-outs divided by `speed`.
+    def __init__(
+        self,
+        sink: Sink | None,
+        authorization: str | None,
+        speed: float,
+        log: Callable[[str], None],
+        deliverer: Deliverer = EVENT_SOURCE,
+    ) -> None:
+        """Deliver to `sink`, or drop everything, with all pauses and timeouts divided by `speed`.
 
         Args:
             sink: where events go.
             authorization: the header for a sink that wants credentials.
             speed: how many times faster than the original.
             log: takes one line for each thing that happens.
+            deliverer: whose requests and retries these are.
+
+        Raises:
+            ValueError: the deliverer cannot show such credentials.
 
         """
+        if authorization is not None and authorization.startswith("Basic ") and not deliverer.takes_basic:
+            raise ValueError("a KafkaSource cannot send Basic credentials: use a sink token, or none")
         self.sink = sink
         self._authorization = authorization
         self._speed = speed
         self._log = log
-        self._queues: dict[str, queue.SimpleQueue[Event | None]] = {}
+        self._deliverer = deliverer
+        self._queues: dict[str, queue.SimpleQueue[_Record | None]] = {}
+        self._offsets: Counter[str] = Counter()
         self._threads: list[threading.Thread] = []
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -112,7 +133,8 @@ class Delivery:
                 thread.daemon = True
                 thread.start()
                 self._threads.append(thread)
-            self._queues[application].put(event)
+            self._queues[application].put(_Record(event, self._offsets[application]))
+            self._offsets[application] += 1
 
     def stop(self) -> None:
         """Ends all delivery, attempts under way included, and waits for the threads."""
@@ -125,64 +147,58 @@ class Delivery:
         for thread in self._threads:
             thread.join()
 
-    def _run(self, application: str, events: "queue.SimpleQueue[Event | None]") -> None:
-        while (event := events.get()) is not None and not self._stopping.is_set():
-            while not self._delivered(event) and not self._stopping.is_set():
-                self._log(f"delivery of {application}'s events stops, and starts again at {event}")
+    def _run(self, application: str, records: "queue.SimpleQueue[_Record | None]") -> None:
+        while (record := records.get()) is not None and not self._stopping.is_set():
+            while not self._is_done(record) and not self._stopping.is_set():
+                self._log(f"delivery of {application}'s events stops, and starts again at {record.event}")
                 self._pause(RESTART_DELAY)
 
-    def _delivered(self, event: Event) -> bool:
-        """Whether we are done with an event, successfully or not."""
-        if any(byte < 0x20 or byte == 0x7F for value in event.headers().values() for byte in value):
+    def _is_done(self, record: "_Record") -> bool:
+        """Return whether the deliverer is through with an event, successfully or not."""
+        event, policy = record.event, self._deliverer.policy
+        headers = self._deliverer.write(event, self._authorization, record.offset)
+        if any(_CONTROL.search(value) for _, value in headers):
             self._log(f"{event}: skipped, control characters don't fit into HTTP headers")
             return True
-        for attempt in range(1 + RETRIES):
+        for attempt in range(1 + policy.retries):
             if attempt:
-                self._pause(RETRY_DELAY)
+                self._pause(policy.pause(attempt))
             if self._stopping.is_set():
                 return False
             if (sink := self.sink) is None:
                 self._tell_of_no_sink()
                 return True
             try:
-                status, told = self._answer(sink, event)
+                status, told = self._answer(sink, headers, event.data)
             except (OSError, http.client.HTTPException) as error:
                 if self._stopping.is_set():
                     return False
                 told = _told(error)
             else:
-                if 200 <= status < 300:
-                    self._log(f"{event}: {told}")
+                if not self._deliverer.is_retried(status):
+                    self._log(f"{event}: {told}" if 200 <= status < 300 else f"{event}: {told}, skipped")
                     return True
-                if status < 500:
-                    self._log(f"{event}: {told}, skipped")
-                    return True
-            self._log(f"{event}: {told}, attempt {attempt + 1} of {1 + RETRIES}")
-        return False
+            self._log(f"{event}: {told}, attempt {attempt + 1} of {1 + policy.retries}")
+        if not self._deliverer.restarts:
+            self._log(f"{event}: given up, as without a dead-letter sink")
+        return not self._deliverer.restarts
 
-    def _answer(self, sink: Sink, event: Event) -> tuple[int, str]:
-        """The sink's status, and a word on it.
+    def _answer(self, sink: Sink, headers: Headers, data: bytes | None) -> tuple[int, str]:
+        """Return the sink's status, and a word on it.
 
         Raises:
             OSError: no answer.
             HTTPException: an answer that is not HTTP.
 
         """
-        deadline = Deadline(TIMEOUT / self._speed)
+        deadline = Deadline(self._deliverer.policy.timeout_seconds / self._speed)
         sock = self._connected(sink, deadline)
         try:
-            connection = http.client.HTTPConnection(sink.host, sink.port)
-            connection.sock = sock
-            connection.putrequest("POST", sink.target, skip_accept_encoding=True)
-            for name, value in event.headers().items():
-                connection.putheader(name, value)
-            if self._authorization is not None:
-                connection.putheader("Authorization", self._authorization)
-            connection.putheader("Content-Length", str(len(event.data)))
-            connection.putheader("Connection", "close")
-            connection.endheaders(event.data)
-            response = connection.getresponse()
-            response.close()  # nobody reads the body: the status says it all
+            lines = [f"POST {sink.target} HTTP/1.1".encode(), b"host: " + sink.authority.encode("idna")]
+            lines += [name.encode() + b": " + value for name, value in headers]
+            sock.sendall(b"\r\n".join((*lines, b"", data or b"")))
+            with closing(http.client.HTTPResponse(sock, method="POST")) as response:
+                response.begin()  # the body does not matter: the status says it all
             # What the function says about an event, and the only thing here that knows it.
             outcome = response.getheader("Fleet-Outcome")
             return response.status, f"{response.status}, {outcome}" if outcome else str(response.status)
@@ -229,6 +245,14 @@ class Delivery:
 
     def _pause(self, seconds: float) -> None:
         self._stopping.wait(seconds / self._speed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """An event, with its place in the topic of its application."""
+
+    event: Event
+    offset: int
 
 
 class _Timed:

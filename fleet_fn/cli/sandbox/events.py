@@ -17,21 +17,14 @@ class NotAcceptable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A CloudEvent, in binary mode."""
+    """A CloudEvent; one without data has no `datacontenttype` either."""
 
-    attributes: Mapping[str, str]
-    data: bytes
+    attributes: dict[str, str]
+    data: bytes | None
 
     def __str__(self) -> str:
         of = self.attributes
         return f"{of['application']}/{of['device']} {of['subject']}"
-
-    def headers(self) -> dict[str, bytes]:
-        """The event's HTTP headers: UTF-8 as it is, not percent-encoded, since Drogue Cloud does no better."""
-        return {
-            "Content-Type" if name == "datacontenttype" else f"ce-{name}": value.encode()
-            for name, value in self.attributes.items()
-        }
 
 
 def device_event(
@@ -48,18 +41,13 @@ def device_event(
         NotAcceptable: it claims to be JSON and isn't.
 
     """
-    if content_type is None:
-        content_type = "application/json" if _is_json(payload) else "application/octet-stream"
-    elif content_type.startswith(("application/json", "text/json")) or content_type.endswith("+json"):
-        if not _is_json(payload):
-            raise NotAcceptable
-        content_type = "application/json"  # whatever kind of JSON it was
-    return _event("io.drogue.event.v1", application, sender, device, channel, payload, content_type)
+    data, content_type = published(payload, content_type)
+    return _event("io.drogue.event.v1", application, sender, device, channel, data, content_type)
 
 
 def registry_event(application: Mapping[str, Any], device: Mapping[str, Any]) -> Event:
     """The event that tells that a device changed in the registry."""
-    return _event("io.drogue.registry.v1", application, device, device, "devices", b"", "application/octet-stream")
+    return _event("io.drogue.registry.v1", application, device, device, "devices", None, None)
 
 
 def _event(
@@ -68,28 +56,29 @@ def _event(
     sender: Mapping[str, Any],
     device: Mapping[str, Any],
     subject: str,
-    data: bytes,
-    content_type: str,
+    data: bytes | None,
+    content_type: str | None,
 ) -> Event:
     of_application, of_sender, of_device = application["metadata"], sender["metadata"], device["metadata"]
-    encoded = _percent_encoded(of_application["name"])
+    name, key = of_application["name"], _percent_encoded(of_sender["name"])
     return Event(
         {
             "specversion": "1.0",
             "id": str(uuid.uuid4()),
             "type": kind,
-            "source": f"drogue://{encoded}/{_percent_encoded(of_device['name'])}",
+            # The application raw, as Drogue Cloud writes it; the only attribute that every deliverer leaves exact.
+            "source": f"drogue://{name}/{_percent_encoded(of_device['name'])}",
             "subject": subject,
             "time": now(),
-            "datacontenttype": content_type,
-            "application": of_application["name"],
+            **({} if content_type is None else {"datacontenttype": content_type}),
+            "application": name,
             "applicationuid": of_application["uid"],
             "device": of_device["name"],
             "deviceuid": of_device["uid"],
             "sender": of_sender["name"],
             "senderuid": of_sender["uid"],
             "instance": _INSTANCE,
-            "partitionkey": f"{encoded}/{_percent_encoded(of_sender['name'])}",
+            "partitionkey": f"{_percent_encoded(name)}/{key}",
         },
         data,
     )
@@ -100,12 +89,26 @@ def _percent_encoded(name: str) -> str:
     return "".join(chr(byte) if chr(byte).isalnum() and byte < 0x80 else f"%{byte:02X}" for byte in name.encode())
 
 
-def _is_json(payload: bytes) -> bool:
+def published(payload: bytes, content_type: str | None) -> tuple[bytes, str]:
+    """Return a payload and its content type as Drogue Cloud passes them on: JSON is written anew.
+
+    Raises:
+        NotAcceptable: it claims to be JSON and isn't.
+
+    """
+    claims_json = content_type is not None and (
+        content_type.startswith(("application/json", "text/json")) or content_type.endswith("+json")
+    )
+    if content_type is not None and not claims_json:
+        return payload, content_type
     try:
-        json.loads(payload.decode(), parse_constant=_refuse_constant)
+        value = json.loads(payload.decode(), parse_constant=_refuse_constant)
+        written = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (ValueError, RecursionError):
-        return False
-    return True
+        if claims_json:
+            raise NotAcceptable from None
+        return payload, "application/octet-stream"
+    return written, "application/json"  # whatever kind of JSON it was
 
 
 def _refuse_constant(name: str) -> NoReturn:

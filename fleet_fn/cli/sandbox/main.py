@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, get_args
 from urllib.parse import quote
 
 import click
 
 from fleet_fn.cli.sandbox.cloud import Sandbox
+from fleet_fn.cli.sandbox.deliverers import DELIVERERS, Backoff, Policy
 from fleet_fn.cli.sandbox.registry import Refused, credentials, names
 
 #: What there is when nobody says otherwise.
@@ -51,6 +52,17 @@ class _Unusable(click.ClickException):
 @click.option("--sink-user", metavar="NAME", help="The sink's Basic credentials,")
 @click.option("--sink-password", metavar="PASSWORD", help="with their password.")
 @click.option("--sink-token", metavar="TOKEN", help="The sink's Bearer token.")
+@click.option(
+    "--deliver-as",
+    type=click.Choice(list(DELIVERERS)),
+    default="event-source",
+    show_default=True,
+    help="Whose requests and retries the sink gets.",
+)
+@click.option("--retry", type=click.IntRange(0), metavar="COUNT", help="Attempts after the first.")
+@click.option("--backoff-delay", type=click.FloatRange(0), metavar="SECONDS", help="The pause before a retry,")
+@click.option("--backoff-policy", type=click.Choice(get_args(Backoff)), help="and how it grows.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="For one attempt.")
 @click.option("--user", default="sandbox", show_default=True, help="User name for the registry and command APIs.")
 @click.option("--token", default="sandbox", show_default=True, help="Access token for the registry and command APIs.")
 @click.option(
@@ -58,7 +70,7 @@ class _Unusable(click.ClickException):
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Divides the pauses and time-outs of delivery.",
+    help="Divides the pauses and timeouts of delivery.",
 )
 def command(
     port: int,
@@ -67,15 +79,32 @@ def command(
     sink_user: str | None,
     sink_password: str | None,
     sink_token: str | None,
+    deliver_as: str,
+    retry: int | None,
+    backoff_delay: float | None,
+    backoff_policy: Backoff | None,
+    timeout: float | None,
     user: str,
     token: str,
     speed: float,
 ) -> None:
-    """A Drogue Cloud to try things against, on one port of this machine.
+    """Run a Drogue Cloud to try things against, on one port of this machine.
 
-    It has Drogue Cloud's device endpoint, registry API and command API, and delivers events to a sink as
-    drogue-event-source does: one at a time per application, 5 s for an answer, up to 5 retries 1 s apart on a 5xx or
-    none; after the last it stops, and starts again at the same event. It keeps nothing when it ends.
+    It has Drogue Cloud's device endpoint, registry API and command API, and delivers events to a sink, one at a time
+    per application. It keeps nothing when it ends.
+
+    --deliver-as event-source: as drogue-event-source does it. Names are raw UTF-8, Basic credentials come twice. An
+    attempt lasts 5 s; 5xx and no answer are retried 5 times, 1 s apart. Then it stops, and starts again at the same
+    event.
+
+    --deliver-as knative: as a KafkaSource does it. Names are ISO 8859-1, with ? for characters beyond it. An attempt
+    lasts 600 s; 5xx, 404, 408, 409, 429 and no answer are retried 10 times, with pauses of 0.6 s, 1.2 s, 2.4 s, and so
+    on. Then the event is given up.
+
+    --deliver-as encoded: as the CloudEvents HTTP binding has it. Names are percent-encoded, credentials come once; the
+    rest is as for event-source.
+
+    --retry, --backoff-delay, --backoff-policy and --timeout change that, like a KafkaSource's spec.delivery.
     """
     objects = [given for file in files for given in _read(file)] if files else _EXAMPLE
     try:
@@ -89,6 +118,8 @@ def command(
             token=token,
             port=port,
             speed=speed,
+            deliver_as=deliver_as,
+            delivery=_policy(deliver_as, retry, backoff_delay, backoff_policy, timeout),
             log=_tell,
         )
     except (Refused, ValueError) as error:
@@ -104,6 +135,19 @@ def command(
             asked_to_end.get()
         finally:
             sandbox.stop()
+
+
+def _policy(
+    deliver_as: str, retry: int | None, delay: float | None, backoff: Backoff | None, timeout: float | None
+) -> Policy:
+    """Return the deliverer's own policy with what the options change."""
+    own = DELIVERERS[deliver_as].policy
+    return Policy(
+        own.retries if retry is None else retry,
+        own.delay_seconds if delay is None else delay,
+        own.backoff if backoff is None else backoff,
+        own.timeout_seconds if timeout is None else timeout,
+    )
 
 
 def _welcome(sandbox: Sandbox, objects: list[Mapping[str, Any]], user: str, token: str) -> None:
