@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from hashlib import sha256 as chunk_hash
 from pathlib import Path
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
@@ -17,11 +18,21 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed
 from fleet_fn.firmware.files import open_without_waiting
 from fleet_fn.firmware.store import NotHere, Reader
+from fleet_fn.log import logger
 
-#: Bytes that are hashed at once: few, since many threads may be at it.
-_CHUNK: Final = 256 * 1024
-#: Files whose verdict is remembered.
+#: Bytes that are read and hashed at once: few, since many threads may be at it.
+_PIECE_BYTES: Final = 256 * 1024
+#: Files whose verdict is remembered, and bytes of their chunks' hashes. A file beyond either is hashed again.
 _REMEMBERED: Final = 4096
+_REMEMBERED_BYTES: Final = 16 * 1024 * 1024
+#: Bytes of a chunk that has a hash of its own. From 2,048 on hashlib gives up Python's lock, which costs a thread more
+#: than the hashing. Chunks double until the hashes of one file take no more than the last number.
+_CHUNK_BYTES: Final = 1024
+_CHUNK_HASH_BYTES: Final = 16
+_MAX_CHUNK_HASHES_BYTES: Final = 1024 * 1024
+#: A wrong file is hashed again after this many times the seconds that hashing it took: the disk may have misread it, or
+#: a mapping may have mended it without a trace. So files that stay wrong cost a tenth of a core.
+_WRONG_FOR: Final = 10
 #: Verified files that stay open between two reads, and seconds for which they do while nobody reads them.
 _KEPT: Final = 8
 _KEPT_SECONDS: Final = 1.0
@@ -51,12 +62,97 @@ class Mismatch(Failed):
     """A file has another size or other bytes than it should."""
 
 
+class Unreadable(Mismatch):
+    """The disk does not give a file's bytes."""
+
+
+class _Verdict:
+    """What hashing a file showed: its SHA-256, and a hash of each chunk.
+
+    The file's times tell of most changes. They do not tell of those through a shared writable mapping, nor of a disk
+    that fails. So each block is checked against the hashes of its chunks: the very bytes that are served.
+    """
+
+    __slots__ = ("_chunk_bytes", "_chunk_hashes", "digest", "fingerprint", "wrong_until")
+
+    def __init__(
+        self, fingerprint: _Fingerprint, digest: bytes, chunk_bytes: int, chunk_hashes: bytes, wrong_until: float
+    ) -> None:
+        self.fingerprint = fingerprint
+        self.digest = digest
+        #: When the file is hashed again if this is another digest than it should have, by the clock `time.monotonic`.
+        self.wrong_until = wrong_until
+        self._chunk_bytes = chunk_bytes
+        self._chunk_hashes = chunk_hashes
+
+    @classmethod
+    def of(cls, descriptor: int, fingerprint: _Fingerprint) -> "_Verdict":
+        """Hash the whole open file.
+
+        Raises:
+            Unreadable: the disk does not give all of it.
+
+        """
+        began, chunk_bytes = time.monotonic(), _chunk_bytes(fingerprint.size)
+        digest, hashes = hashlib.sha256(), bytearray()
+        for piece in _pieces(descriptor, max(_PIECE_BYTES, chunk_bytes)):
+            digest.update(piece)
+            hashes += _hash_chunks(piece, chunk_bytes)
+        ended = time.monotonic()
+        return cls(fingerprint, digest.digest(), chunk_bytes, bytes(hashes), ended + _WRONG_FOR * (ended - began))
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in memory, about."""
+        return len(self._chunk_hashes)
+
+    def read(self, descriptor: int, offset: int, size: int) -> bytes | None:
+        """Return `size` bytes of the open file, or None if its times tell of a change.
+
+        Raises:
+            Mismatch: they are not the bytes that were hashed; or `Unreadable`.
+            Failed: the file has no such bytes.
+
+        """
+        chunk_bytes = self._chunk_bytes
+        first = offset // chunk_bytes
+        start = first * chunk_bytes
+        chunks = -(-(offset + size) // chunk_bytes) - first
+        read = _pread(descriptor, chunks * chunk_bytes, start)
+        if _Fingerprint.of(descriptor) != self.fingerprint:
+            return None
+        at = first * _CHUNK_HASH_BYTES
+        hashes = _hash_chunks(read, chunk_bytes)
+        if hashes != self._chunk_hashes[at : at + chunks * _CHUNK_HASH_BYTES]:
+            raise Mismatch("digest mismatch: the bytes are not those that were verified")
+        return _whole(read[offset - start : offset - start + size], offset, size)
+
+
+def _chunk_bytes(size: int) -> int:
+    """Return how many bytes of a file of `size` bytes have one hash."""
+    chunk_bytes = _CHUNK_BYTES
+    while size > chunk_bytes * (_MAX_CHUNK_HASHES_BYTES // _CHUNK_HASH_BYTES):
+        chunk_bytes *= 2
+    return chunk_bytes
+
+
+def _hash_chunks(content: bytes, chunk_bytes: int) -> bytes:
+    """Return the hashes of all chunks of `content`, of which the last may be shorter."""
+    if len(content) <= chunk_bytes:
+        return chunk_hash(content).digest()[:_CHUNK_HASH_BYTES] if content else b""
+    view = memoryview(content)
+    return b"".join(
+        chunk_hash(view[start : start + chunk_bytes]).digest()[:_CHUNK_HASH_BYTES]
+        for start in range(0, len(content), chunk_bytes)
+    )
+
+
 class VerifiedFiles:
     """Opens files against an expected size and checksum.
 
-    A file is hashed when it is first used, and again when its inode, size, mtime or ctime differ. One that was changed
-    just now is hashed with each read, because its times cannot tell yet whether it is changed again. Those who read it
-    at the same time share that.
+    A file is hashed when it is first used, and again when its inode, size, mtime or ctime differ, or a chunk has other
+    bytes than were hashed. One that was changed just now is hashed with each read, because its times cannot tell yet
+    whether it is changed again. Those who read it at the same time share that.
 
     A verified file stays open for a moment, since most is read again at once. Each system call is dear where there are
     threads: Python lets the others go on meanwhile, and has to wait for them then.
@@ -66,7 +162,9 @@ class VerifiedFiles:
         self._background = background
         self._clock = clock
         self._lock = threading.Lock()
-        self._hashes: OrderedDict[Path, tuple[_Fingerprint, bytes]] = OrderedDict()
+        self._verdicts: OrderedDict[str, _Verdict] = OrderedDict()
+        #: Bytes that the verdicts take.
+        self._verdicts_bytes = 0
         #: By device and inode, for as long as somebody has the file open.
         self._queues: WeakValueDictionary[tuple[int, int], _Queue] = WeakValueDictionary()
         #: By path.
@@ -100,10 +198,10 @@ class VerifiedFiles:
     def kept(self, path: str, size: int, checksum: bytes, anew: Callable[[], Reader]) -> Reader | None:
         """The file at `path` as above, if it is open still; should it have changed, `anew` opens it once it is read."""
         kept = self._kept.get(path)
-        if kept is None or kept.fingerprint.size != size or kept.digest != checksum:
+        if kept is None or kept.verdict.fingerprint.size != size or kept.verdict.digest != checksum:
             return None
         kept.is_used = True
-        return _KeptFile(kept, anew)
+        return _KeptFile(kept, anew, lambda: self._forget(path, kept.verdict))
 
     def reader(self, descriptor: int, path: Path, size: int, checksum: bytes, deadline: Deadline) -> Reader:
         """The file at `path` as above, of which `descriptor` was opened: it stays the caller's to close.
@@ -118,14 +216,15 @@ class VerifiedFiles:
             with self._lock:
                 queue = self._queues.setdefault((fingerprint.device, fingerprint.inode), _Queue())
             return _UnsettledFile(descriptor, checksum, deadline, queue)
-        check_digest(self._hash(path, fingerprint, deadline), checksum)
-        self._keep(path, fingerprint, checksum)
-        return _SettledFile(descriptor, fingerprint)
+        verdict = self._verdict(path, fingerprint, checksum, deadline)
+        check_digest(verdict.digest, checksum)
+        self._keep(path, verdict)
+        return _SettledFile(descriptor, verdict, lambda: self._forget(str(path), verdict))
 
-    def _keep(self, path: Path, fingerprint: _Fingerprint, digest: bytes) -> None:
+    def _keep(self, path: Path, verdict: _Verdict) -> None:
         """Keeps the file open, by a descriptor of its own: a lock on the other one is to end with that."""
         try:
-            kept = _Kept(open_without_waiting(path), fingerprint, digest)
+            kept = _Kept(open_without_waiting(path), verdict)
         except OSError:
             return
         with self._lock:
@@ -149,8 +248,10 @@ class VerifiedFiles:
         """Closes what nobody has read since the last time: what is open takes room, even once it is deleted."""
         with self._lock:
             self._kept = {path: kept for path, kept in self._kept.items() if kept.is_used}
-            for kept in self._kept.values():
+            for path, kept in self._kept.items():
                 kept.is_used = False
+                if path in self._verdicts:
+                    self._verdicts.move_to_end(path)
             self._sweeps = False
             if self._kept:
                 self._sweep_soon()
@@ -159,21 +260,24 @@ class VerifiedFiles:
         now = self._clock()
         return all(abs(now - changed / 1e9) > _SETTLED for changed in (fingerprint.ctime, fingerprint.mtime))
 
-    def _hash(self, path: Path, fingerprint: _Fingerprint, deadline: Deadline) -> bytes:
-        known = self._hashes.get(path)
-        if known is not None and known[0] == fingerprint:
-            return known[1]
+    def _verdict(self, path: Path, fingerprint: _Fingerprint, checksum: bytes, deadline: Deadline) -> _Verdict:
+        with self._lock:
+            known = self._verdicts.get(str(path))
+            if known is not None and known.fingerprint == fingerprint:
+                self._verdicts.move_to_end(str(path))
+                if known.digest == checksum or time.monotonic() < known.wrong_until:
+                    return known
 
-        def hash_file() -> bytes:
+        def hash_file() -> _Verdict:
             # Opened anew: the event that asked may be gone before this ends.
             with open(path, "rb", buffering=0, opener=open_without_waiting) as file:
                 if _Fingerprint.of(file.fileno()) != fingerprint:
                     raise NotHere("the file is being replaced")
-                digest = hash_of(file.fileno())
+                verdict = _Verdict.of(file.fileno(), fingerprint)
                 if _Fingerprint.of(file.fileno()) != fingerprint:
                     raise NotHere("the file is being changed")
-            self._remember(path, fingerprint, digest)
-            return digest
+            self._remember(str(path), verdict)
+            return verdict
 
         try:
             return self._background.result(("hash", path, fingerprint), hash_file, deadline)
@@ -182,42 +286,64 @@ class VerifiedFiles:
         except OSError as error:
             raise Failed(f"firmware: {error.strerror}") from error
 
-    def _remember(self, path: Path, fingerprint: _Fingerprint, digest: bytes) -> None:
+    def _remember(self, path: str, verdict: _Verdict) -> None:
         with self._lock:
-            self._hashes[path] = (fingerprint, digest)
-            self._hashes.move_to_end(path)
-            if len(self._hashes) > _REMEMBERED:
-                self._hashes.popitem(last=False)
+            self._drop(path)
+            self._verdicts[path] = verdict
+            self._verdicts_bytes += verdict.size
+            while len(self._verdicts) > _REMEMBERED or self._verdicts_bytes > _REMEMBERED_BYTES:
+                self._drop(next(iter(self._verdicts)))
+
+    def _drop(self, path: str) -> None:
+        verdict = self._verdicts.pop(path, None)
+        if verdict is not None:
+            self._verdicts_bytes -= verdict.size
+
+    def _forget(self, path: str, verdict: _Verdict) -> None:
+        """Have the file hashed anew by the next reader, because this verdict does not hold any more."""
+        with self._lock:
+            kept = self._kept.get(path)
+            if kept is not None and kept.verdict is verdict:
+                del self._kept[path]
+            if self._verdicts.get(path) is not verdict:
+                return  # another reader found the same
+            self._drop(path)
+        logger.warning("firmware on disk changed without a trace", extra={"fields": {"file": path}})
 
 
 class _SettledFile:
-    """An open file that was verified. Reads are positioned, of just the block."""
+    """An open file that was verified. Reads are positioned, of just the chunks that hold the block."""
 
-    def __init__(self, descriptor: int, fingerprint: _Fingerprint) -> None:
+    def __init__(self, descriptor: int, verdict: _Verdict, forget: Callable[[], None]) -> None:
         self._descriptor = descriptor
-        self._fingerprint = fingerprint
+        self._verdict = verdict
+        self._forget = forget
 
     def read(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset` on.
+        """Return exactly `size` bytes from `offset` on.
 
         Raises:
             NotHere: the file was changed since it was verified.
-            Failed: it has no such bytes, or cannot be read.
+            Mismatch: it was, although its times do not tell; or `Unreadable`.
+            Failed: it has no such bytes.
 
         """
-        block = _pread(self._descriptor, size, offset)
-        if _Fingerprint.of(self._descriptor) != self._fingerprint:
+        try:
+            block = self._verdict.read(self._descriptor, offset, size)
+        except Mismatch:
+            self._forget()
+            raise
+        if block is None:
             raise NotHere("the file is being changed")
-        return _whole(block, offset, size)
+        return block
 
 
 class _Kept:
     """A descriptor of a verified file, which closes with the last reference to it."""
 
-    def __init__(self, descriptor: int, fingerprint: _Fingerprint, digest: bytes) -> None:
+    def __init__(self, descriptor: int, verdict: _Verdict) -> None:
         self.descriptor = descriptor
-        self.fingerprint = fingerprint
-        self.digest = digest
+        self.verdict = verdict
         self.is_used = True
 
     def __del__(self) -> None:
@@ -227,18 +353,22 @@ class _Kept:
 class _KeptFile:
     """A verified file that is open still, for as long as it has not changed. Its times change also when it goes."""
 
-    def __init__(self, kept: _Kept, anew: Callable[[], Reader]) -> None:
+    def __init__(self, kept: _Kept, anew: Callable[[], Reader], forget: Callable[[], None]) -> None:
         self._kept = kept
         self._anew = anew
+        self._forget = forget
         self._file: Reader | None = None
 
     def read(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset` on; see `Reader.read`, and what opening it anew raises."""
+        """Return exactly `size` bytes from `offset` on; see `Reader.read`, and what opening it anew raises."""
         if self._file is None:
-            kept = self._kept
-            block = _pread(kept.descriptor, size, offset)
-            if _Fingerprint.of(kept.descriptor) == kept.fingerprint:
-                return _whole(block, offset, size)
+            try:
+                block = self._kept.verdict.read(self._kept.descriptor, offset, size)
+            except Mismatch:
+                self._forget()
+                block = None
+            if block is not None:
+                return block
             self._file = self._anew()
         return self._file.read(offset, size)
 
@@ -285,11 +415,11 @@ class _Pass:
     def run(self, descriptor: int, deadline: Deadline) -> None:
         digest, position = hashlib.sha256(), 0
         blocks = {wanted: bytearray() for wanted in self.blocks}
-        while chunk := _pread(descriptor, _CHUNK, position):
-            digest.update(chunk)
+        for piece in _pieces(descriptor, _PIECE_BYTES):
+            digest.update(piece)
             for (offset, size), block in blocks.items():
-                block += chunk[max(0, offset - position) : max(0, offset + size - position)]
-            position += len(chunk)
+                block += piece[max(0, offset - position) : max(0, offset + size - position)]
+            position += len(piece)
             if not deadline.remaining:
                 raise NotHere("verifying")
         self.blocks, self.digest = blocks, digest.digest()
@@ -337,18 +467,27 @@ def hash_of(descriptor: int) -> bytes:
     """The SHA-256 of an open file.
 
     Raises:
-        Failed: it cannot be read.
+        Unreadable: the disk does not give all of it.
 
     """
-    digest, position = hashlib.sha256(), 0
-    while chunk := _pread(descriptor, _CHUNK, position):
-        digest.update(chunk)
-        position += len(chunk)
+    digest = hashlib.sha256()
+    for piece in _pieces(descriptor, _PIECE_BYTES):
+        digest.update(piece)
     return digest.digest()
+
+
+def _pieces(descriptor: int, size: int) -> Iterator[bytes]:
+    """Yield all of an open file in pieces of `size` bytes, of which only the last may be shorter."""
+    position = 0
+    while piece := _pread(descriptor, size, position):
+        while len(piece) < size and (more := _pread(descriptor, size - len(piece), position + len(piece))):
+            piece += more
+        yield piece
+        position += len(piece)
 
 
 def _pread(descriptor: int, size: int, offset: int) -> bytes:
     try:
         return os.pread(descriptor, size, offset)
     except OSError as error:
-        raise Failed(f"firmware: {error.strerror}") from error
+        raise Unreadable(f"firmware: {error.strerror}") from error

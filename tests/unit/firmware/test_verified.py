@@ -1,5 +1,6 @@
 """Files that are replaced, changed, cut, or no files at all: what is served is what was verified."""
 
+import errno
 import hashlib
 import itertools
 import os
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
@@ -19,8 +21,11 @@ from hypothesis import strategies as st
 from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed
+from fleet_fn.firmware import verified
 from fleet_fn.firmware.store import NotHere
-from fleet_fn.firmware.verified import Mismatch, VerifiedFiles
+from fleet_fn.firmware.verified import Mismatch, Unreadable, VerifiedFiles
+from tests.support.firmware import random_bytes
+from tests.support.mappings import mapped
 
 T = TypeVar("T")
 
@@ -602,3 +607,190 @@ def test_where_no_thread_can_be_had_to_close_it_no_file_stays_open(
     assert read(files, path) == RIGHT
     assert not is_open(path)
     assert read(files, path) == RIGHT
+
+
+# --- Changes that no time tells of ------------------------------------------------------------------------------------
+
+#: More than a piece that is hashed at once, and no multiple of a chunk.
+LARGE = random_bytes(300_001)
+LARGE_CHECKSUM = hashlib.sha256(LARGE).digest()
+positions = st.integers(0, len(LARGE) - 1)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    path = tmp_path / "large"
+    path.write_bytes(LARGE)
+    return path
+
+
+def block_of(files: VerifiedFiles, path: Path, offset: int, size: int) -> bytes:
+    with files.open(path, len(LARGE), LARGE_CHECKSUM, Deadline(10)) as file:
+        return file.read(offset, size)
+
+
+def test_a_mapping_changes_a_file_without_a_trace(large: Path) -> None:
+    with mapped(large) as mapping:
+        assert any(mapping.flip(100) for _ in range(5))
+    assert large.read_bytes() != LARGE
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("read"), positions, st.integers(1, 70_000)),
+            st.tuples(st.just("damage"), positions, st.integers(1, 255)),
+            st.tuples(st.just("mend"), positions, st.integers(1, 255)),
+        ),
+        max_size=30,
+    )
+)
+def test_damage_anywhere_at_any_time_is_never_served(tmp_path: Path, steps: list[tuple[str, int, int]]) -> None:
+    files, path = VerifiedFiles(Background(), later), tmp_path / "firmware"
+    path.write_bytes(LARGE)
+    with mapped(path) as mapping:
+        damages: list[tuple[int, int]] = []
+        # The first read verifies the file: in half of the runs it comes before all damage.
+        for step, position, number in [("read", 0, 1), *steps] if len(steps) % 2 else steps:
+            if step == "damage":
+                mapping.flip(position, number)
+                damages.append((position, number))
+            elif step == "mend":
+                while damages:
+                    mapping.flip(*damages.pop())
+            else:
+                size = min(number, len(LARGE) - position)
+                try:
+                    assert block_of(files, path, position, size) == LARGE[position : position + size]
+                except Mismatch:
+                    # Or it is mended, and not hashed again as yet.
+                    continue
+
+
+@pytest.mark.parametrize("holds", ["a reader", "a file that is open still", "only a verdict"])
+def test_a_block_with_a_damaged_byte_is_refused_however_it_is_read(large: Path, holds: str) -> None:
+    files = VerifiedFiles(Background(), later)
+    with mapped(large) as mapping, files.open(large, len(LARGE), LARGE_CHECKSUM, Deadline(10)) as file:
+        if holds == "only a verdict":
+            files._kept.clear()
+        mapping.flip(200_000)
+        read_block = file.read if holds == "a reader" else partial(block_of, files, large)
+        with pytest.raises(Mismatch, match=r"^digest mismatch"):
+            read_block(199_900, 512)
+        with pytest.raises(Mismatch):
+            block_of(files, large, 0, 512)  # all of it is hashed again
+
+
+def test_a_block_costs_the_hashing_of_its_own_chunks_only(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+
+    def counted(content: bytes) -> object:
+        hashed.append(len(content))
+        return hashlib.sha256(content)
+
+    files = VerifiedFiles(Background(), later)
+    with files.open(large, len(LARGE), LARGE_CHECKSUM, Deadline(10)) as file:
+        monkeypatch.setattr(verified, "chunk_hash", counted)
+        for offset, size, chunks in (
+            (0, 512, [1024]),
+            (512, 512, [1024]),
+            (700, 512, [1024] * 2),
+            (4096, 4096, [1024] * 4),
+            (len(LARGE) - 10, 10, [len(LARGE) % 1024]),
+        ):
+            hashed.clear()
+            assert file.read(offset, size) == LARGE[offset : offset + size]
+            assert hashed == chunks
+
+
+@pytest.mark.parametrize(
+    ("size", "chunk_bytes"),
+    [(0, 1024), (1, 1024), (64 << 20, 1024), ((64 << 20) + 1, 2048), (200 << 20, 4096), (2**32 - 1, 65536)],
+)
+def test_hashes_of_one_file_take_a_mebibyte_at_most(size: int, chunk_bytes: int) -> None:
+    assert verified._chunk_bytes(size) == chunk_bytes
+    assert -(-size // chunk_bytes) * 16 <= 1 << 20
+
+
+def test_hashes_of_all_files_are_bounded_and_a_file_beyond_is_hashed_again(
+    tmp_path: Path, background: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verified, "_REMEMBERED_BYTES", 3 * 2 * 16)  # of three files with two chunks each
+    files, paths = VerifiedFiles(background, later), [tmp_path / str(number) for number in range(4)]
+    for path in paths:
+        path.write_bytes(RIGHT)
+    for number, runs in ((0, 1), (1, 2), (2, 3), (0, 3), (3, 4), (0, 4), (2, 4), (1, 5)):
+        files._kept.clear()
+        assert read(files, paths[number]) == RIGHT
+        assert background.runs == runs
+        assert files._verdicts_bytes == sum(verdict.size for verdict in files._verdicts.values()) <= 96
+
+
+def test_a_file_that_is_read_all_the_time_keeps_its_hashes(
+    tmp_path: Path, background: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verified, "_REMEMBERED_BYTES", 2 * 2 * 16)
+    files, paths = VerifiedFiles(background, later), [tmp_path / str(number) for number in range(3)]
+    for path in paths:
+        path.write_bytes(RIGHT)
+    for path in paths[:2]:
+        assert read(files, path) == RIGHT
+    files._sweep()
+    assert read(files, paths[0]) == RIGHT
+    files._sweep()
+    assert read(files, paths[2]) == RIGHT
+    assert list(files._verdicts) == [str(paths[0]), str(paths[2])]
+
+
+def test_a_block_that_the_disk_does_not_give_has_the_file_hashed_anew(
+    large: Path, background: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, pread, broken = VerifiedFiles(background, later), os.pread, threading.Event()
+
+    def failing(descriptor: int, size: int, offset: int) -> bytes:
+        if broken.is_set() and offset <= 200_000 < offset + size:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    assert block_of(files, large, 199_900, 512) == LARGE[199_900:200_412]
+    broken.set()
+    with pytest.raises(Unreadable, match=r"^firmware: Input/output error$"):
+        block_of(files, large, 199_900, 512)
+    broken.clear()
+    assert block_of(files, large, 199_900, 512) == LARGE[199_900:200_412]
+    assert background.runs == 3
+
+
+def test_a_wrong_read_of_a_right_file_is_no_verdict_for_ever(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, pread, broken = VerifiedFiles(Background(), later), os.pread, threading.Event()
+
+    def flipping(descriptor: int, size: int, offset: int) -> bytes:
+        content = pread(descriptor, size, offset)
+        return content[::-1] if broken.is_set() else content
+
+    monkeypatch.setattr(os, "pread", flipping)
+    broken.set()
+    with pytest.raises(Mismatch):
+        block_of(files, large, 0, 512)
+    broken.clear()
+    limit = time.monotonic() + 10
+    while True:
+        with suppress(Mismatch):
+            assert block_of(files, large, 0, 512) == LARGE[:512]
+            return
+        assert time.monotonic() < limit
+
+
+def test_damage_is_told_once_with_the_file(large: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = VerifiedFiles(Background(), later)
+    with mapped(large) as mapping:
+        assert block_of(files, large, 0, 512) == LARGE[:512]
+        mapping.flip(100)
+        for _ in range(3):
+            with pytest.raises(Mismatch):
+                block_of(files, large, 0, 512)
+    (record,) = caplog.records
+    assert record.getMessage() == "firmware on disk changed without a trace"
+    assert vars(record)["fields"] == {"file": str(large)}
