@@ -169,13 +169,23 @@ class Response(http.client.HTTPResponse):
     """An answer. Where its head is one as most are, what is known of it is what `http.client` would have found."""
 
     def begin(self) -> None:
-        """Reads the head.
+        """Read the head of the final response; interim responses before it are skipped (RFC 9110, section 15.2).
+
+        `http.client` skips 100 only. Another one taken for the final response would make each later response on the
+        connection the answer to the request before.
 
         Raises:
             http.client.HTTPException, OSError: as with `http.client`.
 
         """
-        if not self._begin_plainly():
+        if self._begin_plainly():
+            return
+        found: Any = self
+        super().begin()
+        while 100 < self.status < 200:
+            if self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:  # to one that nobody asked for
+                raise http.client.HTTPException("another protocol")
+            found.headers = found.msg = None  # for `http.client`, the head has not been read then
             super().begin()
 
     def _begin_plainly(self) -> bool:

@@ -78,6 +78,11 @@ class Origin(NamedTuple):
         return cls(secure, parts.hostname or "", parts.port or (443 if secure else 80), parts.path.rstrip("/"))
 
     @property
+    def url(self) -> str:
+        """The URL again, without anything that is secret."""
+        return f"{'https' if self.secure else 'http'}://{self.authority}{self.path}"
+
+    @property
     def authority(self) -> str:
         """Host and port as the header `Host` names them (RFC 9110, section 7.2): without the port of the scheme."""
         name = self.host if self.host.isascii() else self.host.encode("idna").decode("ascii")
@@ -156,6 +161,12 @@ class Upstream:
         self._count: Count | None = None
         self._called = name
         self._passes_trace = True
+
+    def named(self, name: str) -> "Upstream":
+        """Return the same upstream, with the same connections, under another name in reasons."""
+        other = copy(self)
+        other.name = name
+        return other
 
     def counted(self, called: str, count: Count) -> "Upstream":
         """The same upstream, with the same connections, for what events need of it.

@@ -9,6 +9,7 @@ from fleet_fn import metrics
 from fleet_fn.background import Background
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.oidc import ClientCredentials
+from fleet_fn.drogue.refusals import COMMAND_API, DEVICE_REGISTRY
 from fleet_fn.drogue.registry import Registry
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.catalogue import Catalogue
@@ -49,7 +50,7 @@ def make_updaters(settings: Settings) -> tuple[Updater, Updater]:
     parts = _Parts(
         background,
         drogue.counted("registry", metrics.exchanges("registry")),
-        drogue.counted("command", metrics.exchanges("command")),
+        drogue.named(COMMAND_API).counted("command", metrics.exchanges("command")),
         make_image_store(settings, files, background, counts),
         FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
     )
@@ -59,9 +60,9 @@ def make_updaters(settings: Settings) -> tuple[Updater, Updater]:
 
 
 def make_drogue(settings: Settings, background: Background) -> Upstream:
-    """Drogue Cloud's APIs, with the credentials that the settings have for them."""
+    """Return Drogue Cloud's APIs, named as the device registry, with the credentials from the settings."""
     return Upstream(
-        "Drogue Cloud",
+        DEVICE_REGISTRY,
         settings.drogue_api_url,
         authorization=_authorization(settings, background),
         ca_file=settings.drogue_ca_file,

@@ -56,18 +56,20 @@ def command(application: str, labels: str | None, as_json: bool, watch: bool, in
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # names may hold what an older terminal has no characters for
+    url = ""
     try:
         displays = _displays(application, as_json=as_json, watch=watch)
         with closing(make_drogue(Settings.for_drogue(os.environ), Background())) as upstream:
+            url = upstream.origin.url
 
             def read() -> int:
                 return _FAILED if _show(upstream, application, labels, next(displays)) else _GOOD
 
-            code = _watch(read, interval) if watch else read()
+            code = _watch(read, interval, url) if watch else read()
     except SettingsError as error:
         code = _complain(str(error))
     except UpstreamError as error:
-        code = _complain(error.reason)
+        code = _complain(_with_url(error, url))
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except BrokenPipeError:
@@ -124,7 +126,7 @@ def _displays(application: str, *, as_json: bool, watch: bool) -> Iterator[Displ
         has_shown = has_shown or table.has_begun
 
 
-def _watch(read: Callable[[], int], interval: int) -> int:
+def _watch(read: Callable[[], int], interval: int, url: str) -> int:
     """Reads every `interval` seconds until it is interrupted; returns what the last reading that succeeded did.
 
     Raises:
@@ -140,10 +142,14 @@ def _watch(read: Callable[[], int], interval: int) -> int:
                 code = read()
             except Retry as error:
                 pause = max(interval, error.quiet)
-                _complain(f"{error.reason}; trying again in {pause:.0f} s")
+                _complain(f"{_with_url(error, url)}; trying again in {pause:.0f} s")
             time.sleep(pause)
     except KeyboardInterrupt:
         return code
+
+
+def _with_url(error: UpstreamError, url: str) -> str:
+    return f"{error.reason}; DROGUE_API_URL is {url}"
 
 
 def _complain(reason: str) -> int:

@@ -4,6 +4,7 @@ from typing import Final
 from urllib.parse import quote
 
 from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.refusals import refusal_of_command
 from fleet_fn.drogue.registry import device_path
 from fleet_fn.errors import Failed
 from fleet_fn.upstream import Upstream
@@ -31,13 +32,5 @@ class Commands:
         answer = self._upstream.request(
             "POST", path, deadline, body=payload, content_type=content_type, wants_body=False
         )
-        status = answer.status
-        if 200 <= status < 300:
-            return
-        if status in (401, 403):
-            raise Failed("command: our credentials were refused")
-        if status == 404:
-            raise Failed("device unknown")
-        if status == 406:
-            raise Failed("rejected")
-        raise Failed(f"command: answered {status}")
+        if not 200 <= answer.status < 300:
+            raise Failed(refusal_of_command(answer.status, application, device))

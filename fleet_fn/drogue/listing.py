@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import quote, urlencode
 
 from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.refusals import DEVICE_REGISTRY, refusal_for_application
 from fleet_fn.errors import Failed, TooLarge
 from fleet_fn.upstream import Upstream
 
@@ -63,8 +64,8 @@ def list_devices(
             continue
         if answer.status != HTTPStatus.OK:
             said = _explanation(answer.body)
-            raise _error(answer.status, "" if said and upstream.reveals(said, deadline) else said)
-        page = _devices(answer.body)
+            raise _error(answer.status, application, "" if said and upstream.reveals(said, deadline) else said)
+        page = _devices(answer.body, application)
         unlisted = [device for device in page if device.name not in recent]
         recent.extend(device.name for device in unlisted)
         yield unlisted
@@ -72,42 +73,43 @@ def list_devices(
             return
         repeated = 0 if unlisted else repeated + len(page)
         if repeated > _PAGE:
-            raise Failed("registry: lists the same devices again and again")
+            raise Failed(f"{DEVICE_REGISTRY}: lists the same devices again and again")
         offset += limit
 
 
 def _path(application: str) -> str:
     if application in (".", ".."):
-        raise Failed("application unknown")  # dot segments are removed on the way (RFC 3986, 5.2.4)
+        # Dot segments are removed on the way (RFC 3986, section 5.2.4).
+        raise Failed(f"{DEVICE_REGISTRY}: no URL can carry an application's name {application}")
     return f"{_APPS}/{quote(application, safe='', errors='replace')}/devices"
 
 
-def _error(status: int, said: str) -> Failed:
-    """What a status other than 200 means; `said` is what the registry said besides."""
-    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return Failed("registry: our credentials were refused")
-    if status == HTTPStatus.NOT_FOUND:
-        return Failed("application unknown")
-    return Failed(f"registry: answered {status} for the devices{said}")
+def _error(status: int, application: str, said: str) -> Failed:
+    """Return the error for a status other than 200; `said` is the registry's own explanation."""
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+        return Failed(refusal_for_application(DEVICE_REGISTRY, status, application))
+    return Failed(f"{DEVICE_REGISTRY}: answered {status} for the devices{said}")
 
 
-def _devices(body: bytes) -> list[Device]:
-    """The devices of a page."""
+def _devices(body: bytes, application: str) -> list[Device]:
+    """Return the devices of a page."""
     # Not as strictly as the function reads what it acts on: one device's oddities must not hide all the others.
     try:
         page = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Failed("registry: answer for the devices is not JSON") from error
+        raise Failed(f"{DEVICE_REGISTRY}: answer for the devices is not JSON") from error
     if not isinstance(page, list):
-        raise Failed("registry: answer for the devices is no list")
-    return [_device(entry) for entry in page]
+        raise Failed(f"{DEVICE_REGISTRY}: answer for the devices is no list")
+    return [_device(entry, application) for entry in page]
 
 
-def _device(entry: object) -> Device:
+def _device(entry: object, application: str) -> Device:
     metadata = entry.get("metadata") if isinstance(entry, dict) else None
     name = metadata.get("name") if isinstance(metadata, dict) else None
     if not isinstance(entry, dict) or not isinstance(name, str):
-        raise Failed("registry: answer for the devices has an entry that is no device")
+        raise Failed(f"{DEVICE_REGISTRY}: answer for the devices has an entry that is no device")
+    if isinstance(metadata, dict) and metadata.get("application", application) != application:
+        raise Failed(f"{DEVICE_REGISTRY}: answer for the devices is another application's")
     return Device(name, entry.get("status"))
 
 

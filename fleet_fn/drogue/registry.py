@@ -12,6 +12,12 @@ from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.refusals import (
+    DEVICE_REGISTRY,
+    refusal_for_application,
+    refusal_for_device,
+    refusal_of_status,
+)
 from fleet_fn.drogue.report import Report, Reported
 from fleet_fn.errors import Failed, Retry
 from fleet_fn.memory import Count, Memory
@@ -203,13 +209,13 @@ class Registry:
                 raise Outdated
             if not report.is_news(known.reported):
                 return
-            status = _map(found, "status", NotKnown("registry: the device's status is not a map"))
+            status = _map(found, "status", NotKnown(f"{DEVICE_REGISTRY}: the device's status is not a map"))
             section = report.written_into(status.get("firmware"), now)
             changed = {**found, "status": {**status, "firmware": section}}
             if self._put(names, changed, deadline):
                 self._objects.replace(names, _read_object(changed, "device"))
                 return
-        raise Retry("registry: others keep changing the device")
+        raise Retry(f"{DEVICE_REGISTRY}: others keep changing the device")
 
     def give_up_reporting(self, application: str, device: str) -> None:
         """Nothing more is reported of a device for a while, and until its object has been read again."""
@@ -244,13 +250,17 @@ class Registry:
         kind, since = _kind(names), self._read.now()
         answer = self._request("GET", names, deadline)
         if answer.status != 200:
-            raise _senseless(kind)(f"registry: answered {answer.status} for the {kind}")
+            raise _senseless(kind)(f"{DEVICE_REGISTRY}: answered {answer.status} for the {kind}")
         try:
             found = parse_json(answer.body)
         except ValueError as error:
-            raise _senseless(kind)(f"registry: answer for the {kind}: {error}") from error
-        if not isinstance(found, dict):
-            raise _senseless(kind)(f"registry: answer for the {kind} is no {kind} object")
+            raise _senseless(kind)(f"{DEVICE_REGISTRY}: answer for the {kind}: {error}") from error
+        if not isinstance(found, dict) or (named := _names(found)) is None:
+            raise _senseless(kind)(f"{DEVICE_REGISTRY}: answer for the {kind} is no {kind} object")
+        if named[-len(names) :] != names:
+            # The answer to another request: so may be whatever comes next on the connections that are kept.
+            self._upstream.close()
+            raise _senseless(kind)(f"{DEVICE_REGISTRY}: answer for the {kind} is another object")
         if kind == "device":
             self._read.put(names, since, found)
         return found
@@ -261,7 +271,7 @@ class Registry:
         if answer.status == 409:
             return False
         if not 200 <= answer.status < 300:
-            raise Failed(f"registry: answered {answer.status} to the device's status")
+            raise Failed(refusal_of_status(answer.status, *names))
         return True
 
     def _request(self, method: str, names: tuple[str, ...], deadline: Deadline, body: bytes | None = None) -> Answer:
@@ -278,10 +288,8 @@ class Registry:
             )
         except Failed as error:
             raise _senseless(kind)(error.reason) from error
-        if answer.status in (401, 403):
-            raise NotKnown("registry: our credentials were refused")
-        if answer.status == 404:
-            raise NotKnown(f"{kind} unknown")
+        if answer.status in (401, 403, 404):
+            raise NotKnown(_refusal(method, answer.status, names))
         return answer
 
 
@@ -295,13 +303,27 @@ def _kind(names: tuple[str, ...]) -> str:
     return "device" if len(names) == 2 else "application"
 
 
+def _refusal(method: str, status: int, names: tuple[str, ...]) -> str:
+    if len(names) == 1:
+        return refusal_for_application(DEVICE_REGISTRY, status, *names)
+    if method == "PUT":
+        return refusal_of_status(status, *names)
+    return refusal_for_device(DEVICE_REGISTRY, status, *names)
+
+
+def _names(found: Mapping[str, Any]) -> tuple[object, object] | None:
+    """Return the names of the application and of itself that an object has; None if it is no object."""
+    metadata = found.get("metadata")
+    return (metadata.get("application"), metadata.get("name")) if isinstance(metadata, dict) else None
+
+
 def _senseless(kind: str) -> type[Failed]:
     """What is raised for an answer that makes no sense: without a device there is nobody to be told."""
     return NotKnown if kind == "device" else Failed
 
 
 def _read_object(found: Mapping[str, Any], kind: str) -> _Object:
-    other = _senseless(kind)(f"registry: answer for the {kind} is no {kind} object")
+    other = _senseless(kind)(f"{DEVICE_REGISTRY}: answer for the {kind} is no {kind} object")
     metadata = _map(found, "metadata", other)
     spec = _map(found, "spec", other)
     where = f"the {kind}'s spec.firmware"

@@ -141,13 +141,13 @@ def _application(folder: Path, name: str, size: int, seed: int) -> str:
         conditions = [{"type": "InSync", "status": "True"}]
         update |= {"swapped": "2026-01-01T00:10:00Z", "synced": "2026-01-01T00:11:00Z"}
     reported = {"current": NEW if name == DONE else OLD, "target": NEW, "conditions": conditions, "update": update}
-    device = {"metadata": {"name": "device", "application": name}, "spec": {}, "status": {"firmware": reported}}
+    device = {"metadata": {"name": "$device", "application": name}, "spec": {}, "status": {"firmware": reported}}
     return f"""
         location = /api/registry/v1alpha1/apps/{name} {{
             default_type application/json;
             return 200 '{json.dumps(application)}';
         }}
-        location /api/registry/v1alpha1/apps/{name}/devices/ {{
+        location ~ ^/api/registry/v1alpha1/apps/{name}/devices/(?<device>[^/]+)$ {{
             default_type application/json;
             if ($request_method = PUT) {{ return 204; }}
             return 200 '{json.dumps(device)}';

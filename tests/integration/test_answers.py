@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -355,12 +356,26 @@ def failed(answer: Answer) -> str:
 
 
 def test_an_unknown_device_fails_and_gets_nothing(function: Function, drogue: Drogue) -> None:
-    assert failed(post(function, "nobody", PACKED)) == "device unknown"
+    assert failed(post(function, "nobody", PACKED)) == (
+        "device registry: 404 for device nobody of application example "
+        "(no such device, wrong DROGUE_API_URL, or not a member of the application)"
+    )
     assert not drogue.commands_for("nobody")
 
 
+def test_an_application_of_others_fails_and_the_reason_says_that_we_may_be_no_member(
+    function: Function, drogue: Drogue
+) -> None:
+    drogue.put("others", spec={})
+    drogue.put("others", "thing", spec={})
+    drogue.roles["others"] = None
+    assert "not a member" in failed(function.post(event("thing", "others"), b'{"version": "1"}'))
+
+
 def test_an_unknown_application_fails(function: Function) -> None:
-    assert "unknown" in failed(function.post(event("thing", "nowhere"), b'{"version": "1"}'))
+    assert "404 for device thing of application nowhere" in failed(
+        function.post(event("thing", "nowhere"), b'{"version": "1"}')
+    )
 
 
 @pytest.mark.usefixtures("released")
@@ -459,7 +474,13 @@ def test_firmware_that_is_not_what_its_digest_says_is_never_served(
 
 @pytest.mark.parametrize(
     ("status", "reason"),
-    [(401, "credentials"), (403, "credentials"), (404, "unknown"), (406, "rejected"), (302, "302")],
+    [
+        (401, "credentials"),
+        (403, "credentials"),
+        (404, "command API: 404 for application example"),
+        (406, "rejected"),
+        (302, "302"),
+    ],
 )
 def test_a_command_that_is_refused_fails(
     function: Function, drogue: Drogue, device: str, status: int, reason: str
@@ -479,7 +500,7 @@ def test_a_command_that_could_not_be_taken_is_to_be_retried(
     assert answer.headers["retry-after"] == "3"
 
 
-@pytest.mark.parametrize("names", [("example", "device"), ("example",)])
+@pytest.mark.parametrize("whose", ["device", "application"])
 @pytest.mark.parametrize(
     ("response", "status"),
     [
@@ -491,17 +512,21 @@ def test_a_command_that_could_not_be_taken_is_to_be_retried(
         (Response(200, b"<html>"), 422),
         (Response(200, b"[]"), 422),
         (Response(200, b'{"spec": []}'), 422),
-        (Response(200, b'{"spec": null}'), 204),
-        (Response(200, b"{}"), 204),
+        (Response(200, b'{"spec": {}}'), 422),
+        (Response(200, b'{"metadata": {"name": "lamp", "application": "APP"}, "spec": {}}'), 422),
+        (Response(200, b'{"metadata": METADATA, "spec": null}'), 204),
+        (Response(200, b'{"metadata": METADATA}'), 204),
     ],
 )
 def test_what_the_registry_says_decides(
-    function: Function, drogue: Drogue, device: str, names: tuple[str, ...], response: Response, status: int
+    function: Function, drogue: Drogue, device: str, whose: str, response: Response, status: int
 ) -> None:
-    path = (device,) if len(names) == 1 else (device, "thing")
+    path = (device,) if whose == "application" else (device, "thing")
     drogue.put(device, spec={})
     drogue.put(device, "thing", spec={})
-    drogue.registry_answers[path] = lambda _: response
+    names = {"name": path[-1], "application": device} if len(path) > 1 else {"name": device}
+    body = response.body.replace(b"METADATA", json.dumps(names).encode()).replace(b"APP", device.encode())
+    drogue.registry_answers[path] = lambda _: replace(response, body=body)
     assert function.post(event("thing", device), b'{"version": "1"}').status == status
 
 

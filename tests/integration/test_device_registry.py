@@ -1,15 +1,21 @@
 """The client of the device registry, against a registry on a real socket."""
 
+import select
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.registry import Desired, Image, MalformedSpec, Registry
 from fleet_fn.upstream import Fixed, Upstream, basic
 from tests.support.drogue import TOKEN, USER, Drogue
+from tests.support.firmware import publish
+from tests.support.function import Function, event
+from tests.support.http import Answer, Request, Response
 
 APPLICATION, DEVICE = "example", "device"
 IMAGE = {"container": {"image": "firmware:1"}}
@@ -22,10 +28,16 @@ def drogue() -> Iterator[Drogue]:
         yield cloud
 
 
-@pytest.fixture
-def registry(drogue: Drogue) -> Iterator[Registry]:
+@contextmanager
+def client(drogue: Drogue) -> Iterator[Registry]:
     with closing(Upstream("device registry", drogue.url, authorization=Fixed(basic(USER, TOKEN)))) as upstream:
         yield Registry(upstream)
+
+
+@pytest.fixture
+def registry(drogue: Drogue) -> Iterator[Registry]:
+    with client(drogue) as registry:
+        yield registry
 
 
 def desired(registry: Registry, max_age: float = 0.0) -> Desired:
@@ -99,3 +111,74 @@ def test_the_gateways_of_a_device_are_those_that_its_selector_names(
 ) -> None:
     drogue.put(APPLICATION, DEVICE, spec={"gatewaySelector": selector})
     assert desired(registry).gateways == gateways
+
+
+# --- Whose object it is -----------------------------------------------------------------------------------------------
+
+
+class Interim:
+    """A proxy that sends interim responses at once, and each final one no earlier than the next request is there."""
+
+    #: Seconds that a final response waits for another request.
+    PATIENCE = 0.3
+
+    def __init__(self, interim: bytes) -> None:
+        self._interim = interim
+
+    def __call__(self, answer: Answer) -> Answer:
+        def delayed(request: Request) -> Response | None:
+            if request.method == "GET":
+                request.connection.sendall(self._interim)
+                select.select([request.connection], [], [], self.PATIENCE)
+            return answer(request)
+
+        return delayed
+
+
+@pytest.mark.parametrize(
+    "interim",
+    [
+        b"HTTP/1.1 102 Processing\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n",
+    ],
+)
+def test_interim_responses_do_not_give_a_device_the_object_of_another(interim: bytes) -> None:
+    with Drogue(through=Interim(interim)) as drogue, client(drogue) as registry:
+        drogue.put(APPLICATION, spec={})
+        for name in ("one", "two", "three"):
+            drogue.put_image(APPLICATION, name, f"for-{name}:1")
+        for name in ("one", "two", "three", "two"):
+            found = registry.desired(APPLICATION, name, 0.0, Deadline(4))
+            assert found.source == Image(f"for-{name}:1")
+
+
+def test_an_upstream_that_answers_one_behind_updates_no_device_with_the_firmware_of_another(
+    firmware: Path,
+) -> None:
+    """The device registry answers each request with the object that the request before asked for."""
+    before: list[Response | None] = [None]
+
+    def one_behind(answer: Answer) -> Answer:
+        def shifted(request: Request) -> Response | None:
+            response = answer(request)
+            if request.method != "GET" or "/devices/" not in request.path:
+                return response
+            earlier, before[0] = before[0], response
+            return earlier or response
+
+        return shifted
+
+    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "SPEC_TTL_SECONDS": "0"}
+    with Drogue(through=one_behind) as drogue, Function({**drogue.environment, **settings}) as function:
+        drogue.put(APPLICATION, spec={})
+        for name in ("one", "two"):
+            publish(firmware, f"for-{name}", "1", name.encode() * 100)
+            drogue.put_image(APPLICATION, name, f"for-{name}:1")
+        outcomes = []
+        for name in ("one", "two", "one", "two"):
+            attributes = event(name, APPLICATION, datacontenttype="application/cbor")
+            outcomes.append(function.post(attributes, cbor2.dumps({"version": "0"})).outcome)
+        for command in drogue.commands:
+            assert cbor2.loads(command.payload).get("data", b"") in command.device.encode() * 100
+    assert 'failed; reason="device registry: answer for the device is another object"' in outcomes

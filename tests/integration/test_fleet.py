@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from fleet_fn.cli.fleet import command, print_fleet
 from fleet_fn.cli.sandbox import Sandbox
 from fleet_fn.connection import MAX_BODY
 from fleet_fn.drogue.listing import list_devices
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.errors import Failed, Retry, one_line
 from fleet_fn.settings import Settings
 from fleet_fn.upstream import Upstream
 from fleet_fn.wiring import make_drogue
@@ -89,11 +90,11 @@ class Ended:
 
     @property
     def refusal(self) -> str:
-        """Why it failed: one line, with the command's name."""
+        """Why it failed: one line with the command's name, less the URL that follows an upstream's reason."""
         assert (self.code, self.output) == (2, "")
         line = self.errors.removesuffix("\n")
         assert line.isprintable()
-        return line.removeprefix("fleet: ")
+        return line.removeprefix("fleet: ").partition("; DROGUE_API_URL is ")[0]
 
 
 def environment(url: str, **more: str) -> dict[str, str]:
@@ -423,29 +424,38 @@ def test_ten_thousand_devices_take_no_more_memory_than_a_hundred(options: list[s
 # --- Errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_application_is_told(sandbox: Sandbox) -> None:
-    assert run(sandbox.url, application="shoe").refusal == "application unknown"
+REFUSED = "(our credentials were refused, or not a member)"
+CAUSES = "(wrong name, wrong DROGUE_API_URL, or not a member)"
+
+
+def test_an_unknown_application_is_told_with_all_possible_causes_and_the_url(sandbox: Sandbox) -> None:
+    ended = run(sandbox.url, application="shoe")
+    assert ended.refusal == f"device registry: 404 for application shoe {CAUSES}"
+    assert ended.errors.endswith(f"; DROGUE_API_URL is {sandbox.url}\n")
 
 
 @pytest.mark.parametrize("application", ["", "a/b", "a?b#c", "ü\n\udcff"])
 def test_names_that_no_application_has_are_unknown(sandbox: Sandbox, application: str) -> None:
-    assert invoke(sandbox.url, application=application).refusal == "application unknown"
+    refusal = invoke(sandbox.url, application=application).refusal
+    assert refusal == f"device registry: 404 for application {one_line(application)} {CAUSES}"
 
 
 @pytest.mark.parametrize("application", [".", ".."])
 def test_a_name_that_no_url_can_carry_is_not_asked_for(application: str) -> None:
     with Server(Fleet(["lamp"])) as server:
-        assert invoke(server.url, application=application).refusal == "application unknown"
+        refusal = invoke(server.url, application=application).refusal
+        assert refusal == f"device registry: no URL can carry an application's name {application}"
         assert server.requests == []
 
 
 def test_refused_credentials_are_told(sandbox: Sandbox) -> None:
-    assert run(sandbox.url, DROGUE_USER="nobody").refusal == "registry: our credentials were refused"
+    refusal = run(sandbox.url, DROGUE_USER="nobody").refusal
+    assert re.fullmatch(rf"device registry: 40[13] for application shop {re.escape(REFUSED)}", refusal)
 
 
 def test_a_selector_that_is_none_is_told_in_the_registrys_own_words(sandbox: Sandbox) -> None:
     refusal = run(sandbox.url, "--labels", "site==").refusal
-    assert refusal == "registry: answered 400 for the devices: not a label selector: 'site=='"
+    assert refusal == "device registry: answered 400 for the devices: not a label selector: 'site=='"
 
 
 def test_a_registry_that_is_not_there_is_told() -> None:
@@ -466,8 +476,8 @@ def test_what_makes_no_sense_is_a_usage_error(options: list[str]) -> None:
     assert ended.errors.startswith("Usage: ")
 
 
-NOT_JSON = "registry: answer for the devices is not JSON"
-NO_DEVICE = "registry: answer for the devices has an entry that is no device"
+NOT_JSON = "device registry: answer for the devices is not JSON"
+NO_DEVICE = "device registry: answer for the devices has an entry that is no device"
 
 
 @pytest.mark.parametrize(
@@ -478,19 +488,22 @@ NO_DEVICE = "registry: answer for the devices has an entry that is no device"
         (Response(200, b"\xff\xfe\xfd"), NOT_JSON),
         (Response(200, b"[" * 100_000), NOT_JSON),
         (Response(200, b"[" + b"9" * 10_000 + b"]"), NOT_JSON),
-        (Response(200, b"{}"), "registry: answer for the devices is no list"),
+        (Response(200, b"{}"), "device registry: answer for the devices is no list"),
         (Response(200, b"[null]"), NO_DEVICE),
         (Response(200, b'["lamp"]'), NO_DEVICE),
         (Response(200, b"[{}]"), NO_DEVICE),
         (Response(200, b'[{"metadata": ["name"]}]'), NO_DEVICE),
         (Response(200, b'[{"metadata": {"name": 7}}]'), NO_DEVICE),
-        (Response(204), "registry: answered 204 for the devices"),
-        (Response(302, headers={"Location": "/login"}), "registry: answered 302 for the devices"),
-        (Response(400, b'{"message": "a\\nb"}'), "registry: answered 400 for the devices: a\N{REPLACEMENT CHARACTER}b"),
-        (Response(400, b'["message"]'), "registry: answered 400 for the devices"),
-        (Response(401), "registry: our credentials were refused"),
-        (Response(403), "registry: our credentials were refused"),
-        (Response(404), "application unknown"),
+        (Response(204), "device registry: answered 204 for the devices"),
+        (Response(302, headers={"Location": "/login"}), "device registry: answered 302 for the devices"),
+        (
+            Response(400, b'{"message": "a\\nb"}'),
+            "device registry: answered 400 for the devices: a\N{REPLACEMENT CHARACTER}b",
+        ),
+        (Response(400, b'["message"]'), "device registry: answered 400 for the devices"),
+        (Response(401), f"device registry: 401 for application shop {REFUSED}"),
+        (Response(403), f"device registry: 403 for application shop {REFUSED}"),
+        (Response(404), f"device registry: 404 for application shop {CAUSES}"),
     ],
 )
 def test_an_answer_that_is_no_list_of_devices_is_told_in_one_line(response: Response, refusal: str) -> None:
@@ -529,7 +542,7 @@ def test_json_that_breaks_off_is_a_document_still() -> None:
     assert ended.code == 2
     assert len(ended.document["devices"]) == 100
     assert ended.document["error"].endswith(": answered 503")
-    assert ended.errors.endswith(": answered 503\n")
+    assert ended.errors.endswith(f": answered 503; DROGUE_API_URL is {server.url}\n")
 
 
 def test_a_reader_that_has_enough_ends_the_command_quietly() -> None:
@@ -586,14 +599,14 @@ def test_watching_goes_on_after_a_failure_that_passes_and_ends_at_one_that_does_
     assert ended.code == 2
     assert ended.totals[0].startswith("1 device: ")
     passing, lasting = ended.errors.splitlines()
-    assert passing.endswith(": answered 503; trying again in 1 s")
-    assert lasting == "fleet: registry: our credentials were refused"
+    assert passing.endswith(f": answered 503; DROGUE_API_URL is {server.url}; trying again in 1 s")
+    assert lasting == f"fleet: device registry: 403 for application shop {REFUSED}; DROGUE_API_URL is {server.url}"
 
 
 def test_watching_in_vain_ends_with_2() -> None:
     with Server(lambda _: Response(503)) as server, started(server.url, *WATCH) as process:
         assert process.stderr is not None
-        assert process.stderr.readline().endswith(": answered 503; trying again in 1 s\n")
+        assert process.stderr.readline().endswith("; trying again in 1 s\n")
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=PATIENCE) == ("", "")
         assert process.returncode == 2

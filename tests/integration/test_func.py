@@ -293,5 +293,5 @@ def test_it_answers_what_takes_longer_than_its_server_waits_and_ends_whatever_is
             connection.sendall(head(device) + b"Content-Length: 50\r\n\r\n{")
         assert function.request("GET", "/healthz").status == 200
         function.process.terminate()
-        assert answer.result(20).outcome == 'retry; reason="Drogue Cloud: no answer in time"'
+        assert answer.result(20).outcome == 'retry; reason="command API: no answer in time"'
         assert function.process.wait(20) == 0

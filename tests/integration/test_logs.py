@@ -85,7 +85,7 @@ def test_an_upstream_that_fails_an_event_is_told_once_with_the_cause(cloud: Drog
     with running(cloud, layouts, LOG_LEVEL="DEBUG") as function:
         assert function.post(sent, b'{"version": "2"}').status == 503
         (line,) = lines(function, sent)
-        assert (line["level"], line["outcome"], line["reason"]) == ("WARNING", "retry", "Drogue Cloud: answered 503")
+        assert (line["level"], line["outcome"], line["reason"]) == ("WARNING", "retry", "command API: answered 503")
         assert sum("answered 503" in line for line in function.log) == 1
 
 
@@ -96,7 +96,7 @@ def test_what_fails_beside_an_answer_is_told_in_a_line_of_its_own(cloud: Drogue,
         assert function.post(sent, b'{"version": "2"}').outcome == "sync"
         told = lines(function, sent, 2)
     assert [line["message"] for line in told] == ["status not reported", "event"]
-    assert (told[0]["reason"], told[0]["trace_id"]) == ("Drogue Cloud: answered 500", TRACE_ID)
+    assert (told[0]["reason"], told[0]["trace_id"]) == ("device registry: answered 500", TRACE_ID)
 
 
 def test_a_wait_that_could_not_be_sent_is_told_beside_what_failed(cloud: Drogue, layouts: Path) -> None:
@@ -107,5 +107,5 @@ def test_a_wait_that_could_not_be_sent_is_told_beside_what_failed(cloud: Drogue,
         assert function.post(sent, b"\xa1\x00A1").status == 422
         told = lines(function, sent, 2)
     assert [line["message"] for line in told] == ["WAIT not sent", "event"]
-    assert told[0]["reason"] == "Drogue Cloud: answered 503"
+    assert told[0]["reason"] == "command API: answered 503"
     assert told[1]["outcome"] == "failed"

@@ -18,6 +18,8 @@ from tests.support.http import Request, Response, closed_port
 from tests.support.oidc import SECRET, TOKEN_BEGINS, Provider
 from tests.support.timing import DEADLINE, SLACK
 
+REFUSED = "device device1 of application example (our credentials were refused)"
+
 
 @dataclass
 class Place:
@@ -100,7 +102,7 @@ def test_one_that_is_refused_again_is_not_replaced_again(place: Place) -> None:
     numbers = itertools.count(1)
     place.provider.answer_instead = lambda _: Response(200, b'{"access_token": "t0ken-x%d"}' % next(numbers))
     answer = place.status()
-    assert (answer.status, answer.reason) == (422, "registry: our credentials were refused")
+    assert (answer.status, answer.reason) == (422, f"device registry: 401 for {REFUSED}")
     assert place.provider.asked == 2
     assert [request.headers["Authorization"] for request in place.provider.refused] == [
         "Bearer t0ken-x1",
@@ -111,7 +113,7 @@ def test_one_that_is_refused_again_is_not_replaced_again(place: Place) -> None:
 def test_a_lack_of_permission_costs_no_other_token(place: Place) -> None:
     place.provider.answer_instead = lambda _: Response(200, b'{"access_token": "t0ken-x"}')
     answer = place.status()
-    assert (answer.status, answer.reason) == (422, "registry: our credentials were refused")
+    assert (answer.status, answer.reason) == (422, f"device registry: 403 for {REFUSED}")
     assert place.provider.asked == 1
 
 

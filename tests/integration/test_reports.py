@@ -437,9 +437,22 @@ def test_credentials_that_may_not_write_are_no_matter_of_a_retry(
 ) -> None:
     drogue.write_answers["example", managed] = always(Response(403))
     refused = post(function, managed, at(1000, "0.0.9"))
-    assert (refused.status, refused.reason) == (422, "registry: our credentials were refused")
+    what = f"the status of device {managed} of application example"
+    assert (refused.status, refused.reason) == (422, f"device registry: 403 for {what} (our credentials were refused)")
     assert not drogue.commands_for(managed)
     del drogue.write_answers["example", managed]
+
+
+def test_a_reader_cannot_write_what_has_to_be_noted_first_and_is_told_which_role_can(
+    function: Function, drogue: Drogue, managed: str
+) -> None:
+    drogue.roles["example"] = "reader"
+    refused = post(function, managed, at(1000, "0.0.9"))
+    drogue.roles["example"] = "manager"
+    what = f"the status of device {managed} of application example"
+    causes = "our role is not manager or admin, or the device was deleted"
+    assert (refused.status, refused.reason) == (422, f"device registry: 404 for {what} ({causes})")
+    assert not drogue.commands_for(managed)
 
 
 def test_what_another_process_noted_meanwhile_is_respected(function: Function, drogue: Drogue, managed: str) -> None:

@@ -1,4 +1,7 @@
-"""Drogue Cloud's two interfaces, scripted: what it says, and when it does not."""
+"""Drogue Cloud's device registry and command API, as strict as the real ones, with scripted faults.
+
+What it refuses, and with which status, was read from Drogue Cloud's sources and seen in runs of its services.
+"""
 
 import base64
 import itertools
@@ -13,6 +16,24 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from tests.support.http import Answer, Request, Response, Server
 
 USER, TOKEN = "service", "t0ken"
+
+#: Bytes of a body that registry and command API take at most.
+MAX_BODY_BYTES = 65_536
+#: What a role may do besides sending commands. A service without a role is no member of the application.
+_READERS, _WRITERS = ("reader", "manager", "admin"), ("manager", "admin")
+#: The keys that `metadata` may have; `application` only that of a device.
+_METADATA = {
+    "name",
+    "application",
+    "uid",
+    "creationTimestamp",
+    "resourceVersion",
+    "generation",
+    "deletionTimestamp",
+    "finalizers",
+    "labels",
+    "annotations",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,8 @@ class Drogue:
         self._versions = itertools.count(1)
         #: What it answers to those whose credentials are no good.
         self.refuses_with = 403
+        #: The service's role in an application: `manager` unless said otherwise; None if it is no member.
+        self.roles: dict[str, str | None] = {}
         #: What to answer instead, by the last segments of a path: (application,) or (application, device).
         self.registry_answers: dict[tuple[str, ...], Callable[[Request], Response | None]] = {}
         #: The same, for writes.
@@ -85,16 +108,24 @@ class Drogue:
     ) -> None:
         """Creates or replaces an application or a device; `spec={…}` and such are its sections.
 
-        What was reported of a device stays where no `status` is given.
+        The reported status of a device stays unless another `status` is given.
         """
         names = (application,) if device is None else (application, device)
         with self._lock:
-            earlier = self._objects.get(names)
-            if isinstance(earlier, dict) and "status" in earlier:
+            earlier = self._objects.get(names, {})
+            if "status" in earlier:
                 sections = {"status": earlier["status"], **sections}
             uid = str(uuid.uuid5(uuid.NAMESPACE_URL, "/".join(names)))
-            metadata = {"name": names[-1], "application": application, "uid": uid, "labels": labels or {}}
-            self._objects[names] = {"metadata": {**metadata, "resourceVersion": str(next(self._versions))}, **sections}
+            metadata: dict[str, Any] = {"name": names[-1], "uid": uid, "labels": labels or {}}
+            if device is not None:
+                metadata["application"] = application
+            self._store(names, {"metadata": metadata, **sections})
+
+    def annotate(self, application: str, device: str, **annotations: str) -> None:
+        """Changes a device's annotations, as another writer does it."""
+        with self._lock:
+            known = self._objects[application, device]
+            self._store((application, device), {**known, "metadata": {**known["metadata"], "annotations": annotations}})
 
     def object(self, *names: str) -> Any:
         """An application, or a device of one, as the registry has it."""
@@ -127,7 +158,7 @@ class Drogue:
 
     def _answer(self, request: Request) -> Response | None:
         if not self._accepts(request):
-            return Response(self.refuses_with)
+            return _error(self.refuses_with, "Forbidden")
         url = urlsplit(request.path)
         segments = [unquote(segment, errors="strict") for segment in url.path.split("/")[1:]]
         match (request.method, segments):
@@ -141,6 +172,9 @@ class Drogue:
                 return self._command(request, application, device, parse_qs(url.query))
         return Response(404)
 
+    def _role(self, application: str) -> str | None:
+        return self.roles.get(application, "manager")
+
     def _read(self, request: Request, names: tuple[str, ...]) -> Response | None:
         if not self._deliver:
             with self._lock:
@@ -149,9 +183,12 @@ class Drogue:
             return self.registry_answers[names](request)
         with self._lock:
             found = self._objects.get(names)
-            if found is None:
-                return Response(404, b'{"error":"NotFound"}', {"Content-Type": "application/json"})
-            return Response(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
+        if found is None:
+            return _error(404, "NotFound")
+        if self._role(names[0]) not in _READERS:
+            # A device is not confirmed to those who may not read it; an application is.
+            return _error(404, "NotFound") if len(names) > 1 else _error(403, "Forbidden")
+        return Response(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
 
     def _write(self, request: Request, names: tuple[str, ...]) -> Response | None:
         if not self._deliver:
@@ -161,17 +198,43 @@ class Drogue:
             response = self.write_answers[names](request)
             if response is None or not 200 <= response.status < 300:
                 return response
+        if len(request.body) > MAX_BODY_BYTES:
+            return _error(413, "PayloadTooLarge")
+        if request.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
+            return _error(400, "BadRequest")
         given = json.loads(request.body)
-        if (given["metadata"].get("application"), given["metadata"].get("name")) != names:
-            return Response(400)
+        metadata = given["metadata"]
+        if not _is_well_formed(given) or (metadata.get("application"), metadata.get("name")) != names:
+            return _error(400, "BadRequest")
+        if self._role(names[0]) not in _WRITERS:
+            return _error(404, "NotFound")
         with self._lock:
-            if names not in self._objects:
-                return Response(404)
-            if given["metadata"]["resourceVersion"] != self._objects[names]["metadata"]["resourceVersion"]:
-                return Response(409)
-            given["metadata"]["resourceVersion"] = str(next(self._versions))
-            self._objects[names] = given
+            known = self._objects.get(names)
+            if known is None:
+                return _error(404, "NotFound")
+            for key in ("uid", "resourceVersion"):
+                if metadata.get(key, known["metadata"][key]) != known["metadata"][key]:
+                    return _error(409, "Conflict")
+            if _has_nul(given):
+                return _error(503, "Unavailable")  # PostgreSQL cannot store it, however often it is asked to
+            self._store(names, given)
         return Response(204)
+
+    def _store(self, names: tuple[str, ...], given: Mapping[str, Any]) -> None:
+        """Stores an object, unless it is the same as before; `generation` changes with `spec` only."""
+        earlier = self._objects.get(names)
+        known = earlier["metadata"] if earlier else {"uid": given["metadata"]["uid"], "generation": 0}
+        if earlier and _content(earlier) == _content(given):
+            return
+        is_another = earlier is None or earlier.get("spec", {}) != given.get("spec", {})
+        metadata = {
+            **given["metadata"],
+            "uid": known["uid"],
+            "generation": known["generation"] + is_another,
+            "creationTimestamp": known.get("creationTimestamp", "2026-11-23T06:00:00Z"),
+            "resourceVersion": str(uuid.UUID(int=next(self._versions))),
+        }
+        self._objects[names] = {**given, "metadata": metadata}
 
     def _command(
         self, request: Request, application: str, device: str, query: Mapping[str, list[str]]
@@ -180,6 +243,13 @@ class Drogue:
             response = self.command_answers[device](request)
             if response is None or not 200 <= response.status < 300:
                 return response
+        with self._lock:
+            is_known = (application,) in self._objects
+            found = self._objects.get((application, device))
+        if not is_known or self._role(application) not in _READERS:
+            return _error(404, "NotFound")
+        if found is None or not _is_taken_for_enabled(found):
+            return Response(406)
         content_type = request.headers.get("Content-Type", "")
         command = SentCommand(application, device, query["command"][0], content_type, request.body)
         if self._deliver:
@@ -188,6 +258,37 @@ class Drogue:
             with self._lock:
                 self.commands.append(command)
         return Response(202)
+
+
+def _error(status: int, error: str) -> Response:
+    body = json.dumps({"error": error, "message": f"{error}, it says"}).encode()
+    return Response(status, body, {"Content-Type": "application/json"})
+
+
+def _content(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a PUT may change of an object."""
+    metadata = {key: found["metadata"].get(key) or {} for key in ("labels", "annotations", "finalizers")}
+    return {"spec": {}, "status": {}, **found, "metadata": metadata}
+
+
+def _is_well_formed(given: Mapping[str, Any]) -> bool:
+    metadata = given["metadata"]
+    maps = [metadata.get("labels", {}), metadata.get("annotations", {}), given.get("spec", {}), given.get("status", {})]
+    return _METADATA.issuperset(metadata) and all(isinstance(each, dict) for each in maps)
+
+
+def _has_nul(value: object) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_has_nul(key) or _has_nul(each) for key, each in value.items())
+    return isinstance(value, list) and any(_has_nul(each) for each in value)
+
+
+def _is_taken_for_enabled(device: Mapping[str, Any]) -> bool:
+    """Whether the command endpoint of released clouds takes commands for it: it reads `core.disabled` inverted."""
+    core = (device.get("spec") or {}).get("core")
+    return core is None or (isinstance(core, dict) and core.get("disabled") is True)
 
 
 def _has_our_credentials(request: Request) -> bool:

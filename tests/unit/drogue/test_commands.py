@@ -19,7 +19,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def commands(server: Server) -> Iterator[Commands]:
-    upstream = Upstream("command", server.url, authorization=Fixed(basic("user", "token")))
+    upstream = Upstream("command API", server.url, authorization=Fixed(basic("user", "token")))
     yield Commands(upstream)
     upstream.close()
 
@@ -81,13 +81,18 @@ def test_any_2xx_is_acceptance(server: Server, commands: Commands, status: int) 
 @pytest.mark.parametrize(
     ("status", "reason"),
     [
-        (401, "command: our credentials were refused"),
-        (403, "command: our credentials were refused"),
-        (404, "device unknown"),
-        (406, "rejected"),
-        (302, "command: answered 302"),
-        (400, "command: answered 400"),
-        (418, "command: answered 418"),
+        (401, "command API: 401 for device pump of application fleet (our credentials were refused)"),
+        (403, "command API: 403 for device pump of application fleet (our credentials were refused)"),
+        (404, "command API: 404 for application fleet (wrong name, wrong DROGUE_API_URL, or not a member)"),
+        (
+            406,
+            "command API: 406: device unknown to the command endpoint, command rejected, or its spec.core section "
+            "(released clouds read core.disabled inverted)",
+        ),
+        (413, "command API: 413: the command is above 65,536 bytes"),
+        (302, "command API: answered 302"),
+        (400, "command API: answered 400"),
+        (418, "command API: answered 418"),
     ],
 )
 def test_what_no_retry_can_cure_fails_and_is_not_sent_again(
@@ -111,4 +116,4 @@ def test_what_a_retry_can_cure_is_to_be_retried(server: Server, commands: Comman
 
 def test_a_command_api_that_is_not_there_is_to_be_retried() -> None:
     with closed_port() as port, pytest.raises(Retry):
-        send(Commands(Upstream("command", f"http://127.0.0.1:{port}")))
+        send(Commands(Upstream("command API", f"http://127.0.0.1:{port}")))

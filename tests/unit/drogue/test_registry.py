@@ -21,7 +21,8 @@ from tests.support.timing import Clock
 APPLICATION = "/api/registry/v1alpha1/apps/fleet"
 DEVICE = f"{APPLICATION}/devices/pump"
 #: An object without a firmware section.
-PLAIN = {"metadata": {"name": "x"}, "spec": {}}
+PLAIN: dict[str, Any] = {"spec": {}}
+METADATA = {"application": {"name": "fleet"}, "device": {"application": "fleet", "name": "pump"}}
 
 
 def image(reference: str = "pump:1.2.3", **more: object) -> dict[str, object]:
@@ -39,9 +40,11 @@ class Cloud:
         self.has(application=PLAIN, device=PLAIN)
 
     def has(self, **objects: object) -> None:
+        """Answers with these: responses as they are, maps with the `metadata` of such an object if they have none."""
         for kind, value in objects.items():
+            found = {"metadata": METADATA[kind], **value} if isinstance(value, dict) else value
             self.answers[{"application": APPLICATION, "device": DEVICE}[kind]] = (
-                value if isinstance(value, Response) else Response(200, json.dumps(value).encode())
+                found if isinstance(found, Response) else Response(200, json.dumps(found).encode())
             )
 
     def has_sections(self, **sections: object) -> None:
@@ -61,7 +64,7 @@ def cloud() -> Iterator[Cloud]:
         return found.answers.get(request.path, Response(404))
 
     with Server(answer) as server:
-        upstream = Upstream("registry", server.url)
+        upstream = Upstream("device registry", server.url)
         found = Cloud(server, upstream)
         yield found
         upstream.close()
@@ -199,7 +202,10 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 def test_whatever_the_registry_says_it_is_a_source_or_none_or_a_failure(device: object, application: object) -> None:
     class Scripted(Upstream):
         def request(self, method: str, path: str, *_: Any, **__: Any) -> Any:  # noqa: ARG002
-            return Response(200, json.dumps(device if "/devices/" in path else application).encode())
+            kind = "device" if "/devices/" in path else "application"
+            found = device if kind == "device" else application
+            found = {"metadata": METADATA[kind], **found} if isinstance(found, dict) else found
+            return Response(200, json.dumps(found).encode())
 
     registry = Registry(Scripted("registry", "http://127.0.0.1"))
     try:
@@ -213,24 +219,23 @@ def test_whatever_the_registry_says_it_is_a_source_or_none_or_a_failure(device: 
 # --- What answers mean ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("whose", ["device", "application"])
 @pytest.mark.parametrize(
-    ("status", "reason"),
-    [(401, "registry: our credentials were refused"), (403, "registry: our credentials were refused")],
+    ("whose", "status", "causes"),
+    [
+        ("device", 401, "our credentials were refused"),
+        ("device", 403, "our credentials were refused"),
+        ("device", 404, "no such device, wrong DROGUE_API_URL, or not a member of the application"),
+        ("application", 401, "our credentials were refused, or not a member"),
+        ("application", 403, "our credentials were refused, or not a member"),
+        ("application", 404, "wrong name, wrong DROGUE_API_URL, or not a member"),
+    ],
 )
-def test_refused_credentials_are_a_failure_that_says_so(cloud: Cloud, whose: str, status: int, reason: str) -> None:
+def test_a_refusal_names_the_object_and_all_possible_causes(cloud: Cloud, whose: str, status: int, causes: str) -> None:
     cloud.has(**{whose: Response(status, b"secret")})
     with pytest.raises(NotKnown) as caught:
         cloud.desired()
-    assert caught.value.reason == reason
-
-
-@pytest.mark.parametrize("whose", ["device", "application"])
-def test_an_object_that_is_not_there_is_named(cloud: Cloud, whose: str) -> None:
-    cloud.has(**{whose: Response(404)})
-    with pytest.raises(NotKnown) as caught:
-        cloud.desired()
-    assert caught.value.reason == f"{whose} unknown"
+    what = {"device": "device pump of application fleet", "application": "application fleet"}[whose]
+    assert caught.value.reason == f"device registry: {status} for {what} ({causes})"
 
 
 @pytest.mark.parametrize("status", [201, 204, 301, 400, 405, 409, 418])
@@ -239,7 +244,7 @@ def test_other_statuses_are_a_failure(cloud: Cloud, whose: str, status: int) -> 
     cloud.has(**{whose: Response(status)})
     with pytest.raises(Failed) as caught:
         cloud.desired()
-    assert caught.value.reason == f"registry: answered {status} for the {whose}"
+    assert caught.value.reason == f"device registry: answered {status} for the {whose}"
     # Where it is not certain that the cloud knows the device, nothing is sent to it.
     assert isinstance(caught.value, NotKnown) == (whose == "device")
 
@@ -254,17 +259,48 @@ def test_other_statuses_are_a_failure(cloud: Cloud, whose: str, status: int) -> 
         (b"[" * 100_000, "nested too deeply"),
         (b"[]", "is no {} object"),
         (b"null", "is no {} object"),
-        (b'{"spec": []}', "is no {} object"),
-        (b'{"spec": "x"}', "is no {} object"),
+        (b'{"spec": {}}', "is no {} object"),
+        (b'{"metadata": [], "spec": {}}', "is no {} object"),
+        (b'{"metadata": {}, "spec": {}}', "is another object"),
+        (b'{"metadata": {"name": "lamp", "application": "fleet"}, "spec": {}}', "is another object"),
     ],
 )
 @pytest.mark.parametrize("whose", ["device", "application"])
 def test_an_answer_that_makes_no_sense_is_a_failure(cloud: Cloud, whose: str, body: bytes, reason: str) -> None:
     cloud.has(**{whose: Response(200, body)})
-    with pytest.raises(Failed, match=rf"^registry: answer for the {whose}.*{reason.format(whose)}") as caught:
+    with pytest.raises(Failed, match=rf"^device registry: answer for the {whose}.*{reason.format(whose)}") as caught:
         cloud.desired()
     assert isinstance(caught.value, NotKnown) == (whose == "device")
     assert caught.value.reason.isprintable()
+
+
+@pytest.mark.parametrize("spec", [[], "x"])
+@pytest.mark.parametrize("whose", ["device", "application"])
+def test_a_spec_that_is_no_map_is_a_failure(cloud: Cloud, whose: str, spec: object) -> None:
+    cloud.has(**{whose: {"spec": spec}})
+    with pytest.raises(Failed, match=rf"^device registry: answer for the {whose} is no {whose} object$"):
+        cloud.desired()
+
+
+@pytest.mark.parametrize(
+    ("whose", "metadata"),
+    [
+        ("device", {"application": "fleet", "name": "lamp"}),
+        ("device", {"application": "shop", "name": "pump"}),
+        ("device", {"name": "pump"}),
+        ("device", {"application": "fleet", "name": ["pump"]}),
+        ("application", {"name": "shop"}),
+        ("application", {}),
+    ],
+)
+def test_another_object_than_asked_for_is_a_failure_and_its_connection_is_not_used_again(
+    cloud: Cloud, whose: str, metadata: object
+) -> None:
+    cloud.has(**{whose: {"metadata": metadata, "spec": {"firmware": image()}}})
+    for _ in range(2):
+        with pytest.raises(Failed, match=rf"^device registry: answer for the {whose} is another object$"):
+            cloud.desired()
+    assert cloud.server.connections == 2
 
 
 @pytest.mark.parametrize("whose", ["device", "application"])
@@ -280,7 +316,7 @@ def test_a_registry_that_is_not_well_is_to_be_asked_again(cloud: Cloud, whose: s
 
 def test_a_registry_that_is_not_there_is_to_be_asked_again() -> None:
     with closed_port() as port, pytest.raises(Retry, match="refused"):
-        Registry(Upstream("registry", f"http://127.0.0.1:{port}")).desired("fleet", "pump", 0, Deadline(5))
+        Registry(Upstream("device registry", f"http://127.0.0.1:{port}")).desired("fleet", "pump", 0, Deadline(5))
 
 
 # --- Paths ------------------------------------------------------------------------------------------------------------
@@ -337,7 +373,8 @@ def test_with_no_age_allowed_it_is_asked_each_time(cloud: Cloud) -> None:
 
 
 def test_devices_of_one_application_share_what_is_known_of_it(cloud: Cloud) -> None:
-    cloud.answers[f"{APPLICATION}/devices/other"] = cloud.answers[DEVICE]
+    other = {"metadata": {**METADATA["device"], "name": "other"}}
+    cloud.answers[f"{APPLICATION}/devices/other"] = Response(200, json.dumps(other).encode())
     cloud.desired(60)
     cloud.registry.desired("fleet", "other", 60, Deadline(5))
     assert cloud.asked.count(APPLICATION) == 1
