@@ -18,9 +18,11 @@ from requests.auth import HTTPBasicAuth
 
 from fleet_fn.cli.device_wire import CommandError, Dialect, Encoding, decode_command, encode_status
 from fleet_fn.cli.simulated_device import (
+    BRICKED,
     ERROR_PAUSE,
     Bootable,
     CarefulDevice,
+    CrateDevice,
     FirmwareManagerDevice,
     Outcome,
     SimulatedDevice,
@@ -29,7 +31,7 @@ from fleet_fn.cli.simulated_device import (
 from fleet_fn.errors import one_line
 from fleet_fn.protocol.messages import U32_MAX, Command, Status, Write
 
-Character = Literal["careful", "firmware-manager"]
+Character = Literal["careful", "firmware-manager", "crate"]
 
 #: Seconds that a device waits for a command; the endpoint's `ct`.
 COMMAND_TIMEOUT = 30
@@ -98,7 +100,7 @@ class DeviceReport:
     device: str
     #: The version that it started with.
     started: bytes
-    #: The version that it runs.
+    #: The version that it runs; empty if nothing boots.
     version: bytes
     #: SHA-256 of the image that it runs, in hex; None for the one that it was delivered with.
     sha256: str | None
@@ -118,7 +120,7 @@ class DeviceReport:
     reason: str
 
     def __str__(self) -> str:
-        version = _text(self.version)
+        version = _text(self.version) or "nothing"
         parts = [version if self.version == self.started else f"{_text(self.started)} -> {version}"]
         if self.sha256 is not None:
             parts += [f"{self.size} bytes", f"sha256 {self.sha256}"]
@@ -162,6 +164,10 @@ class _NoAnswer(Exception):
 
 class _Refused(Exception):
     """The endpoint will not have this device, or is none: another status would not change that."""
+
+
+class _Bricked(Exception):
+    """Nothing boots: the device reports no more."""
 
 
 class DeviceRun:
@@ -213,8 +219,8 @@ class DeviceRun:
                     if options.once and (self._in_sync or self._out_of_patience()):
                         break
                     self._stop.wait(pause)
-        except _Refused as refusal:
-            self._in_sync, self._end = False, str(refusal)
+        except (_Refused, _Bricked) as error:
+            self._in_sync, self._end = False, str(error)
             self._say(self._end)
         return self.report()
 
@@ -344,6 +350,8 @@ class DeviceRun:
             case Outcome.ROLLED_BACK:
                 self._setback = f"{_text(self._device.boots[-1].version)} does not come up, rolled back to {version}"
                 self._say(self._setback)
+            case Outcome.BRICKED:
+                raise _Bricked(step.reason)
             case _:
                 self._set_back(step.reason or step.outcome.value)
 
@@ -362,6 +370,8 @@ class DeviceRun:
             self._writing = None
             self._device.power_cycle()
             self._say(f"lost power at byte {end}")
+            if self._device.is_bricked:
+                raise _Bricked(BRICKED)
 
     def _say_tenth(self, start: int, end: int) -> None:
         size = self._options.size
@@ -388,6 +398,8 @@ def _build(options: DeviceOptions, bootable: Bootable | None) -> SimulatedDevice
 
     if options.character == "firmware-manager":
         return FirmwareManagerDevice(options.version, mtu=options.mtu, bootable=comes_up, flash_word=options.flash_word)
+    if options.character == "crate":
+        return CrateDevice(options.version, mtu=options.mtu, bootable=comes_up)
     correlate = options.dialect != "documented"
     return CarefulDevice(options.version, mtu=options.mtu, bootable=comes_up, correlate=correlate)
 
@@ -412,7 +424,8 @@ def _text(version: bytes) -> str:
     default="careful",
     show_default=True,
     help="careful: verifies, and keeps its progress through a loss of power; "
-    "firmware-manager: does neither, like most devices in the field.",
+    "firmware-manager: does neither, like most devices in the field; "
+    "crate: embedded-update's updater over a device that writes wherever it is told.",
 )
 @click.option(
     "--flash-word",

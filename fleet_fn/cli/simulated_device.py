@@ -1,4 +1,7 @@
-"""Two simulated devices as state machines: a careful one, and one with the field's habits.
+"""Three simulated devices as state machines, above one bootloader.
+
+`CarefulDevice` trusts nothing that it is sent. `FirmwareManagerDevice` and `CrateDevice` have the habits of the
+devices in the field, as read from Drogue Device, the crates embedded-update and embassy-boot.
 
 No I/O and no clock: a device tells its status, is handed a command, and says what happens next.
 """
@@ -18,11 +21,20 @@ POLL_PAUSE = 10.0
 #: Seconds that embedded-update's loop rests between two statuses, and that a device takes to boot.
 BACKOFF = 1.0
 
-#: FirmwareManager keeps versions in a buffer of this many bytes.
+#: FirmwareManager and the crate's own devices keep versions in a buffer of this many bytes.
 VERSION_BYTES = 16
+#: The bootloader swaps in pages of this many bytes, and keeps the old image one page further on.
+PAGE_BYTES = 4096
+
+#: Why a device reports no more.
+BRICKED = "bricked: an update began before the firmware that ran was marked good, and the revert found no old image"
 
 #: Whether an image (its bytes, its version) comes up when it is booted.
 Bootable = Callable[[bytes, bytes], bool]
+
+
+class BrickedError(Exception):
+    """Nothing boots, so the device reports nothing."""
 
 
 class Outcome(Enum):
@@ -36,6 +48,7 @@ class Outcome(Enum):
     RESET = "reset"
     BOOTED = "booted"
     ROLLED_BACK = "rolled back"
+    BRICKED = "bricked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,7 @@ class Step:
     outcome: Outcome
     #: Seconds until the next status.
     pause: float = 0.0
-    #: Why a command was ignored or failed.
+    #: Why a command was ignored or failed, or what became of an image.
     reason: str = ""
 
 
@@ -74,7 +87,12 @@ def _comes_up(_image: bytes, _version: bytes) -> bool:
 
 
 class SimulatedDevice(ABC):
-    """What both characters share: two slots in flash, and a bootloader that exchanges them.
+    """The two partitions of a device, and embassy-boot, which exchanges them.
+
+    SWAP and a reset exchange the active partition and the update partition. Until the new image is marked good,
+    which SYNC does, every further reset exchanges them back: the old image is the fallback. A WRITE at 0 erases the
+    update partition, and so the fallback if there is one; the next reset or SWAP then reverts into it, and nothing
+    boots.
 
     Args:
         version: what it runs when delivered.
@@ -90,9 +108,14 @@ class SimulatedDevice(ABC):
         # The update partition, from its first byte to the last one written; everything behind it is erased.
         self._flash = bytearray()
         self._flash_version = b""
-        # Between a swap and its being marked good: the bootloader goes back on the next reset.
-        self._on_trial = False
+        # The update partition holds an old image, one page further on than a new one would be.
+        self._flash_is_old = False
+        #: Whether the bootloader keeps the image that runs; if not, the next reset reverts.
         self.marked_good = True
+        #: Whether an update began before the image that runs was marked good: the next reset bricks the device.
+        self.fallback_erased = False
+        #: Whether nothing boots; nothing but a programmer cures that.
+        self.is_bricked = False
         self.boots: list[Boot] = []
         self.rollbacks = 0
         #: What no server may say to a device, and this one heard.
@@ -100,7 +123,7 @@ class SimulatedDevice(ABC):
 
     @property
     def version(self) -> bytes:
-        """The version that it runs."""
+        """The version that it runs; empty if it is bricked."""
         return self._running.version
 
     @property
@@ -116,53 +139,82 @@ class SimulatedDevice(ABC):
     @property
     @abstractmethod
     def progress(self) -> Progress | None:
-        """The update under way, as the device itself remembers it."""
+        """The update under way, as the next status tells it."""
 
-    @abstractmethod
     def status(self) -> Status:
-        """The next status; each call is a new one."""
+        """Return the next status; each call is a new one.
 
-    @abstractmethod
+        Raises:
+            BrickedError: nothing boots.
+
+        """
+        if self.is_bricked:
+            raise BrickedError(BRICKED)
+        return self._next_status()
+
     def handle(self, command: Command, correlation_id: int | None = None) -> Step:
-        """Takes the answer to the last status."""
+        """Take the answer to the last status."""
+        return Step(Outcome.BRICKED, ERROR_PAUSE, BRICKED) if self.is_bricked else self._obey(command, correlation_id)
 
     def power_cycle(self) -> None:
-        """Power is lost and comes back: an image that was not marked good yet is rolled back."""
-        if self._on_trial:
-            self._roll_back()
+        """Lose power and get it back: the bootloader reverts an image that was not marked good."""
+        if not self.marked_good and not self.is_bricked:
+            self._revert()
+
+    @abstractmethod
+    def _next_status(self) -> Status: ...
+
+    @abstractmethod
+    def _obey(self, command: Command, correlation_id: int | None) -> Step: ...
 
     def _erase(self, version: bytes) -> None:
         self._flash.clear()
         self._flash_version = version
-        self._on_trial = False  # there is nothing left to go back to
+        self._flash_is_old = False
+        self.fallback_erased = not self.marked_good
 
     def _swap(self, announced: bytes) -> Step:
-        self._exchange_slots()
+        if not self.marked_good:
+            # The mark "swap" is set already, and the exchange is done: the bootloader takes this reset for a failure.
+            return self._revert()
+        self._exchange_partitions()
         image = self._running
         sha256 = hashlib.sha256(image.content).hexdigest()
         self.boots.append(Boot(image.version, sha256, len(image.content), announced.hex()))
-        if image != self._delivered and not (image.content and self._bootable(image.content, image.version)):
-            self._roll_back()
-            return Step(Outcome.ROLLED_BACK, BACKOFF)
-        self._on_trial, self.marked_good = True, False
+        self.marked_good = False
+        if not (image.content and self._bootable(image.content, image.version)):
+            return self._revert()
         return Step(Outcome.BOOTED, BACKOFF)
 
-    def _roll_back(self) -> None:
-        self._exchange_slots()
-        self._on_trial, self.marked_good = False, True
+    def _revert(self) -> Step:
+        if self.fallback_erased:
+            # The revert copies from the second page on: even a whole new image there loses its first page.
+            self._running = _Image(b"", b"")
+            self.is_bricked = True
+            return Step(Outcome.BRICKED, ERROR_PAUSE, BRICKED)
+        failed = self._running.version
+        self._running, old = _Image(self._flash_version, bytes(self._flash)), self._running
+        self._flash, self._flash_version, self._flash_is_old = bytearray(old.content), old.version, False
+        self.marked_good = True
         self.rollbacks += 1
+        return Step(Outcome.ROLLED_BACK, BACKOFF, f"{failed!r} was not marked good")
 
-    def _exchange_slots(self) -> None:
-        image = _Image(self._flash_version, bytes(self._flash))
+    def _exchange_partitions(self) -> None:
+        content = bytes(self._flash)
+        if self._flash_is_old:
+            # Nothing was written since the last swap: the first page is still that of the image that runs.
+            content = self._running.content[:PAGE_BYTES].ljust(PAGE_BYTES, b"\xff") + content
+        image = _Image(self._flash_version, content)
         self._flash, self._flash_version = bytearray(self._running.content), self._running.version
+        self._flash_is_old = True
         self._running = image
 
     def _synced(self, command: Sync) -> Step:
-        self._on_trial, self.marked_good = False, True
+        self.marked_good, self.fallback_erased = True, False
         return Step(Outcome.IN_SYNC, command.poll or POLL_PAUSE)
 
     def _check_sync(self, command: Sync) -> bool:
-        """Whether a SYNC is for what the device runs; noted if not, for no server may say that."""
+        """Tell whether a SYNC is for the version that runs; if not, note it: no server may say that."""
         if command.version == self.version:
             return True
         self.violations.append(f"SYNC for {command.version!r} to a device that runs {self.version!r}")
@@ -170,7 +222,10 @@ class SimulatedDevice(ABC):
 
 
 class CarefulDevice(SimulatedDevice):
-    """A device that trusts nobody: it writes in order, verifies before it swaps, and forgets nothing.
+    """A device that trusts nothing: it writes in order, verifies before it swaps, and forgets nothing.
+
+    An answer shows that its new image can reach the server: before it begins another update it marks that image good
+    itself, and so never erases a fallback that it may need.
 
     Args:
         correlate: send a correlation id with each status, and take no answer that carries another.
@@ -191,14 +246,14 @@ class CarefulDevice(SimulatedDevice):
         """The update under way."""
         return None if self._writing is None else Progress(self._writing, len(self._flash))
 
-    def status(self) -> Status:
-        """The next status, with a correlation id that no earlier one had."""
+    def _next_status(self) -> Status:
+        """Return the next status, with a correlation id that no earlier one had."""
         if self._correlate:
             self._correlation_id = 0 if self._correlation_id is None else (self._correlation_id + 1) & U32_MAX
         return Status(self.version, self._mtu, self._correlation_id, self.progress)
 
-    def handle(self, command: Command, correlation_id: int | None = None) -> Step:
-        """Takes the answer to the last status, and ignores one to an earlier status."""
+    def _obey(self, command: Command, correlation_id: int | None) -> Step:
+        """Take the answer to the last status, and ignore one to an earlier status."""
         if self._correlate and correlation_id != self._correlation_id:
             return _ignored(f"correlation id {correlation_id}, not {self._correlation_id}")
         match command:
@@ -217,6 +272,7 @@ class CarefulDevice(SimulatedDevice):
         if command.version == self.version:
             return _ignored("WRITE of the version that runs")
         if command.offset == 0:
+            self.marked_good = True
             self._erase(command.version)
             self._writing = command.version
         if self.progress != Progress(command.version, command.offset):
@@ -237,71 +293,176 @@ def _ignored(reason: str) -> Step:
     return Step(Outcome.IGNORED, BACKOFF, reason)
 
 
-class FirmwareManagerDevice(SimulatedDevice):
-    """Drogue Device's `FirmwareManager` below embedded-update's loop, which most of the field runs.
+class _DeviceError(Exception):
+    """The device refuses a command; the updater's loop ends, and is run again after a pause."""
 
-    Its progress is in RAM, it takes the server's word for everything, and it tells nobody of its errors.
+
+class _Panic(Exception):
+    """The device resets."""
+
+
+class UpdaterDevice(SimulatedDevice):
+    """embedded-update's `FirmwareUpdater`: a loop over a device, with a counter of its own.
+
+    The loop begins with the device's own status. From then on it adds the length of each block to its counter, and
+    WRITE at 0 does not reset that. WAIT and lost answers stay in the loop; SYNC, SWAP and the device's errors end it.
+    It looks at neither correlation ids nor checksums.
 
     Args:
-        flash_word: bytes that its flash writes at once.
+        refuses_early_writes: a bootloader (embassy-boot 0.2 and later) that refuses to erase the fallback.
 
     """
 
     def __init__(
-        self, version: bytes, *, mtu: int | None = 512, bootable: Bootable = _comes_up, flash_word: int = 4
+        self,
+        version: bytes,
+        *,
+        mtu: int | None = 512,
+        bootable: Bootable = _comes_up,
+        refuses_early_writes: bool = False,
     ) -> None:
         super().__init__(version, mtu=mtu, bootable=bootable)
-        self._flash_word = flash_word
-        self._next_version: bytes | None = None
-        self._next_offset = 0
+        self._refuses_early_writes = refuses_early_writes
+        self._in_loop = False
+        self._counted: Progress | None = None
 
     @property
     def progress(self) -> Progress | None:
-        """The update under way, which need not be what lies in flash."""
-        return None if self._next_version is None else Progress(self._next_version, self._next_offset)
+        """The update under way as the loop counts it, which need not be what lies in flash."""
+        return self._counted if self._in_loop else self._own_progress()
 
-    def status(self) -> Status:
-        """The next status; it never has a correlation id."""
-        return Status(self.version, self._mtu, None, self.progress)
+    def power_cycle(self) -> None:
+        """Lose power and get it back: RAM is empty."""
+        super().power_cycle()
+        self._reset()
 
-    def handle(self, command: Command, correlation_id: int | None = None) -> Step:  # noqa: ARG002 - it does not look
-        """Takes any answer for the answer to its last status."""
+    @abstractmethod
+    def _own_progress(self) -> Progress | None:
+        """Return the update under way as the device below the loop tells it."""
+
+    @abstractmethod
+    def _start(self, version: bytes) -> None:
+        """Begin an update."""
+
+    @abstractmethod
+    def _store(self, offset: int, data: bytes) -> None:
+        """Write a block."""
+
+    def _next_status(self) -> Status:
+        self._counted, self._in_loop = self.progress, True
+        return Status(self.version, self._mtu, None, self._counted)
+
+    def _obey(self, command: Command, correlation_id: int | None) -> Step:  # noqa: ARG002 - it does not look
+        """Take any answer for the answer to the last status."""
+        self._counted, self._in_loop = self.progress, True
         match command:
             case Wait(poll):
                 return Step(Outcome.WAITING, poll or BACKOFF)
             case Sync(_, poll):
+                self._in_loop = False
                 in_sync = self._check_sync(command)
                 step = self._synced(command)  # whatever the version
                 return step if in_sync else Step(Outcome.WAITING, step.pause, "SYNC for another version")
             case Write():
                 return self._write(command)
             case Swap():
-                self._forget()
-                return self._swap(command.checksum)  # whatever the version and the checksum
-
-    def power_cycle(self) -> None:
-        """Power is lost and comes back: RAM is empty."""
-        super().power_cycle()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._next_version, self._next_offset = None, 0
+                step = self._swap(command.checksum)  # whatever the version and the checksum
+                self._reset()
+                return step
 
     def _write(self, command: Write) -> Step:
-        if len(command.version) > VERSION_BYTES:
+        try:
+            if command.offset == 0:
+                self._start(command.version)
+            self._store(command.offset, command.data)
+            if len(command.version) > VERSION_BYTES:
+                raise _DeviceError(f"the version is longer than {VERSION_BYTES} bytes")
+        except _DeviceError as error:
+            self._in_loop = False
+            return Step(Outcome.FAILED, ERROR_PAUSE, str(error))
+        except _Panic as error:
             self.power_cycle()
-            return Step(Outcome.RESET, BACKOFF, f"panicked: the version is longer than {VERSION_BYTES} bytes")
-        if command.offset == 0:
-            self._erase(command.version)
-            self._next_version = command.version
-            # The offset that it expects stays where it was: that is the habit to beware of.
-        if len(command.data) > self._flash_word and len(command.data) % self._flash_word:
-            return Step(Outcome.FAILED, ERROR_PAUSE, f"a block that is no multiple of {self._flash_word} bytes")
-        if command.offset != self._next_offset:
-            return Step(Outcome.FAILED, ERROR_PAUSE, f"WRITE at {command.offset}, expected {self._next_offset}")
-        # What lies between the last block and this one: that block's padding, or flash that is erased.
-        gap = command.offset - len(self._flash)
-        self._flash += (b"\x00" if self._flash else b"\xff") * gap + command.data
-        self._flash_version = self._next_version = command.version
-        self._next_offset += len(command.data) + -len(command.data) % self._flash_word
+            if self.is_bricked:
+                return Step(Outcome.BRICKED, ERROR_PAUSE, BRICKED)
+            return Step(Outcome.RESET, BACKOFF, f"panicked: {error}")
+        self._flash_version = command.version
+        offset = self._counted.offset if self._counted else 0
+        self._counted = Progress(command.version, (offset + len(command.data)) & U32_MAX)
         return Step(Outcome.WROTE, BACKOFF)
+
+    def _reset(self) -> None:
+        """Empty the RAM, as every reset does."""
+        self._in_loop = False
+
+    def _prepare_update(self, version: bytes) -> None:
+        if self._refuses_early_writes and not self.marked_good:
+            raise _DeviceError("the bootloader takes no update before the firmware that runs is marked good")
+        self._erase(version)
+
+
+class FirmwareManagerDevice(UpdaterDevice):
+    """Drogue Device's `FirmwareManager` below the updater, which most of the field runs.
+
+    Its progress is in RAM, it takes the server's word for everything, and it reports none of its errors. A WRITE at 0
+    does not reset the offset that it expects: after a restart midway it refuses every block until its power is cut.
+
+    Args:
+        flash_word: bytes that its flash writes at once.
+        refuses_early_writes: see `UpdaterDevice`.
+
+    """
+
+    def __init__(
+        self,
+        version: bytes,
+        *,
+        mtu: int | None = 512,
+        bootable: Bootable = _comes_up,
+        refuses_early_writes: bool = False,
+        flash_word: int = 4,
+    ) -> None:
+        super().__init__(version, mtu=mtu, bootable=bootable, refuses_early_writes=refuses_early_writes)
+        self._flash_word = flash_word
+        self._next_version: bytes | None = None
+        self._next_offset = 0
+
+    def _own_progress(self) -> Progress | None:
+        return None if self._next_version is None else Progress(self._next_version, self._next_offset)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._next_version, self._next_offset = None, 0
+
+    def _start(self, version: bytes) -> None:
+        if len(version) > VERSION_BYTES:
+            raise _Panic(f"the version is longer than {VERSION_BYTES} bytes")
+        self._next_version = version  # even if the bootloader refuses
+        self._prepare_update(version)
+
+    def _store(self, offset: int, data: bytes) -> None:
+        if len(data) > self._flash_word and len(data) % self._flash_word:
+            raise _DeviceError(f"a block that is no multiple of {self._flash_word} bytes")
+        if offset != self._next_offset:
+            raise _DeviceError(f"WRITE at {offset}, expected {self._next_offset}")
+        # Between the last block and this one lies that block's padding, or erased flash.
+        gap = offset - len(self._flash)
+        self._flash += (b"\x00" if self._flash else b"\xff") * gap + data
+        self._next_offset += len(data) + -len(data) % self._flash_word
+
+
+class CrateDevice(UpdaterDevice):
+    """A device that keeps no progress below the updater, like the crate's own simulator.
+
+    It writes wherever it is told. After a restart midway its loop reports `(new version, midway + sent)`, until SYNC
+    ends the loop or power is cut.
+    """
+
+    def _own_progress(self) -> Progress | None:
+        return None
+
+    def _start(self, version: bytes) -> None:
+        self._prepare_update(version)
+
+    def _store(self, offset: int, data: bytes) -> None:
+        self._flash += b"\xff" * (offset - len(self._flash))
+        self._flash[offset : offset + len(data)] = data

@@ -24,6 +24,7 @@ from click.testing import CliRunner, Result
 from fleet_fn.cli.device import DeviceOptions, DeviceReport, command, run_device
 
 VERSION = b"0.1.1"
+NEXT_VERSION = b"0.1.2"
 CONTENT = bytes(range(256)) * 16
 CHECKSUM = hashlib.sha256(CONTENT)
 
@@ -40,6 +41,8 @@ class Endpoint:
         self.command_name = "dfu"
         self.checksum = CHECKSUM.digest()
         self.sync_version: bytes | None = None
+        #: Devices that run this version get the next one, without a SYNC for the one that they run.
+        self.skipped: bytes | None = None
         #: So many statuses are answered with WAIT first.
         self.waits = 0
         #: Cleared to leave devices waiting.
@@ -129,12 +132,13 @@ class Endpoint:
         if self.waits:
             self.waits -= 1
             return "Wait", {"poll": 300}
-        if version == VERSION or self.sync_version:
+        if (version == VERSION and version != self.skipped) or self.sync_version:
             return "Sync", {"version": self.sync_version or VERSION, "poll": 300}
-        offset = progress["offset"] if progress and raw(progress["version"]) == VERSION else 0
+        target = NEXT_VERSION if version == self.skipped else VERSION
+        offset = progress["offset"] if progress and raw(progress["version"]) == target else 0
         if offset >= len(CONTENT):
-            return "Swap", {"version": VERSION, "checksum": self.checksum}
-        return "Write", {"version": VERSION, "offset": offset, "data": CONTENT[offset : offset + mtu]}
+            return "Swap", {"version": target, "checksum": self.checksum}
+        return "Write", {"version": target, "offset": offset, "data": CONTENT[offset : offset + mtu]}
 
 
 def raw(version: bytes | str) -> bytes:
@@ -166,7 +170,7 @@ def run(
     return run_device(options, on_line=said.append, stop=threading.Event(), bootable=bootable)
 
 
-@pytest.mark.parametrize("character", ["careful", "firmware-manager"])
+@pytest.mark.parametrize("character", ["careful", "firmware-manager", "crate"])
 @pytest.mark.parametrize(
     ("dialect", "encoding", "content_type"),
     [
@@ -285,6 +289,14 @@ def test_a_careful_device_never_boots_other_bytes_than_announced(endpoint: Endpo
     options = DeviceOptions(endpoint.url, "app", "device1", "secret", speed=1e9)
     report = run_device(options, on_line=listen, stop=stop)
     assert (report.version, report.sha256, report.reason) == (b"0.1.0", None, "stopped")
+
+
+@pytest.mark.parametrize("character", ["firmware-manager", "crate"])
+def test_a_device_that_skips_the_sync_is_bricked_and_says_so(endpoint: Endpoint, character: str) -> None:
+    endpoint.skipped = VERSION
+    report = run(endpoint, character=character)
+    assert (report.version, report.sha256, report.in_sync) == (b"", None, False)
+    assert "0.1.0 -> nothing, 16 blocks, not in sync: bricked: an update began before" in str(report)
 
 
 def test_a_server_that_syncs_what_does_not_run_is_told_on(endpoint: Endpoint) -> None:

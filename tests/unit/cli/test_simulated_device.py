@@ -1,4 +1,4 @@
-"""The two characters of simulated devices: what the careful one never does, and what the field's one does."""
+"""The characters of simulated devices: what the careful one never does, and what the others do in the field."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_fn.cli.simulated_device import (
+    PAGE_BYTES,
+    BrickedError,
     CarefulDevice,
+    CrateDevice,
     FirmwareManagerDevice,
     Outcome,
     SimulatedDevice,
@@ -68,7 +71,9 @@ def write(device: SimulatedDevice, firmware: Firmware, until: int | None = None)
         ask(device, firmware)
 
 
-CHARACTERS: list[Callable[..., SimulatedDevice]] = [CarefulDevice, FirmwareManagerDevice]
+CHARACTERS: list[Callable[..., SimulatedDevice]] = [CarefulDevice, FirmwareManagerDevice, CrateDevice]
+#: Characters that do as they are told.
+UPDATERS = CHARACTERS[1:]
 
 
 def build(character: Callable[..., SimulatedDevice], **options: object) -> SimulatedDevice:
@@ -80,7 +85,7 @@ def device(request: pytest.FixtureRequest) -> SimulatedDevice:
     return build(request.param)
 
 
-# Both characters
+# All characters
 
 
 def test_a_device_goes_from_its_version_to_the_target_and_marks_it_good(device: SimulatedDevice) -> None:
@@ -133,12 +138,15 @@ def test_power_lost_after_the_new_image_is_marked_good_changes_nothing(device: S
     assert (device.version, device.image, device.rollbacks) == (NEW.version, NEW.content, 0)
 
 
-def test_there_is_nothing_to_go_back_to_once_the_next_update_has_begun(device: SimulatedDevice) -> None:
+def test_a_careful_device_keeps_its_image_once_the_next_update_has_begun() -> None:
+    device = build(CarefulDevice)
     write(device, NEW)
     assert ask(device, NEW).outcome is Outcome.BOOTED
     write(device, NEWER, until=16)
     device.power_cycle()
     assert (device.version, device.image, device.rollbacks) == (NEW.version, NEW.content, 0)
+    update(device, NEWER)
+    assert device.image == NEWER.content
 
 
 def test_a_sync_for_what_the_device_does_not_run_is_noted(device: SimulatedDevice) -> None:
@@ -320,11 +328,13 @@ def test_a_firmware_manager_swaps_to_an_erased_partition_and_comes_back() -> Non
     assert device.version == OLD.version
 
 
-def test_a_second_swap_brings_a_firmware_manager_back_to_its_old_image() -> None:
+def test_a_second_swap_boots_a_mixture_of_two_images() -> None:
     device = build(FirmwareManagerDevice)
     update(device, NEW)
-    assert device.handle(Swap(NEW.version, NEW.checksum)).outcome is Outcome.BOOTED
-    assert device.version == OLD.version
+    update(device, NEWER)
+    assert device.handle(Swap(NEWER.version, NEWER.checksum)).outcome is Outcome.BOOTED
+    assert device.image == NEWER.content.ljust(PAGE_BYTES, b"\xff") + NEW.content
+    assert device.boots[-1].sha256 not in {firmware.checksum.hex() for firmware in (NEW, NEWER)}
 
 
 @pytest.mark.parametrize(("length", "outcome"), [(15, Outcome.FAILED), (16, Outcome.WROTE), (3, Outcome.WROTE)])
@@ -335,10 +345,12 @@ def test_a_firmware_manager_takes_blocks_in_flash_words(length: int, outcome: Ou
         assert device.handle(Write(NEW.version, 0, bytes(length))).outcome is outcome
 
 
-def test_a_firmware_manager_pads_a_short_last_block_and_counts_the_padding() -> None:
+def test_a_firmware_manager_pads_a_short_last_block_and_counts_the_padding_outside_the_loop() -> None:
     odd = Firmware(b"0.1.1", bytes(range(1, 19)))
     device = build(FirmwareManagerDevice, flash_word=8)
-    write(device, odd, until=24)
+    write(device, odd)
+    assert device.status().progress == Progress(odd.version, 18)
+    device.handle(Sync(OLD.version))  # ends the loop
     assert device.status().progress == Progress(odd.version, 24)
     update(device, odd)
     assert device.image == odd.content
@@ -359,12 +371,6 @@ def test_a_version_of_more_than_sixteen_bytes_panics_a_firmware_manager() -> Non
     assert device.status() == Status(OLD.version, 16)
 
 
-def test_a_firmware_manager_takes_any_answer_and_sends_no_correlation_id() -> None:
-    device = build(FirmwareManagerDevice)
-    assert device.status().correlation_id is None
-    assert device.handle(Write(NEW.version, 0, bytes(16)), 99).outcome is Outcome.WROTE
-
-
 def test_a_sync_for_another_version_marks_a_firmware_managers_new_image_good() -> None:
     device = build(FirmwareManagerDevice)
     write(device, NEW)
@@ -374,16 +380,153 @@ def test_a_sync_for_another_version_marks_a_firmware_managers_new_image_good() -
     assert len(device.violations) == 1
 
 
-@given(st.lists(st.sampled_from(["answered", "lost", "power"]), max_size=40))
-def test_on_one_target_lost_answers_and_power_do_a_firmware_manager_no_harm(story: list[str]) -> None:
-    device = build(FirmwareManagerDevice)
+# The updater, over a firmware manager or a device that writes wherever it is told
+
+
+@pytest.mark.parametrize("character", UPDATERS)
+@given(story=st.lists(st.sampled_from(["answered", "lost", "power", "wait", "sync"]), max_size=40))
+def test_on_one_target_an_updater_takes_no_harm(character: Callable[..., SimulatedDevice], story: list[str]) -> None:
+    """Lost answers, power, a WAIT and a SYNC with the device's own version, at any moment."""
+    device = build(character)
     for event in story:
-        if event == "power":
-            device.power_cycle()
-        elif event == "lost":
-            device.status()
-        else:
-            ask(device, NEW)
+        match event:
+            case "power":
+                device.power_cycle()
+            case "lost":
+                device.status()
+            case "answered":
+                ask(device, NEW)
+            case "wait":
+                device.status()
+                device.handle(Wait())
+            case _:
+                device.handle(Sync(device.status().version))
     update(device, NEW)
     assert device.image == NEW.content
     assert all(boot.sha256 == NEW.checksum.hex() for boot in device.boots)
+    assert not device.violations
+
+
+@pytest.mark.parametrize("character", UPDATERS)
+@given(early=st.integers(0, 5), late=st.sampled_from(["power", "swap"]))
+def test_an_updater_is_bricked_by_an_update_that_begins_before_its_firmware_was_marked_good(
+    character: Callable[..., SimulatedDevice], early: int, late: str
+) -> None:
+    device = build(character, bootable=lambda image, _: image in (NEW.content, NEWER.content))
+    write(device, NEW)
+    assert ask(device, NEW).outcome is Outcome.BOOTED
+    ask(device, NEWER)  # not even a SYNC
+    assert (device.fallback_erased, device.marked_good, device.is_bricked) == (True, False, False)
+    for _ in range(early):
+        if device.progress != Progress(NEWER.version, 32):
+            ask(device, NEWER)
+    if late == "power":
+        device.power_cycle()
+    else:
+        write(device, NEWER)
+        assert ask(device, NEWER).outcome is Outcome.BRICKED
+    assert device.is_bricked
+    assert [boot.version for boot in device.boots] == [NEW.version]
+    device.power_cycle()
+    assert device.handle(Sync(NEW.version)).outcome is Outcome.BRICKED
+    with pytest.raises(BrickedError, match="no old image"):
+        device.status()
+
+
+@pytest.mark.parametrize("character", UPDATERS)
+def test_a_version_too_long_bricks_an_updater_whose_fallback_was_erased(
+    character: Callable[..., SimulatedDevice],
+) -> None:
+    device = build(character)
+    write(device, NEW)
+    ask(device, NEW)
+    ask(device, NEWER)
+    device.handle(Write(b"0.1.1-much-too-long", 0, bytes(16)))
+    device.power_cycle()
+    assert device.is_bricked
+
+
+@pytest.mark.parametrize("character", UPDATERS)
+def test_a_sync_in_time_saves_an_updater(character: Callable[..., SimulatedDevice]) -> None:
+    device = build(character)
+    write(device, NEW)
+    ask(device, NEW)
+    device.handle(Sync(NEW.version))
+    write(device, NEWER, until=16)
+    assert not device.fallback_erased
+    device.power_cycle()
+    assert (device.version, device.is_bricked, device.rollbacks) == (NEW.version, False, 0)
+    update(device, NEWER)
+    assert device.image == NEWER.content
+
+
+@pytest.mark.parametrize("character", UPDATERS)
+def test_a_sync_that_comes_late_saves_an_updater_still(character: Callable[..., SimulatedDevice]) -> None:
+    device = build(character)
+    write(device, NEW)
+    ask(device, NEW)
+    ask(device, NEWER)
+    device.handle(Sync(NEW.version))
+    assert (device.marked_good, device.fallback_erased) == (True, False)
+    update(device, NEWER)
+    assert device.image == NEWER.content
+
+
+@pytest.mark.parametrize("character", UPDATERS)
+def test_a_newer_bootloader_refuses_an_update_before_the_firmware_was_marked_good(
+    character: Callable[..., SimulatedDevice],
+) -> None:
+    device = build(character, refuses_early_writes=True)
+    write(device, NEW)
+    ask(device, NEW)
+    assert ask(device, NEWER).outcome is Outcome.FAILED
+    assert (device.flash, device.fallback_erased) == (b"", False)
+    device.power_cycle()
+    assert (device.version, device.is_bricked, device.rollbacks) == (OLD.version, False, 1)
+
+
+@pytest.mark.parametrize("character", UPDATERS)
+def test_a_swap_before_the_firmware_was_marked_good_reverts(character: Callable[..., SimulatedDevice]) -> None:
+    device = build(character)
+    write(device, NEW)
+    ask(device, NEW)
+    assert device.handle(Swap(NEW.version, NEW.checksum)).outcome is Outcome.ROLLED_BACK
+    assert (device.version, device.marked_good, device.rollbacks) == (OLD.version, True, 1)
+
+
+def test_a_crate_device_restarted_midway_adds_what_is_sent_to_what_it_had() -> None:
+    device = build(CrateDevice)
+    write(device, NEW, until=32)
+    assert ask(device, NEWER).outcome is Outcome.WROTE
+    assert device.status().progress == Progress(NEWER.version, 48)
+    assert device.flash == NEWER.content[:16]
+
+
+def test_a_wait_keeps_a_crate_device_with_its_wrong_counter_and_a_sync_frees_it() -> None:
+    device = build(CrateDevice)
+    write(device, NEW, until=32)
+    ask(device, NEWER)
+    device.handle(Wait())
+    assert device.status().progress == Progress(NEWER.version, 48)
+    device.handle(Sync(OLD.version))
+    assert device.status() == Status(OLD.version, 16)
+    update(device, NEWER)
+    assert device.image == NEWER.content
+
+
+def test_a_sync_does_not_free_a_firmware_manager_restarted_midway_but_a_loss_of_power_does() -> None:
+    device = build(FirmwareManagerDevice)
+    write(device, NEW, until=16)
+    ask(device, NEWER)
+    device.handle(Sync(OLD.version))
+    assert device.handle(Write(NEWER.version, 0, NEWER.content[:16])).outcome is Outcome.FAILED
+    device.power_cycle()
+    update(device, NEWER)
+    assert device.image == NEWER.content
+
+
+@pytest.mark.parametrize("character", UPDATERS)
+def test_an_updater_takes_any_answer_and_sends_no_correlation_id(character: Callable[..., SimulatedDevice]) -> None:
+    device = build(character)
+    assert device.status().correlation_id is None
+    assert device.handle(Write(NEW.version, 0, bytes(16)), 99).outcome is Outcome.WROTE
