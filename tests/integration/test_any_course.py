@@ -542,6 +542,9 @@ class FleetMachine(RuleBasedStateMachine):
         elif isinstance(command[0], Write | Swap) and not is_noted:
             device.is_unnoted = True
         device.simulated.handle(*command)
+        if isinstance(command[0], Swap) and not device.is_careful:
+            # These mark their firmware good themselves: the function may begin the next update before it says SYNC.
+            device.simulated.marked_good = True
         contents = {(p.version.encode(), hashlib.sha256(p.content).hexdigest()) for p in self.published}
         for boot in device.simulated.boots[boots:]:
             if device.is_careful or not (device.is_confused or device.is_unnoted):

@@ -10,7 +10,14 @@ from random import Random
 from typing import Any, Final
 
 from fleet_fn.cli.device_wire import CommandError, decode_command, encode_status
-from fleet_fn.cli.simulated_device import CarefulDevice, FirmwareManagerDevice, Outcome, SimulatedDevice
+from fleet_fn.cli.simulated_device import (
+    CarefulDevice,
+    CrateDevice,
+    FirmwareManagerDevice,
+    Outcome,
+    SimulatedDevice,
+    UpdaterDevice,
+)
 from fleet_fn.protocol.messages import Command, Swap, Sync, Write
 from tests.soak.deliveries import Agenda, Deliveries, Delivery
 from tests.soak.faults import Faults
@@ -168,12 +175,13 @@ class Line:
         self._mtu = mtu
         self._form = random.choice(FORMS)
         self.device: SimulatedDevice
-        if random.random() < 0.5:
+        character = random.choices([CarefulDevice, FirmwareManagerDevice, CrateDevice], [2, 1, 1])[0]
+        if character is CarefulDevice:
             self.device = CarefulDevice(
                 b"0.1.0", mtu=mtu, correlate=self._form[0] != "documented", bootable=self._is_published
             )
         else:
-            self.device = FirmwareManagerDevice(b"0.1.0", mtu=mtu, bootable=self._is_published)
+            self.device = character(b"0.1.0", mtu=mtu, bootable=self._is_published)
         targets = fleet.firmware.targets[source]
         self.target, updates = targets[0], MTUS[mtu][1]
         self._later: Iterator[Target] = iter(targets[1:updates])
@@ -287,6 +295,9 @@ class Line:
                 self._wrote(command)
             if step.outcome is Outcome.IN_SYNC:
                 self._in_sync()
+            if step.outcome is Outcome.BRICKED:
+                self._fleet.wrong.append(f"{self.name}: bricked")
+                self.is_done, self._listens = True, False
             if not self.is_done:
                 self._rest(step.pause)
 
@@ -311,7 +322,7 @@ class Line:
         if target is not None and target.checksum.hex() == sha256:
             self._fleet.count("boots of the published bytes")
             self._confused = False
-        elif self._confused and isinstance(self.device, FirmwareManagerDevice):
+        elif self._confused and isinstance(self.device, UpdaterDevice):
             self._fleet.count("boots of a mixture, rolled back, after a command that came twice or late")
             self._confused = False
         else:
