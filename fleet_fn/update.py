@@ -12,6 +12,7 @@ from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.events import REGISTRY_EVENT, Event
 from fleet_fn.drogue.registry import Desired, File, Image, NotKnown, Outdated, Registry
 from fleet_fn.drogue.report import FAILED, IN_SYNC, PROGRESS, UNKNOWN, Condition, Report, Reported
+from fleet_fn.drogue.storable import storable
 from fleet_fn.errors import Failed, Retry, Throttled
 from fleet_fn.firmware.catalogue import Catalogue
 from fleet_fn.firmware.file import file_reference
@@ -442,7 +443,7 @@ def _crosses_tenth(block: Block, size: int) -> bool:
 
 
 def _text(version: bytes) -> str:
-    return version.decode("utf-8", "backslashreplace")
+    return storable(version.decode("utf-8", "backslashreplace"))
 
 
 def _read(firmware: Firmware, block: Block, deadline: Deadline) -> Write:

@@ -1,6 +1,7 @@
 """The device registry: what Drogue Cloud says a device should run, and what we report of it."""
 
 import json
+import random
 import re
 import time
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from fleet_fn.drogue.refusals import (
     refusal_of_status,
 )
 from fleet_fn.drogue.report import Report, Reported
+from fleet_fn.drogue.storable import storable
 from fleet_fn.errors import Failed, Retry
 from fleet_fn.memory import Count, Memory
 from fleet_fn.policy import NONE, MalformedPolicy, Policy, read_policy
@@ -39,8 +41,12 @@ _JUST_READ_SECONDS: Final = 1.0
 #: at first, since nothing is known of where its blocks come from until that is noted, and each time twice as long.
 _GIVEN_UP: Final = 1.0
 _GIVEN_UP_AT_MOST: Final = 60.0
-#: Attempts at writing an object that others write at the same time.
+#: Attempts at writing an object that others write at the same time; of a report that changes the record, on which
+#: commands wait, as many as fit into the time.
 _ATTEMPTS: Final = 2
+_ATTEMPTS_AT_RECORD: Final = 50
+#: Seconds of the longest pause before another attempt, so that two writers do not keep step.
+_LONGEST_PAUSE_SECONDS: Final = 0.02
 
 
 class Image(NamedTuple):
@@ -189,17 +195,23 @@ class Registry:
         self._objects.forget((application, device) if device else (application,))
 
     def report(self, application: str, device: str, report: Report, now: datetime, deadline: Deadline) -> None:
-        """Writes what is new in `report` into the device's object; everything else in it stays as it is.
+        """Write what is new in `report` into the device's object; everything else in it stays as it is.
+
+        Others may write the object at the same time. A report that changes the record is tried again until the
+        deadline, any other one once more.
 
         Raises:
-            Outdated: something else was noted of the update meanwhile; nothing was written.
+            Outdated: the record was changed meanwhile; nothing was written.
             NotKnown: there is no such device any more, or its object makes no sense.
             Failed: the registry does not take it.
             Retry: the registry is not there, or others wrote the object each time that we tried.
 
         """
         names = (application, device)
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS_AT_RECORD if report.changes_record else _ATTEMPTS):
+            if attempt > 1:
+                pause = random.uniform(0, _LONGEST_PAUSE_SECONDS)  # noqa: S311 - nothing depends on it being secret
+                time.sleep(min(pause, deadline.remaining))
             found = self._read.known(names, _JUST_READ_SECONDS) or self._fetch(names, deadline)
             self._read.forget(names)  # what is written now makes another version
             known = _read_object(found, "device")
@@ -210,7 +222,7 @@ class Registry:
             if not report.is_news(known.reported):
                 return
             status = _map(found, "status", NotKnown(f"{DEVICE_REGISTRY}: the device's status is not a map"))
-            section = report.written_into(status.get("firmware"), now)
+            section = storable(report.written_into(status.get("firmware"), now))
             changed = {**found, "status": {**status, "firmware": section}}
             if self._put(names, changed, deadline):
                 self._objects.replace(names, _read_object(changed, "device"))

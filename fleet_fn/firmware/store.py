@@ -55,6 +55,8 @@ class Firmware:
     def __post_init__(self) -> None:
         if not 1 <= self.size <= U32_MAX:
             raise Failed(f"a firmware of {self.size} bytes: from 1 to {U32_MAX} can be sent")
+        if "\0" in self.version:
+            raise Failed(f"a firmware version with U+0000, which Drogue Cloud cannot store: {self.version}")
 
     def open(self, deadline: Deadline) -> AbstractContextManager[Reader]:
         """The bytes, verified against size and checksum before the first of them is served.

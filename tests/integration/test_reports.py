@@ -12,8 +12,9 @@ from typing import Any
 
 import cbor2
 import pytest
+import requests
 
-from tests.support.drogue import Drogue
+from tests.support.drogue import TOKEN, USER, Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Answer, Function, event
 from tests.support.hostile import always, hang_up
@@ -252,14 +253,103 @@ def test_a_conflict_is_read_again_and_tried_again(function: Function, drogue: Dr
     assert drogue.reported(managed)["target"] == "0.1.1"
 
 
-def test_a_second_conflict_is_given_up_and_makes_no_failure_of_a_success(
+def test_a_second_conflict_gives_up_a_report_of_progress_and_makes_no_failure_of_a_success(
     function: Function, drogue: Drogue, managed: str
 ) -> None:
-    drogue.write_answers["example", managed] = conflicts(2)
     assert post(function, managed, OLD).outcome.startswith("write")
-    assert drogue.writes_of("example", managed) == 2
-    assert drogue.reported(managed) is None
+    assert post(function, managed, at(MTU)).outcome.startswith("write")
+    reported, written = drogue.reported(managed), drogue.writes_of("example", managed)
+    drogue.write_answers["example", managed] = conflicts(2)
+    assert post(function, managed, at(SIZE // 10 - MTU)).outcome.startswith("write")
+    assert drogue.writes_of("example", managed) == written + 2
+    assert drogue.reported(managed) == reported
     assert function.logged("status not reported")
+
+
+def test_a_record_is_written_however_many_conflicts_there_are(function: Function, drogue: Drogue, managed: str) -> None:
+    drogue.write_answers["example", managed] = conflicts(7)
+    assert post(function, managed, at(1000, "0.0.9")).outcome.startswith("write")
+    assert drogue.writes_of("example", managed) >= 8
+    assert drogue.reported(managed)["update"]["version"] == "0.1.1"
+
+
+class Annotator:
+    """Another writer: it changes a device's annotations every 50 ms, over a connection of its own."""
+
+    def __init__(self, drogue: Drogue, device: str) -> None:
+        self._url = f"{drogue.url}/api/registry/v1alpha1/apps/example/devices/{device}"
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+        self.written = 0
+
+    def __enter__(self) -> "Annotator":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _write(self) -> None:
+        with requests.Session() as session:
+            session.auth = (USER, TOKEN)
+            while not self._end.wait(0.05):
+                found = session.get(self._url, timeout=10).json()
+                found["metadata"]["annotations"] = {"example.com/seen": str(self.written)}
+                self.written += session.put(self._url, json=found, timeout=10).status_code == 204
+
+
+def test_records_are_written_beside_a_writer_that_changes_the_object_every_50_ms(
+    firmware: Path, content: bytes
+) -> None:
+    """The registry takes 20 ms for each answer, as one with a database of its own may."""
+
+    def slowly(answer: Any) -> Any:
+        def answer_slowly(request: Request) -> Response | None:
+            response: Response | None = answer(request)
+            time.sleep(0.02)
+            return response
+
+        return answer_slowly
+
+    assert content
+    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}"}
+    with Drogue(through=slowly) as drogue, Function({**drogue.environment, **settings}) as function:
+        drogue.put("example", spec={})
+        drogue.put_image("example", "busy", "reported:0.1.1")
+        with Annotator(drogue, "busy") as other:
+            for number in range(8):
+                assert post(function, "busy", at(1000 + number, f"0.0.{number}")).outcome.startswith("write"), number
+        assert drogue.reported("busy")["update"]["version"] == "0.1.1"
+        assert drogue.object("example", "busy")["metadata"]["annotations"]
+    assert other.written
+
+
+# --- What PostgreSQL cannot store
+
+
+def test_a_version_with_u_0000_is_reported_escaped_and_its_attempts_are_counted(
+    function: Function, drogue: Drogue, managed: str
+) -> None:
+    odd = OLD | {0: b"0.1.0\0"}
+    assert post(function, managed, odd).outcome.startswith("write")
+    written = drogue.writes_of("example", managed)
+    assert post(function, managed, at(MTU) | {0: b"0.1.0\0"}).outcome.startswith("write")
+    assert drogue.writes_of("example", managed) == written  # its version is no news
+    assert post(function, managed, at(SIZE) | {0: b"0.1.0\0"}).outcome.startswith("swap")
+    assert post(function, managed, odd).outcome == 'withheld; reason="backoff"'
+    reported = drogue.reported(managed)
+    assert (reported["current"], reported["update"]["attempts"]) == ("0.1.0\\x00", 1)
+
+
+def test_a_firmware_whose_version_has_u_0000_is_malformed(
+    function: Function, drogue: Drogue, firmware: Path, device: str
+) -> None:
+    publish(firmware, "odd", "0.1.1\0", random_bytes(100), tag="odd")
+    drogue.put_image("example", device, "odd:odd")
+    answer = post(function, device, OLD)
+    assert (answer.status, "U+0000" in answer.reason) == (422, True)
+    assert "U+0000" in conditions(drogue, device)["InSync"]["reason"]
 
 
 @pytest.mark.parametrize("answer", [always(Response(403)), always(Response(500)), always(Response(400)), hang_up])
