@@ -10,10 +10,10 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from cloudevents.core.exceptions import CloudEventValidationError, MissingRequiredAttributeError
 from cloudevents.core.v1.event import CloudEvent
@@ -34,6 +34,17 @@ LORAWAN_PORT: Final = "223"
 #: Hexadecimal digits of a key.
 _KEY: Final = 32
 _REQUIRED = ("specversion", "id", "source", "type")
+#: Attributes that the function reads in binary mode, beside the media type. All others may hold anything.
+_USED: Final = frozenset(
+    (*_REQUIRED, "subject", "time", "application", "device", "deviceuid", "traceparent", "tracestate")
+)
+#: Characters of an attribute in a reason.
+_MAX_SHOWN: Final = 100
+#: What the source of every event from Drogue Cloud begins with.
+_CLOUD: Final = "drogue://"
+#: That source: the application as it is; of the device, everything but letters and digits percent-encoded. Characters
+#: that RFC 3986 (2.3) calls unreserved mean the same either way.
+_SOURCE: Final = re.compile(rf"{_CLOUD}([!-.0-~]+)/((?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{{2}})+)")
 #: Printable ASCII but space, double quote and percent stands for itself in a header (HTTP binding, 3.1.3.2).
 _UNENCODED = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
 #: What stands for itself, whoever wrote it.
@@ -64,6 +75,8 @@ class Event(NamedTuple):
     device_uid: str = ""
     #: CloudEvents' distributed tracing extension.
     trace: Trace | None = None
+    #: Why the device is in doubt, and must not be sent anything; empty if it is certain.
+    doubt: str = ""
 
     @property
     def key(self) -> str:
@@ -86,12 +99,14 @@ class Event(NamedTuple):
         return f"port:{LORAWAN_PORT}" if self.is_lorawan else DFU
 
     def status_payload(self) -> tuple[bytes, str | None]:
-        """The bytes of the status, and their media type where the event tells it.
+        """Return the bytes of the status, and their media type if the event names one.
 
         Raises:
-            InvalidEvent: an uplink of The Things Network without a payload, or no device named in the event.
+            InvalidEvent: no device is named, its name is in doubt, or an uplink of The Things Network has no payload.
 
         """
+        if self.doubt:
+            raise InvalidEvent(self.doubt)
         for name in ("application", "device"):
             if not getattr(self, name):
                 raise InvalidEvent(f"attribute {name!r} is missing")
@@ -101,21 +116,22 @@ class Event(NamedTuple):
 
 
 def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
-    """The event in an HTTP request, in binary or structured JSON mode.
+    """Read the event in an HTTP request, in binary or structured JSON mode.
 
     Args:
-        headers: names and values, these as WSGI hands them over: bytes read as latin-1.
+        headers: names and values, the latter as WSGI has them: bytes read as ISO 8859-1.
         body: the request's body.
 
     Raises:
         InvalidEvent: the request is no CloudEvent 1.0.
 
     """
+    decode: Callable[[str], str] = _decoded
     try:
         fields = {name.lower(): value for name, value in headers}
         mode = fields.get("content-type", "").partition(";")[0].strip().lower()
         if mode == "application/cloudevents+json":
-            cloud_event = _structured(body)
+            cloud_event, decode = _structured(body), _unchanged
         elif mode.startswith("application/cloudevents"):
             raise InvalidEvent(f"content type {mode!r}: one event, in binary or in JSON mode, is what is taken")
         else:
@@ -127,19 +143,102 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
         raise InvalidEvent(str(error)) from error
     attributes = cloud_event.get_attributes()
     payload = cloud_event.get_data()
+    source = cloud_event.get_source()
+    about = _about(source, _text(attributes, "application"), _text(attributes, "device"), decode)
     return Event(
         id=cloud_event.get_id(),
-        source=cloud_event.get_source(),
+        source=source,
         type=cloud_event.get_type(),
         subject=cloud_event.get_subject() or "",
-        application=_text(attributes, "application"),
-        device=_text(attributes, "device"),
-        device_uid=_text(attributes, "deviceuid"),
+        application=about.application,
+        device=about.device,
+        device_uid=_text(attributes, "deviceuid") or "",
         time=cloud_event.get_time(),
         content_type=cloud_event.get_datacontenttype(),
         payload=payload if isinstance(payload, bytes) else b"",
         trace=Trace.read(attributes.get("traceparent"), attributes.get("tracestate")),
+        doubt=about.doubt,
     )
+
+
+# --- Who an event is about --------------------------------------------------------------------------------------------
+
+
+class _About(NamedTuple):
+    application: str
+    device: str
+    #: Why these must not be acted on.
+    doubt: str = ""
+
+
+def _about(source: str, application: str | None, device: str | None, decode: Callable[[str], str]) -> _About:
+    """Decide which device an event is about.
+
+    Drogue Cloud's source is plain ASCII, which every deliverer leaves alone; the attributes may have been mangled on
+    the way, and only have to agree with it. Events from other senders have nothing but the attributes.
+
+    Args:
+        source: the event's source.
+        application: the attribute as it came; None if there is none.
+        device: the attribute as it came; None if there is none.
+        decode: returns what an attribute says if no source tells; it may raise InvalidEvent.
+
+    """
+    if named := _named_by(source):
+        for name, exact, given in zip(("application", "device"), named, (application, device), strict=True):
+            if given is None:
+                return _About(*named, f"attribute {name!r} is missing")
+            if not _may_stand_for(exact, given):
+                return _About(*named, f"attribute {name!r} is {_shown(given)}, but the source names {_shown(exact)}")
+        return _About(*named)
+    try:
+        application, device = decode(application or ""), decode(device or "")
+    except InvalidEvent as error:
+        return _About("", "", str(error))
+    # Some tools write names into such a source as they are. A "?" may be what a deliverer made of a character.
+    if source.startswith(_CLOUD) and ("?" in source or source != f"{_CLOUD}{application}/{device}"):
+        return _About(application, device, f"source {_shown(source)} is not {_CLOUD}APPLICATION/PERCENT-ENCODED-DEVICE")
+    return _About(application, device)
+
+
+def _named_by(source: str) -> tuple[str, str] | None:
+    """Return the application and the device that Drogue Cloud's source names; None if it is another source."""
+    match = _SOURCE.fullmatch(source)
+    if match is None:
+        return None
+    try:
+        return match[1], unquote_to_bytes(match[2]).decode()
+    except UnicodeError:
+        return None
+
+
+def _may_stand_for(name: str, given: str) -> bool:
+    """Tell whether an attribute, as it came, may be what a deliverer made of a name.
+
+    Deliverers write UTF-8 (which WSGI reads as ISO 8859-1), ISO 8859-1 with "?" for each UTF-16 unit of other
+    characters, or percent-encoding. HTTP strips spaces.
+    """
+    if given == name:
+        return True
+    by_unit = "".join("??" if character > "\uffff" else character for character in name)
+    forms = (
+        name,
+        name.encode().decode("latin-1"),
+        name.encode("latin-1", "replace").decode("latin-1"),
+        by_unit.encode("latin-1", "replace").decode("latin-1"),
+    )
+    if given.strip(" \t") in [form.strip(" \t") for form in forms]:
+        return True
+    return "%" in given and given.isascii() and unquote_to_bytes(given) == name.encode()
+
+
+def _unchanged(value: str) -> str:
+    return value
+
+
+def _shown(value: str) -> str:
+    """Quote the beginning of a value: it may be as long as a request."""
+    return repr(value[:_MAX_SHOWN])
 
 
 class _Received(CloudEvent):
@@ -162,7 +261,7 @@ def _structured(body: bytes) -> _Received:
         raise ValueError("a CloudEvent in JSON is an object")
     if "data" in members and "data_base64" in members:
         raise ValueError("both 'data' and 'data_base64'")
-    attributes = {name: value for name, value in members.items() if value is not None}
+    attributes = {name: value for name, value in members.items() if value is not None and name != "dataschema"}
     payload = _member_bytes(attributes)
     if "time" in attributes:
         attributes["time"] = _time(attributes["time"])
@@ -188,33 +287,55 @@ def _time(value: object) -> datetime:
     return datetime.fromisoformat(value.upper())  # `t` and `z` may be lower case (RFC 3339, 5.6)
 
 
-def _attributes(headers: Mapping[str, str]) -> dict[str, Any]:
-    """The attributes that headers carry (HTTP binding, 3.1.3)."""
+def _attributes(fields: Mapping[str, str]) -> dict[str, Any]:
+    """Return the attributes that headers carry (HTTP binding, 3.1.3); those that name the device as they came."""
     attributes: dict[str, Any] = {}
-    for name, value in headers.items():
-        if name.startswith("ce-"):
-            attributes[name[3:]] = value if _PLAIN.fullmatch(value) else _decoded(name, value)
-        elif name == "content-type" and value:
+    for header, value in fields.items():
+        name = header.removeprefix("ce-")
+        if name in _USED and name != header:
+            is_exact = name in ("application", "device") or _PLAIN.fullmatch(value)
+            attributes[name] = value if is_exact else _readable(name, value)
+        elif header == "content-type" and value:
             attributes["datacontenttype"] = value
     if "time" in attributes:
         attributes["time"] = _time(attributes["time"])
     return attributes
 
 
-def _decoded(name: str, value: str) -> str:
-    """What `value` stands for if a compliant sender wrote it; Drogue Cloud's senders put raw UTF-8 into the header."""
+def _readable(name: str, value: str) -> str:
+    """Return an attribute other than those that name the device; one that is not UTF-8 is ISO 8859-1.
+
+    Drogue Cloud's source is not decoded: its percent signs belong to it.
+    """
     try:
-        text = value.encode("latin-1").decode("utf-8")
+        text = value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
+    return text if name == "source" and text.startswith(_CLOUD) else _percent_decoded(text)
+
+
+def _decoded(value: str) -> str:
+    """Return the name in a header of a sender whose source does not tell it: encoded by the HTTP binding, or UTF-8.
+
+    Raises:
+        InvalidEvent: it is not UTF-8.
+
+    """
+    try:
+        return _percent_decoded(value.encode("latin-1").decode())
     except UnicodeError as error:
-        raise InvalidEvent(f"header {name!r} is not UTF-8") from error
+        raise InvalidEvent(f"the name {_shown(value)} in a header is not UTF-8") from error
+
+
+def _percent_decoded(text: str) -> str:
+    """Decode a header if a sender that follows the HTTP binding would have encoded it like this."""
     decoded = unquote(text)
-    compliant = "%" in text and quote(decoded, safe=_UNENCODED) == text
-    return decoded if compliant else text
+    return decoded if "%" in text and quote(decoded, safe=_UNENCODED) == text else text
 
 
-def _text(attributes: Mapping[str, Any], name: str) -> str:
-    value = attributes.get(name, "")
-    if not isinstance(value, str):
+def _text(attributes: Mapping[str, Any], name: str) -> str | None:
+    value = attributes.get(name)
+    if value is not None and not isinstance(value, str):
         raise InvalidEvent(f"attribute {name!r} is not a string")
     return value
 

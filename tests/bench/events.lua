@@ -11,6 +11,7 @@ function init(arguments)
     local file = assert(io.open(arguments[1], "rb"))
     body = file:read("*a")
     file:close()
+    application = arguments[2]
     devices = tonumber(arguments[3])
     run = os.time() .. "-" .. math.random(1000000000)
     sent = 0
@@ -18,7 +19,6 @@ function init(arguments)
         ["content-type"] = "application/cbor",
         ["ce-specversion"] = "1.0",
         ["ce-type"] = "io.drogue.event.v1",
-        ["ce-source"] = "drogue://" .. arguments[2] .. "/device",
         ["ce-subject"] = "dfu",
         ["ce-application"] = arguments[2],
         ["ce-applicationuid"] = "9f2f8ff7-7a0a-4a4e-9d2c-0d2a5b6f4c11",
@@ -34,6 +34,7 @@ function request()
     sent = sent + 1
     headers["ce-id"] = run .. "-" .. thread .. "-" .. sent
     headers["ce-device"] = "device-" .. (sent % devices)
+    headers["ce-source"] = "drogue://" .. application .. "/device%2D" .. (sent % devices)
     headers["ce-time"] = os.date("!%Y-%m-%dT%H:%M:%SZ")
     return wrk.format("POST", "/", headers, body)
 end

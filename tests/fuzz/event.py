@@ -6,6 +6,8 @@ The input is the request: lines of headers, an empty line, the body. What must h
 - What an event has is text of Unicode, and a time with its offset from UTC, with which the function can reckon.
 - In structured mode each attribute is what the JSON says, and the payload is its data; in binary mode the payload is
   the body. Nothing is invented.
+- Application and device are those of Drogue Cloud's source, in both modes; other sources leave it to the attributes. If
+  the two disagree, there is no status.
 - A status of LoRaWAN's port is the bytes of the uplink's base64, or the payload as it came.
 - Whatever payload it is, decoding it gives a status or `InvalidStatus`.
 """
@@ -15,6 +17,7 @@ import json
 import re
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import unquote
 
 from fleet_fn.drogue.events import LORAWAN_PORT, Event, InvalidEvent, read_event
 from fleet_fn.protocol.dialects import InvalidStatus, decode_status
@@ -25,8 +28,6 @@ _ATTRIBUTES = {
     "source": "source",
     "type": "type",
     "subject": "subject",
-    "application": "application",
-    "device": "device",
     "deviceuid": "device_uid",
     "datacontenttype": "content_type",
 }
@@ -46,8 +47,12 @@ def one_input(data: bytes) -> None:
     assert event.id and event.source and event.type  # noqa: PT018 - one sentence
     if event.time is not None:
         assert isinstance((_NOW - event.time).total_seconds(), float)
-    for field in _ATTRIBUTES.values():
+    for field in (*_ATTRIBUTES.values(), "application", "device"):
         (getattr(event, field) or "").encode()
+    if event.source.startswith("drogue://") and not event.doubt:
+        application, _, device = event.source.removeprefix("drogue://").partition("/")
+        assert event.application == application
+        assert event.device in (device, unquote(device, errors="strict"))
     media_type = {name.lower(): value for name, value in headers}.get("content-type", "").partition(";")[0]
     if media_type.strip().lower() == "application/cloudevents+json":
         _check_structured(event, json.loads(body))
@@ -65,6 +70,8 @@ def _check_structured(event: Event, members: dict[str, Any]) -> None:
     for name, field in _ATTRIBUTES.items():
         told = members.get(name)
         assert getattr(event, field) == (told if told is not None else None if field == "content_type" else "")
+    if not event.source.startswith("drogue://"):
+        assert (event.application, event.device) == tuple(members.get(name) or "" for name in ("application", "device"))
     if members.get("data_base64") is not None:
         assert event.payload == _decoded(members["data_base64"])
     elif members.get("data") is None:
@@ -86,7 +93,7 @@ def _check_status(event: Event) -> None:
         assert str(error)
         assert str(error).isprintable()
         return
-    assert event.application and event.device  # noqa: PT018 - one sentence
+    assert event.application and event.device and not event.doubt  # noqa: PT018 - one sentence
     if event.subject != LORAWAN_PORT:
         assert (payload, content_type) == (event.payload, event.content_type)
     elif payload != event.payload:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote
 
 import http_sf
 
@@ -211,13 +210,18 @@ def parse_outcome(answer: Answer) -> tuple[str, dict[str, Any]]:
     return str(name), {key: value if isinstance(value, int) else str(value) for key, value in parameters.items()}
 
 
+def encoded(name: str) -> str:
+    """Percent-encode everything but ASCII letters and digits, as Drogue Cloud does."""
+    return "".join(chr(octet) if octet < 0x80 and chr(octet).isalnum() else f"%{octet:02X}" for octet in name.encode())
+
+
 def event(device: str = "device1", application: str = "example", /, **attributes: str | None) -> dict[str, str | None]:
     """The attributes of a device's event, as Drogue Cloud makes them; None leaves one out."""
     return {
         "specversion": "1.0",
         "id": str(uuid.uuid4()),
         "type": "io.drogue.event.v1",
-        "source": f"drogue://{quote(application, safe='')}/{quote(device, safe='')}",
+        "source": f"drogue://{application}/{encoded(device)}",
         "subject": "dfu",
         "time": datetime.now(UTC).isoformat(),
         "application": application,
@@ -227,6 +231,6 @@ def event(device: str = "device1", application: str = "example", /, **attributes
         "sender": device,
         "senderuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{application}/{device}")),
         "instance": "drogue",
-        "partitionkey": f"{quote(application, safe='')}/{quote(device, safe='')}",
+        "partitionkey": f"{encoded(application)}/{encoded(device)}",
         **attributes,
     }

@@ -3,9 +3,10 @@
 import base64
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import assume, example, given
@@ -87,12 +88,12 @@ def test_the_same_event_in_structured_mode_is_the_same() -> None:
 
 
 def test_the_headers_of_a_structured_event_are_nothing_to_go_by() -> None:
-    body = json.dumps(ATTRIBUTES | {"device": "told"}).encode()
-    assert read_event([*STRUCTURED, ("Ce-Device", "other"), ("Ce-Id", "")], body).device == "told"
+    body = json.dumps(ATTRIBUTES).encode()
+    assert read_event([*STRUCTURED, ("Ce-Device", "other"), ("Ce-Id", "")], body) == structured()
 
 
 def test_the_device_is_the_one_that_the_event_is_about_not_its_sender() -> None:
-    assert binary(device="sensor", sender="gateway").device == "sensor"
+    assert binary(sender="gateway").device == "pump/1"
 
 
 def test_other_headers_may_hold_anything() -> None:
@@ -136,14 +137,14 @@ def test_attributes_of_another_type_than_text_are_invalid(name: str, value: obje
 
 def test_optional_attributes_may_be_absent() -> None:
     for read in (binary, structured):
-        event = read(subject=None, time=None, application=None, device=None)
+        event = read(source="/tool", subject=None, time=None, application=None, device=None)
         assert (event.subject, event.time, event.application, event.device) == ("", None, "", "")
     assert binary(b"", None).content_type is None
     assert structured().content_type is None
 
 
 def test_members_that_are_null_are_absent() -> None:
-    members = ATTRIBUTES | {"time": None, "subject": None, "application": None, "dataschema": None}
+    members = ATTRIBUTES | {"source": "/t", "time": None, "subject": None, "application": None, "dataschema": None}
     event = structured(members)
     assert (event.time, event.subject, event.application) == (None, "", "")
     with pytest.raises(InvalidEvent, match="Missing required attribute: 'id'"):
@@ -181,12 +182,12 @@ def test_extensions_of_other_types_that_nobody_asks_for_are_fine() -> None:
     ],
 )
 def test_names_are_decoded_only_where_a_compliant_sender_would_have_encoded_them_so(value: str, device: str) -> None:
-    assert binary(device=raw(value)).device == device
+    assert binary(source="/tool", device=raw(value)).device == device
 
 
 @given(names)
 def test_what_a_compliant_sender_encodes_comes_back(name: str) -> None:
-    assert binary(device=quote(name, safe=UNENCODED)).device == name
+    assert binary(source="/tool", device=quote(name, safe=UNENCODED)).device == name
 
 
 @given(names)
@@ -196,19 +197,208 @@ def test_what_a_compliant_sender_encodes_comes_back(name: str) -> None:
 def test_what_drogue_cloud_sends_raw_comes_back_unless_it_reads_as_encoded(name: str) -> None:
     encodings = re.fullmatch(r"[!-~]*(%[0-9A-F]{2}[!-~]*)+", name) and '"' not in name
     assume(not encodings)
-    assert binary(device=raw(name)).device == name
+    assert binary(source="/tool", device=raw(name)).device == name
 
 
 @given(names)
 def test_in_structured_mode_names_are_what_they_are(name: str) -> None:
-    assert structured(device=name).device == name
-    assert structured(device=quote(name, safe="")).device == quote(name, safe="")
+    assert structured(source="/tool", device=name).device == name
+    assert structured(source="/tool", device=quote(name, safe="")).device == quote(name, safe="")
 
 
 @pytest.mark.parametrize("value", ["\xff", "a\xc3", "\xed\xa0\x80"])
-def test_a_header_that_is_not_utf_8_is_invalid(value: str) -> None:
-    with pytest.raises(InvalidEvent, match=r"^header 'ce-device' is not UTF-8$"):
-        binary(device=value)
+@pytest.mark.parametrize("name", ["application", "device"])
+def test_a_name_that_is_not_utf_8_is_invalid_if_no_source_tells_it(name: str, value: str) -> None:
+    with pytest.raises(InvalidEvent, match=r"^the name '.+' in a header is not UTF-8$"):
+        binary(**{"source": "/tool", name: value}).status_payload()
+
+
+# --- Who an event is about --------------------------------------------------------------------------------------------
+
+#: Application names are host names, 63 characters at most.
+applications = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", fullmatch=True)
+#: Characters that deliverers mangle, more often than chance has them.
+odd_names = st.text(st.sampled_from(" \t?%/.2F0ab-\xe9\xff\xa0\u0100\u88c5\u7f6e\U0001f600"), min_size=1, max_size=12)
+device_names = names | odd_names | odd_names.map(lambda name: quote(name, safe=""))
+
+
+def cloud_source(application: str, device: str) -> str:
+    """Write the source as Drogue Cloud does: of the device, everything but letters and digits encoded."""
+    plain = [chr(byte) if byte < 0x80 and chr(byte).isalnum() else f"%{byte:02X}" for byte in device.encode()]
+    return f"drogue://{application}/{''.join(plain)}"
+
+
+def java(value: str) -> str:
+    """Write a header as the JVM does: ISO 8859-1, and a question mark for each other UTF-16 unit."""
+    units = value.encode("utf-16-be")
+    return "".join(chr(units[i + 1]) if units[i] == 0 else "?" for i in range(0, len(units), 2))
+
+
+#: How each sender writes an attribute into a header; HTTP strips what is around it.
+SENDERS: dict[str, Callable[[str], str]] = {
+    "drogue-event-source": raw,
+    "knative": java,
+    "knative, by character": lambda value: value.encode("latin-1", "replace").decode("latin-1"),
+    "encoded": lambda value: quote(value, safe=UNENCODED),
+    "encoded whole": lambda value: quote(value, safe=""),
+}
+
+
+def sent(sender: str, source: str, application: str, device: str, /, **attributes: str) -> Event:
+    """Read a status as a sender writes it into headers, and a receiver takes it out of them."""
+    write = SENDERS[sender]
+    named = {"source": source} | {
+        name: write(value).strip(" \t")
+        for name, value in {"application": application, "device": device, "sender": device, **attributes}.items()
+    }
+    return binary(b"{}", "application/json", **named)
+
+
+@pytest.mark.parametrize("sender", SENDERS)
+@given(application=applications, device=device_names)
+@example(application="example", device="\u88c5\u7f6e")
+@example(application="example", device="a%20b")
+@example(application="example", device=" ")
+@example(application="example", device="..")
+@example(application="my-app-2", device="t\xfcr-\xe4")
+def test_every_deliverer_reaches_the_device_that_the_cloud_named(sender: str, application: str, device: str) -> None:
+    event = sent(sender, cloud_source(application, device), application, device)
+    assert (event.application, event.device) == (application, device)
+    assert event.status_payload() == (b"{}", "application/json")
+
+
+@given(application=applications, device=device_names)
+def test_an_encoded_source_reaches_its_device_or_none(application: str, device: str) -> None:
+    """A sender that encodes the source too writes what the cloud writes for another device, which may exist.
+
+    The attributes tell, but for names in which both encodings are the same.
+    """
+    source = quote(cloud_source(application, device), safe=UNENCODED)
+    event = sent("encoded", source, application, device)
+    if event.device != device and source != f"drogue://{application}/{quote(quote(device, safe=UNENCODED), safe='')}":
+        with pytest.raises(InvalidEvent):
+            event.status_payload()
+
+
+@pytest.mark.parametrize("sender", SENDERS)
+@given(application=applications, other=applications, device=device_names, another=device_names)
+@example(application="a", other="a", device="\u88c5\u7f6e", another="\u88c5")
+@example(application="a", other="b", device="x", another="x")
+def test_attributes_of_another_device_are_invalid_or_look_like_it(
+    sender: str, application: str, other: str, device: str, another: str
+) -> None:
+    write = SENDERS[sender]
+    event = sent(sender, cloud_source(application, device), other, another)
+    try:
+        event.status_payload()
+    except InvalidEvent as error:
+        assert "but the source names" in str(error)
+    else:
+        mangled = [each(device).strip(" \t") for each in SENDERS.values()]
+        assert (other, write(another).strip(" \t") in mangled) == (application, True) or (
+            unquote(write(another)) == device
+        )
+    # Whatever the attributes say, it is this device or none.
+    assert (event.application, event.device) == (application, device)
+
+
+@given(application=applications, device=device_names)
+def test_in_structured_mode_the_source_tells_too(application: str, device: str) -> None:
+    about = {"source": cloud_source(application, device), "application": application}
+    for written in (device, java(device), device.strip(" "), quote(device, safe="")):
+        event = structured(**about, device=written, data={})
+        assert (event.application, event.device) == (application, device)
+        assert event.status_payload() == (b"{}", None)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"device": "pump/2"}, "attribute 'device' is 'pump/2', but the source names 'pump/1'"),
+        ({"device": ""}, "attribute 'device' is '', but the source names 'pump/1'"),
+        ({"device": "pump?1"}, "attribute 'device' is 'pump?1', but the source names 'pump/1'"),
+        ({"device": "pump%252F1"}, "attribute 'device' is 'pump%252F1', but the source names 'pump/1'"),
+        ({"device": "PUMP/1"}, "attribute 'device' is 'PUMP/1', but the source names 'pump/1'"),
+        ({"device": "pump/1,pump/1"}, "attribute 'device' is 'pump/1,pump/1', but the source names 'pump/1'"),
+        ({"application": "other"}, "attribute 'application' is 'other', but the source names 'fleet'"),
+        ({"application": None}, "attribute 'application' is missing"),
+        ({"device": None}, "attribute 'device' is missing"),
+        ({"source": "drogue://fleet/pump%252F1"}, "attribute 'device' is 'pump/1', but the source names 'pump%2F1'"),
+    ],
+)
+def test_an_attribute_that_contradicts_the_source_is_invalid(attributes: dict[str, str | None], reason: str) -> None:
+    for read in (binary, structured):
+        with pytest.raises(InvalidEvent, match=f"^{re.escape(reason)}$"):
+            read(**attributes).status_payload()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "drogue://fleet/pump%2",
+        "drogue://fleet/pump%ZZ1",
+        "drogue://fleet/pump%FF1",
+        "drogue://fleet/pump%ED%A0%801",
+        "drogue://fleet/",
+        "drogue://fleet",
+        "drogue:///pump%2F1",
+        "drogue://fleet/pump%2F1/",
+        "drogue://fleet/pump%2F1?x",
+        "drogue://fleet/pump 1",
+        "drogue://fleet/pump%2F1 x",
+        "drogue://",
+    ],
+)
+def test_a_source_that_only_begins_as_the_clouds_is_invalid(source: str) -> None:
+    for read in (binary, structured):
+        with pytest.raises(InvalidEvent, match=r"is not drogue://APPLICATION/PERCENT-ENCODED-DEVICE$"):
+            read(source=source).status_payload()
+
+
+@given(device_names)
+def test_a_source_with_the_names_as_they_are_is_fine_if_it_is_certain(name: str) -> None:
+    """As people write it who have only read of the form."""
+    source = f"drogue://fleet/{name}"
+    for event in (binary(source=raw(source), device=raw(name)), structured(source=source, device=name)):
+        try:
+            event.status_payload()
+        except InvalidEvent:
+            assert re.search(r"[?%]", name)
+        else:
+            assert event.device in (name, unquote(name))
+
+
+@pytest.mark.parametrize(
+    "name", ["sender", "senderuid", "applicationuid", "instance", "partitionkey", "dataschema", "x"]
+)
+@pytest.mark.parametrize("value", ["\xff", "%ZZ", "", "a\xc3", "\xe4%b"])
+def test_an_attribute_that_is_not_used_refuses_no_event(name: str, value: str) -> None:
+    assert binary(b"\xa1\x00\xff", **{name: value}) == EXPECTED
+
+
+@pytest.mark.parametrize("value", [5, True, "", [], {"x": 1}])
+@pytest.mark.parametrize("name", ["sender", "senderuid", "dataschema", "partitionkey", "x"])
+def test_a_member_that_is_not_used_refuses_no_event(name: str, value: object) -> None:
+    assert structured(**{name: value}) == structured()
+
+
+@pytest.mark.parametrize("source", [ATTRIBUTES["source"], "drogue://fleet/%FF", "/tool"])
+@pytest.mark.parametrize(
+    ("type_", "subject"),
+    [
+        ("io.drogue.event.v1", "temperature"),
+        ("io.drogue.event.v1", "t\xfcr"),
+        ("io.drogue.event.v1", "??"),
+        ("io.drogue.connection.v1", "connection"),
+        ("io.drogue.registry.v1", "devices"),
+        ("\xff", "dfu"),
+    ],
+)
+@pytest.mark.parametrize("device", ["\xff", "??", "other", None])
+def test_no_name_refuses_an_event_that_is_no_status(source: str, type_: str, subject: str, device: str | None) -> None:
+    event = binary(source=source, type=type_, subject=subject, device=device)
+    assert not event.is_status
+    assert (event.application, event.device) == ("fleet", "pump/1") or source != ATTRIBUTES["source"]
 
 
 # --- Time -------------------------------------------------------------------------------------------------------------
