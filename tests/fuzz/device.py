@@ -36,6 +36,9 @@ class _Cloud:
         self.application, self.device = application, device
         self.writes = 0
 
+    def close(self) -> None:
+        """Do nothing: there are no connections."""
+
     def request(self, method: str, path: str, deadline: Deadline, *, body: bytes | None = None, **_: object) -> Answer:
         assert deadline.remaining
         if method == "PUT":
