@@ -19,6 +19,7 @@ from fleet_fn.cli.sandbox.delivery import Delivery, Sink, authorization
 from fleet_fn.cli.sandbox.events import Event
 from tests.support import captures
 from tests.support.captures import EVENT_SOURCE, KNATIVE, Capture, headers_of
+from tests.support.function import encoded
 
 PATIENCE = 10.0
 NAMES = {EVENT_SOURCE: "event-source", KNATIVE: "knative"}
@@ -173,7 +174,7 @@ def an_event(device: str = "a", **attributes: str) -> Event:
         "specversion": "1.0",
         "id": "1",
         "type": "io.drogue.event.v1",
-        "source": "drogue://shop/a",
+        "source": f"drogue://shop/{encoded(device)}",
         "subject": "dfu",
         "time": "2026-11-28T18:22:29.5Z",
         "datacontenttype": "application/cbor",
@@ -199,7 +200,9 @@ def headers(request: bytes) -> dict[str, bytes]:
     ],
 )
 def test_each_deliverer_writes_names_in_its_own_way(deliverer: str, device: str, value: bytes, sink: RawSink) -> None:
-    assert headers(sent_as(an_event(device), deliverer, sink))["ce-device"] == value
+    written = headers(sent_as(an_event(device), deliverer, sink))
+    assert written["ce-device"] == value
+    assert written["ce-source"] == an_event(device).attributes["source"].encode()
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,14 @@ def _write_as_knative(event: Event, authorization: str | None, offset: int) -> H
 
 
 def _write_encoded(event: Event, authorization: str | None, _: int) -> Headers:
-    """Write as the CloudEvents HTTP binding has it (3.1.3.2): percent-encoded where ASCII would not do."""
+    """Write as the CloudEvents HTTP binding has it (3.1.3.2): percent-encoded where ASCII would not do.
+
+    The source stays as it is: its percent signs, encoded once more, would name another device.
+    """
     headers: Headers = []
     for name, value in event.attributes.items():
         is_media_type = name == "datacontenttype"
-        text = value.encode() if is_media_type else _percent_encoded(value)
+        text = value.encode() if is_media_type or name == "source" else _percent_encoded(value)
         headers.append(("Content-Type" if is_media_type else f"ce-{name}", text))
     if authorization is not None:
         headers.append(("Authorization", authorization.encode()))
