@@ -29,7 +29,12 @@ _LONGEST: Final = 24 * 60 * 60
 
 @click.command("fleet")
 @click.option("--application", required=True, metavar="NAME", help="Whose devices.")
-@click.option("--labels", metavar="SELECTOR", help="Only devices with these labels: 'site=oslo,!retired'.")
+@click.option(
+    "--labels",
+    metavar="SELECTOR",
+    help="Only devices with these labels: 'site=oslo,ring in (1, 2),!retired'. site!=oslo and 'site notin (oslo)' "
+    "leave out devices without the label site. A comma at the end is an error.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, with one device a line.")
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option(

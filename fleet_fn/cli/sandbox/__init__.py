@@ -2,6 +2,6 @@
 
 from fleet_fn.cli.sandbox.cloud import Sandbox
 from fleet_fn.cli.sandbox.main import command
-from fleet_fn.cli.sandbox.registry import Refused
+from fleet_fn.cli.sandbox.refusal import Refused
 
 __all__ = ["Refused", "Sandbox", "command"]

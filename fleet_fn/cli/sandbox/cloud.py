@@ -4,15 +4,21 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from fleet_fn.cli.sandbox.deliverers import DELIVERERS, Policy
 from fleet_fn.cli.sandbox.delivery import Delivery, Sink, authorization
 from fleet_fn.cli.sandbox.endpoints import Endpoints
 from fleet_fn.cli.sandbox.events import registry_event
-from fleet_fn.cli.sandbox.registry import Object, Refused, Registry, copied
+from fleet_fn.cli.sandbox.objects import Object
+from fleet_fn.cli.sandbox.refusal import Refused
+from fleet_fn.cli.sandbox.registry import Registry, copied
+from fleet_fn.cli.sandbox.rights import Rights
 from fleet_fn.cli.sandbox.server import Server
 from fleet_fn.cli.sandbox.waiting import Commands
+
+#: How `spec.core.disabled` of a device may be read: as released clouds do it, or as their documentation has it.
+CORE_DISABLED: Final = ("as-released", "as-documented")
 
 _logger = logging.getLogger(__name__)
 
@@ -37,6 +43,8 @@ class Sandbox:
         speed: float = 1.0,
         deliver_as: str = "event-source",
         delivery: Policy | None = None,
+        members: Mapping[str, str] | None = None,
+        core_disabled: str = "as-released",
         log: Callable[[str], None] = _logger.info,
     ) -> None:
         """A sandbox that knows these objects.
@@ -47,23 +55,27 @@ class Sandbox:
             sink_user: the sink's Basic credentials,
             sink_password: with their password,
             sink_token: or its Bearer token.
-            user: name that goes with the token of the APIs.
+            user: name that goes with the token of the APIs; the objects' owner.
             token: what the APIs want.
             port: where to listen on 127.0.0.1; 0 takes any.
             speed: divides all pauses and timeouts of delivery.
             deliver_as: whose requests events come in, a key of `DELIVERERS`.
             delivery: the deliverer's retries; None leaves it its own.
+            members: other users' roles in all applications, with the same token: a key of `ROLES` for each name.
+            core_disabled: how `spec.core.disabled` is read, one of `CORE_DISABLED`.
             log: takes one line, without secrets, for each thing that happens.
 
         Raises:
             Refused: an object that Drogue Cloud would not take, or that the sandbox has no means for.
-            ValueError: sink, speed or delivery make no sense.
+            ValueError: an option makes no sense.
 
         """
         if not speed > 0:
             raise ValueError("speed must be above 0")
         if deliver_as not in DELIVERERS:
             raise ValueError(f"nobody delivers as {deliver_as!r}: want one of {', '.join(DELIVERERS)}")
+        if core_disabled not in CORE_DISABLED:
+            raise ValueError(f"core.disabled cannot be read {core_disabled!r}: want {' or '.join(CORE_DISABLED)}")
         self._log_line = log
         self._port = port
         self._server: Server | None = None
@@ -76,8 +88,16 @@ class Sandbox:
             self._log,
             DELIVERERS[deliver_as].with_policy(delivery),
         )
-        self._registry = Registry(objects, self._tell_of_change)
-        self._endpoints = Endpoints(self._registry, self._commands, self._delivery.put, user, token, self._log)
+        self._owner = user
+        self._registry = Registry(objects, self._tell_of_change, user)
+        self._endpoints = Endpoints(
+            self._registry,
+            self._commands,
+            self._delivery.put,
+            Rights(user, token, members or {}),
+            self._log,
+            inverts_core=core_disabled == "as-released",
+        )
 
     def start(self) -> None:
         """Listens.
@@ -126,6 +146,11 @@ class Sandbox:
     def sink(self, url: str | None) -> None:
         self._delivery.sink = None if url is None else Sink.of(url)
 
+    @property
+    def waiting(self) -> int:
+        """How many devices wait for commands."""
+        return self._commands.waiting
+
     def get(self, application: str, device: str | None = None) -> Object:
         """A copy of an application, or of one of its devices.
 
@@ -150,7 +175,7 @@ class Sandbox:
         except Refused as refusal:
             if refusal.status != 404:
                 raise
-            return copied(self._registry.create(given))
+            return copied(self._registry.create(given, self._owner))
 
     def delete(self, application: str, device: str | None = None) -> None:
         """Deletes an application with its devices, or one of its devices.

@@ -7,12 +7,16 @@ from typing import Final, Self
 
 _Requirement = Callable[[Mapping[str, str]], bool]
 
-_VALUE: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-_KEY: Final = rf"(?:[A-Za-z][A-Za-z0-9.]*/)?{_VALUE}"
+_RAW: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+_KEY: Final = rf"(?:[A-Za-z][A-Za-z0-9.]*/)?{_RAW}"
+_SPACE: Final = r"[ \t]*"
+_VALUE: Final = rf"{_SPACE}{_RAW}{_SPACE}"
+#: Spaces are allowed before a key, after it if an operator follows, and around values; nowhere else.
 _REQUIREMENT: Final = re.compile(
-    rf"\s*(?:(?P<set>{_KEY})\s+(?P<operator>in|notin)\s*\(\s*(?P<values>{_VALUE}(?:\s*,\s*{_VALUE})*)\s*\)"
-    rf"|(?P<key>{_KEY})\s*(?P<comparison>!?=)\s*(?P<value>{_VALUE})"
-    rf"|(?P<absent>!)?(?P<existing>{_KEY}))\s*(?:,|$)"
+    rf"{_SPACE}(?P<set>{_KEY})[ \t]+(?P<operator>in|notin){_SPACE}\((?P<values>{_VALUE}(?:,{_VALUE})*|)\)"
+    rf"|{_SPACE}(?P<key>{_KEY}){_SPACE}(?P<comparison>!?=){_SPACE}(?P<value>{_RAW}){_SPACE}"
+    rf"|{_SPACE}(?P<present>{_KEY})"
+    rf"|!{_SPACE}(?P<absent>{_KEY})"
 )
 
 
@@ -24,7 +28,7 @@ class Selector:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The selector that `text` writes; an empty one selects everything.
+        """Parse a selector as Drogue Cloud does; an empty one selects everything.
 
         Raises:
             ValueError: it is none.
@@ -32,30 +36,37 @@ class Selector:
         """
         requirements = []
         position = 0
-        while position < len(text):
-            match = _REQUIREMENT.match(text, position)
-            if not match:
-                raise ValueError(f"not a label selector: {text[position:]!r}")
+        match = _REQUIREMENT.match(text)
+        while match:
             requirements.append(_requirement(match))
             position = match.end()
+            match = _REQUIREMENT.match(text, position + 1) if text.startswith(",", position) else None
+        if position < len(text):
+            raise ValueError(f"ParserError: Unparsable remaining content: '{text[position:]}'")
         return cls(tuple(requirements))
 
     def selects(self, labels: Mapping[str, str]) -> bool:
-        """Whether an object with these labels is selected."""
+        """Return whether an object with these labels is selected."""
         return all(requirement(labels) for requirement in self.requirements)
 
 
 def _requirement(match: re.Match[str]) -> _Requirement:
-    """As Kubernetes means them: a label that is absent is unequal to every value, and in no set."""
+    """Return a requirement as SQL evaluates it.
+
+    A comparison with a label that is absent is unknown, and selects nothing: neither `=` nor `!=`, neither `in` nor
+    `notin`. Kubernetes would select such objects with `!=` and `notin`. Only an empty `notin ()` selects everything.
+    """
     if key := match["set"]:
-        values = re.findall(_VALUE, match["values"])
+        values = re.findall(_RAW, match["values"])
         if match["operator"] == "in":
             return lambda labels: labels.get(key) in values
-        return lambda labels: labels.get(key) not in values
+        return lambda labels: not values or (key in labels and labels[key] not in values)
     if key := match["key"]:
         value = match["value"]
         if match["comparison"] == "=":
             return lambda labels: labels.get(key) == value
-        return lambda labels: labels.get(key) != value
-    key, absent = match["existing"], bool(match["absent"])
-    return lambda labels: (key in labels) is not absent
+        return lambda labels: key in labels and labels[key] != value
+    if key := match["present"]:
+        return lambda labels: key in labels
+    key = match["absent"]
+    return lambda labels: key not in labels

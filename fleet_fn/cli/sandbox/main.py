@@ -12,9 +12,11 @@ from urllib.parse import quote
 
 import click
 
-from fleet_fn.cli.sandbox.cloud import Sandbox
+from fleet_fn.cli.sandbox.cloud import CORE_DISABLED, Sandbox
 from fleet_fn.cli.sandbox.deliverers import DELIVERERS, Backoff, Policy
-from fleet_fn.cli.sandbox.registry import Refused, credentials, names
+from fleet_fn.cli.sandbox.objects import credentials, names
+from fleet_fn.cli.sandbox.refusal import Refused
+from fleet_fn.cli.sandbox.rights import ROLES
 
 #: What there is when nobody says otherwise.
 _EXAMPLE: Final[list[Mapping[str, Any]]] = [
@@ -66,6 +68,20 @@ class _Unusable(click.ClickException):
 @click.option("--user", default="sandbox", show_default=True, help="User name for the registry and command APIs.")
 @click.option("--token", default="sandbox", show_default=True, help="Access token for the registry and command APIs.")
 @click.option(
+    "--member",
+    "members",
+    metavar="USER:ROLE",
+    multiple=True,
+    help=f"Another user of the APIs, with the same token; role in all applications: {', '.join(ROLES)}. Repeatable.",
+)
+@click.option(
+    "--core-disabled",
+    type=click.Choice(CORE_DISABLED),
+    default="as-released",
+    show_default=True,
+    help="How spec.core.disabled is read; the command API of released clouds reads a device's inverted.",
+)
+@click.option(
     "--speed",
     type=click.FloatRange(0, min_open=True),
     default=1.0,
@@ -86,6 +102,8 @@ def command(
     timeout: float | None,
     user: str,
     token: str,
+    members: tuple[str, ...],
+    core_disabled: str,
     speed: float,
 ) -> None:
     """Run a Drogue Cloud to try things against, on one port of this machine.
@@ -119,6 +137,8 @@ def command(
             port=port,
             speed=speed,
             deliver_as=deliver_as,
+            members=dict(map(_member, members)),
+            core_disabled=core_disabled,
             delivery=_policy(deliver_as, retry, backoff_delay, backoff_policy, timeout),
             log=_tell,
         )
@@ -135,6 +155,12 @@ def command(
             asked_to_end.get()
         finally:
             sandbox.stop()
+
+
+def _member(text: str) -> tuple[str, str]:
+    """Return the name and the role of a `--member`."""
+    name, _, role = text.rpartition(":")
+    return name, role
 
 
 def _policy(

@@ -14,14 +14,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from fleet_fn.cli.sandbox.registry import Refused
+from fleet_fn.cli.sandbox.refusal import Refused
 
-#: Bytes that a request's body may have.
-MAX_BODY: Final = 1024 * 1024
+#: Bytes that a request's body may have, whichever API takes it.
+MAX_BODY_BYTES: Final = 65_536
 #: Seconds for which a connection is kept while nothing comes.
 _IDLE: Final = 75
 #: Seconds that handlers get to finish what they are at.
 _GRACE: Final = 1.0
+_MAX_DIGITS: Final = 18
+#: Bytes that are read at once of a body that is too large.
+_DRAINED_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,20 @@ class Request:
     query: Mapping[str, str]
     authorization: str | None
     content_type: str | None
-    body: bytes
+    #: None if it is too large; whoever needs it finds out, after whatever comes before.
+    content: bytes | None
+
+    @property
+    def body(self) -> bytes:
+        """The body.
+
+        Raises:
+            Refused: it is too large.
+
+        """
+        if self.content is None:
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None, "Payload reached size limit.")
+        return self.content
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1  # head and body of an answer in one packet
     timeout = _IDLE
+    _is_too_large = False
 
     def handle_method(self) -> None:
         answer = self._answer()
@@ -135,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(answer.body)
         self.wfile.flush()
-        if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        if self._is_too_large:
             self._drain()
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = handle_method  # noqa: N815
@@ -152,10 +169,10 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             return self.server.answer(self._request())
         except Refused as refusal:
-            return Answer.json({"error": refusal.error, "message": str(refusal)}, refusal.status, refusal.headers)
+            return _refusal(refusal)
 
     def _request(self) -> Request:
-        body = self._body()  # first, so that a refusal leaves nothing unread
+        content = self._body()  # first, so that a refusal leaves nothing unread
         path, _, query = self.path.encode("latin-1").partition(b"?")
         if not path.startswith(b"/"):
             raise Refused.bad_request("The target is no path")
@@ -167,22 +184,22 @@ class _Handler(BaseHTTPRequestHandler):
                 query=dict(parse_qsl(query.decode(), keep_blank_values=True, errors="strict")),
                 authorization=self.headers.get("Authorization"),
                 content_type=None if content_type is None else " ".join(content_type.split()),
-                body=body,
+                content=content,
             )
         except UnicodeDecodeError as error:
             raise Refused.bad_request("The target is not UTF-8") from error
 
-    def _body(self) -> bytes:
+    def _body(self) -> bytes | None:
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers:
             self.close_connection = True
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, "LengthRequired", "Send a Content-Length")
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, None, "Send a Content-Length")
         if not (length.isascii() and length.isdigit()):
             self.close_connection = True
             raise Refused.bad_request("Content-Length is no number")
-        if len(length) > len(str(MAX_BODY)) or int(length) > MAX_BODY:
-            self.close_connection = True
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "PayloadTooLarge", f"At most {MAX_BODY} bytes")
+        if len(length) > _MAX_DIGITS or int(length) > MAX_BODY_BYTES:
+            self.close_connection = self._is_too_large = True
+            return None
         body = self.rfile.read(int(length))
         if len(body) < int(length):
             raise ConnectionResetError("the request ended early")
@@ -194,5 +211,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(_GRACE)
         with suppress(OSError):
             for _ in range(64):
-                if not self.rfile.read1(MAX_BODY):
+                if not self.rfile.read1(_DRAINED_BYTES):
                     return
+
+
+def _refusal(refusal: Refused) -> Answer:
+    if refusal.error is None:
+        shown = str(refusal).encode() if refusal.has_body else b""
+        kind = {"Content-Type": "text/plain; charset=utf-8"} if shown else {}
+        return Answer(refusal.status, shown, {**kind, **refusal.headers})
+    code = {"code": refusal.status} if refusal.has_code else {}
+    return Answer.json({**code, "error": refusal.error, "message": str(refusal)}, refusal.status, refusal.headers)

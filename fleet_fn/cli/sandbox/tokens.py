@@ -6,7 +6,7 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qsl, unquote_plus
@@ -18,18 +18,21 @@ LIFETIME: Final = 300
 
 
 class Tokens:
-    """Gives tokens to one client (RFC 6749, section 4.4), and knows them again. Safe to use from several threads."""
+    """Gives tokens to clients (RFC 6749, section 4.4), and knows them again. Safe to use from several threads."""
 
-    def __init__(self, client: str, secret: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._client = f"{client}:{secret}".encode()
+    def __init__(self, clients: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
+        """Give tokens to clients, which are users of the APIs, by their secrets."""
+        self._clients = clients
         self._clock = clock
         self._lock = threading.Lock()
-        self._until: dict[str, float] = {}
+        #: The users of tokens, and until when they are good.
+        self._given: dict[str, tuple[str, float]] = {}
 
     def give(self, request: Request) -> Answer:
-        """The answer of the token endpoint."""
+        """Answer as the token endpoint."""
         form = dict(parse_qsl(request.body.decode("utf-8", "replace")))
-        if not hmac.compare_digest(_client(request.authorization, form).encode(), self._client):
+        client, _, secret = _client(request.authorization, form).partition(":")
+        if not hmac.compare_digest(secret.encode(), self._clients.get(client, "").encode()) or not secret:
             challenge = {"WWW-Authenticate": 'Basic realm="sandbox"'}
             return Answer.json({"error": "invalid_client"}, HTTPStatus.UNAUTHORIZED, challenge)
         if form.get("grant_type") != "client_credentials":
@@ -37,14 +40,15 @@ class Tokens:
         token = secrets.token_urlsafe()
         now = self._clock()
         with self._lock:
-            self._until = {known: until for known, until in self._until.items() if until > now}
-            self._until[token] = now + LIFETIME
+            self._given = {known: given for known, given in self._given.items() if given[1] > now}
+            self._given[token] = client, now + LIFETIME
         return Answer.json({"access_token": token, "token_type": "Bearer", "expires_in": LIFETIME})
 
-    def knows(self, token: str) -> bool:
-        """Whether a token is one of those given out, and still good."""
+    def user(self, token: str) -> str | None:
+        """Return whose a token is, if it was given out and is still good."""
         with self._lock:
-            return self._clock() < self._until.get(token, 0)
+            user, until = self._given.get(token, (None, 0.0))
+            return user if self._clock() < until else None
 
 
 def _client(authorization: str | None, form: dict[str, str]) -> str:

@@ -14,7 +14,6 @@ class Command:
 
     name: str
     payload: bytes
-    content_type: str | None
 
 
 class Subscription:
@@ -39,15 +38,30 @@ class Commands:
     """Passes commands on to subscriptions. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._subscriptions: defaultdict[tuple[str, str], set[Subscription]] = defaultdict(set)
+        #: By application, gateway and device; a device that waits for itself is its own gateway, for any device.
+        self._subscriptions: defaultdict[tuple[str, str, str | None], set[Subscription]] = defaultdict(set)
         self._lock = threading.Lock()
         self._closed = False
 
+    @property
+    def waiting(self) -> int:
+        """How many subscriptions there are."""
+        with self._lock:
+            return sum(map(len, self._subscriptions.values()))
+
     @contextmanager
-    def subscribed(self, application: str, device: str) -> Iterator[Subscription]:
-        """A subscription to a device's commands, for as long as the context lasts."""
+    def subscribed(self, application: str, sender: str, device: str) -> Iterator[Subscription]:
+        """Subscribe for as long as the context lasts.
+
+        Args:
+            application: the application of both.
+            sender: the device that waits.
+            device: the device whose commands it waits for; if that is the sender, it also gets the commands of all
+                devices that it is a gateway of.
+
+        """
         subscription = Subscription()
-        key = application, device
+        key = application, sender, None if device == sender else device
         with self._lock:
             self._subscriptions[key].add(subscription)
             if self._closed:
@@ -60,13 +74,14 @@ class Commands:
                 if not self._subscriptions[key]:
                     del self._subscriptions[key]
 
-    def send(self, application: str, device: str, command: Command) -> bool:
-        """Hands a command to everybody who waits for the device's; returns whether there was anybody."""
+    def send(self, application: str, gateway: str, device: str, command: Command) -> bool:
+        """Hand a command to everybody who waits for it at a gateway; return whether there was anybody."""
         with self._lock:
-            subscriptions = self._subscriptions.get((application, device), set())
-            for subscription in subscriptions:
+            keys = (application, gateway, device), (application, gateway, None)
+            reached = [subscription for key in keys for subscription in self._subscriptions.get(key, ())]
+            for subscription in reached:
                 subscription.put(command)
-            return bool(subscriptions)
+            return bool(reached)
 
     def close(self) -> None:
         """Ends every wait, those to come included."""

@@ -1,0 +1,74 @@
+"""Refusals of the sandbox, worded as Drogue Cloud words them."""
+
+from collections.abc import Mapping
+from typing import Self
+
+
+class Refused(Exception):
+    """A request that is not granted: an HTTP status, and what the answer says.
+
+    Drogue Cloud refuses in three ways: with an error and a message as JSON, with plain text, and without a body.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        error: str | None,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        has_body: bool = True,
+        has_code: bool = False,
+    ) -> None:
+        """Refuse with a status.
+
+        Args:
+            status: the HTTP status.
+            error: the error's name; None makes the message plain text.
+            message: what is wrong.
+            headers: more headers.
+            has_body: whether the answer shows the message.
+            has_code: whether the JSON repeats the status, as the device endpoint does.
+
+        """
+        super().__init__(message)
+        self.status = status
+        self.error = error
+        self.headers = headers or {}
+        self.has_body = has_body
+        self.has_code = has_code
+
+    @classmethod
+    def bad_request(cls, message: str) -> Self:
+        """400, in plain text: the request makes no sense."""
+        return cls(400, None, message)
+
+    @classmethod
+    def silently(cls, status: int, message: str) -> Self:
+        """Refuse without a body; the message is for callers in Python."""
+        return cls(status, None, message, has_body=False)
+
+    @classmethod
+    def not_found(cls) -> Self:
+        """404: no such application or device, or another user's."""
+        return cls(404, "NotFound", "Not found")
+
+    @classmethod
+    def conflict(cls) -> Self:
+        """409: there already, or another version."""
+        return cls(409, "Conflict", "Conflict")
+
+    @classmethod
+    def reference_not_found(cls) -> Self:
+        """404: a device's application is missing, or another user's."""
+        return cls(404, "ReferenceNotFound", "Referenced a non-existing entity")
+
+    @classmethod
+    def not_authorized(cls) -> Self:
+        """403: the application is another user's, or the role is too small."""
+        return cls(403, "AuthenticationError", "Not authorized")
+
+    @classmethod
+    def by_database(cls, problem: str) -> Self:
+        """503: PostgreSQL refuses the value, which no retry cures."""
+        return cls(503, "DatabaseError", f"Database error: db error: ERROR: {problem}")
