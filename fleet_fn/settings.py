@@ -6,12 +6,13 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fleet_fn.errors import Failed
 from fleet_fn.firmware.credentials import from_docker_config
+from fleet_fn.firmware.private import UntrustedError, check_private, default_folder, private_folder
 from fleet_fn.firmware.reference import is_name, parse_reference
 
 T = TypeVar("T")
@@ -121,7 +122,7 @@ class Settings:
             docker_config=read.optional("DOCKER_CONFIG", _docker_config, _DOCKER_CONFIG),
             firmware_default_image=read.text("FIRMWARE_DEFAULT_IMAGE"),
             firmware_dir=read.optional("FIRMWARE_DIR", _folder, "a folder that is there"),
-            firmware_cache_dir=read.required("FIRMWARE_CACHE_DIR", _writable_folder, _WRITABLE_FOLDER, _cache_dir),
+            firmware_cache_dir=read.cache_folder("FIRMWARE_CACHE_DIR"),
             firmware_cache_bytes=read.get("FIRMWARE_CACHE_BYTES", _whole(1), "a number of bytes above 0", 536870912),
             hawkbit_url=read.optional("HAWKBIT_URL", _base_url, _BASE_URL),
             hawkbit_tenant=read.text("HAWKBIT_TENANT"),
@@ -190,14 +191,6 @@ def _drogue(read: "_Reader") -> dict[str, Any]:
     return fields
 
 
-def _cache_dir() -> str | None:
-    """A folder in the system's temporary directory, for each user one; None where there is no such directory."""
-    try:
-        return str(Path(gettempdir(), f"fleet-firmware-{os.getuid()}"))
-    except FileNotFoundError:  # a read-only root file system
-        return None
-
-
 class _Reader:
     """Reads variables and collects all violations, so that a user mends them in one go."""
 
@@ -228,16 +221,27 @@ class _Reader:
         value = self.optional(name, parse, takes)
         return default if value is None else value
 
-    def required(
-        self, name: str, parse: Callable[[str], str], takes: str, default: Callable[[], str | None] = lambda: None
-    ) -> str:
-        """The value that there has to be; the `default` is asked for where it is not set, and may know none."""
+    def required(self, name: str, parse: Callable[[str], str], takes: str) -> str:
+        """Return the value of a variable that has to be set."""
         if self.text(name) is None:
-            value = default()
-            if value is None:
-                self.wrong(name, takes)
-            return value or ""
+            self.wrong(name, takes)
+            return ""
         return self.get(name, parse, takes, "")
+
+    def cache_folder(self, name: str) -> str:
+        """Return the folder that a variable names for a cache, or one in the system's temporary directory."""
+        value = self.text(name)
+        try:
+            folder = private_folder(Path(value)) if value else default_folder()
+            _check_writable(folder)
+        except UntrustedError as error:
+            which = "" if value else "the default "
+            self.wrong(name, f"{_PRIVATE_FOLDER} ({which}{error.strerror})")
+        except (OSError, RuntimeError, ValueError):  # a loop of links; a null byte
+            self.wrong(name, _WRITABLE_FOLDER)
+        else:
+            return str(folder)
+        return ""
 
     def finish(self) -> None:
         """Raises SettingsError for all that was wrong."""
@@ -292,6 +296,7 @@ _BASE_URL = "an http:// or https:// URL without credentials, query and fragment"
 _REGISTRY_PREFIX = f"a prefix of image references such as ghcr.io/acme/, or {LAYOUT_SCHEME} and a folder"
 _TRUST_ANCHORS = "the path of a readable file of certificates (PEM)"
 _WRITABLE_FOLDER = "a folder that can be written, or that can be made"
+_PRIVATE_FOLDER = "a folder that no other user owns or may write"
 _DOCKER_CONFIG = "a folder whose config.json, if there is one, can be read and is as docker writes it"
 _CREDENTIAL = "printable characters, with no line break at the end either"
 _BOOLEAN = "true or false"
@@ -350,15 +355,19 @@ def _folder(value: str) -> str:
     return value
 
 
-def _writable_folder(value: str) -> str:
-    folder = Path(value).absolute()
+def _check_writable(folder: Path) -> None:
+    """Raise OSError if no files can be made in a folder, or in the one that it would be made in.
+
+    `UntrustedError` tells that the file system gives files to another user, or opens them to others.
+    """
+    folder = folder.absolute()
     while not os.path.lexists(folder):
         folder = folder.parent
-    try:
-        with TemporaryDirectory(dir=folder):
-            return value
-    except OSError as error:
-        raise ValueError(value) from error
+    with TemporaryDirectory(dir=folder) as inner:
+        path = Path(inner, "file")
+        path.touch(0o600)
+        check_private(folder, Path(inner).lstat())
+        check_private(folder, path.lstat())
 
 
 def _docker_config(value: str) -> str:

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from fleet_fn.background import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed, Retry, UpstreamError
+from fleet_fn.firmware.private import UntrustedFileError, is_private, open_file
 from fleet_fn.firmware.store import NotHere, Reader
 from fleet_fn.firmware.verified import Mismatch, VerifiedFiles, check_digest, check_size, hash_of
 from fleet_fn.log import logger
@@ -52,8 +53,9 @@ Fill = Callable[[Callable[[bytes], object]], object]
 class Cache:
     """Firmware by the SHA-256 of its bytes, and small content by a key, in files of one folder.
 
-    Any number of caches in any number of processes may share the folder. Nothing in it is trusted, nor needed: whatever
-    is in it may be changed or deleted by anybody at any instant. What else lies in it is left alone, and not counted.
+    Any number of caches in any number of processes of one user may share the folder. Nothing in it is needed: all of it
+    may be deleted at any instant. No byte of it is trusted: firmware is verified, and files that another user owns or
+    may write count as missing, as does the whole folder. What else lies in it is left alone, and not counted.
     """
 
     def __init__(
@@ -361,7 +363,7 @@ class _Folder:
         """A descriptor of the file `name`, which is not evicted while that is open; None where it cannot be had."""
         for _ in range(_LOCK_TRIES):
             try:
-                descriptor = _open(self.path / name, os.O_RDONLY)
+                descriptor = open_file(self.path, name, os.O_RDONLY)
             except OSError:
                 return None
             try:
@@ -401,7 +403,9 @@ class _Folder:
         """
         path = self.path / name
         try:
-            descriptor = _open(path, os.O_RDONLY)
+            descriptor = open_file(self.path, name, os.O_RDONLY)
+        except UntrustedFileError:
+            pass  # goes
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return False
@@ -459,7 +463,7 @@ class _Folder:
             NotHere: what would have to go is being read or written.
 
         """
-        entries = [entry for entry in self._entries() if entry.path != part]
+        entries = [entry for entry in self._entries() if entry.path != part and not _is_expelled(entry)]
         excess = sum(entry.size for entry in entries) + size - self._bound
         victims = []
         for entry in sorted(entries, key=attrgetter("used")):
@@ -491,7 +495,7 @@ class _Folder:
                     if stat.S_ISREG(status.st_mode):
                         # Half files go first: none goes that is being written.
                         used = 0 if match["source"] else self._last_used(match["name"])
-                        yield _Entry(Path(entry.path), match["name"], status.st_size, used)
+                        yield _Entry(Path(entry.path), match["name"], status.st_size, used, is_private(status))
 
     def _marker(self, name: str) -> Path:
         return self.path / f".{name}.used"
@@ -517,7 +521,7 @@ class _Folder:
             try:
                 os.utime(marker, ns=(now, now), follow_symlinks=False)
             except FileNotFoundError:
-                os.close(_open(marker, os.O_WRONLY | os.O_CREAT))
+                os.close(open_file(self.path, marker.name, os.O_WRONLY | os.O_CREAT))
                 os.utime(marker, ns=(now, now), follow_symlinks=False)
 
     @contextmanager
@@ -549,7 +553,10 @@ class _Folder:
                 for folder in reversed((self.path, *self.path.parents)):
                     if not folder.exists():
                         folder.mkdir(0o700, exist_ok=True)
-                return _open(path, os.O_RDWR | os.O_CREAT)
+                try:
+                    return open_file(self.path, path.name, os.O_RDWR | os.O_CREAT)
+                except UntrustedFileError:
+                    path.unlink()
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
@@ -603,11 +610,18 @@ class _Entry(NamedTuple):
     size: int
     #: Nanoseconds since the epoch.
     used: int
+    #: Whether no other user can change it.
+    is_private: bool
 
 
-def _open(path: str | Path, flags: int) -> int:
-    """Opens a file that is nobody else's: no link, nor a FIFO with somebody to be waited for at its other end."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+def _is_expelled(entry: _Entry) -> bool:
+    """Remove a file that another user owns or may write: no reader of ours has it open."""
+    if entry.is_private:
+        return False
+    with suppress(OSError):
+        entry.path.unlink(missing_ok=True)
+        return True
+    return False
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -631,7 +645,7 @@ def _claimed(path: Path) -> Iterator[bool]:
     is_free = False
     with ExitStack() as opened:
         with suppress(OSError):
-            descriptor = _open(path, os.O_RDWR)  # with NFS, an exclusive lock is one for writers
+            descriptor = open_file(path.parent, path.name, os.O_RDWR)  # with NFS, an exclusive lock is one for writers
             opened.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_free = _is_at(descriptor, path)

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import requests
 from tests.support.drogue import Drogue
 from tests.support.function import ROOT, Function, event, serving
 from tests.support.processes import descriptors, workers
+from tests.support.users import give_away
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "fleet_fn.app:create_app()"]
 SERVE = [sys.executable, "-m", "fleet_fn", "serve"]
@@ -133,6 +134,36 @@ def test_a_wrong_setting_stops_the_start_with_one_line_and_no_traceback(
     (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("[")]  # those are gunicorn's own
     assert told in line
     assert "s3cret" not in ended.stderr + ended.stdout
+    assert "Booting worker" not in ended.stderr
+
+
+def make_link(path: Path) -> None:
+    path.symlink_to(path.parent)
+
+
+def make_open_folder(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o770)
+
+
+def make_strangers_folder(path: Path) -> None:
+    path.mkdir()
+    give_away(path)
+
+
+@pytest.mark.parametrize("make", [Path.touch, make_link, make_open_folder, make_strangers_folder])
+@pytest.mark.parametrize("command", [SERVE, GUNICORN], ids=["serve", "gunicorn"])
+def test_a_default_cache_folder_that_a_stranger_prepared_stops_the_start(
+    command: list[str], tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / f"fleet-firmware-{os.geteuid()}"
+    make(folder)
+    variables = {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "ghcr.io/acme/", "TMPDIR": str(tmp_path)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, timeout=60)
+    assert ended.returncode != 0
+    (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("[")]
+    private = "a folder that no other user owns or may write"
+    assert f"FIRMWARE_CACHE_DIR: got nothing, takes {private} (the default '{folder}' " in line
     assert "Booting worker" not in ended.stderr
 
 

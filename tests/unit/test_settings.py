@@ -230,6 +230,38 @@ def test_a_value_that_is_not_taken_is_told_with_its_variable_and_what_is(variabl
     assert line.count("takes") == 1
 
 
+def test_a_cache_folder_that_another_user_owns_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 65534, 65534)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    line = told(REQUIRED | {"FIRMWARE_CACHE_DIR": str(tmp_path)})
+    assert line == (
+        f"FIRMWARE_CACHE_DIR: got '{tmp_path}', takes a folder that no other user owns or may write "
+        f"('{tmp_path}' belongs to user {tmp_path.stat().st_uid})"
+    )
+
+
+def test_a_cache_folder_whose_files_others_may_write_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def touch(path: Path, _: int) -> None:
+        """Make a file as a file system does that has the same mode for all of them."""
+        path.write_bytes(b"")
+        path.chmod(0o777)
+
+    monkeypatch.setattr(Path, "touch", touch)
+    line = told(REQUIRED | {"FIRMWARE_CACHE_DIR": str(tmp_path / "new")})
+    assert line.startswith(f"FIRMWARE_CACHE_DIR: got '{tmp_path}/new', takes a folder that no other user owns")
+    assert line.endswith("can be written by other users (mode 0777))")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_volume_that_is_open_to_others_gets_a_folder_of_our_own(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2777)
+    assert read(FIRMWARE_CACHE_DIR=str(tmp_path)).firmware_cache_dir == f"{tmp_path}/fleet-firmware-{os.geteuid()}"
+
+
 @pytest.mark.parametrize("variable", REQUIRED)
 @pytest.mark.parametrize("text", [None, ""])
 def test_what_is_required_is_missed(variable: str, text: str | None) -> None:

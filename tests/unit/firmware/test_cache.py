@@ -33,8 +33,11 @@ from fleet_fn.errors import Failed, Retry
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.store import NotHere, Reader
 from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.settings import Settings
 from tests.support.firmware import random_bytes
+from tests.support.mappings import mapped
 from tests.support.timing import Clock
+from tests.support.users import OTHER_POD, POD, VOLUME_GROUP, become, give_away, is_root, make_volume, open_to_others
 
 Write = Callable[[bytes], object]
 
@@ -1069,6 +1072,121 @@ def test_a_note_comes_back_as_it_was_or_not_at_all(cache: Cache, folder: Path) -
     assert cache.noted("other", 100) is None
 
 
+# --- Other users ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wall", [time.time, later])
+@pytest.mark.parametrize("take", [open_to_others, give_away])
+def test_a_file_that_another_user_owns_or_may_write_is_fetched_anew(
+    folder: Path, take: Callable[[Path], None], wall: Callable[[], float]
+) -> None:
+    source = Source()
+    for runs in (1, 2):
+        cache = make_cache(folder, wall=wall)
+        for _ in range(2):
+            assert get(cache, source=source) == RIGHT
+            assert source.runs == runs
+        assert path_of(folder).stat().st_uid == os.geteuid()
+        assert stat.S_IMODE(path_of(folder).stat().st_mode) == 0o600
+        tick(path_of(folder))
+        take(path_of(folder))
+    assert get(cache, source=source) == RIGHT
+    assert source.runs == 3
+
+
+@pytest.mark.parametrize("take", [open_to_others, give_away])
+def test_a_note_that_another_user_may_have_written_is_none(
+    cache: Cache, folder: Path, take: Callable[[Path], None]
+) -> None:
+    cache.note("key", b"content", Deadline(5))
+    cache.save("small", b"content", Deadline(5))
+    for path in folder.glob("*.small"):
+        take(path)
+    assert cache.noted("key", 100) is None
+    assert load(cache, "small", b"content") is None
+    cache.note("key", b"content", Deadline(5))
+    assert cache.noted("key", 100) == b"content"
+
+
+def test_what_another_user_left_does_not_stand_in_the_way(cache: Cache, folder: Path) -> None:
+    get(cache, A)
+    strange = [folder / ".lock", part_of(folder), folder / f".{path_of(folder).name}.used", path_of(folder, bytes(9))]
+    for path in strange:
+        path.write_bytes(bytes(BOUND))
+        give_away(path)
+    with ExitStack() as stack:
+        for path in strange:
+            fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_EX)
+        assert get(cache) == RIGHT
+    assert holds(folder, A, RIGHT)
+    assert stat.S_IMODE((folder / ".lock").stat().st_mode) == 0o600
+
+
+def test_a_folder_that_a_mount_opened_is_closed_again(cache: Cache, folder: Path) -> None:
+    get(cache)
+    folder.chmod(0o2770)
+    assert get(make_cache(folder), source=never) == RIGHT
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o2750
+
+
+def test_a_folder_that_became_another_users_is_not_used(tmp_path: Path, cache: Cache, folder: Path) -> None:
+    get(cache)
+    cache.note("key", b"", Deadline(5))
+    elsewhere = tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    if is_root():
+        os.chown(elsewhere, POD, POD)
+    before = kept(elsewhere)
+    fresh = make_cache(folder)
+    with pytest.raises(Failed, match=r"^firmware cache: Not a directory$"):
+        get(fresh)
+    assert fresh.noted("key", 100) is None
+    if is_root():
+        with pytest.raises(Failed, match=rf"^firmware cache: '{elsewhere}' belongs to user {POD}$"):
+            get(make_cache(elsewhere))
+    assert kept(elsewhere) == before
+
+
+def use_volume_as(user: int, volume: Path) -> tuple[str, int, list[str]]:
+    """Fetch into a volume as a user of its group; return the folder, its mode, and what came of it."""
+    "".encode("idna")  # loads what this user may not read
+    become(user, VOLUME_GROUP)
+    variables = {
+        "DROGUE_API_URL": "https://api.example",
+        "FIRMWARE_REGISTRY": "ghcr.io/acme/",
+        "FIRMWARE_CACHE_DIR": str(volume),
+    }
+    folder = Path(Settings.from_environment(variables).firmware_cache_dir)
+    source, cache = Source(), make_cache(folder)
+    outcomes = [outcome(lambda: get(cache, source=source)), outcome(lambda: get(make_cache(folder), source=never))]
+    return str(folder), stat.S_IMODE(folder.stat().st_mode) & 0o777, [*outcomes, str(source.runs)]
+
+
+def test_in_a_volume_each_user_has_a_cache_of_its_own() -> None:
+    users = [POD, OTHER_POD] if is_root() else [os.geteuid()]
+    with tempfile.TemporaryDirectory() as parent:
+        Path(parent).chmod(0o755)
+        volume = make_volume(Path(parent, "volume"))
+        for user in users:
+            used = run_in_process(use_volume_as, user, volume)
+            assert used == (f"{volume}/fleet-firmware-{user}", 0o700, ["bytes", "bytes", "1"])
+        assert {path.name for path in volume.iterdir()} == {f"fleet-firmware-{user}" for user in users}
+
+
+@pytest.mark.parametrize("wall", [time.time, later])
+def test_a_change_that_no_time_tells_of_is_fetched_anew(folder: Path, wall: Callable[[], float]) -> None:
+    cache, source = make_cache(folder, wall=wall), Source()
+    for runs in (1, 2, 3):
+        assert get(cache, source=source) == RIGHT
+        assert source.runs == runs
+        with mapped(path_of(folder)) as mapping:
+            assert get(cache, source=source) == RIGHT
+            mapping.flip(1500)
+            with opened(cache, source=source) as reader:
+                assert reader.read(1400, 200) == RIGHT[1400:1600]
+
+
 # --- Whatever happens -------------------------------------------------------------------------------------------------
 
 FIRMWARE = [random_bytes(size, "firmware") for size in (1, 700, 2000, 3000, 4500, 10_000)]
@@ -1086,7 +1204,7 @@ class Pod(RuleBasedStateMachine):
     @initialize(root=st.just(None))
     def start(self, root: None) -> None:  # noqa: ARG002
         self.folder = Path(self.resources.enter_context(tempfile.TemporaryDirectory()), "cache")
-        self.caches = [make_cache(self.folder) for _ in range(2)]
+        self.caches = [make_cache(self.folder, wall=wall) for wall in (time.time, later)]
 
     def teardown(self) -> None:
         for _, _, stack in self.being_read:
@@ -1125,7 +1243,9 @@ class Pod(RuleBasedStateMachine):
         self.caches[0].save(key, content, Deadline(5))
         assert load(self.caches[1], key, content) in (content, None)
 
-    @rule(number=st.integers(0), damage=st.sampled_from(["truncate", "flip", "replace", "delete", "link"]))
+    @rule(
+        number=st.integers(0), damage=st.sampled_from(["truncate", "flip", "map", "replace", "open", "delete", "link"])
+    )
     def damage(self, number: int, damage: str) -> None:
         paths = sorted(self.folder.iterdir()) if self.folder.exists() else []
         if not paths:
@@ -1138,6 +1258,11 @@ class Pod(RuleBasedStateMachine):
             with path.open("r+b") as file:
                 file.seek(number % size)
                 file.write(b"?")
+        elif damage == "map" and size and not path.is_symlink():
+            with mapped(path) as mapping:
+                mapping.flip(number % size)
+        elif damage == "open" and not path.is_symlink():
+            open_to_others(path)
         elif damage == "replace":
             path.with_name("other").write_bytes(bytes(size))
             path.with_name("other").rename(path)
