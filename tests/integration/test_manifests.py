@@ -313,19 +313,40 @@ def test_what_strangers_reach_does_not_start_without_credentials(event_source: R
 # --- Delivery
 
 
-def test_attempts_end_when_the_event_is_of_no_use_any_more(kafka: Rendered, tmp_path: Path) -> None:
+def retrying(delivery: Object, each: float, useless_after: float = float("inf")) -> float:
+    """Return the seconds until a KafkaSource is done with an event whose attempts take `each` and fail.
+
+    An attempt that begins when the event is of no use any more is the last: it is answered at once with `stale`.
+    """
+    assert delivery["backoffPolicy"] == "linear", "the n-th pause is n times the delay"
+    now = each
+    for retry in range(1, delivery["retry"] + 1):
+        now += seconds(delivery["backoffDelay"]) * retry
+        if now > useless_after:
+            return now
+        now += each
+    return now
+
+
+def test_retries_last_as_long_as_the_event_is_of_use(kafka: Rendered, tmp_path: Path) -> None:
     source = kafka.one("KafkaSource")
     delivery = source["spec"]["delivery"]
     settings = kafka.settings(tmp_path)
     assert (source["apiVersion"], source["spec"]["ordering"]) == ("sources.knative.dev/v1", "ordered")
     assert {"retry", "backoffDelay", "backoffPolicy", "timeout", "deadLetterSink"} == set(delivery)
-    assert delivery["backoffPolicy"] == "exponential"
-    assert delivery["retry"] > 0
     assert all(delivery[key].startswith("PT") for key in ("backoffDelay", "timeout")), "durations are those of ISO 8601"
-    pauses = sum(seconds(delivery["backoffDelay"]) * 2**n for n in range(1, delivery["retry"] + 1))
-    attempts = (delivery["retry"] + 1) * settings.event_deadline
-    assert attempts + pauses <= settings.event_max_age
+    fast = retrying(delivery, 0)
+    slow = retrying(delivery, settings.event_deadline, settings.event_max_age)
+    unanswered = retrying(delivery, seconds(delivery["timeout"]))
+    for lasts in (fast, slow):
+        assert settings.event_max_age <= lasts <= 1.2 * settings.event_max_age
     assert settings.event_deadline < seconds(delivery["timeout"]) <= kafka.pod["timeoutSeconds"]
+    # What the comments and the page say that it costs.
+    told = [f"{lasts:g} s" for lasts in (fast, slow, unanswered)]
+    (comment,) = re.findall(r"answered at once: .*", (KAFKA / "kafka-source.yaml").read_text())
+    assert re.findall(r"\d+ s\b", comment) == told
+    page = (ROOT / "docs" / "deliver-events.md").read_text()
+    assert re.findall(r"\| (\d+ s) \|$", page, re.MULTILINE) == told
 
 
 def test_kafka_is_read_by_one_group_from_now_on_and_never_in_the_clear(kafka: Rendered) -> None:

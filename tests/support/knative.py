@@ -16,8 +16,8 @@ class Partition:
 
     client: Client
     #: Attempts after the first.
-    retries: int = 3
-    #: Seconds before the first retry; each next pause is twice as long.
+    retries: int = 7
+    #: Seconds before the first retry; each next pause is longer by as much.
     pause: float = 1.0
     #: Events that were given up, and what was answered last.
     dead_letters: list[tuple[Mapping[str, str | None], Answer]] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Partition:
     def _deliver(self, event: Mapping[str, str | None], payload: bytes) -> None:
         for attempt in range(1 + self.retries):
             if attempt:
-                time.sleep(self.pause * 2 ** (attempt - 1))
+                time.sleep(self.pause * attempt)
             answer = self.client.post(event, payload, headers={"Prefer": "reply", "Kn-Namespace": "fleet"})
             if answer.status < 500 and answer.status not in _RETRIED:
                 break
