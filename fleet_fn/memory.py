@@ -1,6 +1,7 @@
 """A bounded memory of what was looked up: an answer may be as old as the one who asks allows."""
 
 import math
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -45,20 +46,22 @@ class Memory(Generic[K, V]):
         self,
         size: int,
         *,
+        max_bytes: float = math.inf,
         error_age: Callable[[UpstreamError], float] | None = None,
         count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A memory of at most `size` values; an error is raised again for `error_age` seconds, or not at all.
+        """A memory of at most `size` values, which take at most `max_bytes` together as `deep_size` counts them.
 
-        `count` is told with each `get` whether what is asked for was known.
+        An error is raised again for `error_age` seconds, or not at all. `count` is told with each `get` whether the
+        value was known.
         """
         self._error_age = error_age
         self._count = count
         self._clock = clock
         self._lock = threading.Lock()
-        self._values: _Bounded[K, V] = _Bounded(size)
-        self._errors: _Bounded[K, UpstreamError] = _Bounded(size)
+        self._values: Bounded[K, V] = Bounded(size, max_bytes)
+        self._errors: Bounded[K, UpstreamError] = Bounded(size)
         self._turns: dict[K, _Turn] = {}
         self._remembers = size > 0
 
@@ -165,21 +168,58 @@ class Memory(Generic[K, V]):
         return value
 
 
-class _Bounded(Generic[K, V]):
-    """Things with their moments by key; where there are too many the one that was put first goes."""
+class Bounded(Generic[K, V]):
+    """Values with their moments by key. When there are too many, the values that were put first are dropped.
 
-    def __init__(self, size: int) -> None:
+    Not safe to use from several threads.
+    """
+
+    def __init__(self, size: int, max_bytes: float = math.inf) -> None:
+        """Keep at most `size` values, which take at most `max_bytes` together; a larger one is not kept at all."""
         self._size = size
-        self._entries: OrderedDict[K, tuple[float, V]] = OrderedDict()
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._entries: OrderedDict[K, tuple[float, V, int]] = OrderedDict()
 
     def get(self, key: K) -> tuple[float, V] | None:
-        return self._entries.get(key)
+        """Return the moment and the value of `key`."""
+        entry = self._entries.get(key)
+        return entry[:2] if entry else None
 
-    def put(self, key: K, moment: float, thing: V) -> None:
-        self._entries[key] = (moment, thing)
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._size:
-            self._entries.popitem(last=False)
+    def put(self, key: K, moment: float, value: V) -> None:
+        """Keep a value in the place of an earlier one of the same key."""
+        self.pop(key)
+        taken = 0 if self._max_bytes == math.inf else deep_size(key) + deep_size(value)
+        self._entries[key] = (moment, value, taken)
+        self._bytes += taken
+        while len(self._entries) > self._size or self._bytes > self._max_bytes:
+            _, (_, _, freed) = self._entries.popitem(last=False)
+            self._bytes -= freed
 
     def pop(self, key: K) -> None:
-        self._entries.pop(key, None)
+        """Drop the value of `key`, if there is one."""
+        if entry := self._entries.pop(key, None):
+            self._bytes -= entry[2]
+
+
+def deep_size(value: object) -> int:
+    """Return the bytes that a value takes, with all that it is made of; parts that values share count in each.
+
+    It looks into containers and dataclasses; of other objects only their own bytes count.
+    """
+    size, left = 0, [value]
+    while left:
+        part = left.pop()
+        if part is None or part is True or part is False:
+            continue  # there is one of each
+        size += sys.getsizeof(part)
+        if isinstance(part, str):
+            continue
+        if isinstance(part, dict):
+            left.extend(part)
+            left.extend(part.values())
+        elif isinstance(part, tuple | list | frozenset):
+            left.extend(part)
+        else:
+            left.extend(getattr(part, name) for name in getattr(part, "__dataclass_fields__", ()))
+    return size

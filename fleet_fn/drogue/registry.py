@@ -3,8 +3,8 @@
 import json
 import random
 import re
+import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +22,7 @@ from fleet_fn.drogue.refusals import (
 from fleet_fn.drogue.report import Report, Reported
 from fleet_fn.drogue.storable import storable
 from fleet_fn.errors import Failed, Retry
-from fleet_fn.memory import Count, Memory
+from fleet_fn.memory import Bounded, Count, Memory
 from fleet_fn.policy import NONE, MalformedPolicy, Policy, read_policy
 from fleet_fn.protocol.strict_json import parse_json
 from fleet_fn.upstream import Answer, Upstream
@@ -32,11 +32,17 @@ T = TypeVar("T")
 _PATH: Final = "/api/registry/v1alpha1/apps"
 #: What stands for itself in a path (RFC 3986, 2.3).
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._~-]+")
-#: Devices and applications whose specs are remembered: some 1,000 bytes each.
+#: Devices and applications whose specs are remembered, and the bytes that these may take: some 2,500 each, unless
+#: labels or messages in their objects are long.
 _REMEMBERED = 20_000
-#: Devices of which all is remembered, and the seconds for which that is worth trying to write.
+_REMEMBERED_BYTES: Final = 48 * 1024 * 1024
+#: Devices whose whole objects are remembered as they were read, the bytes that these may take, and the seconds for
+#: which an object is worth an attempt at writing it.
 _JUST_READ: Final = 256
+_JUST_READ_BYTES: Final = 4 * 1024 * 1024
 _JUST_READ_SECONDS: Final = 1.0
+#: Devices whose failed reports are remembered, and the bytes that these may take.
+_REMEMBERED_FAILURES_BYTES: Final = 4 * 1024 * 1024
 #: Seconds for which nothing is reported of a device whose object could not be written, and is the same still: a moment
 #: at first, since nothing is known of where its blocks come from until that is noted, and each time twice as long.
 _GIVEN_UP: Final = 1.0
@@ -107,8 +113,7 @@ class _Object(NamedTuple):
 class _GivenUp(NamedTuple):
     """A failure to write an object."""
 
-    #: When it was, and the seconds for which the next attempt waits.
-    since: float
+    #: Seconds for which the next attempt waits.
     pause: float
     #: What was known of the object then.
     known: _Object | None
@@ -144,12 +149,15 @@ class Registry:
         """What `upstream` has; `count` is told of each look-up of an object."""
         self._upstream = upstream
         self._objects: Memory[tuple[str, ...], _Object] = Memory(
-            _REMEMBERED if remember else 0, count=count, clock=clock
+            _REMEMBERED if remember else 0, max_bytes=_REMEMBERED_BYTES, count=count, clock=clock
         )
-        #: Devices as they were read a moment ago, with all that stands in them.
-        self._read: Memory[tuple[str, ...], dict[str, Any]] = Memory(_JUST_READ if remember else 0, clock=clock)
+        #: Devices as they were read a moment ago, with all that stands in them: as JSON, which is the smallest form.
+        self._read: Memory[tuple[str, ...], bytes] = Memory(
+            _JUST_READ if remember else 0, max_bytes=_JUST_READ_BYTES, clock=clock
+        )
         self._clock = clock
-        self._given_up: OrderedDict[tuple[str, ...], _GivenUp] = OrderedDict()
+        self._given_up: Bounded[tuple[str, ...], _GivenUp] = Bounded(_REMEMBERED, _REMEMBERED_FAILURES_BYTES)
+        self._given_up_lock = threading.Lock()
 
     def desired(
         self, application: str, device: str, max_age: float, deadline: Deadline, *, of_device: float | None = None
@@ -212,7 +220,8 @@ class Registry:
             if attempt > 1:
                 pause = random.uniform(0, _LONGEST_PAUSE_SECONDS)  # noqa: S311 - nothing depends on it being secret
                 time.sleep(min(pause, deadline.remaining))
-            found = self._read.known(names, _JUST_READ_SECONDS) or self._fetch(names, deadline)
+            just_read = self._read.known(names, _JUST_READ_SECONDS)
+            found = parse_json(just_read) if just_read else self._fetch(names, deadline)
             self._read.forget(names)  # what is written now makes another version
             known = _read_object(found, "device")
             # Which is no fresher for it: others than us may tell the device something before its next status.
@@ -233,22 +242,21 @@ class Registry:
         """Nothing more is reported of a device for a while, and until its object has been read again."""
         names, pause = (application, device), _GIVEN_UP
         known = self._objects.known(names)
-        if (earlier := self._given_up.get(names)) and earlier.known == known:
-            pause = min(2 * earlier.pause, _GIVEN_UP_AT_MOST)
-        self._given_up[names] = _GivenUp(self._clock(), pause, known)
-        self._given_up.move_to_end(names)
-        if len(self._given_up) > _REMEMBERED:
-            self._given_up.popitem(last=False)
+        with self._given_up_lock:
+            if (earlier := self._given_up.get(names)) and earlier[1].known == known:
+                pause = min(2 * earlier[1].pause, _GIVEN_UP_AT_MOST)
+            self._given_up.put(names, self._clock(), _GivenUp(pause, known))
 
     def has_given_up_reporting(self, application: str, device: str) -> bool:
         """Whether reporting failed a while ago, and what is known of the object is the same still."""
         names = (application, device)
-        given_up = self._given_up.get(names)
-        if given_up is None:
+        entry = self._given_up.get(names)
+        if entry is None:
             return False
+        since, given_up = entry
         known = self._objects.known(names)
         # A device of which nothing can be noted is read again with each of its blocks.
-        is_early = self._clock() - given_up.since < given_up.pause
+        is_early = self._clock() - since < given_up.pause
         return given_up.known is known or (given_up.known == known and is_early)
 
     def _object(self, names: tuple[str, ...], max_age: float, deadline: Deadline) -> _Object:
@@ -274,7 +282,7 @@ class Registry:
             self._upstream.close()
             raise _senseless(kind)(f"{DEVICE_REGISTRY}: answer for the {kind} is another object")
         if kind == "device":
-            self._read.put(names, since, found)
+            self._read.put(names, since, answer.body)
         return found
 
     def _put(self, names: tuple[str, ...], changed: Mapping[str, Any], deadline: Deadline) -> bool:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed, Retry, UpstreamError
-from fleet_fn.memory import Memory
+from fleet_fn.memory import Memory, deep_size
 from tests.support.timing import Clock
 
 
@@ -151,6 +152,48 @@ def test_it_never_holds_more_than_its_size_and_gives_up_the_oldest(keys: list[in
         assert (source.look_ups == before) == (key in looked_up[-size:] if size else False)
         if source.look_ups > before:
             looked_up.append(key)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 500)), max_size=50), st.integers(0, 1000))
+def test_its_values_never_take_more_bytes_than_it_may_and_the_oldest_are_given_up(
+    puts: list[tuple[str, int]], max_bytes: int
+) -> None:
+    clock = Clock()
+    remembered: Memory[str, bytes] = Memory(1000, max_bytes=max_bytes, clock=clock)
+    put: dict[str, bytes] = {}
+    for key, size in puts:
+        value = bytes(size)
+        remembered.get(key, 0, lambda value=value: value, Deadline(5))  # type: ignore[misc]
+        clock.now += 1
+        put.pop(key, None)
+        put[key] = value
+        kept = [known for known in put if remembered.known(known) is not None]
+        taken = sum(deep_size(known) + deep_size(put[known]) for known in kept)
+        assert taken <= max_bytes
+        assert kept == list(put)[len(put) - len(kept) :]
+        if len(kept) < len(put):
+            dropped = list(put)[-len(kept) - 1]
+            assert taken + deep_size(dropped) + deep_size(put[dropped]) > max_bytes or not kept
+
+
+def test_a_value_that_is_too_large_is_looked_up_each_time() -> None:
+    source = Source()
+    remembered: Memory[str, int] = Memory(10, max_bytes=10, clock=source.clock)
+    assert [remembered.get("key", 10, source, Deadline(5)) for _ in range(3)] == [1, 2, 3]
+
+
+@dataclass
+class Pair:
+    one: object
+    other: object
+
+
+@pytest.mark.parametrize("shape", [lambda it: (it,), lambda it: [it], lambda it: {"": it}, lambda it: {it: ""}])
+@pytest.mark.parametrize("inside", [lambda it: it, lambda it: Pair(None, it), lambda it: (1, [it])])
+def test_the_size_of_a_value_is_that_of_all_that_it_is_made_of(shape: Callable[..., Any], inside: Any) -> None:
+    long, short = "x" * 10_000, "x"
+    values = [(shape(text) if isinstance(inside(text), str) else inside(shape(text))) for text in (long, short)]
+    assert deep_size(values[0]) - deep_size(values[1]) == 9_999
 
 
 def test_what_is_forgotten_is_looked_up_again_and_the_rest_is_not() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -432,6 +433,44 @@ def test_one_that_is_to_remember_nothing_remembers_nothing(cloud: Cloud) -> None
     for _ in range(2):
         cloud.desired(math.inf)
     assert cloud.asked == [DEVICE, APPLICATION] * 2
+
+
+LARGE: dict[str, dict[str, Any]] = {
+    "in spec": {"spec": {"other": [{f"key-{number}": number} for number in range(4000)]}},
+    "in others' status": {"status": {"other": {f"key-{number}": [number] for number in range(3500)}}},
+    "in labels": {"metadata": {"labels": {f"label-{number}": f"value-{number}" for number in range(1800)}}},
+    "in a message": {
+        "status": {"firmware": {"conditions": [{"type": "InSync", "status": "False", "message": "m" * 58_000}]}}
+    },
+}
+
+
+@pytest.mark.parametrize("where", LARGE)
+def test_devices_with_large_objects_take_bounded_memory(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects of about 58 KiB; some take five times as much once they are parsed."""
+    for bound in ("_REMEMBERED_BYTES", "_JUST_READ_BYTES", "_REMEMBERED_FAILURES_BYTES"):
+        monkeypatch.setattr(f"fleet_fn.drogue.registry.{bound}", 1024 * 1024)
+    found = LARGE[where]
+    found = {"spec": {}, **found, "metadata": {**METADATA["device"], **found.get("metadata", {}), "name": "NAME"}}
+    device = json.dumps(found).encode()
+    assert 45_000 < len(device) < 90_000
+    application = json.dumps({"metadata": METADATA["application"]}).encode()
+
+    class Scripted(Upstream):
+        def request(self, method: str, path: str, *_: Any, **__: Any) -> Any:  # noqa: ARG002
+            name = path.rpartition("/devices/")[2].encode()
+            return Response(200, device.replace(b"NAME", name) if "/devices/" in path else application)
+
+    registry = Registry(Scripted("device registry", "http://127.0.0.1"))
+    tracemalloc.start()
+    try:
+        for number in range(40):
+            registry.desired("fleet", f"pump-{number}", 60, Deadline(30))
+            registry.give_up_reporting("fleet", f"pump-{number}")
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 4 * 1024 * 1024
 
 
 def test_both_look_ups_together_keep_the_deadline(cloud: Cloud) -> None:
