@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
+from urllib.parse import quote
 
 import click
 import requests
@@ -41,6 +42,11 @@ COMMAND_TIMEOUT_MIN = 5
 ENDPOINT_GRACE = 5
 #: However fast the device: one that is told to WAIT gives the server so many seconds to fetch the firmware.
 WAIT_MIN = 1.0
+#: However fast the device: after a wait that ran out it pauses so long, for the cloud drops a command that comes
+#: meanwhile. Else that command answers the next status, the next command the one after it, and so on.
+LATE_MAX = 5.0
+#: However fast the device: its first pause after a command that it could not use; doubles up to `LATE_MAX`.
+SETTLE_MIN = 0.5
 #: Seconds that a stopped command waits for devices that are in the middle of a request.
 STOP_GRACE = 1.0
 #: Bytes between two lines of progress where the firmware's size is not known.
@@ -159,7 +165,17 @@ def run_device(
 
 
 class _NoAnswer(Exception):
-    """A status was not answered; the next one may be."""
+    """A status was not answered; the next one may be.
+
+    Args:
+        reason: why.
+        pause: real seconds to the next status, at least.
+
+    """
+
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause
 
 
 class _Refused(Exception):
@@ -198,6 +214,7 @@ class DeviceRun:
         self._reached = False
         self._writing: bytes | None = None
         self._fruitless = 0
+        self._settle = 0.0
         self._blocks = 0
         self._power_losses = 0
         self._lost = 0
@@ -256,14 +273,23 @@ class DeviceRun:
             command, correlation_id = decode_command(*answer)
         except _NoAnswer as error:
             self._set_back(str(error))
-            return ERROR_PAUSE / speed
+            return max(ERROR_PAUSE / speed, error.pause)
         except CommandError as error:
             self._unreadable.append(f"unreadable answer: {error}")
             self._set_back(self._unreadable[-1])
             return ERROR_PAUSE / speed
         step = self._device.handle(command, correlation_id)
         self._follow(command, step)
-        return max(step.pause / speed, WAIT_MIN if step.outcome is Outcome.WAITING else 0.0)
+        return max(step.pause / speed, self._least_pause(step.outcome))
+
+    def _least_pause(self, outcome: Outcome) -> float:
+        """Return the real seconds that the device pauses at least, whatever its speed."""
+        if outcome in (Outcome.IGNORED, Outcome.FAILED):
+            # The command may have answered an earlier status: let the one that is on its way pass.
+            self._settle = min(2 * self._settle or SETTLE_MIN, LATE_MAX)
+            return self._settle
+        self._settle = 0.0
+        return WAIT_MIN if outcome is Outcome.WAITING else 0.0
 
     def _set_back(self, reason: str) -> None:
         self._fruitless += 1
@@ -277,11 +303,13 @@ class DeviceRun:
         return True
 
     def _post(self, session: requests.Session) -> tuple[bytes, str | None]:
-        """Publishes a status and waits for the command. Returns its payload and content type."""
+        """Publish a status and wait for the command. Return its payload and content type."""
         options = self._options
         payload, content_type = encode_status(self._device.status(), options.dialect, options.encoding)
         query = {"ct": str(self._timeout)} | ({"as": options.device} if options.gateway else {})
-        user = f"{options.gateway or options.device}@{options.application}"
+        # The endpoint splits the user at the first @ and the first colon, and decodes the device.
+        user = f"{quote(options.gateway or options.device, safe='')}@{options.application}"
+        sent = time.monotonic()
         try:
             response = session.post(
                 f"{options.url.rstrip('/')}/v1/dfu",
@@ -302,10 +330,16 @@ class DeviceRun:
             reason = f"cannot reach {options.url}: is the sandbox, or the cloud, running there?"
             raise (_NoAnswer(reason) if self._reached else _Refused(reason)) from error
         except requests.RequestException as error:
-            raise _NoAnswer(f"{options.url} does not answer: {error}") from error
+            raise _NoAnswer(f"{options.url} does not answer: {error}", self._pause_after(sent)) from error
         self._reached = True
         self._check(response, user)
+        if not response.content:
+            raise _NoAnswer(f"no command within {self._timeout} s", self._pause_after(sent))
         return response.content, response.headers.get("Content-Type")
+
+    def _pause_after(self, sent: float) -> float:
+        """Return the real seconds to let a late command pass, if the wait since `sent` ran out."""
+        return LATE_MAX if time.monotonic() - sent >= self._timeout / 2 else 0.0
 
     def _check(self, response: requests.Response, user: str) -> None:
         code = response.status_code
@@ -321,8 +355,6 @@ class DeviceRun:
             raise _NoAnswer(f"the endpoint answered {code}")
         if code not in (200, 202):
             raise _Refused(f"the endpoint answered {code}: is --url a Drogue HTTP endpoint?")
-        if not response.content:
-            raise _NoAnswer(f"no command within {self._timeout} s")
         name = response.headers.get("command", "dfu")
         if name != "dfu":
             raise _NoAnswer(f"a command named {name!r}, not dfu")
@@ -492,9 +524,10 @@ def command(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     names = [device] if count == 1 else [f"{device}{number}" for number in range(1, count + 1)]
-    reports = _run_all([replace(options, device=name) for name in names])
-    for report in reports:
-        click.echo(str(report))
+    with _signals() as signals:
+        reports = _run_all([replace(options, device=name) for name in names], signals)
+        for report in reports:
+            click.echo(str(report))
     context.exit(0 if all(report.in_sync for report in reports) else 1)
 
 
@@ -509,9 +542,9 @@ def _crash_offset(text: str, size: int | None) -> int:
     return size * int(number) // 100
 
 
-def _run_all(options: list[DeviceOptions]) -> list[DeviceReport]:
+def _run_all(options: list[DeviceOptions], signals: "_Signals") -> list[DeviceReport]:
     stop = threading.Event()
-    with _signals_set(stop), _display(options) as (on_line, on_progress):
+    with _display(options) as (on_line, on_progress):
         runs = [DeviceRun(each, on_line=on_line, stop=stop, on_progress=on_progress) for each in options]
         # Daemons: one that waits for a command, up to 30 s, must not keep a stopped command from ending.
         threads = [
@@ -521,23 +554,37 @@ def _run_all(options: list[DeviceOptions]) -> list[DeviceReport]:
         for thread in threads:
             thread.start()
         for thread in threads:
-            while thread.is_alive() and not stop.is_set():
+            while thread.is_alive() and not signals.came:
                 thread.join(0.1)
+        if signals.came:
+            stop.set()
         deadline = time.monotonic() + STOP_GRACE
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
     return [run.report() for run in runs]
 
 
+@dataclass(slots=True)
+class _Signals:
+    """Whether the command was told to end."""
+
+    came: bool = False
+
+    def handle(self, *_: object) -> None:
+        """Note a signal, and take no lock: the next signal's handler may interrupt this one."""
+        self.came = True
+
+
 @contextlib.contextmanager
-def _signals_set(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set `stop` while in here."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+def _signals() -> Iterator[_Signals]:
+    """Note Ctrl-C and SIGTERM while in here, however many come."""
+    signals = _Signals()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signals.handle) for number in numbers]
     try:
-        yield
+        yield signals
     finally:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
 

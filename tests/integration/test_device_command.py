@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pty
+import queue
 import signal
 import socket
 import subprocess
@@ -12,16 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import cbor2
 import pytest
+import requests
 from click.testing import CliRunner, Result
 
 from fleet_fn.cli.device import DeviceOptions, DeviceReport, command, run_device
+from fleet_fn.cli.sandbox import Sandbox
+from tests.support.http import Request, Response, Server
+
+E = TypeVar("E", bound="Endpoint")
 
 VERSION = b"0.1.1"
 NEXT_VERSION = b"0.1.2"
@@ -58,7 +64,10 @@ class Endpoint:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = False  # so that closing waits for them
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -70,7 +79,7 @@ class Endpoint:
             {
                 "path": url.path,
                 "query": {name: values[0] for name, values in parse_qs(url.query).items()},
-                "user": user.decode(),
+                "user": unquote(user.decode()),
                 "password": password.decode(),
                 "type": request.headers["Content-Type"],
                 "body": body,
@@ -141,13 +150,62 @@ class Endpoint:
         return "Write", {"version": target, "offset": offset, "data": CONTENT[offset : offset + mtu]}
 
 
+class LateEndpoint(Endpoint):
+    """An endpoint that, like Drogue's, gives a command to the request that waits when the command comes.
+
+    The server behind it takes its time, and too long once.
+    """
+
+    #: Seconds from a status to its command.
+    usual = 0.05
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: queue.Queue[bytes] | None = None
+        self._lock = threading.Lock()
+        #: Which status, counted from 0, is answered so many seconds after its wait ran out.
+        self.late: tuple[int, float] = (3, 0.5)
+
+    def serve(self, request: BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers["Content-Length"]))
+        number, late = self.late
+        seconds = int(parse_qs(urlsplit(request.path).query)["ct"][0])
+        delay = seconds + late if len(self.requests) == number else self.usual
+        self.requests.append({"body": body})
+        waiting: queue.Queue[bytes] = queue.Queue()
+        with self._lock:
+            self._waiting = waiting
+        timer = threading.Timer(delay, self._deliver, [self.answer(body)])
+        timer.daemon = True
+        timer.start()
+        try:
+            payload = waiting.get(timeout=seconds)
+        except queue.Empty:
+            payload = b""
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(payload)))
+        request.end_headers()
+        request.wfile.write(payload)
+
+    def _deliver(self, payload: bytes) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.put(payload)
+
+
 def raw(version: bytes | str) -> bytes:
     return version.encode() if isinstance(version, str) else version
 
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    endpoint = Endpoint()
+    with serving(Endpoint()) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def serving(endpoint: E) -> Iterator[E]:
     thread = threading.Thread(target=endpoint.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield endpoint
@@ -211,6 +269,33 @@ def test_a_status_is_published_on_dfu_with_the_devices_own_credentials(endpoint:
     assert (request["user"], request["password"]) == ("Gerät/7@app", "secret")
 
 
+@pytest.mark.parametrize("name", ["ev@example", "x:y", "%41", "a%2Fb", "a/b", "tür 1", "装置", "a+b", "a&b?c#d"])
+def test_a_device_of_any_name_gets_its_own_commands(name: str) -> None:
+    """Names that would mean another device, or none, if they were not encoded."""
+    others = {"a/b", "A", "ev", "x", "a b"} - {name}
+    devices = [
+        {
+            "metadata": {"application": "app", "name": each},
+            "spec": {"authentication": {"credentials": [{"pass": f"secret of {each}"}]}},
+        }
+        for each in (name, *others)
+    ]
+    sync = {"op": "SYNC", "version": "0.1.0", "poll": 300}
+
+    def answer(event: Request) -> Response:
+        path = f"/api/command/v1alpha1/apps/app/devices/{quote(name, safe='')}?command=dfu"
+        requests.post(sandbox.url + path, json=sync, auth=("sandbox", "sandbox"), timeout=10).raise_for_status()
+        sources.append(event.headers["ce-source"])
+        return Response(204)
+
+    sources: list[str] = []
+    with Server(answer) as sink, Sandbox([{"metadata": {"name": "app"}}, *devices], sink=sink.url) as sandbox:
+        options = DeviceOptions(sandbox.url, "app", name, f"secret of {name}", dialect="documented", once=True)
+        report = run_device(options, on_line=lambda _: None, stop=threading.Event())
+    assert (report.in_sync, report.reason) == (True, "")
+    assert sources == [f"drogue://app/{quote(name, safe='')}"]
+
+
 def test_a_gateway_speaks_for_the_device_with_its_own_credentials(endpoint: Endpoint) -> None:
     run(endpoint, device="sensor & co", gateway="gateway", version=VERSION)
     [request] = endpoint.requests
@@ -252,6 +337,30 @@ def test_lost_answers_cost_statuses_and_nothing_else(endpoint: Endpoint) -> None
     assert reports[0] == reports[1], "the same seed loses the same answers"
     assert reports[0].lost > 0
     assert (reports[0].sha256, reports[0].blocks, reports[0].in_sync) == (CHECKSUM.hexdigest(), 8, True)
+
+
+@pytest.mark.parametrize(
+    ("character", "dialect"),
+    [("careful", "packed"), ("careful", "documented"), ("firmware-manager", "packed"), ("crate", "packed")],
+)
+def test_a_command_that_comes_too_late_costs_a_device_few_statuses(
+    monkeypatch: pytest.MonkeyPatch, character: str, dialect: str
+) -> None:
+    monkeypatch.setattr("fleet_fn.cli.device.COMMAND_TIMEOUT_MIN", 1)
+    monkeypatch.setattr("fleet_fn.cli.device.LATE_MAX", 2.0)
+    with serving(LateEndpoint()) as endpoint:
+        report = run(endpoint, character=character, dialect=dialect, mtu=128)
+    assert (report.sha256, report.in_sync, report.violations) == (CHECKSUM.hexdigest(), True, ())
+    assert len(endpoint.requests) <= 32 + 2 + 4
+
+
+def test_the_command_keeps_step_after_a_command_that_comes_too_late() -> None:
+    with serving(LateEndpoint()) as endpoint:
+        arguments = arguments_of_a_process(endpoint, "--once", "--speed", "1e9", "--mtu", "512", "--character", "crate")
+        process = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert f"sha256 {CHECKSUM.hexdigest()}" in process.stdout.splitlines()[-1]
+    assert len(endpoint.requests) <= 8 + 2 + 4
 
 
 def test_a_device_that_rejects_its_first_image_takes_the_second(endpoint: Endpoint) -> None:
@@ -441,6 +550,30 @@ def test_a_signal_ends_the_command_while_it_waits_for_an_answer(endpoint: Endpoi
     assert process.returncode == 1
     assert stdout.splitlines()[-1] == "device: 0.1.0, not in sync: stopped"
     assert stderr == ""
+
+
+def test_a_burst_of_signals_ends_the_command_like_one(endpoint: Endpoint) -> None:
+    count = 60  # so that ending them all takes long enough for the next signal to come meanwhile
+    with subprocess.Popen(
+        arguments_of_a_process(endpoint, "--version", VERSION.decode(), "--count", str(count)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                count -= "in sync with" in line
+                if not count:
+                    break
+            for _ in range(1000):
+                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM)
+            stdout, stderr = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (process.returncode, stderr) == (0, "")
+    assert stdout.splitlines()[-1] == "device60: 0.1.1, in sync"
 
 
 @pytest.mark.parametrize(("size", "sign"), [(["--size", "4096"], "100%"), ([], "4096")])
