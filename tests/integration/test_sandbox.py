@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -870,6 +871,26 @@ class TestCommandLine:
             process.send_signal(ending)
             assert process.communicate(timeout=PATIENCE) == ("", "")
             assert process.returncode == 0
+
+    def test_a_signal_ends_it_whichever_thread_takes_it(self) -> None:
+        # Signals that a process is sent may reach it before it waits for them, or in another thread than the waiting.
+        program = """
+            import signal, threading, time
+            import fleet_fn.cli.sandbox.main as sandbox
+
+            def welcome(*_):
+                def later():
+                    time.sleep(0.2)
+                    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+                threading.Thread(target=later, daemon=True).start()
+
+            sandbox._welcome = welcome
+            sandbox.command(["--port", "0"])
+        """
+        ended = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, timeout=PATIENCE, check=False
+        )
+        assert (ended.returncode, ended.stderr) == (0, b"")
 
     @pytest.mark.parametrize(
         ("name", "text"),

@@ -4,7 +4,7 @@ import base64
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote
@@ -12,11 +12,12 @@ from urllib.parse import quote, unquote
 import pytest
 import requests
 from click.testing import CliRunner
+from hypothesis import given, strategies
 
 from fleet_fn.cli.sandbox import Sandbox, command
 from fleet_fn.cli.sandbox.deliverers import DELIVERERS, Policy
 from fleet_fn.cli.sandbox.delivery import Delivery, Sink, authorization
-from fleet_fn.cli.sandbox.events import Event
+from fleet_fn.cli.sandbox.events import Event, device_event
 from tests.support import captures
 from tests.support.captures import EVENT_SOURCE, KNATIVE, Capture, headers_of
 from tests.support.function import encoded
@@ -203,6 +204,33 @@ def test_each_deliverer_writes_names_in_its_own_way(deliverer: str, device: str,
     written = headers(sent_as(an_event(device), deliverer, sink))
     assert written["ce-device"] == value
     assert written["ce-source"] == an_event(device).attributes["source"].encode()
+
+
+#: Whatever a device may be called, but for control characters, which not every deliverer can send.
+NAMES_OF_DEVICES = strategies.text(
+    strategies.characters(codec="utf-8", categories=("L", "M", "N", "P", "S", "Z")), min_size=1, max_size=60
+)
+MANGLED: dict[str, Callable[[str], bytes]] = {
+    "event-source": lambda name: name.encode(),
+    "knative": lambda name: name.encode("latin-1", "replace"),
+    "encoded": lambda name: quote(name, safe="!#$&'()*+,/:;<=>?@[\\]^_`{|}~").encode(),
+}
+
+
+@given(device=NAMES_OF_DEVICES)
+@pytest.mark.parametrize("deliverer", list(DELIVERERS))
+def test_source_is_exact_and_the_device_mangled_for_any_name(deliverer: str, device: str) -> None:
+    metadata = {"metadata": {"name": "my-app", "uid": "u"}}
+    sender = {"metadata": {"name": device, "uid": "d"}}
+    event = device_event(metadata, sender, sender, "dfu", b"\xa0", "application/cbor")
+    written = dict(DELIVERERS[deliverer].write(event, None, 0))
+    source = written["ce-source"].decode("ascii")
+    assert re.fullmatch(r"drogue://my-app/([A-Za-z0-9]|%[0-9A-F]{2})+", source)
+    assert unquote(source.removeprefix("drogue://my-app/")) == device
+    name = device
+    if deliverer == "knative":  # characters beyond the basic plane are two UTF-16 units
+        name = "".join(char if ord(char) <= 0xFFFF else "\u3000\u3000" for char in device)
+    assert written["ce-device"] == MANGLED[deliverer](name)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ class Delivery:
         deadline = Deadline(self._deliverer.policy.timeout_seconds / self._speed)
         sock = self._connected(sink, deadline)
         try:
-            lines = [f"POST {sink.target} HTTP/1.1".encode(), b"host: " + sink.authority.encode("idna")]
+            lines = [f"POST {sink.target} HTTP/1.1".encode(), b"host: " + sink.authority.encode("ascii")]
             lines += [name.encode() + b": " + value for name, value in headers]
             sock.sendall(b"\r\n".join((*lines, b"", data or b"")))
             with closing(http.client.HTTPResponse(sock, method="POST")) as response:

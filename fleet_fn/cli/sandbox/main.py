@@ -3,10 +3,10 @@
 import json
 import shlex
 import signal
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Final, get_args
 from urllib.parse import quote
 
@@ -145,14 +145,14 @@ def command(
     except (Refused, ValueError) as error:
         raise _Unusable(str(error)) from error
     _allow_many_connections()
-    with _signals() as asked_to_end:
+    with _signals() as wait_for_signal:
         try:
             sandbox.start()
         except OSError as error:
             raise click.ClickException(f"port {port}: {error.strerror}") from error
         try:
             _welcome(sandbox, objects, user, token)
-            asked_to_end.get()
+            wait_for_signal()
         finally:
             sandbox.stop()
 
@@ -240,17 +240,22 @@ def _yaml(text: str) -> list[Any]:
 
 
 @contextmanager
-def _signals() -> Iterator["SimpleQueue[int]"]:
-    """A queue that Ctrl-C and SIGTERM come out of, while the context lasts."""
-    # A queue, because its put() is safe in a handler even while the same thread waits in its get().
-    received: SimpleQueue[int] = SimpleQueue()
+def _signals() -> Iterator[Callable[[], object]]:
+    """Return a function that waits for Ctrl-C or SIGTERM, those before the call included."""
+    # A lock or a queue would miss a signal that arrives right before the wait, or in another thread: Python runs
+    # handlers in the main thread only, which nothing wakes. The byte is written wherever the signal arrives.
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
     wanted = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: received.put(number)) for number in wanted}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with reader, writer:
+        fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, lambda *_: None) for number in wanted}
+        try:
+            yield lambda: reader.recv(1)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(fd_before)
 
 
 def _allow_many_connections() -> None:
