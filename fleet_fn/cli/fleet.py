@@ -50,7 +50,8 @@ def command(application: str, labels: str | None, as_json: bool, watch: bool, in
 
     For each device the version that it runs and the one that it should run, how much of that is written, or what it is
     held back for; how often the new version did not come up; when its state last changed, and what went wrong. Below
-    that, how many devices are how far, and run which version.
+    that, how many devices are how far, and run which version; and a warning for each gateway that is being updated at
+    the same time as devices behind it.
 
     It is read from the device registry, with DROGUE_API_URL and the credentials that the function has; what the
     function does not report there (REPORT_STATUS=false) is not known.

@@ -96,7 +96,7 @@ class Table:
             self._echo(self._line(self._widths, each))
 
     def end(self, totals: Totals) -> None:
-        """Shows how many devices are in which state, and run which version."""
+        """Show how many devices are in which state, and run which version; and which gateways are in conflict."""
         states = ", ".join(f"{totals.states[state]} {name}" for state, name in _STATES.items())
         self._echo("")
         self._echo(f"{_devices(totals.devices)}: {states}")
@@ -104,6 +104,8 @@ class Table:
             runs, wanted = totals.current[version], totals.target[version]
             target = f" (target of {wanted})" if wanted else ""
             self._echo(f"{one_line(version) or '-'}: {_devices(runs)}{target}")
+        for conflict in totals.gateways.conflicts():
+            self._echo(one_line(f"warning: {conflict.describe()}"))
 
     def break_off(self, reason: str) -> None:
         """Shows nothing: rows without totals below them are not all, and the reason is told elsewhere."""
@@ -133,21 +135,26 @@ class Document:
             self._write(separator + json.dumps(_members(row)))
 
     def end(self, totals: Totals) -> None:
-        """Shows how many devices are in which state, and run which version."""
+        """Show how many devices are in which state, and run which version; and which gateways are in conflict."""
         versions = {
             version: {"current": totals.current[version], "target": totals.target[version]}
             for version in totals.versions
         }
         states = {state.value: totals.states[state] for state in State}
-        self._close("totals", {"devices": totals.devices, **states, "versions": versions})
+        conflicts = [
+            {"gateway": conflict.gateway, "devices": conflict.devices, "count": conflict.total}
+            for conflict in totals.gateways.conflicts()
+        ]
+        counts = {"devices": totals.devices, **states, "versions": versions}
+        self._close(totals=counts, gatewayConflicts=conflicts)
 
     def break_off(self, reason: str) -> None:
         """Shows the error in the place of totals, if there is anything to be ended."""
         if self._has_begun:
-            self._close("error", reason)
+            self._close(error=reason)
 
-    def _close(self, name: str, value: object) -> None:
-        self._write(f'\n], "{name}": {json.dumps(value)}}}\n')
+    def _close(self, **members: object) -> None:
+        self._write("\n]" + "".join(f', "{name}": {json.dumps(value)}' for name, value in members.items()) + "}\n")
 
 
 def _members(row: Row) -> dict[str, Any]:
@@ -166,7 +173,7 @@ def _members(row: Row) -> dict[str, Any]:
 
 def _cells(row: Row) -> list[str]:
     """The row's cells; nothing but dashes for a device of which nothing is known."""
-    missing = "-" if row == Row(row.device) else ""
+    missing = "-" if row == Row(row.device, gateways=row.gateways) else ""
     cells = (
         row.device,
         row.current or "-",

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Final
 
+from fleet_fn.cli.fleet_gateways import Gateways
 from fleet_fn.drogue.listing import Device
 from fleet_fn.drogue.report import FAILED, IN_SYNC, PROGRESS, UNKNOWN, Condition, Reported
 from fleet_fn.record import timestamp
@@ -45,6 +46,13 @@ class Row:
     #: RFC 3339, UTC.
     last_change: str | None = None
     last_error: str | None = None
+    #: The devices through which it may be reached.
+    gateways: tuple[str, ...] = ()
+
+    @property
+    def is_updating(self) -> bool:
+        """Whether the device is sent blocks, or has begun with them and is held back."""
+        return self.state is State.UPDATING or (self.state is State.HELD and bool(self.progress))
 
 
 def read_row(device: Device) -> Row:
@@ -67,6 +75,7 @@ def read_row(device: Device) -> Row:
         record.attempts if record and record.version == reported.target else 0,
         _last_change(section, reported),
         error if error is not None else failed,
+        device.gateways,
     )
 
 
@@ -152,6 +161,7 @@ class Totals:
     states: Counter[State] = field(default_factory=Counter)
     current: Counter[str] = field(default_factory=Counter)
     target: Counter[str] = field(default_factory=Counter)
+    gateways: Gateways = field(default_factory=Gateways)
 
     def add(self, rows: Iterable[Row]) -> None:
         """Counts further devices."""
@@ -161,6 +171,7 @@ class Totals:
                 self.current[row.current[:_MAX_VERSION]] += 1
             if row.target not in (None, UNKNOWN):
                 self.target[row.target[:_MAX_VERSION]] += 1
+            self.gateways.add(row.device, row.gateways, is_updating=row.is_updating)
 
     @property
     def devices(self) -> int:

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY, refusal_for_application
+from fleet_fn.drogue.registry import gateways_of
 from fleet_fn.errors import Failed, TooLarge
 from fleet_fn.upstream import Upstream
 
@@ -27,6 +28,8 @@ class Device:
     name: str
     #: Whatever stands there; None where nothing does.
     status: object = None
+    #: The devices through which it may be reached.
+    gateways: tuple[str, ...] = ()
 
 
 def list_devices(
@@ -110,7 +113,7 @@ def _device(entry: object, application: str) -> Device:
         raise Failed(f"{DEVICE_REGISTRY}: answer for the devices has an entry that is no device")
     if isinstance(metadata, dict) and metadata.get("application", application) != application:
         raise Failed(f"{DEVICE_REGISTRY}: answer for the devices is another application's")
-    return Device(name, entry.get("status"))
+    return Device(name, entry.get("status"), gateways_of(entry.get("spec")))
 
 
 def _explanation(body: bytes) -> str:

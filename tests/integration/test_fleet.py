@@ -421,6 +421,16 @@ def test_ten_thousand_devices_take_no_more_memory_than_a_hundred(options: list[s
     assert many - few < 4_000_000
 
 
+def test_gateways_that_update_at_the_same_time_as_devices_behind_them_are_told() -> None:
+    """The gateway is on the first page, and the device behind it on the second."""
+    fleet = Fleet(numbered(150), UPDATING, {"gatewaySelector": {"matchNames": ["device-00007"]}})
+    with Server(fleet) as server:
+        warning = run(server.url).output.splitlines()[-1]
+        conflicts = run(server.url, "--json").document["gatewayConflicts"]
+    assert warning.startswith("warning: gateway device-00007 is being updated at the same time as device-00000, ")
+    assert (conflicts[0]["gateway"], conflicts[0]["count"]) == ("device-00007", 149)
+
+
 # --- Errors -----------------------------------------------------------------------------------------------------------
 
 

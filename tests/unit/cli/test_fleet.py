@@ -264,6 +264,63 @@ def test_an_application_without_devices_has_a_table_too() -> None:
     assert table()[1:] == ["", "0 devices: 0 in sync, 0 updating, 0 held back, 0 failed, 0 unknown"]
 
 
+# --- Gateways ---------------------------------------------------------------------------------------------------------
+
+
+def updating(name: str, *gateways: str) -> Row:
+    return Row(name, State.UPDATING, "0.1.0", "0.1.1", False, 37.5, gateways=gateways)
+
+
+def held_back(name: str, progress: float | None, *gateways: str) -> Row:
+    return Row(name, State.HELD, "0.1.0", "0.1.1", False, progress, "window", gateways=gateways)
+
+
+WARNING = (
+    "warning: gateway hub is being updated at the same time as {} behind it, and may take their blocks for its own: "
+    "pause one side (docs/gateways.md)"
+)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [updating("hub"), updating("lamp", "hub")],
+        [updating("lamp", "other", "hub", "hub"), updating("hub", "hub")],
+        [held_back("hub", 100.0), updating("lamp", "hub")],
+        [updating("hub"), held_back("lamp", 37.5, "hub")],
+    ],
+)
+def test_a_gateway_and_a_device_behind_it_that_update_at_the_same_time_are_a_warning(rows: list[Row]) -> None:
+    for pages in ([rows], [rows[:1], rows[1:]]):
+        assert table(pages=pages)[-1] == WARNING.format("lamp")
+    assert document(*rows)["gatewayConflicts"] == [{"gateway": "hub", "devices": ["lamp"], "count": 1}]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [updating("hub"), updating("lamp")],
+        [updating("hub"), Row("lamp", State.IN_SYNC, gateways=("hub",))],
+        [Row("hub", State.IN_SYNC), updating("lamp", "hub"), updating("till", "hub")],
+        [updating("hub"), held_back("lamp", None, "hub")],
+        [Row("hub", State.FAILED), updating("lamp", "hub")],
+        [updating("hub", "hub")],
+        [updating("lamp", "gone")],
+    ],
+)
+def test_there_is_no_warning_unless_both_sides_update(rows: list[Row]) -> None:
+    assert not any("warning" in line for line in table(*rows))
+    assert document(*rows)["gatewayConflicts"] == []
+
+
+def test_a_warning_names_some_of_many_devices_and_steers_no_terminal() -> None:
+    rows = [updating("hub"), *(updating(f"{number:02}\n", "hub") for number in range(15))]
+    line = table(*rows)[-1]
+    assert line.isprintable()
+    assert "as 00\N{REPLACEMENT CHARACTER}, 01" in line
+    assert "09\N{REPLACEMENT CHARACTER} and 5 more behind it" in line
+
+
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +370,7 @@ def test_a_document_has_the_devices_and_their_totals() -> None:
             "unknown": 1,
             "versions": {"0.1.0": {"current": 1, "target": 0}, "0.1.1": {"current": 0, "target": 1}},
         },
+        "gatewayConflicts": [],
     }
 
 
