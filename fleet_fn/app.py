@@ -5,6 +5,7 @@ import binascii
 import hmac
 import json
 import logging
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from http import HTTPStatus
@@ -16,27 +17,20 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from fleet_fn import log, metrics, tracing
+from fleet_fn.arrival import DEADLINE, MAX_BODY, MAX_DISCARDED
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.events import Event, InvalidEvent, read_event
 from fleet_fn.patience import Patience
 from fleet_fn.protocol.dialects import InvalidStatus, documented_json
-from fleet_fn.settings import MAX_WAITING, Settings
+from fleet_fn.settings import MAX_WAITING, OURS, Settings
 from fleet_fn.update import Decision, Outcome
 from fleet_fn.wiring import make_updaters
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-#: Bytes of an event's body at most.
-MAX_BODY: Final = 64 * 1024
-#: Bytes of a larger one that are read to no purpose, so that its sender listens to the answer.
-MAX_DISCARDED: Final = 16 * 1024 * 1024
-#: Seconds within which such a one has to come.
+#: Seconds within which a body has to come that is larger than MAX_BODY, or that is not wanted.
 _PATIENCE: Final = 1.0
-#: Where in a request's environment the server has put the event's deadline, if it has taken time of that already.
-DEADLINE: Final = "fleet_fn.deadline"
-#: The share of an event's time that is ours to use up; the rest is the server's and the network's.
-OURS: Final = 0.97
 #: Characters of a reason in a header.
 _MAX_REASON: Final = 300
 
@@ -254,11 +248,13 @@ def _body(request: Request, deadline: Deadline) -> bytes:
     if announced is not None and announced > MAX_BODY:
         raise _TooLarge
     try:
-        with _patience.with_sender(request.environ.get("gunicorn.socket"), deadline):
+        with _patience.with_sender(_sender(request), deadline):
             body = request.stream.read(MAX_BODY + 1)
     except TimeoutError as error:
         raise InvalidEvent("the body did not come in time") from error
     except (OSError, ParseException) as error:
+        if not deadline.remaining:
+            raise InvalidEvent("the body did not come in time") from error
         raise InvalidEvent("the body is cut short, or is not chunked as it should be") from error
     if len(body) > MAX_BODY:
         raise _TooLarge
@@ -267,11 +263,19 @@ def _body(request: Request, deadline: Deadline) -> bytes:
     return body
 
 
+def _sender(request: Request) -> socket.socket | None:
+    """Return the socket that the body is read from; None if the server has read all of it."""
+    if DEADLINE in request.environ:
+        return None
+    sender: socket.socket | None = request.environ.get("gunicorn.socket")
+    return sender
+
+
 def _discard_body(request: Request) -> None:
     """Takes a body that nobody wants off the connection, so that its sender hears the answer and can go on."""
     with (
         suppress(OSError, ParseException),
-        _patience.with_sender(request.environ.get("gunicorn.socket"), Deadline(_PATIENCE)),
+        _patience.with_sender(_sender(request), Deadline(_PATIENCE)),
     ):
         left = MAX_DISCARDED
         while left > 0 and (chunk := request.stream.read(MAX_BODY)):

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from a2wsgi.wsgi import build_environ
 from werkzeug.test import run_wsgi_app
 
-from fleet_fn.app import DEADLINE, MAX_BODY, MAX_DISCARDED, OURS, create_app
+from fleet_fn.app import create_app
+from fleet_fn.arrival import DEADLINE, MAX_BODY, MAX_DISCARDED
 from fleet_fn.deadline import Deadline
-from fleet_fn.settings import MAX_WAITING, SPARE_THREADS, Settings
+from fleet_fn.settings import MAX_WAITING, OURS, SPARE_THREADS, Settings
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

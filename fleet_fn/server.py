@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fleet_fn import metrics
 from fleet_fn.metrics_folder import Folder
-from fleet_fn.settings import MAX_WAITING, SPARE_THREADS, Settings, SettingsError
+from fleet_fn.settings import MAX_WAITING, OURS, SPARE_THREADS, Settings, SettingsError
 
 #: Files and sockets that a worker should be able to have open, and how many of them each of its threads may need for
 #: upstreams and firmware. One that has none left for a connection ends, and what it works on with it.
@@ -62,8 +62,9 @@ def on_exit(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
         folder.remove()
 
 
-def post_fork(server: object, worker: object) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Spares a worker that loads its modules the looks for garbage, of which there is none yet."""
+def post_fork(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
+    """Tell a worker how long a request may take to come, and disable its garbage collector while modules load."""
+    worker.request_seconds = _settings.event_deadline * OURS
     gc.disable()
 
 

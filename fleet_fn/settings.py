@@ -21,6 +21,8 @@ T = TypeVar("T")
 #: is told, and further events are turned away, while all of these hang.
 MAX_WAITING = 56
 SPARE_THREADS = 8
+#: The share of an event's time that is ours to use up; the rest is the server's and the network's.
+OURS = 0.97
 #: The scheme of `FIRMWARE_REGISTRY` that names folders with OCI image layouts instead of a registry.
 LAYOUT_SCHEME = "oci-layout:"
 

@@ -22,6 +22,7 @@ from tests.support.firmware import publish, random_bytes
 from tests.support.function import Answer, Client, Served, event, serving
 from tests.support.http import Request, Response
 from tests.support.installed import checkout, make_environment, wheels
+from tests.support.senders import hostile
 from tests.support.timing import DEADLINE, SLACK, Gate
 
 PROJECT = """
@@ -295,3 +296,14 @@ def test_it_answers_what_takes_longer_than_its_server_waits_and_ends_whatever_is
         function.process.terminate()
         assert answer.result(20).outcome == 'retry; reason="command API: no answer in time"'
         assert function.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("kind", ["silent", "half a head", "a body that trickles"])
+def test_hostile_connections_keep_nobody_from_being_answered(function: Served, device: str, kind: str) -> None:
+    with hostile(function, kind):
+        for _ in range(3):
+            started = time.monotonic()
+            assert function.request("GET", "/health/readiness").status == 200
+            assert status(function, device, {"version": "1"}) == (204, 'withheld; reason="unmanaged"')
+            assert time.monotonic() - started < 2.0
+            time.sleep(0.2)  # the attack goes on meanwhile
