@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test bench soak fuzz audit lint format clean
+.PHONY: demo test bench soak fuzz peers audit lint format clean
 
 .venv/.run: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=…")'
@@ -44,6 +44,9 @@ fuzz: .venv/.fuzz ## hostile bytes for each reader of them; FUZZ_SECONDS=60: for
 
 soak: .venv/.dev ## 2,000 devices at once, with faults on every wire; ten minutes; ARGS='--devices 100': fewer
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+peers: .venv/.dev ## real device code, in Rust, against sandbox and function; needs cargo; ARGS='--board plain': one of them
+	@$(BIN)/python -m tests.peers $(ARGS)
 
 audit: .venv/.audit ## what is known against the dependencies, by PyPI's advisories
 	@$(BIN)/pip-audit --strict --requirement requirements.txt

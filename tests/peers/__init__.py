@@ -1,0 +1,1 @@
+"""Real devices against sandbox and function: `make peers`. See docs/peers.md."""
