@@ -11,6 +11,7 @@ import click
 
 from fleet_fn.background import Background
 from fleet_fn.cli.layouts import layout_reference
+from fleet_fn.cli.publication import firmware_warnings
 from fleet_fn.cli.registries import Access, access_options, find_credentials, registry_reference
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import UpstreamError, one_line
@@ -53,6 +54,8 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
     except OSError as error:
         click.echo(f"inspect: {error}", err=True)
         sys.exit(1)
+    for warning in firmware_warnings(firmware.version, firmware.size):
+        click.echo(f"warning: {one_line(warning)}", err=True)
     click.echo(f"shape      {firmware.shape}")
     click.echo(f"digest     {firmware.manifest}")
     click.echo(f"version    {one_line(firmware.version)}")

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Final
 from fleet_fn.errors import Failed
 from fleet_fn.firmware.artifact import FIRMWARE_LAYER, FIRMWARE_TITLE, read_artifact
 from fleet_fn.firmware.manifest import MANIFEST, TITLE_ANNOTATION, VERSION_ANNOTATION, digest_of
+from fleet_fn.protocol.dialects import EMBEDDED_VERSION_BYTES
 
 #: What makes the manifest an artifact rather than an image (OCI image specification, "Guidelines for Artifact Usage").
 _ARTIFACT_TYPE: Final = "application/vnd.drogue.firmware.v1"
@@ -18,6 +19,8 @@ _EMPTY_CONFIG_TYPE: Final = "application/vnd.oci.empty.v1+json"
 EMPTY_CONFIG: Final = b"{}"
 #: What erased flash memory reads as.
 _PADDING: Final = b"\xff"
+#: Bytes that the flash memories of devices write at once; most of them 4. A longer block has to be a multiple.
+_FLASH_WORDS: Final = (4, 8, 16, 32)
 _CHUNK: Final = 64 * 1024
 
 
@@ -80,6 +83,24 @@ class Content:
         for chunk in self:
             digest.update(chunk)
         return digest.hexdigest()
+
+
+def firmware_warnings(version: str, size: int) -> list[str]:
+    """Warn of firmware that some devices in the field cannot take; each warning says what to do."""
+    warnings = []
+    length = len(version.encode(errors="replace"))
+    if length > EMBEDDED_VERSION_BYTES:
+        warnings.append(
+            f"the version has {length} bytes; devices built with Drogue Device hold {EMBEDDED_VERSION_BYTES}, and are "
+            "not sent a longer one"
+        )
+    if words := [str(word) for word in _FLASH_WORDS if size % word]:
+        shown = f"{', '.join(words[:-1])} or {words[-1]}" if words[1:] else words[0]
+        warnings.append(
+            f"the size, {size} bytes, is no multiple of {_FLASH_WORDS[-1]}; a device whose flash word is {shown} bytes "
+            f"may refuse the last block for ever: publish with --pad-to {_FLASH_WORDS[-1]}"
+        )
+    return warnings
 
 
 def compact_json(value: object) -> bytes:

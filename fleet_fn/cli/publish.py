@@ -14,19 +14,16 @@ from typing import BinaryIO
 import click
 
 from fleet_fn.cli.layouts import layout_reference, publish_to_layout
-from fleet_fn.cli.publication import Content, Published
+from fleet_fn.cli.publication import Content, Published, firmware_warnings
 from fleet_fn.cli.registries import Access, access_options, find_credentials, publish_to_registry, registry_reference
 from fleet_fn.errors import Failed, UpstreamError
 from fleet_fn.firmware.manifest import VERSION_ANNOTATION
 from fleet_fn.firmware.reference import Reference, is_name, is_tag
-from fleet_fn.protocol.dialects import EMBEDDED_VERSION_BYTES
 from fleet_fn.protocol.messages import U32_MAX
 from fleet_fn.settings import LAYOUT_SCHEME
 
 #: Stands for the tag where neither the reference nor the version gives one.
 _NO_TAG = "_no_tag_"
-#: The flash word of most microcontrollers, in bytes: a block is written in multiples of it.
-_FLASH_WORD = 4
 _CREATED_ANNOTATION = "org.opencontainers.image.created"
 
 
@@ -136,17 +133,7 @@ def _warnings(target: Reference, version: str, size: int) -> list[str]:
     warnings = []
     if not is_name(target.name):
         warnings.append(f"the folder's name, {target.name!r}, is none that a reference can have: use lower case")
-    if len(version.encode()) > EMBEDDED_VERSION_BYTES:
-        warnings.append(
-            f"the version has {len(version.encode())} bytes; devices built with Drogue Device hold "
-            f"{EMBEDDED_VERSION_BYTES}, and are not sent a longer one"
-        )
-    if size % _FLASH_WORD:
-        warnings.append(
-            f"the size, {size} bytes, is no multiple of {_FLASH_WORD}; devices that write whole flash words may "
-            "refuse the last block (--pad-to 32 suits all)"
-        )
-    return warnings
+    return warnings + firmware_warnings(version, size)
 
 
 def _annotations(version: str, given: tuple[str, ...]) -> dict[str, str]:

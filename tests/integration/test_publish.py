@@ -24,9 +24,9 @@ from tests.support.http import Response, Server, closed_port
 from tests.support.images import ImageLayout
 from tests.support.registry import PASSWORD, USER, DockerRegistry, Skopeo, need
 
-CONTENT = random_bytes(5000)
+CONTENT = random_bytes(5024)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-OTHER = random_bytes(5000, "other")
+OTHER = random_bytes(5024, "other")
 BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
@@ -127,7 +127,7 @@ def test_what_was_published_is_told_and_is_in_the_registry_byte_for_byte(
         "reference": f"{registry.host}/{name}:1.2.3",
         "digest": str(registry.digest(name, "1.2.3")),
         "version": "1.2.3",
-        "size": "5000",
+        "size": "5024",
         "sha256": SHA256,
     }
     assert registry.blob(name, f"sha256:{SHA256}") == CONTENT
@@ -144,7 +144,7 @@ def test_what_was_published_is_told_and_is_in_the_registry_byte_for_byte(
             {
                 "mediaType": "application/octet-stream",
                 "digest": f"sha256:{SHA256}",
-                "size": 5000,
+                "size": 5024,
                 "annotations": {"org.opencontainers.image.title": "firmware.bin"},
             }
         ],
@@ -158,7 +158,7 @@ def test_what_was_published_is_told_and_is_in_the_registry_byte_for_byte(
         "shape": "artifact",
         "digest": told["digest"],
         "version": "1.2.3",
-        "size": "5000",
+        "size": "5024",
         "sha256": f"{SHA256} (verified)",
     }
 
@@ -173,7 +173,7 @@ def test_it_is_the_same_manifest_as_in_an_image_layout(user: User, registry: Doc
 
 def test_padding_and_annotations_are_part_of_it(user: User, registry: DockerRegistry, name: str) -> None:
     told = user.publish(f"{registry.host}/{name}", "1.2.3", "--pad-to", "4096", "--annotation", "a=b=c").lines
-    padded = CONTENT + b"\xff" * (8192 - 5000)
+    padded = CONTENT + b"\xff" * (8192 - 5024)
     assert (told["size"], told["sha256"]) == ("8192", hashlib.sha256(padded).hexdigest())
     assert registry.blob(name, f"sha256:{told['sha256']}") == padded
     assert registry.manifest(name, "1.2.3").json["annotations"]["a"] == "b=c"
@@ -468,7 +468,7 @@ def test_images_of_the_first_pipelines_are_inspected(
             "shape": shape,
             "digest": registry.digest(name, tag),
             "version": version,
-            "size": "5000",
+            "size": "5024",
             "sha256": f"{SHA256} (verified)",
         }
 
@@ -502,7 +502,7 @@ def test_a_label_that_is_not_true_is_told(
     user: User, registry: DockerRegistry, skopeo: Skopeo, name: str, tmp_path: Path
 ) -> None:
     layout = ImageLayout(tmp_path / "layout")
-    label = json.dumps({"version": "1", "size": 5000, "checksum": hashlib.sha256(OTHER).hexdigest()})
+    label = json.dumps({"version": "1", "size": 5024, "checksum": hashlib.sha256(OTHER).hexdigest()})
     layout.tag(layout.labelled_image(CONTENT, label=label), "untrue")
     skopeo.copy(layout.folder, "untrue", registry, f"{name}:untrue")
     assert "digest mismatch" in user.inspect(f"{registry.host}/{name}:untrue").refusal

@@ -13,12 +13,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fleet_fn.background import Background
 from fleet_fn.cli.main import main
+from fleet_fn.cli.publication import firmware_warnings
+from fleet_fn.cli.simulated_device import FirmwareManagerDevice, Outcome
 from fleet_fn.deadline import Deadline
 from fleet_fn.firmware.reference import parse_reference
 from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.protocol.messages import Write
 from fleet_fn.settings import Settings
 from fleet_fn.wiring import make_image_store
 from tests.support.images import ImageLayout
@@ -238,7 +243,7 @@ def test_latest_moves_along_and_the_other_tags_stay(layout: Layout) -> None:
 
 def test_latest_itself_may_be_published_to_again_and_again(layout: Layout) -> None:
     for version in ("0.1.1", "0.1.2"):
-        layout.file.write_bytes(CONTENT + version.encode())
+        layout.file.write_bytes(CONTENT + version.encode().ljust(32))
         assert layout.publish(version, reference=f"oci-layout:{layout.folder}:latest").exit_code == 0
     assert layout.inspect("")["version"] == "0.1.2"
 
@@ -260,7 +265,7 @@ def test_entries_that_others_made_are_kept(layout: Layout) -> None:
 def test_publishers_at_the_same_time_do_not_lose_each_others_tags(layout: Layout) -> None:
     def publish(number: int) -> int:
         file = layout.file.with_name(f"{number}.bin")
-        file.write_bytes(CONTENT + number.to_bytes(4))
+        file.write_bytes(CONTENT + number.to_bytes(32))
         command = [sys.executable, "-m", "fleet_fn", "publish", str(file), f"oci-layout:{layout.folder}"]
         return subprocess.run([*command, "--version", f"1.{number}", "--latest"], capture_output=True).returncode
 
@@ -286,13 +291,37 @@ def test_padding_fills_up_with_what_erased_flash_reads_as(layout: Layout, size: 
     assert layout.blob(layout.manifest("0.1.1")["layers"][0]["digest"]) == expected
 
 
-@pytest.mark.parametrize(("size", "warned"), [(1024, False), (1020, False), (1022, True), (1, True)])
-def test_a_size_that_is_no_multiple_of_a_flash_word_is_warned_of(layout: Layout, size: int, warned: bool) -> None:
+@pytest.mark.parametrize(
+    ("size", "warned"), [(1024, None), (992, None), (1020, "8, 16 or 32"), (1008, "32"), (1022, "4, 8, 16 or 32")]
+)
+def test_a_size_that_some_flash_word_does_not_divide_is_warned_of(
+    layout: Layout, size: int, warned: str | None
+) -> None:
     layout.file.write_bytes(CONTENT[:size])
-    result = layout.publish()
-    assert result.exit_code == 0
-    assert (f"warning: the size, {size} bytes, is no multiple of 4" in result.stderr) is warned
-    assert layout.publish("0.1.2", "--pad-to", "4").stderr == ""
+    warning = (
+        f"warning: the size, {size} bytes, is no multiple of 32; a device whose flash word is {warned} bytes may "
+        "refuse the last block for ever: publish with --pad-to 32\n"
+    )
+    published = layout.publish()
+    inspected = layout.run("inspect", f"oci-layout:{layout.folder}:0.1.1")
+    for result in (published, inspected):
+        assert (result.exit_code, result.stderr) == (0, warning if warned else "")
+    assert layout.publish("0.1.2", "--pad-to", "32").stderr == ""
+
+
+@given(
+    size=st.integers(1, 200),
+    word=st.sampled_from([4, 8, 16, 32]),
+    mtu=st.sampled_from([32, 64, 96]),
+)
+def test_a_size_without_a_warning_reaches_every_device(size: int, word: int, mtu: int) -> None:
+    device = FirmwareManagerDevice(b"0.1.0", mtu=mtu, flash_word=word)
+    reached = [device.handle(Write(b"0.1.1", offset, bytes(min(mtu, size - offset)))) for offset in range(0, size, mtu)]
+    refused = reached[-1].outcome is Outcome.FAILED
+    warnings = firmware_warnings("0.1.1", size)
+    assert warnings or not refused
+    if refused:
+        assert f"{word}" in warnings[0].partition("flash word is ")[2].partition(" bytes")[0]
 
 
 @pytest.mark.parametrize(
@@ -434,7 +463,7 @@ def test_a_version_whose_bytes_change_is_warned_of(layout: Layout) -> None:
 def test_a_refused_firmware_is_not_stored(layout: Layout) -> None:
     layout.publish("0.1.1")
     before = sorted(layout.folder.rglob("*"))
-    layout.file.write_bytes(b"other bytes!")
+    layout.file.write_bytes(b"other bytes!".ljust(32))
     assert_refused(layout.publish("0.1.1"))
     assert sorted(layout.folder.rglob("*")) == before
 
