@@ -57,6 +57,7 @@ def answer(function: ASGIFunction, received: Iterable[Message] = (), **scope: An
     [
         (["Bearer voilà"], 204),
         (["bearer  voilà "], 204),
+        (["Bearer voilà", "Bearer voilà"], 204),
         ([], 401),
         (["Bearer voil\xc3"], 401),
         (["Bearer x", "Bearer voilà"], 401),
