@@ -1,5 +1,6 @@
 """Deadlines, freshness and identity: what depends on when things happen."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,9 +66,11 @@ def test_an_upstream_that_does_not_answer_does_not_keep_the_event_beyond_its_dea
 
 
 def test_one_deadline_is_shared_by_all_that_an_event_asks_for(hasty: Function, drogue: Drogue, device: str) -> None:
+    known = json.dumps(drogue.object("example", device)).encode()
+
     def slowly(_: Request) -> Response:
         time.sleep(DEADLINE * 0.6)
-        return Response(200, b"{}")
+        return Response(200, known)
 
     drogue.registry_answers["example", device] = slowly
     drogue.command_answers[device] = slowly
@@ -79,7 +82,7 @@ def test_one_deadline_is_shared_by_all_that_an_event_asks_for(hasty: Function, d
 def test_an_event_that_grows_too_old_while_it_is_decided_is_not_answered(
     hasty: Function, drogue: Drogue, device: str
 ) -> None:
-    gate = Gate(Response(200, b"{}"))
+    gate = Gate(Response(200, json.dumps(drogue.object("example", device)).encode()))
     drogue.registry_answers["example", device] = gate
     born = datetime.now(UTC) - timedelta(seconds=24.5)
     with ThreadPoolExecutor(1) as pool:
