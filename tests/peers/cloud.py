@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -57,10 +57,21 @@ class Cloud:
 
     def desire(self, application: str, device: str, firmware: Mapping[str, Any]) -> None:
         """Change a device's `spec.firmware`."""
+
+        def change(found: Any) -> None:
+            found["spec"]["firmware"] = firmware
+
+        self._change(application, device, change)
+
+    def wipe(self, application: str, device: str) -> None:
+        """Replace a device's object by one without status."""
+        self._change(application, device, lambda found: found.pop("status", None))
+
+    def _change(self, application: str, device: str, change: Callable[[Any], object]) -> None:
         path = f"{_APPS}/{application}/devices/{device}"
         for _ in range(_TRIES):
             found = self.device(application, device)
-            found["spec"]["firmware"] = firmware
+            change(found)
             if self._request("PUT", path, found, may_conflict=True).status_code != 409:
                 return
         raise RuntimeError(f"{path}: others keep changing it")

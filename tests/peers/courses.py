@@ -71,7 +71,12 @@ class Fuse:
     operations: int
 
 
-Happening = Move | Republish | Cut | Lose | Fuse
+@dataclass(frozen=True)
+class Wipe:
+    """The device's object is replaced by one without status, as when a manifest is applied."""
+
+
+Happening = Move | Republish | Cut | Lose | Fuse | Wipe
 
 
 @dataclass(frozen=True)
@@ -259,6 +264,19 @@ def moved_and_lost(kind: Kind, undisturbed: Plain) -> Iterator[Course]:
             yield Course(_keyed(kind, moment), new(kind), ((moment, Move(newer(kind))), (moment + 1, Lose())))
 
 
+def wiped(kind: Kind, undisturbed: Plain) -> Iterator[Course]:
+    """What the function has noted of the device is gone, at every moment."""
+    for moment in range(len(undisturbed.moments)):
+        yield Course(_keyed(kind, moment), new(kind), ((moment, Wipe()),))
+
+
+def moved_and_wiped(kind: Kind, undisturbed: Plain) -> Iterator[Course]:
+    """The target moves, and what the function has noted is gone some moments later."""
+    for moment in range(len(undisturbed.moments)):
+        happenings = ((moment, Move(newer(kind))), (moment + 1 + moment % 4, Wipe()))
+        yield Course(_keyed(kind, moment), new(kind), happenings)
+
+
 def rolled_back(kind: Kind, undisturbed: Plain) -> Iterator[Course]:
     """The new firmware crashes; a remedy comes once it was given up, or at some moment before."""
     if not kind.reverts:
@@ -300,6 +318,8 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "moves twice": moved_twice,
     "moves back": moved_back,
     "tag republished": republished,
+    "record wiped": wiped,
+    "moves, record wiped": moved_and_wiped,
     "new one crashes": rolled_back,
     "by chance": by_chance,
 }

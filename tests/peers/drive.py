@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.peers.cloud import Cloud
-from tests.peers.courses import FACTORY, Course, Cut, Fuse, Happening, Lose, Move, Republish
+from tests.peers.courses import FACTORY, Course, Cut, Fuse, Happening, Lose, Move, Republish, Wipe
 from tests.peers.firmware import Firmware, Shelf
 
 _DEVICE: Final = "device"
@@ -191,4 +191,6 @@ class Run:
             self._shelf.put(self._reference, happening.build)
             time.sleep(_KNOWN)
             return f"other bytes, {happening.build.size}"
+        if isinstance(happening, Wipe):
+            self._cloud.wipe(self._name, _DEVICE)
         return f"fuse {happening.operations}" if isinstance(happening, Fuse) else type(happening).__name__.lower()
