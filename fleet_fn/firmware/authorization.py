@@ -29,8 +29,8 @@ _LIFETIME: Final = 60
 _MAX_LIFETIME: Final = 24 * 60 * 60
 #: Seconds before its end at which a token is not used any more; of short lives, a quarter.
 _MARGIN: Final = 10.0
-_REFUSED: Final = "registry: our credentials were refused"
-_NONE_CONFIGURED: Final = "registry: access denied: no credentials are configured"
+_REFUSED: Final = "our credentials were refused"
+_NONE_CONFIGURED: Final = "access denied: no credentials are configured"
 #: Schemes that registries are seen to ask for besides. No other word of a challenge is repeated: it may be a secret.
 _OTHER_SCHEMES: Final = frozenset({"digest", "negotiate", "ntlm"})
 
@@ -137,6 +137,8 @@ class Authorization:
         credentials: Callable[[str], Credentials | None],
         fetch: Callable[[str, Mapping[str, str], Deadline], Answer],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        name: str | None = None,
     ) -> None:
         """Authorization for one registry.
 
@@ -145,8 +147,10 @@ class Authorization:
             credentials: gives what is configured for a repository, perhaps something else each time; may raise Failed.
             fetch: GETs a URL with headers, wherever requests may go; answers with any status but 429 and 5xx.
             clock: seconds, never stepping.
+            name: the registry's name in reasons; `OCI registry HOST` by default.
 
         """
+        self._name = name or f"OCI registry {host}"
         self._host = _folded(host)
         self._credentials = credentials
         self._fetch = fetch
@@ -192,7 +196,7 @@ class Authorization:
         asked = self._clock()
         known = self._known(repository)
         if not known.turn.acquire(timeout=deadline.remaining):
-            raise Retry("registry: an earlier request for a token has not ended")
+            raise Retry(f"{self._name}: an earlier request for a token has not ended")
         try:
             if (token := self._current(known)) and token.value != refused:
                 return token.value
@@ -206,8 +210,11 @@ class Authorization:
         """Why the registry does not let us have what a repository has, by the `Authorization` that it refused."""
         known = self._repositories.get(repository)
         if known and known.token and known.token.value == refused:
-            return Failed(known.token.if_refused)
-        return Failed(_REFUSED if refused else "registry: access denied, and no credentials were asked for")
+            return self._failed(known.token.if_refused)
+        return self._failed(_REFUSED if refused else "access denied, and no credentials were asked for")
+
+    def _failed(self, problem: str) -> Failed:
+        return Failed(f"{self._name}: {problem}")
 
     def _known(self, repository: str) -> _Repository:
         with self._lock:
@@ -227,7 +234,7 @@ class Authorization:
         if not schemes & {"bearer", "basic"}:
             told = [*sorted(schemes & _OTHER_SCHEMES), *(["something else"] if schemes - _OTHER_SCHEMES else [])]
             what = ", ".join(told) or "nothing"
-            raise Failed(f"registry: asks for {what}, not for Basic or Bearer credentials")
+            raise self._failed(f"asks for {what}, not for Basic or Bearer credentials")
         credentials = self._credentials(repository)
         if credentials and _scheme(credentials) == "bearer" and "bearer" in schemes:
             return self._configured(credentials, refused)
@@ -240,17 +247,17 @@ class Authorization:
                 raise
             return known.token.value
         if "basic" not in schemes:
-            raise Failed("registry: asks for a token, but does not say where to get one")
+            raise self._failed("asks for a token, but does not say where to get one")
         if credentials is None:
-            raise Failed(_NONE_CONFIGURED)
+            raise self._failed(_NONE_CONFIGURED)
         if _scheme(credentials) != "basic":
-            raise Failed("registry: asks for a user name and a password, but only a token is configured")
+            raise self._failed("asks for a user name and a password, but only a token is configured")
         return self._configured(credentials, refused)
 
     def _configured(self, credentials: Credentials, refused: str | None) -> str:
         value = _value(credentials)
         if value == refused:
-            raise Failed(_REFUSED)
+            raise self._failed(_REFUSED)
         self._scheme = _scheme(credentials)
         return value
 
@@ -264,7 +271,7 @@ class Authorization:
         """
         realm = _REALM.fullmatch(challenge.parameters["realm"])
         if not realm:
-            raise Failed("registry: the token realm is no http or https URL")
+            raise self._failed("the token realm is no http or https URL")
         scheme, host = realm["scheme"].lower(), realm["host"].lower()
         headers = {"Accept": "application/json"}
         if_refused, besides = _NONE_CONFIGURED, ""
@@ -273,15 +280,15 @@ class Authorization:
             if_refused = _REFUSED
         elif credentials:
             where = f"{scheme}://{host}, which is neither https nor the registry's own host"
-            if_refused = f"registry: access denied: our credentials were not sent to {where}"
+            if_refused = f"access denied: our credentials were not sent to {where}"
             besides = f"; our credentials were not sent to {where}"
         since = self._clock()
         answer = self._fetch(_with_query(realm["url"], challenge, repository), headers, deadline)
         if answer.status in (401, 403):
-            raise Failed(if_refused)
+            raise self._failed(if_refused)
         if answer.status != 200:
-            raise Failed(f"registry: token realm answered {answer.status}{besides}")
-        token, lifetime = _read_token(answer.body)
+            raise self._failed(f"token realm answered {answer.status}{besides}")
+        token, lifetime = _read_token(answer.body, self._name)
         return _Token(f"Bearer {token}", since, since + lifetime - min(_MARGIN, lifetime / 4), if_refused)
 
 
@@ -323,7 +330,7 @@ def _scopes(challenged: str, repository: str) -> list[str]:
     return list(pulled) or [f"repository:{repository}:pull"]
 
 
-def _read_token(body: bytes) -> tuple[str, int]:
+def _read_token(body: bytes, registry: str) -> tuple[str, int]:
     """The token in a realm's answer, and the seconds from when it was asked for in which it is valid.
 
     `issued_at` is not read: it is told by another's clock.
@@ -332,10 +339,10 @@ def _read_token(body: bytes) -> tuple[str, int]:
     with suppress(ValueError):  # and nothing is raised from there: the error may quote the token
         found = parse_json(body)
     if not isinstance(found, dict):
-        raise Failed("registry: the token realm's answer is no JSON object")
+        raise Failed(f"{registry}: the token realm's answer is no JSON object")
     token, lifetime = found.get("token") or found.get("access_token"), found.get("expires_in")
     if not isinstance(token, str) or not re.fullmatch(r"[!-~]{1,65536}", token):
-        raise Failed("registry: the token realm's answer has no token that a header can carry")
+        raise Failed(f"{registry}: the token realm's answer has no token that a header can carry")
     if not isinstance(lifetime, int) or isinstance(lifetime, bool) or lifetime < 1:
         lifetime = _LIFETIME
     return token, min(lifetime, _MAX_LIFETIME)

@@ -15,7 +15,7 @@ from fleet_fn.protocol.strict_json import parse_json
 
 #: Bytes of a configuration that are read: a Kubernetes Secret has no more.
 _MAX_CONFIG: Final = 1024 * 1024
-_WHERE: Final = "registry: DOCKER_CONFIG:"
+_WHERE: Final = "OCI registry credentials: DOCKER_CONFIG:"
 _WAY_OUT: Final = "set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN instead"
 
 
@@ -35,9 +35,9 @@ class Credentials:
     def __post_init__(self) -> None:
         if self.user is None:
             if not re.fullmatch(r"[!-~]+", self.secret):
-                raise Failed("registry: credentials: a token that no header can carry")
+                raise Failed("OCI registry credentials: a token that no header can carry")
         elif ":" in self.user or not self.user.isprintable() or not self.secret.isprintable():
-            raise Failed("registry: credentials: a user name or password that no header can carry")
+            raise Failed("OCI registry credentials: a user name or password that no header can carry")
 
 
 def from_docker_config(config: str | Path, host: str, repository: str) -> Credentials | None:

@@ -53,8 +53,13 @@ def permitting(registry: Callable[[], Iterable[str]]) -> Callable[[str], bool]:
     return permits
 
 
-def split_url(url: str, *, plain_http: bool) -> tuple[str, str]:
+def split_url(url: str, *, plain_http: bool, registry: str) -> tuple[str, str]:
     """An absolute URL's origin, as a URL without path, and its path with the query.
+
+    Args:
+        url: where the registry sends us.
+        plain_http: whether http is allowed.
+        registry: the registry's name in reasons.
 
     Raises:
         Failed: it is none that a request may go to. The reason has its scheme and host, not the rest, which may be
@@ -66,12 +71,12 @@ def split_url(url: str, *, plain_http: bool) -> tuple[str, str]:
         host, port = parts.hostname or "", parts.port
         host.encode("idna")  # raises UnicodeError where the resolver would
     except ValueError as error:  # UnicodeError is one
-        raise Failed("registry: sends us to a malformed URL") from error
+        raise Failed(f"{registry}: sends us to a malformed URL") from error
     # A host in which every reader sees the same one.
     if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or "@" in parts.netloc or port == 0:
-        raise Failed("registry: sends us to what is no http or https URL")
+        raise Failed(f"{registry}: sends us to what is no http or https URL")
     if parts.scheme == "http" and not plain_http:
-        raise Failed(f"registry: sends us to http://{host}, and plain HTTP is not allowed")
+        raise Failed(f"{registry}: sends us to http://{host}, and plain HTTP is not allowed")
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
     query = "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~") if parts.query else ""
     return f"{parts.scheme}://{parts.netloc}", path + query

@@ -44,10 +44,11 @@ class Distribution:
         """
         self.url = f"{'http' if plain_http else 'https'}://{api_host(host)}"
         self._plain_http = plain_http
-        self._upstream = Upstream("registry", self.url, ca_file=ca_file, background=background)
+        self._name = f"OCI registry {host}"
+        self._upstream = Upstream(self._name, self.url, ca_file=ca_file, background=background)
         if count:
             self._upstream = self._upstream.counted("oci", count)
-        self._authorization = Authorization(self._upstream.origin.host, credentials, self._fetch_token)
+        self._authorization = Authorization(self._upstream.origin.host, credentials, self._fetch_token, name=self._name)
 
     def tagged(self, repository: str, tag: str, deadline: Deadline) -> tuple[str, bytes]:
         """What a tag stands at right now: a manifest's or an index's digest and bytes.
@@ -112,7 +113,7 @@ class Distribution:
 
         """
         with self._blob(repository, blob, Deadline(STALLED)) as stream:
-            yield _Download(stream, blob.size)
+            yield _Download(stream, blob.size, self._name)
 
     def close(self) -> None:
         """Closes the connections that are kept; a later request makes a new one."""
@@ -152,9 +153,9 @@ class Distribution:
                 stack.close()
                 redirects += 1
                 if redirects > _MAX_REDIRECTS:
-                    raise Failed(f"registry: more than {_MAX_REDIRECTS} redirects for a blob")
+                    raise Failed(f"{self._name}: more than {_MAX_REDIRECTS} redirects for a blob")
                 # Credentials stay behind, even where the host is the same.
-                url, authorization = _joined(url, location), None
+                url, authorization = _joined(url, location, self._name), None
                 upstream, path = self._elsewhere(url, deadline)
                 stream = stack.enter_context(upstream.stream(path, deadline, _ACCEPT_BLOBS))
             if redirects and stream.status != 200:
@@ -182,7 +183,7 @@ class Distribution:
         if status in (401, 403):
             raise self._authorization.refusal(repository, authorization)
         if status != 200:
-            raise Failed(f"registry: answered {status}")
+            raise Failed(f"{self._name}: answered {status}")
 
     def _fetch_token(self, url: str, headers: Mapping[str, str], deadline: Deadline) -> Answer:
         upstream, path = self._elsewhere(url, deadline)
@@ -195,7 +196,7 @@ class Distribution:
             Failed: no request may go there.
 
         """
-        origin, path = split_url(url, plain_http=self._plain_http)
+        origin, path = split_url(url, plain_http=self._plain_http, registry=self._name)
         if origin == self.url:
             return self._upstream, path
         return self._upstream.elsewhere(origin, permitting(lambda: self._upstream.addresses(deadline))), path
@@ -204,7 +205,8 @@ class Distribution:
 class _Download:
     """A blob that comes in, however slowly, as long as it does."""
 
-    def __init__(self, stream: Stream, size: int) -> None:
+    def __init__(self, stream: Stream, size: int, registry: str) -> None:
+        self._registry = registry
         self._stream = stream
         self._left = size
         self._window = Deadline(STALLED)
@@ -225,7 +227,7 @@ class _Download:
         except Retry as error:
             if self._window.remaining:
                 raise
-            raise Retry(f"registry: a download made no progress for {STALLED:g} s") from error
+            raise Retry(f"{self._registry}: a download made no progress for {STALLED:g} s") from error
         self._left -= len(piece)
         self._progress += len(piece)
         if self._progress >= _PROGRESS:
@@ -249,8 +251,8 @@ def _verified(content: bytes, digest: str) -> bytes:
     return content
 
 
-def _joined(base: str, location: str) -> str:
+def _joined(base: str, location: str, registry: str) -> str:
     try:
         return urljoin(base, location)
     except ValueError as error:
-        raise Failed("registry: sends us to a malformed URL") from error
+        raise Failed(f"{registry}: sends us to a malformed URL") from error

@@ -11,6 +11,11 @@ from urllib.parse import urlsplit
 from tests.support.http import Answer, Request, Response, Server
 
 
+def less_host(reason: str) -> str:
+    """A reason with HOST in the place of the registry's host and port."""
+    return re.sub(r"^OCI registry [a-z0-9.]+:[0-9]+", "OCI registry HOST", reason)
+
+
 class FakeRegistry:
     """A registry whose repositories are the image layouts in the folders below one folder, each test's its own."""
 

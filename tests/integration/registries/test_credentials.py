@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.registries.conftest import running
 from tests.support.drogue import Drogue
-from tests.support.fake_registry import FakeRegistry
+from tests.support.fake_registry import FakeRegistry, less_host
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Function, event
 from tests.support.hostile import always, endless
@@ -110,7 +110,7 @@ def failed(function: Function, device: str) -> str:
     answer = post(function, device)
     assert answer.status == 422, answer.outcome
     assert not [secret for secret in SECRETS if secret.encode() in answer.body or secret in str(answer.headers)]
-    return answer.reason
+    return less_host(answer.reason)
 
 
 def authorizations(registry: FakeRegistry, name: str) -> list[str | None]:
@@ -297,7 +297,7 @@ def test_a_realm_gets_the_password_and_the_registry_the_token(
 @pytest.mark.usefixtures("released")
 def test_wrong_passwords_fail(with_password: Function, drogue: Drogue, registry: FakeRegistry, device: str) -> None:
     registry.answers[device] = guarded_by(basic("somebody", "else"), 'Basic realm="registry"', registry.honest)
-    assert failed(with_password, device) == "registry: our credentials were refused"
+    assert failed(with_password, device) == "OCI registry HOST: our credentials were refused"
     assert not blocks(drogue, device)
 
 
@@ -307,7 +307,7 @@ def test_passwords_that_a_realm_refuses_fail(
 ) -> None:
     realm = at(registry, TokenRealm(f"{registry.url}/token/{device}", credentials=("somebody", "else")))
     registry.answers[device] = realm.guard(device, registry.honest)
-    assert failed(with_password, device) == "registry: our credentials were refused"
+    assert failed(with_password, device) == "OCI registry HOST: our credentials were refused"
     assert len(realm.requests) == 1
     assert not blocks(drogue, device)
 
@@ -318,7 +318,7 @@ def test_a_repository_that_is_somebody_elses_fails(
 ) -> None:
     realm = at(registry, TokenRealm(f"{registry.url}/token/{device}", credentials=(USER, PASSWORD)))
     registry.answers[device] = realm.guard(device, always(Response(403, b'{"errors": [{"code": "DENIED"}]}')))
-    assert failed(with_password, device) == "registry: our credentials were refused"
+    assert failed(with_password, device) == "OCI registry HOST: our credentials were refused"
     assert not blocks(drogue, device)
 
 
@@ -328,7 +328,7 @@ def test_what_one_may_not_read_any_more_is_not_served_from_memory_to_those_who_b
     assert is_served(with_password, drogue, device, released)
     registry.answers[device] = guarded_by("nobody", 'Basic realm="registry"', registry.honest)
     time.sleep(1.05)
-    assert failed(with_password, device) == "registry: our credentials were refused"
+    assert failed(with_password, device) == "OCI registry HOST: our credentials were refused"
 
 
 # --- A token, and Docker's configuration
@@ -347,7 +347,7 @@ def test_a_token_is_shown_to_the_registry_itself(
 def test_a_token_that_is_refused_fails(with_token: Function, registry: FakeRegistry, device: str) -> None:
     challenge = f'Bearer realm="{registry.url}/token/{device}",service="x"'
     registry.answers[device] = guarded_by("Bearer other", challenge, registry.honest)
-    assert failed(with_token, device) == "registry: our credentials were refused"
+    assert failed(with_token, device) == "OCI registry HOST: our credentials were refused"
 
 
 def test_credentials_come_from_dockers_configuration(
@@ -406,6 +406,6 @@ def test_a_preview_shows_no_secret(
 ) -> None:
     registry.answers[device] = guarded_by("nobody", 'Basic realm="registry"', registry.honest)
     shown = with_password.post(event(device), b'{"version": "0"}', path="/preview")
-    assert shown.json["reason"] == "registry: our credentials were refused"
+    assert less_host(shown.json["reason"]) == "OCI registry HOST: our credentials were refused"
     assert not [secret for secret in SECRETS if secret.encode() in shown.body]
     assert released

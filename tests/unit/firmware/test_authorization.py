@@ -30,8 +30,9 @@ TOKEN_ONLY = Credentials(None, "s3cret")
 BEARER = 'Bearer realm="https://auth.example/token",service="registry.example",scope="repository:acme/pump:pull"'
 BASIC = 'Basic realm="registry"'
 
-REFUSED = "registry: our credentials were refused"
-NONE_CONFIGURED = "registry: access denied: no credentials are configured"
+NAME = "OCI registry registry.example"
+REFUSED = f"{NAME}: our credentials were refused"
+NONE_CONFIGURED = f"{NAME}: access denied: no credentials are configured"
 
 
 def answered(status: int = 200, body: bytes = b"") -> Answer:
@@ -327,15 +328,39 @@ def test_where_nothing_says_where_to_get_a_token_basic_will_do() -> None:
     ("challenges", "credentials", "told"),
     [
         ([BASIC], None, NONE_CONFIGURED),
-        ([BASIC], TOKEN_ONLY, "registry: asks for a user name and a password, but only a token is configured"),
-        ([], ADA, "registry: asks for nothing, not for Basic or Bearer credentials"),
-        (["@@@"], ADA, "registry: asks for nothing, not for Basic or Bearer credentials"),
-        (["Negotiate, Digest qop=x"], ADA, "registry: asks for digest, negotiate, not for Basic or Bearer credentials"),
-        (["s3cret"], ADA, "registry: asks for something else, not for Basic or Bearer credentials"),
-        (["NTLM, s3cret x=y"], ADA, "registry: asks for ntlm, something else, not for Basic or Bearer credentials"),
-        (["x" * 65536], ADA, "registry: asks for something else, not for Basic or Bearer credentials"),
-        (["Bearer"], ADA, "registry: asks for a token, but does not say where to get one"),
-        (['Bearer realm=""'], None, "registry: asks for a token, but does not say where to get one"),
+        (
+            [BASIC],
+            TOKEN_ONLY,
+            f"{NAME}: asks for a user name and a password, but only a token is configured",
+        ),
+        ([], ADA, f"{NAME}: asks for nothing, not for Basic or Bearer credentials"),
+        (["@@@"], ADA, f"{NAME}: asks for nothing, not for Basic or Bearer credentials"),
+        (
+            ["Negotiate, Digest qop=x"],
+            ADA,
+            f"{NAME}: asks for digest, negotiate, not for Basic or Bearer credentials",
+        ),
+        (
+            ["s3cret"],
+            ADA,
+            f"{NAME}: asks for something else, not for Basic or Bearer credentials",
+        ),
+        (
+            ["NTLM, s3cret x=y"],
+            ADA,
+            f"{NAME}: asks for ntlm, something else, not for Basic or Bearer credentials",
+        ),
+        (
+            ["x" * 65536],
+            ADA,
+            f"{NAME}: asks for something else, not for Basic or Bearer credentials",
+        ),
+        (["Bearer"], ADA, f"{NAME}: asks for a token, but does not say where to get one"),
+        (
+            ['Bearer realm=""'],
+            None,
+            f"{NAME}: asks for a token, but does not say where to get one",
+        ),
     ],
 )
 def test_what_cannot_be_answered_is_a_failure(
@@ -350,7 +375,7 @@ def test_credentials_that_cannot_be_read_are_a_failure() -> None:
 
     def credentials(_: str) -> Credentials:
         if broken:
-            raise Failed("registry: DOCKER_CONFIG: no")
+            raise Failed("OCI registry credentials: DOCKER_CONFIG: no")
         return ADA
 
     ours = Authorization("registry.example", credentials, Realm())
@@ -459,7 +484,7 @@ def test_where_credentials_were_not_shown_a_refusal_says_so_whoever_refuses() ->
     ours = authorization(realm, ADA)
     challenge = 'Bearer realm="http://Auth.example:5001/token?key=S3cr3t"'
     where = "not sent to http://auth.example, which is neither https nor the registry's own host"
-    told = f"registry: access denied: our credentials were {where}"
+    told = f"{NAME}: access denied: our credentials were {where}"
     shown = answer_to(ours, challenge)  # an anonymous token, with which nothing is allowed
     assert ours.refusal("acme/pump", shown).reason == told
     realm.clock.now += 600
@@ -468,8 +493,7 @@ def test_where_credentials_were_not_shown_a_refusal_says_so_whoever_refuses() ->
         assert reason(lambda: answer_to(ours, challenge)) == told
     realm.answer = lambda: answered(400)
     assert (
-        reason(lambda: answer_to(ours, challenge))
-        == f"registry: token realm answered 400; our credentials were {where}"
+        reason(lambda: answer_to(ours, challenge)) == f"{NAME}: token realm answered 400; our credentials were {where}"
     )
 
 
@@ -502,7 +526,7 @@ def test_a_realm_that_two_readers_could_understand_differently_is_not_asked(real
     upstream = Realm()
     ours = authorization(upstream, ADA)
     told = reason(lambda: answer_to(ours, f'Bearer realm="{realm}"'))
-    assert told == "registry: the token realm is no http or https URL"
+    assert told == f"{NAME}: the token realm is no http or https URL"
     assert not upstream.asked
 
 
@@ -561,7 +585,7 @@ def test_a_realm_that_refuses_is_a_failure_that_says_what(
 @pytest.mark.parametrize("status", [201, 204, 302, 400, 404, 405, 418])
 def test_another_answer_of_a_realm_is_a_failure(status: int) -> None:
     ours = authorization(Realm(answer=lambda: answered(status, b'{"token": "t"}')), ADA)
-    assert reason(lambda: answer_to(ours)) == f"registry: token realm answered {status}"
+    assert reason(lambda: answer_to(ours)) == f"{NAME}: token realm answered {status}"
 
 
 @pytest.mark.parametrize(
@@ -588,13 +612,13 @@ def test_another_answer_of_a_realm_is_a_failure(status: int) -> None:
 )
 def test_an_answer_that_makes_no_sense_is_a_failure(body: bytes, told: str) -> None:
     ours = authorization(Realm(answer=lambda: answered(body=body)))
-    assert reason(lambda: answer_to(ours)) == f"registry: the token realm's answer {told}"
+    assert reason(lambda: answer_to(ours)) == f"{NAME}: the token realm's answer {told}"
     assert ours.header("acme/pump") is None
 
 
 def test_what_a_retry_can_cure_is_passed_on_and_not_remembered() -> None:
     def is_down() -> Answer:
-        raise Throttled("registry: answered 429", 7)
+        raise Throttled(f"{NAME}: answered 429", 7)
 
     realm = Realm(answer=is_down)
     ours = authorization(realm)
@@ -675,7 +699,7 @@ def test_configured_credentials_that_were_refused_are_shown_again_only_when_they
 
 
 def test_a_refusal_without_a_question_says_so() -> None:
-    told = "registry: access denied, and no credentials were asked for"
+    told = f"{NAME}: access denied, and no credentials were asked for"
     assert authorization(Realm(), ADA).refusal("acme/pump", None).reason == told
 
 
@@ -757,7 +781,10 @@ def test_those_who_need_a_token_at_once_share_it(threads: ThreadPoolExecutor) ->
 
 @pytest.mark.parametrize(
     ("answer", "told"),
-    [(answered(403), NONE_CONFIGURED), (Throttled("registry: answered 429"), "registry: answered 429")],
+    [
+        (answered(403), NONE_CONFIGURED),
+        (Throttled(f"{NAME}: answered 429"), f"{NAME}: answered 429"),
+    ],
 )
 def test_those_who_wait_for_a_token_share_its_failure(
     threads: ThreadPoolExecutor, answer: Answer | Retry, told: str
@@ -768,8 +795,8 @@ def test_those_who_wait_for_a_token_share_its_failure(
 
 
 def test_one_who_had_no_more_time_does_not_spoil_it_for_the_others(threads: ThreadPoolExecutor) -> None:
-    realm = Held(Retry("registry: no answer in time"), answered(body=b'{"token": "t"}'))
-    assert outcomes(realm, threads) == ["registry: no answer in time"] + ["Bearer t"] * 7
+    realm = Held(Retry(f"{NAME}: no answer in time"), answered(body=b'{"token": "t"}'))
+    assert outcomes(realm, threads) == [f"{NAME}: no answer in time"] + ["Bearer t"] * 7
     assert len(realm.asked) == 2
 
 
@@ -806,7 +833,7 @@ def test_who_waits_for_the_token_of_another_waits_until_the_own_deadline(threads
     slowly = threads.submit(answer_to, ours)
     assert realm.reached.wait(30)
     deadline = Deadline(0.1)
-    with pytest.raises(Retry, match=r"^registry: an earlier request for a token has not ended$"):
+    with pytest.raises(Retry, match=r"^OCI registry registry\.example: an earlier request for a token has not ended$"):
         ours.answer_to("acme/pump", None, [BEARER], deadline)
     assert deadline.elapsed < 2
     realm.opened.set()
@@ -867,7 +894,7 @@ def test_no_secret_is_told_whatever_goes_wrong(
             refused = ours.answer_to("acme/pump", refused, challenges, Deadline(5))
             told += [ours, *vars(ours)["_repositories"].values(), ours.refusal("acme/pump", refused)]
     except Failed as error:
-        assert error.reason.startswith("registry: ")
+        assert error.reason.startswith(f"{NAME}: ")
         told.append(error)
     told += caplog.records
     for form in (SECRET, base64.b64encode(SECRET.encode())[:7].decode(), basic("ada", SECRET)[6:16]):

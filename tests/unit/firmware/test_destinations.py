@@ -15,6 +15,8 @@ LOOPBACK = ["127.0.0.1", "127.8.9.1", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"
 NEVER = ["169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe"]
 NOWHERE = ["224.0.0.1", "ff02::1", "255.255.255.255", "240.0.0.1"]
 
+NAME = "OCI registry registry.example"
+
 
 def permitted(registry: list[str], addresses: list[str]) -> list[str]:
     permits = permitting(lambda: registry)
@@ -67,13 +69,16 @@ def test_link_local_is_never_permitted(address: ipaddress.IPv4Address | ipaddres
     ],
 )
 def test_a_url_is_an_origin_and_what_to_ask_for_there(url: str, split: tuple[str, str]) -> None:
-    assert split_url(url, plain_http=False) == split
+    assert split_url(url, plain_http=False, registry=NAME) == split
 
 
 def test_plain_http_only_where_it_is_allowed() -> None:
-    assert split_url("http://cdn.example/x", plain_http=True) == ("http://cdn.example", "/x")
-    with pytest.raises(Failed, match=r"^registry: sends us to http://cdn\.example, and plain HTTP is not allowed$"):
-        split_url("http://cdn.example/x?secret", plain_http=False)
+    assert split_url("http://cdn.example/x", plain_http=True, registry=NAME) == ("http://cdn.example", "/x")
+    with pytest.raises(
+        Failed,
+        match=r"^OCI registry registry\.example: sends us to http://cdn\.example, and plain HTTP is not allowed$",
+    ):
+        split_url("http://cdn.example/x?secret", plain_http=False, registry=NAME)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +106,8 @@ def test_plain_http_only_where_it_is_allowed() -> None:
     ],
 )
 def test_what_is_no_url_for_a_request_is_refused_and_not_quoted(url: str) -> None:
-    with pytest.raises(Failed, match=r"^registry: sends us to ") as caught:
-        split_url(url, plain_http=True)
+    with pytest.raises(Failed, match=r"^OCI registry registry\.example: sends us to ") as caught:
+        split_url(url, plain_http=True, registry=NAME)
     assert "secret" not in caught.value.reason
 
 
@@ -110,7 +115,7 @@ def test_what_is_no_url_for_a_request_is_refused_and_not_quoted(url: str) -> Non
 def test_any_text_is_split_into_what_a_request_line_can_carry_or_refused(text: str, plain_http: bool) -> None:
     for url in (text, f"https://cdn.example/{text}", f"https://cdn.example?{text}", f"https://{text}/"):
         try:
-            _, path = split_url(url, plain_http=plain_http)
+            _, path = split_url(url, plain_http=plain_http, registry=NAME)
         except Failed:
             continue
         assert path.startswith("/")
