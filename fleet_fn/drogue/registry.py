@@ -231,8 +231,8 @@ class Registry:
             if not report.is_news(known.reported):
                 return
             status = _map(found, "status", NotKnown(f"{DEVICE_REGISTRY}: the device's status is not a map"))
-            section = storable(report.written_into(status.get("firmware"), now))
-            changed = {**found, "status": {**status, "firmware": section}}
+            section = report.written_into(status.get("firmware"), now)
+            changed = {**found, "status": {**status, "firmware": _with_storable_news(section, status.get("firmware"))}}
             if self._put(names, changed, deadline):
                 self._objects.replace(names, _read_object(changed, "device"))
                 return
@@ -311,6 +311,20 @@ class Registry:
         if answer.status in (401, 403, 404):
             raise NotKnown(_refusal(method, answer.status, names))
         return answer
+
+
+def _with_storable_news(section: Mapping[str, Any], before: object) -> dict[str, Any]:
+    """Return `status.firmware` with all that is new in it as it can be stored; the rest has been stored before."""
+    known = before if isinstance(before, dict) else {}
+    conditions = known.get("conditions")
+    kept = {id(value) for value in known.values()}
+    kept.update(map(id, conditions if isinstance(conditions, list) else []))
+
+    def changed(value: T) -> T:
+        return value if id(value) in kept else storable(value)
+
+    news = {name: changed(value) for name, value in section.items() if name != "conditions"}
+    return {**news, "conditions": [changed(condition) for condition in section["conditions"]]}
 
 
 def _understood(value: T | _Malformed) -> T:

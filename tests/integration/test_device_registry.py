@@ -1,8 +1,10 @@
 """The client of the device registry, against a registry on a real socket."""
 
+import json
 import select
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.registry import Desired, Image, MalformedSpec, Registry
+from fleet_fn.drogue.report import Condition, Report
+from fleet_fn.errors import Failed
 from fleet_fn.upstream import Fixed, Upstream, basic
 from tests.support.drogue import TOKEN, USER, Drogue
 from tests.support.firmware import publish
@@ -182,3 +186,26 @@ def test_an_upstream_that_answers_one_behind_updates_no_device_with_the_firmware
         for command in drogue.commands:
             assert cbor2.loads(command.payload).get("data", b"") in command.device.encode() * 100
     assert 'failed; reason="device registry: answer for the device is another object"' in outcomes
+
+
+# --- What is written --------------------------------------------------------------------------------------------------
+
+
+def test_a_report_leaves_what_others_have_in_the_section_as_it_is() -> None:
+    """Drogue Cloud cannot hold U+0000, another registry may."""
+    theirs = {"other": "a\0b", "conditions": [{"type": "Theirs", "message": "c\0d"}]}
+    with Drogue() as drogue, client(drogue) as registry:
+        drogue.put(APPLICATION, DEVICE, spec={}, status={"firmware": theirs})
+        written: list[Any] = []
+
+        def take(request: Request) -> Response:
+            written.append(json.loads(request.body)["status"]["firmware"])
+            return Response(400)
+
+        drogue.write_answers[APPLICATION, DEVICE] = take
+        report = Report("1\0", "2", (Condition("InSync", "False", "", "3\0"),))
+        with pytest.raises(Failed):
+            registry.report(APPLICATION, DEVICE, report, datetime.now(UTC), Deadline(4))
+    (section,) = written
+    assert (section["current"], section["other"]) == ("1\\x00", "a\0b")
+    assert [condition["message"] for condition in section["conditions"]] == ["3\\x00", "c\0d"]
