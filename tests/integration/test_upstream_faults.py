@@ -326,5 +326,6 @@ def test_where_nobody_listens_events_are_to_be_retried(
             started = time.monotonic()
             answer = function.post(event(device), cbor2.dumps(STATUS))
             assert time.monotonic() - started < SLACK
-    assert (answer.status, answer.reason) == (503, f"{upstream}: connection refused")
+    name = "device registry" if upstream == "Drogue Cloud" else f"OCI registry 127.0.0.1:{port}"
+    assert (answer.status, answer.reason) == (503, f"{name}: connection refused")
     assert not drogue.commands_for(device)

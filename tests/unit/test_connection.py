@@ -28,6 +28,19 @@ class Sent:
         return io.BufferedReader(io.BytesIO(self._content))
 
 
+class Expected(http.client.HTTPResponse):
+    """What `http.client` reads, once all interim responses are skipped: it skips 100 only."""
+
+    def begin(self) -> None:
+        super().begin()
+        found: Any = self
+        while 100 < self.status < 200:
+            if self.status == 101:
+                raise http.client.HTTPException
+            found.headers = None
+            super().begin()
+
+
 def read(kind: type[http.client.HTTPResponse], content: bytes, method: str) -> Any:
     """All that is known of an answer, and its body; or the kind of error that reading it ends in."""
     sent: Any = Sent(content)
@@ -52,6 +65,7 @@ lines = st.one_of(
             "HTTP/1.1 304 Not Modified",
             "HTTP/1.1 202",
             "HTTP/1.1 100 Continue",
+            "HTTP/1.1 101 Switching Protocols",
             "HTTP/1.1 103 Early Hints",
             "HTTP/1.0 200 OK",
             "HTTP/1.1  200 OK",
@@ -101,7 +115,16 @@ def test_an_answer_is_what_http_client_takes_it_for(
     head: list[tuple[str, str]], end: str, rest: bytes, method: str
 ) -> None:
     content = "".join(line + ending for line, ending in head).encode("latin-1") + end.encode() + rest
-    assert read(Response, content, method) == read(http.client.HTTPResponse, content, method)
+    assert read(Response, content, method) == read(Expected, content, method)
+
+
+@pytest.mark.parametrize("status", [100, 102, 103, 199])
+def test_interim_responses_are_skipped(status: int) -> None:
+    interim = f"HTTP/1.1 {status} Wait\r\nLink: x\r\nContent-Length: 3\r\n\r\n".encode()
+    final = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"
+    for content in (interim + final, interim * 3 + final):
+        (known, *_), _, headers, body = read(Response, content, "GET")
+        assert (known, headers, body) == (404, [("Content-Length", ["2"])], b"no")
 
 
 @given(
