@@ -23,6 +23,7 @@ from fleet_fn.drogue.events import Event, InvalidEvent, read_event
 from fleet_fn.patience import Patience
 from fleet_fn.protocol.dialects import InvalidStatus, documented_json
 from fleet_fn.settings import MAX_WAITING, OURS, Settings
+from fleet_fn.side_effects import Guarded
 from fleet_fn.update import Decision, Outcome
 from fleet_fn.wiring import make_updaters
 
@@ -68,6 +69,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     updater, previewer = make_updaters(settings)
     slots = _Slots(settings.threads)
     count_event, count_sent = metrics.events(tuple(_STATUS)), metrics.sent()
+    log_event = Guarded("log of events", _log_event)
 
     def answer_event(request: Request) -> tuple[Outcome, HTTPStatus]:
         deadline = _deadline(settings, request)
@@ -83,7 +85,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         count_event(outcome.name, seconds)
         if outcome.name == "write":
             count_sent(outcome.size or 0)
-        _log_event(result, seconds)
+        log_event(result, seconds)
         return outcome, result.status
 
     app = _App(answer_event)
@@ -100,7 +102,12 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     @app.get("/metrics")
     def scrape() -> Response:
-        content, content_type = metrics.exposition(request.headers.get("Accept", ""))
+        counted = metrics.exposition(request.headers.get("Accept", ""))
+        if counted is None:
+            return _problem(
+                HTTPStatus.SERVICE_UNAVAILABLE, "the folder of the metrics cannot be used; the log says why"
+            )
+        content, content_type = counted
         return Response(content, content_type=content_type)
 
     @app.get("/healthz")

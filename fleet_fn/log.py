@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -15,12 +16,44 @@ _MAX_VALUE: Final = 1001
 #: Characters of a traceback's beginning, and of its end: what went wrong may quote all that was read.
 _MAX_TRACEBACK: Final = 10_000
 
+
+class _Logger(logging.Logger):
+    """A logger that never raises: a line that cannot be written has no other effect."""
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Write a line, or let it be."""
+        try:
+            super().handle(record)
+        except Exception as error:  # noqa: BLE001 - no answer may depend on it
+            _complain(error)
+
+
+class _Handler(logging.StreamHandler[Any]):
+    """Writes lines to a stream that may be closed, full, or read by none."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging's signature
+        """Tell of the error that is being handled."""
+        _complain(sys.exc_info()[1])
+
+
+def _complain(error: BaseException | None) -> None:
+    """Tell once, and elsewhere, that lines cannot be written."""
+    if not _complained:
+        _complained.append(True)
+        with suppress(Exception):  # it may be in no better state
+            sys.stderr.write(f"fleet_fn: lines cannot be logged: {one_line(repr(error))}\n")
+
+
+_complained: Final[list[bool]] = []
+_class: Final = logging.getLoggerClass()
+logging.setLoggerClass(_Logger)
 logger = logging.getLogger("fleet_fn")
+logging.setLoggerClass(_class)
 
 
 def configure(settings: Settings) -> None:
     """Has everything of the project logged as the settings say."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Handler(sys.stdout)
     handler.setFormatter(_JSONFormatter() if settings.log_format == "json" else _TextFormatter())
     logger.handlers[:] = [handler]
     logger.setLevel(settings.log_level)

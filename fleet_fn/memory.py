@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Retry, UpstreamError
+from fleet_fn.side_effects import guarded
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -57,7 +58,7 @@ class Memory(Generic[K, V]):
         value was known.
         """
         self._error_age = error_age
-        self._count = count
+        self._count = guarded("count of look-ups", count)
         self._clock = clock
         self._lock = threading.Lock()
         self._values: Bounded[K, V] = Bounded(size, max_bytes)

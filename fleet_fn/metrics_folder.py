@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 #: The variable by which prometheus_client finds the folder. Whoever sets it names one that is emptied at the start.
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -66,12 +66,14 @@ class Folder:
     def _end(self, kind: str, pid: int) -> None:
         from prometheus_client.mmap_dict import MmapedDict  # the server itself counts nothing
 
+        from fleet_fn.metrics_file import ReservedDict
+
         file = self.path / f"{kind}_{pid}.db"
         if not file.exists():
             return
         try:
             counted = list(MmapedDict.read_all_values_from_file(str(file)))  # all, or nothing of it is added
-            sums = MmapedDict(str(self.path / f"{kind}_{_ENDED}.db"))
+            sums: Any = ReservedDict(str(self.path / f"{kind}_{_ENDED}.db"))
             for key, value, _, _ in counted:
                 sums.write_value(key, sums.read_value(key)[0] + value, 0.0)
             sums.close()

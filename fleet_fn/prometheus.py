@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from fleet_fn.metrics_file import ReservedDict
 from fleet_fn.metrics_folder import FOLDER, locked
 
 #: Seconds: what is answered from memory takes few milliseconds, and no event may take longer than some seconds.
@@ -25,6 +26,7 @@ _ATTEMPTS: Final = 3
 if FOLDER in os.environ:
     # Nothing forks once this is loaded, and to ask for the process id with each count takes most of its time.
     _pid: Final = os.getpid()
+    values.MmapedDict = ReservedDict  # type: ignore[attr-defined]
     values.ValueClass = values.MultiProcessValue(lambda: _pid)
 disable_created_metrics()
 _registry: Final = CollectorRegistry()

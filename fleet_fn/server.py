@@ -4,8 +4,8 @@ import gc
 import math
 import os
 import resource
-import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 from threading import Timer
 from typing import Any, Final
@@ -34,13 +34,13 @@ def on_starting(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
     try:
         Settings.from_environment()
     except SettingsError as error:
-        sys.stderr.write(f"fleet_fn: {error}\n")
+        _complain(str(error))
         sys.exit(1)
     try:
         _metrics.append(Folder())
     except OSError as error:
         # Nothing else needs it, and nothing that is counted is worth a device that is not answered.
-        sys.stderr.write(f"fleet_fn: each worker's metrics are its own, for want of a folder: {error}\n")
+        _complain(f"each worker's metrics are its own, for want of a folder: {error}")
     _bound_arenas()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft not in (_descriptors(), resource.RLIM_INFINITY):
@@ -52,8 +52,8 @@ def child_exit(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn'
     for folder in _metrics:
         try:
             folder.end_worker(worker.pid)
-        except (OSError, ValueError, RuntimeError, struct.error) as error:  # a file that the worker left half-written
-            sys.stderr.write(f"fleet_fn: what a worker has counted is lost: {error}\n")
+        except Exception as error:  # noqa: BLE001 - whatever the worker left behind, the server goes on
+            _complain(f"what a worker has counted is lost: {error}")
 
 
 def on_exit(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
@@ -75,6 +75,12 @@ def post_worker_init(worker: object) -> None:  # noqa: ARG001 - gunicorn's signa
     timer = Timer(_METRICS_AFTER, metrics.load)
     timer.daemon = True
     timer.start()
+
+
+def _complain(text: str) -> None:
+    """Write a line to stderr, if that can be written to."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"fleet_fn: {text}\n")
 
 
 def _bound_arenas() -> None:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 from fleet_fn.log import logger
+from fleet_fn.side_effects import Guard
 
 if TYPE_CHECKING:
     from fleet_fn.drogue.events import Event
@@ -99,6 +100,35 @@ class _Passed(_Untold):
         current.reset(self._before)
 
 
+class _Guarded:
+    """A span that never raises."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def __enter__(self) -> Self:
+        try:
+            self._span.__enter__()
+        except Exception as error:  # noqa: BLE001 - no answer may depend on it
+            _guard.report(error)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._span.__exit__(*error)
+        except Exception as other:  # noqa: BLE001
+            _guard.report(other)
+
+    def tell(self, **what: str | int | None) -> None:
+        try:
+            self._span.tell(**what)
+        except Exception as error:  # noqa: BLE001
+            _guard.report(error)
+
+
+_guard: Final = Guard("tracing")
 #: The trace of what is being done here.
 current: ContextVar[Trace | None] = ContextVar("trace", default=None)
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
@@ -117,17 +147,30 @@ def configure() -> None:
         fields = {"reason": f"the requirements 'tracing' are not installed: {error}"}
         logger.warning("no spans are told", extra={"fields": fields})
         return
-    _spans = Spans()
+    try:
+        _spans = Spans()
+    except Exception as error:  # noqa: BLE001 - events are answered without
+        _guard.report(error)
 
 
 def of_event(event: "Event") -> Span:
-    """The span of answering `event`, whose trace upstreams are told of meanwhile."""
-    return _spans.of_event(event) if _spans else _Passed(event.trace)
+    """Return the span of answering `event`, whose trace upstreams are told of meanwhile; it never raises."""
+    if _spans:
+        try:
+            return _Guarded(_spans.of_event(event))
+        except Exception as error:  # noqa: BLE001 - no answer may depend on it
+            _guard.report(error)
+    return _Passed(event.trace)
 
 
 def of_request(upstream: str, method: str, host: str, port: int) -> Span:
-    """The span of a request to an upstream."""
-    return _spans.of_request(upstream, method, host, port) if _spans else _untold
+    """Return the span of a request to an upstream; it never raises."""
+    if _spans:
+        try:
+            return _Guarded(_spans.of_request(upstream, method, host, port))
+        except Exception as error:  # noqa: BLE001 - no answer may depend on it
+            _guard.report(error)
+    return _untold
 
 
 def headers() -> Mapping[str, str]:

@@ -39,6 +39,7 @@ from fleet_fn.connection import (
 )
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed, Retry, Throttled, TooLarge
+from fleet_fn.side_effects import Guarded
 
 #: Connections that are kept while nobody uses them, and seconds for which they are: less than servers wait before they
 #: close idle ones (5 s with Actix and Node), because a command that meets a closing connection cannot be sent again.
@@ -158,7 +159,7 @@ class Upstream:
         self._idle: deque[Connection] = deque()
         self._max_idle = MAX_IDLE
         self._clock = clock
-        self._count: Count | None = None
+        self._count: Guarded | None = None
         self._called = name
         self._passes_trace = True
 
@@ -174,7 +175,7 @@ class Upstream:
         `count` is told of each request that is made by this one, as are traces, which know it by what it is `called`.
         """
         other = copy(self)
-        other._called, other._count = called, count
+        other._called, other._count = called, Guarded("count of requests", count)
         return other
 
     def elsewhere(self, url: str, permits: Callable[[str], bool]) -> "Upstream":

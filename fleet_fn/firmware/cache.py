@@ -24,6 +24,7 @@ from fleet_fn.firmware.store import NotHere, Reader
 from fleet_fn.firmware.verified import Mismatch, VerifiedFiles, check_digest, check_size, hash_of
 from fleet_fn.log import logger
 from fleet_fn.memory import Count
+from fleet_fn.side_effects import guarded
 
 #: Seconds that an event waits for small content to be kept, which it does not need.
 _PATIENCE: Final = 0.5
@@ -73,7 +74,7 @@ class Cache:
         `count` is told with each `open` whether the bytes were there.
         """
         self.bound = bound
-        self._count = count
+        self._count = guarded("count of look-ups", count)
         self._clock = clock
         self._folder = _Folder(Path(folder), bound)
         self._files = files

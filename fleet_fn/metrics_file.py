@@ -1,0 +1,32 @@
+"""The files in which worker processes count together, with space that is reserved.
+
+prometheus_client maps sparse files into memory. If a file system has no space for a page of such a file, the kernel
+ends the process that writes to it (SIGBUS). Reserved space makes that an error when a file is made or grows.
+"""
+
+import os
+
+from prometheus_client.mmap_dict import _INITIAL_MMAP_SIZE, MmapedDict
+
+#: Bytes of a value besides its key, rounded up.
+_OF_A_VALUE = 64
+
+
+class ReservedDict(MmapedDict):
+    """A dict of numbers in a file.
+
+    Raises:
+        OSError: there is no space for the file, or for one more value.
+
+    """
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        if not read_mode:
+            with open(filename, "ab") as file:  # noqa: PTH123 - as prometheus_client does
+                os.posix_fallocate(file.fileno(), 0, max(_INITIAL_MMAP_SIZE, os.fstat(file.fileno()).st_size))
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+    def _init_value(self, key: str) -> None:
+        if self._used + len(key.encode()) + _OF_A_VALUE > self._capacity:
+            os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)
+        super()._init_value(key)  # type: ignore[no-untyped-call]
