@@ -152,7 +152,7 @@ class Run:
         """See whether the course is over."""
         course, result = self._course, self.result
         if word == "synced" and not self._due:
-            if self._runs == course.last and (course.arrives or self._syncs >= _SETTLED):
+            if course.accepts(self._runs) and (course.arrives or self._syncs >= _SETTLED):
                 result.arrived = course.arrives
                 self.is_over = True
             elif course.remedy and self._syncs >= _SETTLED and not self._remedied:

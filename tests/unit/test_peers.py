@@ -109,6 +109,8 @@ def test_last_target_is_the_one_that_came_last() -> None:
     assert course.last == newer(KIND)
     other = Firmware("0.1.1", 96, build=7)
     assert Course(KIND, new(KIND), ((3, Republish(other)),)).last == other
+    assert Course(KIND, new(KIND), ((3, Republish(other)),)).accepts(new(KIND))
+    assert not course.accepts(new(KIND))
     assert Course(KIND, new(KIND), remedy=other).last == other
     assert Course(KIND, new(KIND), arrives=False).last == FACTORY
 
