@@ -2,12 +2,15 @@
 
 import json
 import logging
+import os
+import select
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from fleet_fn.deadline import Deadline
 from fleet_fn.errors import one_line
 from fleet_fn.settings import Settings
 
@@ -15,6 +18,8 @@ from fleet_fn.settings import Settings
 _MAX_VALUE: Final = 1001
 #: Characters of a traceback's beginning, and of its end: what went wrong may quote all that was read.
 _MAX_TRACEBACK: Final = 10_000
+#: Seconds that whatever reads stdout may take for a line.
+_PATIENCE_SECONDS: Final = 0.1
 
 
 class _Logger(logging.Logger):
@@ -36,6 +41,49 @@ class _Handler(logging.StreamHandler[Any]):
         _complain(sys.exc_info()[1])
 
 
+class _Pipe:
+    """A pipe to which lines are written if its reader takes them in time; else they are dropped."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+        self._is_stalled = False
+        #: The last line has been written in part.
+        self._is_cut = False
+
+    def write(self, line: str) -> None:
+        """Write a line.
+
+        Raises:
+            BlockingIOError: the reader has not taken it in time. It gets time once, until it takes lines again.
+
+        """
+        whole = ("\n" * self._is_cut + line).encode("utf-8", "backslashreplace")
+        rest, deadline = memoryview(whole), Deadline(0 if self._is_stalled else _PATIENCE_SECONDS)
+        while rest:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except BlockingIOError:
+                if not self._poll.poll(deadline.remaining * 1000):
+                    self._is_cut = self._is_cut or len(rest) < len(whole)
+                    self._is_stalled = True
+                    raise
+        self._is_stalled = self._is_cut = False
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+def _stream() -> Any:
+    """Return stdout, or what writes to the same pipe if that does not wait for its reader."""
+    try:
+        descriptor = sys.stdout.fileno()
+        return sys.stdout if os.get_blocking(descriptor) else _Pipe(descriptor)
+    except (OSError, ValueError, AttributeError):  # closed, or no file
+        return sys.stdout
+
+
 def _complain(error: BaseException | None) -> None:
     """Tell once, and elsewhere, that lines cannot be written."""
     if not _complained:
@@ -53,7 +101,7 @@ logging.setLoggerClass(_class)
 
 def configure(settings: Settings) -> None:
     """Has everything of the project logged as the settings say."""
-    handler = _Handler(sys.stdout)
+    handler = _Handler(_stream())
     handler.setFormatter(_JSONFormatter() if settings.log_format == "json" else _TextFormatter())
     logger.handlers[:] = [handler]
     logger.setLevel(settings.log_level)

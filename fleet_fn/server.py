@@ -4,6 +4,7 @@ import gc
 import math
 import os
 import resource
+import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,7 @@ def on_starting(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
     except OSError as error:
         # Nothing else needs it, and nothing that is counted is worth a device that is not answered.
         _complain(f"each worker's metrics are its own, for want of a folder: {error}")
+    _keep_pipes_from_blocking()
     _bound_arenas()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft not in (_descriptors(), resource.RLIM_INFINITY):
@@ -81,6 +83,19 @@ def _complain(text: str) -> None:
     """Write a line to stderr, if that can be written to."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"fleet_fn: {text}\n")
+
+
+def _keep_pipes_from_blocking() -> None:
+    """Have lines fail, rather than wait, if whatever reads stdout or stderr stalls: threads would wait for ever.
+
+    The flag belongs to an open file, which others may share: so the pipe is opened anew.
+    """
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                opened = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                os.dup2(opened, descriptor)
+                os.close(opened)
 
 
 def _bound_arenas() -> None:

@@ -4,10 +4,11 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -210,6 +211,25 @@ def test_log_whose_reader_is_gone(
         answers(function)
         restart_worker(function)
         answers(function)
+
+
+@pytest.mark.parametrize("stalled", [1, 2])
+def test_log_whose_reader_stalls(
+    settings: dict[str, str], answers: Callable[[Function], None], tmp_path: Path, stalled: int
+) -> None:
+    code = f"import os\nread, write = os.pipe()\nos.dup2(write, {stalled})\n"  # nothing ever reads from it
+    with Function({**settings, **run_in_worker(tmp_path, code), "LOG_LEVEL": "DEBUG"}) as function:
+        pipe = os.open(f"/proc/{function.process.pid}/fd/{stalled}", os.O_WRONLY | os.O_NONBLOCK)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(pipe, bytes(4096))
+        os.close(pipe)
+        started = time.monotonic()
+        answers(function)
+        with socket.create_connection(("127.0.0.1", function.port), 20) as nonsense:
+            nonsense.sendall(b"nonsense\r\n\r\n")  # of which gunicorn logs a line
+            assert nonsense.recv(4096).startswith(b"HTTP/1.1 400 ")
+        assert time.monotonic() - started < EVENTS
 
 
 def test_status_is_answered_when_nothing_can_be_counted_logged_or_traced(

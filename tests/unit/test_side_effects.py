@@ -1,6 +1,7 @@
 """Observers that raise: one line is logged for each of them, and nothing else comes of it."""
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,3 +132,30 @@ def test_file_of_metrics_reserves_its_space(tmp_path: Path) -> None:
     assert again.read_value(f"{999:0100}")[0] == 999.0
     again.close()
     assert [file.name for file in tmp_path.iterdir()] == ["counter_1.db"]
+
+
+def test_pipe_drops_lines_until_its_reader_takes_them() -> None:
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)
+        pipe, written = log._Pipe(writing), 0
+        line = "x" * 2999 + "\n"  # not a divisor of what a pipe holds
+        try:
+            for written in range(1000):  # noqa: B007
+                pipe.write(line)
+        except BlockingIOError:
+            pass
+        else:
+            pytest.fail("it holds any number of lines")
+        started = time.monotonic()
+        for _ in range(100):
+            with pytest.raises(BlockingIOError):
+                pipe.write(line)
+        assert time.monotonic() - started < 100 * log._PATIENCE_SECONDS
+        os.set_blocking(reading, False)
+        assert len(os.read(reading, 1 << 20)) >= written * len(line)
+        pipe.write("event\n")
+        assert os.read(reading, 1 << 20).decode().strip() == "event"
+    finally:
+        os.close(reading)
+        os.close(writing)
