@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import click
 import requests
 
 from tests.support.function import ROOT
@@ -118,21 +119,21 @@ def running(folder: Path) -> Iterator[Cloud]:
                 **_SETTINGS,
             }
             log = folder / "function.log"
-            with _process(serve, {**environment, **settings}, log, listener.fileno()):
-                requests.get(f"{function}readyz", timeout=_PATIENCE).raise_for_status()
+            with _process(serve, {**environment, **settings}, log, listener.fileno()) as process:
+                _await(f"{function}readyz", process, log)
                 yield cloud
 
 
 @contextmanager
 def _process(
     command: list[str] | tuple[str, ...], environment: Mapping[str, str], log: Path, *descriptors: int
-) -> Iterator[None]:
+) -> Iterator["subprocess.Popen[bytes]"]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, pass_fds=descriptors, stdout=output, stderr=output
         )
         try:
-            yield
+            yield process
         finally:
             process.terminate()
             try:
@@ -140,6 +141,22 @@ def _process(
             finally:
                 process.kill()
                 process.wait()
+
+
+def _await(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Wait until a function answers.
+
+    Raises:
+        click.ClickException: it has ended, or takes too long.
+
+    """
+    limit = time.monotonic() + _PATIENCE
+    while process.poll() is None and time.monotonic() < limit:
+        # The socket takes connections before anybody answers.
+        with suppress(requests.RequestException):
+            requests.get(url, timeout=1).raise_for_status()
+            return
+    raise click.ClickException(f"the function did not start:\n{log.read_text()[-2000:]}")
 
 
 def _url(log: Path) -> str:
@@ -152,4 +169,4 @@ def _url(log: Path) -> str:
             if found := re.search(r"sandbox at (http://[^,\s]+)", text):
                 return found[1]
             time.sleep(0.05)
-    raise RuntimeError(f"the sandbox did not start: {text}")
+    raise click.ClickException(f"the sandbox did not start:\n{text}")
