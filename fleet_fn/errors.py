@@ -4,7 +4,7 @@ Raised where the upstream is known, made an outcome by `update`, and a status co
 Each error's text is a reason that an operator can act on: one line, without secrets.
 """
 
-from typing import Final
+from typing import Final, Self
 
 #: Characters of a reason: some of it may be what others wrote, who may have written a lot.
 _MAX_REASON: Final = 1000
@@ -20,6 +20,14 @@ class UpstreamError(Exception):
 
     def __init__(self, reason: str) -> None:
         super().__init__(one_line(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…"))
+        #: Whether the upstream may have done what it was asked to all the same. A request that was never sent, or that
+        #: was answered with 4xx, has had no effect.
+        self.may_have_acted = True
+
+    def without_effect(self) -> Self:
+        """Return this error as that of a request which the upstream has certainly not acted on."""
+        self.may_have_acted = False
+        return self
 
     @property
     def reason(self) -> str:

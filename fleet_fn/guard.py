@@ -1,7 +1,7 @@
-"""What stands between a status and the command that the decision table has for it: policy, and what is noted.
+"""The decision: what the table, the record of the update and policy together let a device be told.
 
-Pure, like the table itself. What devices of the field do with an answer, and so what must not be sent to them, is
-told by the protocol's description ("What devices in the field do with an answer").
+Pure, like the decision table itself. The rules come from the protocol's description: "What an answer may rest on" and
+"What devices in the field do with an answer".
 """
 
 import math
@@ -19,39 +19,58 @@ from fleet_fn.record import LastAnswered, Record, Restart, record_for
 
 #: Swaps after which a version that never comes up is not sent any more.
 MAX_ATTEMPTS: Final = 3
-#: Times that a device midway is told to begin anew with the version that it has, until it counts as one that refuses.
+#: Orders to begin anew that a device midway gets, if its status does not show whether it heard them.
 _MAX_ORDERS: Final = 5
-#: Seconds that a device is told to keep away between two attempts, at most.
-_LONGEST_PAUSE: Final = 24 * 60 * 60
+#: The longest pause between two attempts.
+_MAX_BACKOFF_SECONDS: Final = 24 * 60 * 60
 #: Bytes of the flash words that a shortened block should consist of, the best first.
 _WORDS: Final = (32, 16, 8, 4, 1)
-#: Starts, or swaps, of one device that are less apart are noted once.
+#: One status that is published twice, with different ids, arrives within this time.
 _AT_ONCE: Final = timedelta(seconds=1)
+#: A device that did not hear a command reports again within this time: it listens for 30 s, and rests for 10 s.
+_SILENCE_SECONDS: Final = 45
+#: Clocks of processes differ, and records hold whole seconds.
+_CLOCK_MARGIN: Final = timedelta(seconds=2)
 
 
 class Look(Enum):
-    """How fresh what a verdict rests on has to be."""
+    """How fresh the facts have to be that a verdict rests on."""
 
-    #: What is remembered will do.
+    #: As fresh as caches keep them.
     MEMORY = 0
-    #: The device's object has to be read anew.
-    DEVICE = 1
-    #: Its application's, and the tag's manifest, too.
-    EVERYTHING = 2
-    #: The same, and the device's object since this status came: a moment ago is too long ago.
-    NOW = 3
+    #: Read within the last second: the specs, and the tag's manifest.
+    EVERYTHING = 1
+    #: The same, and the device's object read since this status came.
+    NOW = 2
 
 
 class Hold(NamedTuple):
-    """A device that is not on its target stays where it is for now."""
+    """Policy keeps a device that is not on its target where it is for now."""
 
     reason: str
     #: Why, for people.
     message: str
-    #: Seconds until it asks again.
+    #: Seconds until the device should ask again.
     poll: int
     #: The version was given up.
     gives_up: bool = False
+
+
+class Confirm(NamedTuple):
+    """The device came up with a version that it was swapped to: SYNC for that version comes before anything else.
+
+    Until a device hears it, its bootloader goes back to the old image at the next reset, and the first block of the
+    next update would erase that image.
+    """
+
+    version: bytes
+    poll: int
+
+
+class Settle(NamedTuple):
+    """The device waits until no process can take other bytes of the same version for the target's."""
+
+    seconds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,182 +85,332 @@ class Stuck:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """A status that another process has answered.
+    """A status that was answered already, or that is older than one that was.
 
-    The device would take an answer for the one to what it says next, and some erase what they have written then.
+    The device would take an answer for the one to its next status. Some devices erase what they have written then.
     """
 
 
 class Situation(NamedTuple):
-    """What there is to know besides the status and the target."""
+    """Everything that a decision rests on, besides the status and the target."""
 
     now: datetime
-    #: Bytes of a block at most.
+    #: The largest block, in bytes.
     mtu: int
     #: Seconds after which a device in sync asks again.
     poll: int
-    #: What is noted of the device's update.
+    #: The record in the device's object.
     record: Record | None = None
     policy: Policy = NONE
     uid: str = ""
     labels: Mapping[str, str] = MappingProxyType({})
-    #: What to note once the status is answered; None where it does not matter whether it has been before.
+    #: The record of this event's answer; None if the answer is only shown.
     answered: LastAnswered | None = None
+    #: How old the device's object may be that another process acts on.
+    spec_ttl: timedelta = timedelta()
+    #: False if nothing may be written into the device's object. Then there is no record, and devices are believed.
+    keeps_records: bool = True
+    #: Accepted SYNCs after which a device counts as having heard one, if it reports before it was asked to.
+    enough_syncs: int = 3
+    #: A gateway of the device that is being updated, and would take the device's blocks for its own; empty if none.
+    busy_gateway: str = ""
+    #: The device numbers its statuses.
+    correlates: bool = False
+    #: Progress at 0 for the target's version shows that the device heard a start and refused it.
+    tells_refusals: bool = False
+
+    @property
+    def reported_at(self) -> datetime:
+        """When the status came to the cloud."""
+        return (self.answered and self.answered.time) or self.now
 
 
 class Verdict(NamedTuple):
-    """What to do with a device, and what to note of it."""
+    """What to tell a device, and what its record becomes."""
 
-    step: Sync | Swap | Block | Hold | Stuck | Again
-    #: What is noted of its update when the step is taken.
+    step: Sync | Swap | Block | Hold | Confirm | Settle | Stuck | Again
     record: Record | None
-    #: It has to be noted before the command goes out, because nobody could tell later; but that the status is answered.
-    notes_first: bool = False
+    #: The record is written before the command is sent, which is not sent without it.
+    records_first: bool = False
     rests_on: Look = Look.MEMORY
 
 
 def judge(status: Status, target: Target, situation: Situation) -> Verdict:
-    """The command that brings a device closer to `target`, if it may have one."""
-    known, answered = situation.record, situation.answered
+    """Return the command that brings a device closer to `target`, if it may have one."""
+    known, answered = _bounded(situation)
+    situation = situation._replace(record=known, answered=answered)
     before = known.answered if known else None
-    if answered and before and set(answered.events) & set(before.events):
-        return Verdict(Again(), known)
-    verdict = _judge(status, target, situation)
-    if known and status.progress is None and answered and answered.is_before(before):
-        # The device has said something since, and may have blocks by now, or an order to begin anew.
-        verdict = verdict._replace(record=known, notes_first=False)
-    if answered is None or verdict.record is None:
-        return verdict
-    if verdict.record == known and (not _orders_again(verdict.step) or _at_once(answered, before)):
-        return verdict
-    return verdict._replace(record=replace(verdict.record, answered=answered.after(before)))
+    if known and answered and before and set(answered.events) & set(before.events):
+        return Verdict(Again(), known, rests_on=Look.NOW)
+    verdict = confirm(status, target.version, situation) or _judge(status, target, situation)
+    if not (known and answered):
+        return _with_answer(verdict, known, answered)
+    # By now, the device may run another version than an old status says: it must not hear SYNC for that one.
+    may_run_another = known.swapped is not None and known.version.encode() != status.version
+    if answered.is_before(before) and (_orders(verdict.step) or may_run_another):
+        return Verdict(Again(), known, rests_on=Look.NOW)
+    was_start = known.is_of(target) and known.started is not None and known.swapped is None
+    is_start = isinstance(verdict.step, Block) and verdict.step.offset == 0
+    if is_start and was_start and _is_published_twice(answered, before):
+        return Verdict(Again(), known, rests_on=Look.NOW)
+    if status.progress is None and answered.is_before(before):
+        # The device has reported something since. What this status says of having nothing is not recorded.
+        return verdict._replace(record=known)
+    return _with_answer(verdict, known, answered)
 
 
-def _orders_again(step: object) -> bool:
-    """Whether it starts or ends an update, which is no news where it did before but that the status was answered."""
+def confirm(status: Status, target: bytes | None, situation: Situation) -> Verdict | None:
+    """Return SYNC if the device may not have heard it since it came up with a version that it was swapped to.
+
+    Args:
+        status: the device's status.
+        target: the version that it should run; None if that is unknown.
+        situation: everything else.
+
+    """
+    record, progress = situation.record, status.progress
+    if record is None or status.version == target or not record.awaits_sync(status.version):
+        return None
+    if progress and progress.offset:  # some devices report progress at 0 if they have none
+        return None
+    if _may_have_heard_sync(record, situation):
+        return None
+    return Verdict(Confirm(status.version, situation.poll), record.with_sync(situation.now))
+
+
+def _may_have_heard_sync(record: Record, situation: Situation) -> bool:
+    """Return whether a status after a SYNC is one that a device sends that heard it.
+
+    Such a device keeps still for `poll` seconds. One that reports earlier has not heard it, or keeps no time.
+    """
+    synced = record.synced_at()
+    if synced is None:
+        return False
+    silence = timedelta(seconds=max(0.9 * situation.poll, _SILENCE_SECONDS))
+    return record.syncs >= situation.enough_syncs or situation.reported_at - synced >= silence
+
+
+def _bounded(situation: Situation) -> tuple[Record | None, LastAnswered | None]:
+    """Return the record and this event's answer with no time ahead of our clock.
+
+    In an event such a time counts as now. In a record it says nothing: each later status would count as older.
+    """
+    known, answered, now = situation.record, situation.answered, situation.now
+    if known and known.answered and known.answered.time and known.answered.time > now:
+        known = replace(known, answered=replace(known.answered, time=None))
+    if answered and (answered.time is None or answered.time > now):
+        answered = replace(answered, time=now)
+    return known, answered
+
+
+def _with_answer(verdict: Verdict, known: Record | None, answered: LastAnswered | None) -> Verdict:
+    """Return the verdict with this event in its record, if the record is written for it."""
+    record = verdict.record
+    if answered is None or record is None or (record == known and not _orders(verdict.step)):
+        return verdict
+    return verdict._replace(record=replace(record, answered=answered.after(known.answered if known else None)))
+
+
+def _orders(step: object) -> bool:
+    """Return whether a step starts or ends an update."""
     return isinstance(step, Swap) or (isinstance(step, Block) and step.offset == 0)
 
 
-def _at_once(answered: LastAnswered, before: LastAnswered | None) -> bool:
-    return bool(before and before.time and answered.time and abs(answered.time - before.time) < _AT_ONCE)
+def _is_published_twice(answered: LastAnswered, before: LastAnswered | None) -> bool:
+    """Return whether a status is the last answered one under another id."""
+    if not (before and before.time and answered.time and before.status):
+        return False
+    return before.status == answered.status and abs(answered.time - before.time) < _AT_ONCE
 
 
 def _judge(status: Status, target: Target, situation: Situation) -> Verdict:
-    """The verdict on a status that nobody has answered yet."""
+    """Return the verdict on a status that was not answered yet, of a device that keeps what it runs."""
     known = situation.record
     step = next_command(status, target, mtu=situation.mtu, poll=situation.poll)
     if isinstance(step, Sync):
-        came_up = known.with_success(situation.now) if known and known.is_of(target) else known
+        came_up = known
+        if known and known.is_of(target) and known.swapped and not known.synced:
+            came_up = known.with_sync(situation.now)
         return Verdict(step, came_up if status.progress else _without_restart(came_up))
-    record, failed_swap = _counted(status, record_for(target, known, situation.policy.retry).with_return())
-    checked = _checked(step, status.progress, target, known, record, situation.mtu)
+    if not situation.keeps_records:
+        hold = _hold(step, None, target, situation, failed_swap=False)
+        rests_on = Look.EVERYTHING if _orders(step) else Look.MEMORY
+        return Verdict(hold, None) if hold else Verdict(step, None, rests_on=rests_on)
+    if known and _refuses_to_start(status.progress, target, known, situation):
+        return Verdict(Confirm(status.version, situation.poll), known.with_sync(situation.now))
+    kept = situation.spec_ttl + _CLOCK_MARGIN
+    now = situation.now.replace(microsecond=0)
+    record = record_for(target, known, situation.policy.retry, now, kept).with_return()
+    record, failed_swap = _came_back(status.progress, record)
+    checked = _checked(step, status.progress, target, known, record, situation)
     if isinstance(checked, Stuck):
         stuck = replace(known, restart=replace(known.restart, stuck=True)) if known and known.restart else known
         return Verdict(checked, stuck, rests_on=Look.NOW)
+    if isinstance(checked, Settle):
+        return Verdict(checked, known, rests_on=Look.NOW)
     if hold := _hold(checked.step, record, target, situation, failed_swap=failed_swap):
         of_target = known is not None and known.is_of(target)
-        noted = record if of_target else known
-        return Verdict(hold, noted if status.progress else _without_restart(noted))
-    return _noted(checked, known, target, situation)
+        held = record if of_target else known
+        return Verdict(hold, held if status.progress else _without_restart(held))
+    return _recorded(checked, known, situation)
+
+
+def _refuses_to_start(progress: Progress | None, target: Target, known: Record, situation: Situation) -> bool:
+    """Return whether the device refused its last start, as bootloaders do whose firmware was not marked good yet.
+
+    SYNC marks it good: between two starts, the device is told so once.
+    """
+    is_refusal = situation.tells_refusals and progress == Progress(target.version, 0)
+    return is_refusal and known.is_of(target) and known.started is not None and known.syncs == 0
 
 
 class _Checked(NamedTuple):
-    """What the table and the notes together allow."""
+    """What the table and the record together allow."""
 
     step: Swap | Block
     record: Record
 
 
-def _counted(status: Status, record: Record) -> tuple[Record, bool]:
-    """The record with what a status without progress tells, and whether that is that a swap came to nothing."""
-    if status.progress is not None:
-        return record, False
-    if record.swapped:
-        record = record.with_failed_swap()
-        return replace(record, restart=None), True
-    return replace(record, restart=None), False
+def _came_back(progress: Progress | None, record: Record) -> tuple[Record, bool]:
+    """Return the record after a status, and whether that status shows that a swap came to nothing.
+
+    Some devices always report progress, at 0 if they have none.
+    """
+    if progress is None:
+        record = replace(record, restart=None)
+    has_nothing = progress is None or progress.offset == 0
+    return (record.with_failed_swap(), True) if has_nothing and record.swapped else (record, False)
+
+
+# --- Devices that report progress -------------------------------------------------------------------------------------
 
 
 def _checked(
-    step: Swap | Block, progress: Progress | None, target: Target, known: Record | None, record: Record, mtu: int
-) -> _Checked | Stuck:
-    """Whether the blocks that a device says it has are those of the target, and really there."""
+    step: Swap | Block,
+    progress: Progress | None,
+    target: Target,
+    known: Record | None,
+    record: Record,
+    situation: Situation,
+) -> _Checked | Settle | Stuck:
+    """Decide whether the blocks that a device reports are the target's, and really there."""
     if progress is None:
-        return _Checked(step, record)
+        return _begun(step, record, situation)
     restart = known.restart if known else None
-    if restart and restart.stuck:
+    is_recorded = bool(known and known.is_of(target) and record.describes(progress.version))
+    reached = is_recorded and restart is not None and progress.offset in paddings(restart.sent, target.size)
+    if restart and restart.stuck and (not reached or progress.offset == restart.midway):
         if known and known.retry == record.retry:
             return Stuck()
-        return _begin_anew(progress, target, record, mtu)
+        return _begin_anew(progress, target, record, situation)
     if progress.offset == 0:
-        return _begun(step, record, restart if known and known.is_of(target) else None)
-    if progress.version != target.version:
-        return _begin_anew(progress, target, record, mtu)
-    if known and known.has_version_of(target) and not known.is_of(target):
-        return _begin_anew(progress, target, record, mtu)  # the tag has been pushed anew: other bytes, same version
+        return _begun(step, record, situation)
+    if not is_recorded:
+        return _begin_anew(progress, target, record, situation)
     if restart is None:
-        if isinstance(step, Block) and step.offset == 0:
-            return _begin_anew(progress, target, record, mtu)  # beyond the end
+        if _orders(step) and isinstance(step, Block):
+            return _begin_anew(progress, target, record, situation)  # beyond the end
         return _Checked(step, record)
-    if not record.restart:
-        # It was told to begin with another version, and may hear of that any moment. Where its blocks of this one came
-        # from is not known any more.
-        return _begin_anew(progress, target, record, mtu)
-    if progress.offset not in paddings(restart.sent, target.size):
+    if not reached and record.superseded_at(target.version, but=record.checksum):
+        # A process that did not know of the order may have continued the device with the other bytes.
+        if seconds := _seconds_to_settle(record, situation):
+            return Settle(seconds)
+        return _begin_anew(progress, target, record, situation)
+    if not reached:
         if progress.offset != restart.midway or not 0 < restart.orders < _MAX_ORDERS:
             return Stuck()
-        order = replace(restart, orders=restart.orders + 1, sent=min(restart.sent, mtu))
+        order = replace(restart, orders=restart.orders + 1, sent=min(restart.sent, situation.mtu))
         return _Checked(Block(target.version, 0, order.sent), replace(record, restart=order))
     if restart.midway in paddings(restart.sent, target.size):
-        return _begin_anew(progress, target, record, mtu, shorter=True)  # either it wrote the block, or it refused it
+        # The device either wrote the block, or refused it.
+        return _begin_anew(progress, target, record, situation, most=restart.sent)
+    if seconds := _seconds_to_settle(record, situation):
+        return Settle(seconds)
     return _Checked(step, replace(record, restart=None))
 
 
-def _begun(step: Swap | Block, record: Record, restart: Restart | None) -> _Checked:
-    """A device that says itself that it has nothing; the block that begins may have another size by now."""
-    if restart and isinstance(step, Block):
-        record = replace(record, restart=replace(restart, sent=step.size))
-    return _Checked(step, record)
+def _begun(step: Swap | Block, record: Record, situation: Situation) -> _Checked:
+    """Start a device that says itself that it has nothing."""
+    order = None
+    if isinstance(step, Block) and _seconds_to_settle(record, situation):
+        order = Restart(step.size, midway=0)
+    return _Checked(step, replace(record, restart=order))
 
 
 def _begin_anew(
-    progress: Progress, target: Target, record: Record, mtu: int, *, shorter: bool = False
+    progress: Progress, target: Target, record: Record, situation: Situation, *, most: int | None = None
 ) -> _Checked | Stuck:
-    """From 0, although the device is midway.
+    """Start a device from 0, although it is midway.
 
-    Most devices of the field then expect the offset that they had, refuse the block, and tell nobody: they report the
-    new version with the old offset, and nothing written below it.
+    Most devices of the field then expect the offset that they had and refuse the block: they report the new version
+    with the old offset, and nothing written below it. So the offset after the block tells whether it was written. It
+    has to differ from the old one, and to be lower if a process that does not know of the order may continue the
+    device meanwhile: offsets that such a process causes only grow.
+
+    Args:
+        progress: what the device reports.
+        target: what it should run.
+        record: the record of the update to `target`.
+        situation: everything else.
+        most: a block of this size, in bytes, has told nothing.
+
     """
-    size = min(mtu, target.size)
-    if shorter:
-        size = _shortened(size)
-    if not size:
+    same_version = progress.version == target.version
+    size = min(situation.mtu, target.size)
+    if most is not None:
+        size = _shorter(min(size, most, progress.offset))
+    elif size > progress.offset and (same_version or record.superseded_at(target.version)):
+        size = _shorter(progress.offset)
+    earlier = record.restart.orders if record.restart and not record.restart.stuck else 0
+    orders = earlier + 1 if same_version else 0
+    if not size or orders > _MAX_ORDERS:
         return Stuck()
-    orders = 1 if progress.version == target.version else 0
-    return _Checked(Block(target.version, 0, size), replace(record, restart=Restart(size, progress.offset, orders)))
+    order = Restart(size, progress.offset, orders)
+    return _Checked(Block(target.version, 0, size), replace(record, restart=order))
 
 
-def _shortened(size: int) -> int:
-    """About half of `size` bytes, in whole flash words."""
+def _shorter(size: int) -> int:
+    """Return about half of `size` bytes, in whole flash words; 0 if there is no shorter block."""
     return next((half for word in _WORDS if (half := size // 2 // word * word)), 0)
 
 
+def _seconds_to_settle(record: Record, situation: Situation) -> int:
+    """Return for how long another process may still send other bytes of the record's version.
+
+    Such a process read the device's object before this record took the place of one with the other bytes. It forgets
+    that object after `spec_ttl`.
+    """
+    if not situation.spec_ttl:
+        return 0  # no process remembers any object
+    superseded = record.superseded_at(record.version.encode(), but=record.checksum)
+    if superseded is None:
+        return 0
+    left = superseded + situation.spec_ttl + _CLOCK_MARGIN - situation.now
+    # No clock may hold up a device for longer than that.
+    return max(0, math.ceil(min(left, situation.spec_ttl + _CLOCK_MARGIN).total_seconds()))
+
+
+# --- Policy -----------------------------------------------------------------------------------------------------------
+
+
 def _hold(
-    step: Swap | Block, record: Record, target: Target, situation: Situation, *, failed_swap: bool
+    step: Swap | Block, record: Record | None, target: Target, situation: Situation, *, failed_swap: bool
 ) -> Hold | None:
-    """Why the device gets nothing now, if so."""
+    """Return why policy gives the device nothing now, if so."""
     policy, poll, version = situation.policy, situation.poll, target.version.decode()
     if policy.paused:
         return Hold("paused", "updates are paused", poll)
-    most = policy.max_attempts or MAX_ATTEMPTS
-    if record.attempts >= most:
+    if situation.busy_gateway:
+        message = f"its gateway {situation.busy_gateway} is being updated, and would take the blocks for its own"
+        return Hold("paused", message, poll)
+    most, attempts = policy.max_attempts or MAX_ATTEMPTS, record.attempts if record else 0
+    if attempts >= most:
         advice = "a new target, or another spec.firmware.retry, starts afresh"
-        return Hold(
-            "attempts", f"{version} did not come up, attempts: {record.attempts}; {advice}", poll, gives_up=True
-        )
+        return Hold("attempts", f"{version} did not come up, attempts: {attempts}; {advice}", poll, gives_up=True)
     if failed_swap:
-        pause = min(poll * 2 ** min(record.attempts, _LONGEST_PAUSE.bit_length()), max(poll, _LONGEST_PAUSE))
-        return Hold("backoff", f"{version} did not come up, attempts: {record.attempts} of {most}", pause)
+        exponent = min(attempts, _MAX_BACKOFF_SECONDS.bit_length())
+        pause = min(poll * 2**exponent, max(poll, _MAX_BACKOFF_SECONDS))
+        return Hold("backoff", f"{version} did not come up, attempts: {attempts} of {most}", pause)
     if isinstance(step, Swap):
         held = hold_swap(policy, situation.now)
     elif step.offset == 0:
@@ -253,30 +422,26 @@ def _hold(
     return Hold(held.reason, held.message, poll if held.opens_in is None else min(math.ceil(held.opens_in), U32_MAX))
 
 
-def _noted(checked: _Checked, known: Record | None, target: Target, situation: Situation) -> Verdict:
-    step, record, mtu = checked.step, checked.record, situation.mtu
-    of_target = known is not None and known.is_of(target)
-    notes_first = record.restart != (known.restart if known else None) or (record.restart is not None and not of_target)
-    if isinstance(step, Swap):
-        return Verdict(step, record.with_swap(situation.now), notes_first, Look.EVERYTHING)
-    record = record.with_start(situation.now)
-    if step.offset == 0:
-        notes_first = notes_first or (record.republished and not of_target)
-        return Verdict(step, record, notes_first, Look.EVERYTHING)
-    if record.republished and step.offset % mtu == 0 and step.size == mtu:
-        step = replace(step, size=_shortened(mtu) or mtu)
-    rests_on = Look.MEMORY if of_target and not _wants_look(step.offset, mtu) else Look.DEVICE
-    return Verdict(step, record, notes_first, Look.EVERYTHING if notes_first else rests_on)
+# --- The record -------------------------------------------------------------------------------------------------------
 
 
-def _wants_look(offset: int, mtu: int) -> bool:
-    """Whether a block must not rest on what is remembered of the device.
+def _recorded(checked: _Checked, known: Record | None, situation: Situation) -> Verdict:
+    """Return the verdict with the record that the step leaves behind, and how fresh it has to be.
 
-    Another process may have told it to begin anew, with other bytes under the same version, after this one read its
-    object. So whoever sends a device's second block looks. Where the bytes are others, it sends a shorter one; from
-    then on no offset is a multiple of the block size, by which everybody knows to look.
+    The record is written before each command that starts or ends an update, and before the first command after an
+    order to begin anew: a process that finds the order in the record would take the device's offset for a refusal.
     """
-    return offset <= mtu or offset % mtu != 0
+    step, record = checked
+    if isinstance(step, Swap):
+        return Verdict(step, record.with_swap(situation.now), True, Look.EVERYTHING)
+    if step.offset == 0:
+        record = replace(
+            record.with_start(situation.now), swapped=None, synced=None, syncs=0, correlates=situation.correlates
+        )
+        return Verdict(step, record, True, Look.EVERYTHING)
+    if record != known:
+        return Verdict(step, record, True, Look.EVERYTHING)
+    return Verdict(step, record)
 
 
 def _without_restart(record: Record | None) -> Record | None:

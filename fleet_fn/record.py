@@ -1,60 +1,106 @@
-"""What is noted of a device's update between two of its statuses: `status.firmware.update` in its object."""
+"""The record of a device's update between two of its statuses: `status.firmware.update` in its object."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
 from fleet_fn.protocol.messages import U32_MAX
 from fleet_fn.protocol.step import Target
 
-#: Statuses that are remembered to have been answered: more than a device sends while one may still come again.
-_ANSWERED: Final = 4
+#: Answered statuses that a record names: more than a device sends while one of them may be delivered again.
+_MAX_ANSWERED: Final = 4
+#: Earlier targets that a record names. Only those of the last `SPEC_TTL_SECONDS` matter.
+_MAX_EARLIER: Final = 16
+#: How long an earlier target is kept at least, whatever the TTL of the process that writes the record.
+_EARLIER_KEPT: Final = timedelta(hours=1)
+#: An update of which nothing was recorded for so long does not go on.
+_UNDER_WAY: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """A device that was midway has been told to begin from 0, and has not said yet where it is now."""
+    """An order to a device midway to begin from 0, as long as no status shows what came of it."""
 
-    #: Bytes of the block that begins it: what its first status for the version has to report as its offset.
+    #: Bytes of the block at 0. A status that reports exactly this offset shows that the device wrote the block.
     sent: int
-    #: The offset that it reported then. A device that heard the version, but refused the block, reports it again.
+    #: The offset that the device reported before. A device that refused the block reports it again.
     midway: int
-    #: Times that it has been told, where its status does not show whether it heard: the version was the same before.
-    #: 0 where it was another.
+    #: Orders given while the device reported the version that it is told to write, so that its status does not show
+    #: whether it heard one. 0 if it reported another version.
     orders: int = 0
-    #: It reported another offset than that of the block sent: what lies in its flash is unknown.
+    #: The device reported another offset than `sent`: nobody knows what lies in its flash.
     stuck: bool = False
 
-    def shown(self) -> dict[str, Any]:
-        """The note as it stands in an object."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the order as it stands in the device's object."""
         fields = {"sent": self.sent, "midway": self.midway, "orders": self.orders or None, "stuck": self.stuck or None}
         return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class LastAnswered:
-    """The last statuses that notes were made for."""
+    """The last statuses whose answers were recorded."""
 
-    #: The keys of their events, the one that was answered last first.
+    #: The keys of their events, the latest first.
     events: tuple[str, ...]
-    #: When the latest came to the cloud; None where that is not known.
+    #: When the latest came to the cloud; None if unknown.
     time: datetime | None = None
+    #: Fingerprint of the latest: equal for a status that was published twice.
+    status: str | None = None
 
     def after(self, earlier: "LastAnswered | None") -> "LastAnswered":
-        """These, and those that were answered before."""
+        """Return these with those that were answered before them."""
         if earlier is None:
             return self
-        latest = earlier.time if self.is_before(earlier) else self.time
-        return LastAnswered((self.events + earlier.events)[:_ANSWERED], latest)
+        latest = earlier if self.is_before(earlier) else self
+        return LastAnswered((self.events + earlier.events)[:_MAX_ANSWERED], latest.time, latest.status)
 
     def is_before(self, other: "LastAnswered | None") -> bool:
-        """Whether these came to the cloud before some others that were answered already, as far as is known."""
+        """Return whether these came to the cloud before `other`, as far as is known."""
         return bool(other and other.time and self.time and self.time < other.time)
 
-    def shown(self) -> dict[str, Any]:
-        """The statuses as they stand in an object, the time to the microsecond (RFC 3339)."""
+    def without(self, event: str) -> "LastAnswered":
+        """Return these without an event that was not answered after all."""
+        return LastAnswered(tuple(key for key in self.events if key != event))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the statuses as they stand in the device's object, the time to the microsecond (RFC 3339)."""
         time = self.time and self.time.isoformat(timespec="microseconds")
-        fields = {"events": list(self.events), "time": time}
+        fields = {"events": list(self.events), "time": time, "status": self.status}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the bytes of an update lie, independent of tags."""
+
+    #: Name of an OCI repository below the prefix, and the digest of a manifest or an index: `name@sha256:…`.
+    image: str | None = None
+    #: Which of an index's manifests is meant.
+    platform: str | None = None
+    #: Name of a firmware in `FIRMWARE_DIR`.
+    file: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the origin as it stands in the device's object."""
+        fields = {"image": self.image, "platform": self.platform, "file": self.file}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A target that a device's update had before the present one."""
+
+    version: str
+    #: SHA-256 of the firmware, in hex.
+    checksum: str
+    #: When the record of the next target took its place; None if unknown.
+    at: datetime | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the target as it stands in the device's object."""
+        fields = {"version": self.version, "checksum": self.checksum, "at": self.at and timestamp(self.at)}
         return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -63,26 +109,29 @@ class Record:
     """How far a device's update to one target has come."""
 
     version: str
-    #: SHA-256 of the firmware that its blocks were taken from, in hex.
+    #: SHA-256 of the firmware that its blocks are taken from, in hex.
     checksum: str
-    #: The token of `spec.firmware.retry` that its attempts were counted under.
+    #: The token of `spec.firmware.retry` under which its attempts were counted.
     retry: str | None = None
-    #: When its first block went out, its SWAP, and when it came up with the version (RFC 3339).
+    #: When its first block, its SWAP and its first SYNC were sent (RFC 3339).
     started: str | None = None
     swapped: str | None = None
     synced: str | None = None
+    #: SYNCs sent to the device since it came up with the version, as far as they matter.
+    syncs: int = 0
     #: Swaps after which the device came back with another version.
     attempts: int = 0
     restart: Restart | None = None
-    #: Other bytes than these had the same version a while ago, and some process may still take them for the target's.
-    republished: bool = False
-    #: Version and checksum of the target before this one.
-    previous: tuple[str, str] | None = None
+    #: The targets before this one, the latest first.
+    earlier: tuple[Superseded, ...] = ()
     answered: LastAnswered | None = None
+    origin: Origin | None = None
+    #: The device numbers its statuses, and can tell its own answers from those for other devices.
+    correlates: bool = False
 
     @classmethod
     def read(cls, value: object) -> Self | None:
-        """The record that stands in an object; None where there is none, or something else."""
+        """Return the record that stands in a device's object; None if there is none, or it makes no sense."""
         fields = value if isinstance(value, dict) else {}
         version, checksum = fields.get("version"), fields.get("checksum")
         if not isinstance(version, str) or not isinstance(checksum, str):
@@ -94,16 +143,17 @@ class Record:
             started=_text(fields.get("started")),
             swapped=_text(fields.get("swapped")),
             synced=_text(fields.get("synced")),
+            syncs=_count(fields.get("syncs")) or 0,
             attempts=_count(fields.get("attempts")) or 0,
             restart=_read_restart(fields.get("restart")),
-            republished=fields.get("republished") is True,
-            previous=_read_previous(fields.get("previous")),
+            earlier=_read_earlier(fields.get("earlier")),
             answered=_read_answered(fields.get("answered")),
+            origin=_read_origin(fields.get("origin")),
+            correlates=fields.get("correlates") is True,
         )
 
-    def shown(self) -> dict[str, Any]:
-        """The record as it stands in an object."""
-        restart, previous, answered = self.restart, self.previous, self.answered
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands in the device's object."""
         fields = {
             "version": self.version,
             "checksum": self.checksum,
@@ -111,67 +161,95 @@ class Record:
             "started": self.started,
             "swapped": self.swapped,
             "synced": self.synced,
+            "syncs": self.syncs or None,
             "attempts": self.attempts,
-            "restart": restart and restart.shown(),
-            "republished": self.republished or None,
-            "previous": previous and {"version": previous[0], "checksum": previous[1]},
-            "answered": answered and answered.shown(),
+            "restart": self.restart and self.restart.to_json(),
+            "earlier": [target.to_json() for target in self.earlier] or None,
+            "answered": self.answered and self.answered.to_json(),
+            "origin": self.origin and self.origin.to_json(),
+            "correlates": self.correlates or None,
         }
         return {name: value for name, value in fields.items() if value is not None}
 
-    def not_answered(self, before: "Record | None") -> "Record":
-        """The record while the command has not gone out yet, where it was another one before."""
-        told, restart = before.restart if before else None, self.restart
-        if told and restart and replace(restart, orders=told.orders) == told:
-            restart = told  # an order counts once it has gone out
-        return replace(self, answered=before.answered if before else None, restart=restart)
-
     def is_of(self, target: Target) -> bool:
-        """Whether it is this target's: the same bytes under the same version."""
-        return self.has_version_of(target) and self.checksum == target.checksum.hex()
+        """Return whether the record is of this target: the same bytes under the same version."""
+        return self.version.encode() == target.version and self.checksum == target.checksum.hex()
 
-    def has_version_of(self, target: Target) -> bool:
-        """Whether it is of the target's version, whatever its bytes."""
-        return self.version.encode() == target.version
+    def describes(self, version: bytes) -> bool:
+        """Return whether a device midway in `version` may be continued by this record."""
+        return self.started is not None and self.version.encode() == version
+
+    def awaits_sync(self, version: bytes) -> bool:
+        """Return whether a device that runs `version` came up with it by this update's swap."""
+        return self.swapped is not None and self.version.encode() == version
+
+    def is_under_way(self, now: datetime) -> bool:
+        """Return whether the device is being updated, and was told something of it within the last day."""
+        since = (self.answered and self.answered.time) or _moment(self.started)
+        return self.started is not None and self.synced is None and since is not None and now - since < _UNDER_WAY
 
     def with_start(self, now: datetime) -> "Record":
-        """The record once a block has gone out."""
+        """Return the record of an update whose first block is about to be sent; the first time counts."""
         return self if self.started else replace(self, started=timestamp(now))
 
     def with_swap(self, now: datetime) -> "Record":
-        """The record once SWAP has gone out; for one that is sent again the first counts."""
+        """Return the record of an update whose SWAP is about to be sent; the first time counts."""
         return self if self.swapped else replace(self, swapped=timestamp(now))
 
-    def with_success(self, now: datetime) -> "Record":
-        """The record once the device that was told to swap has come up with the version."""
-        return replace(self, synced=timestamp(now)) if self.swapped and not self.synced else self
+    def with_sync(self, now: datetime) -> "Record":
+        """Return the record of an update whose device is told SYNC; the first time counts."""
+        return replace(self, synced=self.synced or timestamp(now), syncs=self.syncs + 1)
 
     def with_return(self) -> "Record":
-        """The record of a device that had come up, and has another version since: that is no failure of the swap."""
-        return replace(self, started=None, swapped=None, synced=None) if self.synced else self
+        """Return the record of a device that had come up, and has another version since: its swap did not fail."""
+        return replace(self, started=None, swapped=None, synced=None, syncs=0) if self.synced else self
 
     def with_failed_swap(self) -> "Record":
-        """The record once a device that had swapped has come back with another version."""
+        """Return the record of a device that came back from a swap with another version."""
         return replace(self, attempts=self.attempts + 1, started=None, swapped=None)
 
+    def synced_at(self) -> datetime | None:
+        """Return when the first SYNC was sent."""
+        return _moment(self.synced)
 
-def record_for(target: Target, known: Record | None, retry: str | None) -> Record:
-    """The record of an update to `target`: what is `known` of it, or a new one.
+    def superseded_at(self, version: bytes, *, but: str | None = None) -> datetime | None:
+        """Return when the device last had an earlier target of `version`.
 
-    Another token in `retry` forgets the attempts; where a restarted device stands has nothing to do with it.
+        Args:
+            version: the version.
+            but: a checksum in hex; targets with these bytes do not count.
+
+        """
+        times = [t.at for t in self.earlier if t.version.encode() == version and t.checksum != but and t.at]
+        return max(times, default=None)
+
+
+def record_for(
+    target: Target, known: Record | None, retry: str | None, now: datetime, kept: timedelta = timedelta()
+) -> Record:
+    """Return the record of an update to `target`: the `known` one, or a new one.
+
+    Args:
+        target: what the device should run.
+        known: the record in the device's object.
+        retry: the token of `spec.firmware.retry`. Another one than before forgets the attempts, but not a restart.
+        now: the time at which a new record takes the place of the known one.
+        kept: how long earlier targets are kept, if that is more than an hour.
+
     """
     if known and known.is_of(target):
         return known if known.retry == retry else replace(known, retry=retry, attempts=0, swapped=None)
     version, checksum = target.version.decode(), target.checksum.hex()
     if known is None:
         return Record(version, checksum, retry)
-    earlier = ((known.version, known.checksum), known.previous)
-    republished = any(before and before[0] == version and before[1] != checksum for before in earlier)
-    return Record(version, checksum, retry, republished=republished, previous=earlier[0])
+    oldest = now - max(kept, _EARLIER_KEPT)
+    earlier = [before for before in known.earlier if before.at and before.at >= oldest]
+    superseded = Superseded(known.version, known.checksum, now)
+    return Record(version, checksum, retry, earlier=(superseded, *earlier)[:_MAX_EARLIER])
 
 
 def timestamp(now: datetime) -> str:
-    """A moment as RFC 3339 has it, UTC, to the second."""
+    """Return a moment as RFC 3339 writes it: UTC, to the second."""
     return now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -183,23 +261,41 @@ def _read_restart(value: object) -> Restart | None:
     return Restart(sent, midway, _count(fields.get("orders")) or 0, fields.get("stuck") is True)
 
 
-def _read_previous(value: object) -> tuple[str, str] | None:
-    fields = value if isinstance(value, dict) else {}
+def _read_earlier(value: object) -> tuple[Superseded, ...]:
+    targets = [_read_superseded(target) for target in value] if isinstance(value, list) else []
+    return tuple(target for target in targets if target)[:_MAX_EARLIER]
+
+
+def _read_superseded(value: object) -> Superseded | None:
+    fields: Mapping[str, Any] = value if isinstance(value, dict) else {}
     version, checksum = fields.get("version"), fields.get("checksum")
-    return (version, checksum) if isinstance(version, str) and isinstance(checksum, str) else None
+    if not isinstance(version, str) or not isinstance(checksum, str):
+        return None
+    return Superseded(version, checksum, _moment(fields.get("at")))
 
 
 def _read_answered(value: object) -> LastAnswered | None:
     fields = value if isinstance(value, dict) else {}
-    events, time = fields.get("events"), fields.get("time")
+    events = fields.get("events")
     if not isinstance(events, list):
         return None
-    try:
-        moment = datetime.fromisoformat(time) if isinstance(time, str) else None
-    except ValueError:
-        moment = None
     keys = tuple(event for event in events if isinstance(event, str))
-    return LastAnswered(keys[:_ANSWERED], moment if moment and moment.tzinfo else None)
+    return LastAnswered(keys[:_MAX_ANSWERED], _moment(fields.get("time")), _text(fields.get("status")))
+
+
+def _read_origin(value: object) -> Origin | None:
+    fields = value if isinstance(value, dict) else {}
+    origin = Origin(*(_text(fields.get(name)) for name in ("image", "platform", "file")))
+    return origin if origin.image or origin.file else None
+
+
+def _moment(value: object) -> datetime | None:
+    """Return the moment that a text names; None if it names none, or does not say in which time zone."""
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+        return moment.astimezone(UTC) if moment and moment.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _text(value: object) -> str | None:

@@ -2,28 +2,64 @@
 
 import math
 import time
+import zlib
+from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from fleet_fn.answered import Answered
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.events import REGISTRY_EVENT, Event
-from fleet_fn.drogue.registry import Desired, File, Image, NotKnown, Outdated, Registry
-from fleet_fn.drogue.report import FAILED, IN_SYNC, PROGRESS, UNKNOWN, Condition, Report, Reported
+from fleet_fn.drogue.registry import Desired, Disabled, File, HawkBit, Image, NotKnown, Outdated, Registry
+from fleet_fn.drogue.report import (
+    BLOCK_REFUSED,
+    CONFIRMING,
+    FAILED,
+    FINISHING,
+    IN_SYNC,
+    PROGRESS,
+    SETTLING,
+    UNKNOWN,
+    Condition,
+    Report,
+    Reported,
+)
 from fleet_fn.drogue.storable import storable
-from fleet_fn.errors import Failed, Retry, Throttled
+from fleet_fn.errors import Failed, Retry, Throttled, UpstreamError
 from fleet_fn.firmware.catalogue import Catalogue
 from fleet_fn.firmware.file import file_reference
-from fleet_fn.firmware.reference import fill_in, image_reference
+from fleet_fn.firmware.reference import Reference, fill_in, image_reference
 from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotHere
-from fleet_fn.guard import Again, Hold, Look, Situation, Stuck, Verdict, judge
+from fleet_fn.guard import (
+    MAX_ATTEMPTS,
+    Again,
+    Confirm,
+    Hold,
+    Look,
+    Settle,
+    Situation,
+    Stuck,
+    Verdict,
+    confirm,
+    judge,
+)
 from fleet_fn.log import logger
-from fleet_fn.protocol.dialects import AnswerForm, Dialect, Encoding, decode_status, encode_command
-from fleet_fn.protocol.messages import Command, Status, Swap, Sync, Wait, Write
+from fleet_fn.policy import FINISH, RESTART
+from fleet_fn.protocol.dialects import (
+    AnswerForm,
+    Dialect,
+    Encoding,
+    decode_status,
+    encode_command,
+    room_for_data,
+)
+from fleet_fn.protocol.messages import U32_MAX, Command, Status, Swap, Sync, Wait, Write
 from fleet_fn.protocol.step import Block, Target
-from fleet_fn.record import LastAnswered
+from fleet_fn.record import LastAnswered, Origin
+from fleet_fn.repeats import Repeats
 from fleet_fn.settings import Settings
 
 #: Seconds that what starts or ends an update may have been known before (protocol, "What an answer may rest on").
@@ -32,8 +68,23 @@ _FRESH: Final = 1.0
 _GOING_ON: Final = 10
 #: The share of an event's time without which a command is not sent any more.
 _KEPT_FOR_COMMAND: Final = 0.05
-#: Decisions that an event may take, where others note something of the same device at the same time.
-_DECISIONS: Final = 2
+#: The share of an event's time without which no record is written any more: a command has to follow it.
+_KEPT_FOR_RECORD: Final = 0.15
+#: The share of an event's time within which its target is resolved if the device has to hear SYNC all the same.
+_KEPT_FOR_SYNC: Final = 0.5
+#: Decisions that an event may take, if other processes change the device's record at the same time.
+_MAX_DECISIONS: Final = 3
+#: Bytes of a command that Drogue Cloud takes, its envelope included.
+MAX_COMMAND_BYTES: Final = 65_536
+#: A block that has to be shortened for that is a multiple of the largest flash word.
+_BLOCK_UNIT_BYTES: Final = 32
+#: Accepted SYNCs after which a device counts as having heard one although it reports early. Devices of the embedded
+#: dialects keep still for `poll` seconds once they have heard it; other clients may not.
+_ENOUGH_SYNCS: Final = {Dialect.DOCUMENTED: 2, Dialect.NAMED: 3, Dialect.PACKED: 3}
+#: Events whose commands had no effect that are remembered, because their records could not be put back.
+_MAX_UNSENT: Final = 1000
+#: The same block asked for so many times in a row is reported.
+_SUSPICIOUS_REPEATS: Final = 5
 #: Bytes of a version: it goes into headers, where few take more than some thousand bytes.
 _MAX_VERSION: Final = 255
 
@@ -64,8 +115,10 @@ class Decision(NamedTuple):
     form: AnswerForm | None = None
     #: What is to be written into the device's object, where it is news.
     report: Report | None = None
-    #: It is written before the command goes out, which does not go out without it.
-    reports_first: bool = False
+    #: The report is written before the command is sent, which is not sent without it.
+    records_first: bool = False
+    #: The report that was written before the command.
+    recorded: Report | None = None
 
 
 class Updater:
@@ -88,6 +141,10 @@ class Updater:
         self._commands = commands
         self._now = now
         self._answered = Answered(settings.event_max_age)
+        self._repeats = Repeats()
+        #: Keys of events whose commands had no effect, although their records say that they were answered: the
+        #: records could not be put back.
+        self._unsent: deque[str] = deque(maxlen=_MAX_UNSENT)
 
     def answer(self, event: Event, deadline: Deadline) -> Outcome:
         """Answers `event`, once, with a command for its device.
@@ -106,9 +163,13 @@ class Updater:
             with self._answered.turn(event.key, deadline) as turn:
                 if turn.is_duplicate:
                     return Outcome("duplicate")
-                decision = self._noted(event, self._decide(event, deadline), deadline)
+                decision = self._record_first(event, self._decide(event, deadline), deadline)
                 outcome = self._send(event, decision, deadline)
                 turn.is_over = outcome.is_answer
+            if outcome is decision.outcome and isinstance(decision.command, Write):
+                self._repeats.add(event.application, event.device, _block_of(decision.command))
+            elif outcome.name == "sync":
+                self._repeats.forget(event.application, event.device)
             if outcome is decision.outcome:
                 self._report(event, decision, deadline)
             return outcome
@@ -139,6 +200,8 @@ class Updater:
             return Decision(Outcome("wait", error.reason), _wait(form, self._settings.wait), form)
         except Retry as error:
             return Decision(Outcome("retry", error.reason, retry_after=error.after), None, form)
+        except Disabled as error:
+            return self._failure(event, status, form, error.reason)._replace(command=None)
         except NotKnown as error:
             return Decision(Outcome("failed", error.reason), None, form)
         except Failed as error:
@@ -164,90 +227,267 @@ class Updater:
             stale=_GOING_ON * settings.manifest_ttl,
         )
         taken = Look.MEMORY
-        view = self._look(event, status, known, deadline)
-        while view.verdict and (wanted := self._look_wanted(view.verdict)).value > taken.value:
+        view = self._look(event, status, form, known, deadline)
+        while (wanted := view.rests_on).value > taken.value:
             taken = wanted
-            if wanted is Look.DEVICE:
-                ages = known._replace(device=fresh, always=fresh)
-            else:
-                ages = _Ages(present if wanted is Look.NOW else fresh, fresh, fresh, fresh, stale=0.0)
-            view = self._look(event, status, ages, deadline)
+            ages = _Ages(present if wanted is Look.NOW else fresh, fresh, fresh, fresh, stale=0.0)
+            view = self._look(event, status, form, ages, deadline)
         return self._decision(event, status, form, view, deadline)
 
-    def _look(self, event: Event, status: Status, ages: "_Ages", deadline: Deadline) -> "_View":
-        """What is desired for the device, and what that comes to."""
-        settings = self._settings
+    def _look(self, event: Event, status: Status, form: AnswerForm, ages: "_Ages", deadline: Deadline) -> "_View":
+        """Return what is desired for the device, and what that comes to."""
         with self._worth_a_retry(event, NotKnown):
             desired = self._registry.desired(
                 event.application, event.device, ages.application(), deadline, of_device=ages.device()
             )
-        firmware = self._firmware(event, desired, ages, deadline)
-        if firmware is None:
-            return _View(desired)
-        situation = Situation(
+        if desired.disabled:
+            raise Disabled("device disabled")
+        situation = self._situation(event, status, form, desired)
+        if desired.gateways:
+            situation = situation._replace(busy_gateway=self._busy_gateway(event, desired, ages, deadline))
+        syncs_first = confirm(status, None, situation)
+        try:
+            until = deadline.leaving(_KEPT_FOR_SYNC) if syncs_first else deadline
+            firmware = self._firmware(event, desired, ages, until)
+            if firmware is None:
+                return _View(desired)
+            served = self._begun(event, status, form, desired, firmware, ages, until) or firmware
+        except (UpstreamError, NotHere) as error:
+            if syncs_first is None:
+                raise
+            _warn("target not resolved", event, error)
+            return _View(desired, verdict=syncs_first)
+        verdict = self._judge(status, served, situation, form)
+        if served is not firmware and isinstance(verdict.step, Block) and verdict.step.offset == 0:
+            # A device that has to begin anew all the same begins with its target.
+            served = firmware
+            verdict = self._judge(status, served, situation, form)
+        has_nothing = status.progress is None or status.progress.offset == 0
+        if has_nothing and self._refuses_starts(event, verdict, form):
+            verdict = Verdict(Confirm(status.version, self._settings.poll), desired.reported.record)
+        if verdict.records_first and verdict.record and verdict.record.origin is None:
+            verdict = verdict._replace(record=replace(verdict.record, origin=self._origin(event, desired, firmware)))
+        is_outdated = bool(event.device_uid and desired.uid and event.device_uid != desired.uid)
+        return _View(desired, firmware, served, verdict, is_outdated)
+
+    def _refuses_starts(self, event: Event, verdict: Verdict, form: AnswerForm) -> bool:
+        """Return whether a device asks for its first block again and again.
+
+        Bootloaders refuse it as long as their firmware is not marked good, which SYNC does.
+        """
+        step = verdict.step
+        if form.dialect is Dialect.DOCUMENTED or not isinstance(step, Block) or step.offset:
+            return False
+        return self._repeats.of(event.application, event.device, step) >= _SUSPICIOUS_REPEATS
+
+    def _judge(self, status: Status, firmware: Firmware, situation: Situation, form: AnswerForm) -> Verdict:
+        target = Target(firmware.version.encode(), firmware.size, firmware.checksum)
+        mtu = self._fitting(situation.mtu, form, target.version, status)
+        return judge(status, target, situation._replace(mtu=mtu))
+
+    def _situation(self, event: Event, status: Status, form: AnswerForm, desired: Desired) -> Situation:
+        settings = self._settings
+        mtu = min(status.mtu or settings.mtu_default, settings.mtu_max, desired.policy.mtu or U32_MAX)
+        # A record says nothing if no process keeps it up to date.
+        record = desired.reported.record if settings.report_status else None
+        if record and record.answered and event.key in record.answered.events and event.key in self._unsent:
+            record = replace(record, answered=record.answered.without(event.key))
+        return Situation(
             now=datetime.fromtimestamp(self._now(), UTC),
-            mtu=min(status.mtu or settings.mtu_default, settings.mtu_max),
+            mtu=mtu,
             poll=settings.poll,
-            # What was noted says nothing where nobody keeps it up.
-            record=desired.reported.record if settings.report_status else None,
+            record=record,
             policy=desired.policy,
             uid=event.device_uid or desired.uid,
             labels=desired.labels,
-            answered=LastAnswered((event.key,), event.time) if event.id else None,
+            answered=LastAnswered((event.key,), event.time, _fingerprint(status, form)) if event.id else None,
+            spec_ttl=timedelta(seconds=settings.spec_ttl),
+            keeps_records=settings.report_status,
+            enough_syncs=_ENOUGH_SYNCS[form.dialect],
+            correlates=form.correlation_id is not None,
+            tells_refusals=form.dialect is not Dialect.DOCUMENTED,
         )
-        target = Target(firmware.version.encode(), firmware.size, firmware.checksum)
-        return _View(desired, firmware, judge(status, target, situation))
 
-    def _look_wanted(self, verdict: Verdict) -> Look:
-        if verdict.rests_on is Look.DEVICE and not self._settings.report_status:
-            return Look.MEMORY
-        return verdict.rests_on
+    def _busy_gateway(self, event: Event, desired: Desired, ages: "_Ages", deadline: Deadline) -> str:
+        """Return a gateway of the device that is being updated and takes any block for its own; empty if none."""
+        now = datetime.fromtimestamp(self._now(), UTC)
+        for gateway in desired.gateways:
+            record = self._registry.record(event.application, gateway, ages.device(), deadline)
+            if gateway != event.device and record and record.is_under_way(now) and not record.correlates:
+                return gateway
+        return ""
 
-    def _firmware(self, event: Event, desired: Desired, ages: "_Ages", deadline: Deadline) -> Firmware | None:
-        """The firmware that the device should run; None where none is named."""
+    def _fitting(self, mtu: int, form: AnswerForm, version: bytes, status: Status) -> int:
+        """Return the largest block, in bytes, whose command Drogue Cloud takes."""
+        if 4 * mtu <= 3 * (MAX_COMMAND_BYTES - 4 * _MAX_VERSION):
+            return mtu  # fits in any form
+        offset = status.progress.offset if status.progress else 0
+        room = room_for_data(form, version, offset, MAX_COMMAND_BYTES)
+        return mtu if mtu <= room else room // _BLOCK_UNIT_BYTES * _BLOCK_UNIT_BYTES
+
+    def _source(self, event: Event, desired: Desired) -> Image | File | HawkBit | None:
+        """Return the source of the device's firmware: the one in the specs, or else the configured default."""
         source = desired.source
         if source is None and self._settings.firmware_default_image:
             names = {"application": event.application, "device": event.device}
             source = Image(fill_in(self._settings.firmware_default_image, names))
+        return source
+
+    def _firmware(self, event: Event, desired: Desired, ages: "_Ages", deadline: Deadline) -> Firmware | None:
+        """Return the firmware that the device should run; None if none is named."""
+        source = self._source(event, desired)
         if source is None:
             return None
         with self._worth_a_retry(event, Failed):
             if isinstance(source, Image):
-                prefix = self._settings.firmware_prefix
-                image = image_reference(source.reference, prefix, event.application, source.platform)
                 max_age = ages.always() if source.always else ages.manifest()
-                return self._images.resolve(image, max_age, deadline, stale_age=ages.stale)
+                return self._images.resolve(self._reference(event, source), max_age, deadline, stale_age=ages.stale)
             if isinstance(source, File) and self._files is not None:
                 # Unlike a blob's, its bytes may be others by now: what describes them is read each time.
                 return self._files.resolve(file_reference(source.name), 0.0, deadline)
         raise Failed("unsupported-source")
 
+    def _reference(self, event: Event, image: Image) -> Reference:
+        return image_reference(image.reference, self._settings.firmware_prefix, event.application, image.platform)
+
+    def _origin(self, event: Event, desired: Desired, firmware: Firmware) -> Origin | None:
+        """Return where the target's bytes lie, independent of tags."""
+        source = self._source(event, desired)
+        if isinstance(source, Image) and firmware.manifest:
+            name = self._reference(event, source).name
+            return Origin(image=f"{name}@{firmware.manifest}", platform=source.platform)
+        return Origin(file=source.name) if isinstance(source, File) else None
+
+    def _begun(
+        self,
+        event: Event,
+        status: Status,
+        form: AnswerForm,
+        desired: Desired,
+        target: Firmware,
+        ages: "_Ages",
+        deadline: Deadline,
+    ) -> Firmware | None:
+        """Return the firmware that a device midway finishes before it gets its target, if so.
+
+        Devices of the embedded dialects cannot begin anew midway. None as well if the device's record is missing or of
+        another version, or if the bytes that it began with are gone.
+        """
+        record, progress = desired.reported.record, status.progress
+        if record is None or not progress or not progress.offset or not self._settings.report_status:
+            return None
+        if record.version == target.version or record.origin is None or not record.describes(progress.version):
+            return None  # a device that finished other bytes of the target's version would never get the target's
+        default = RESTART if form.dialect is Dialect.DOCUMENTED else FINISH
+        is_given_up = record.attempts >= (desired.policy.max_attempts or MAX_ATTEMPTS)
+        if (desired.policy.midway or default) == RESTART or is_given_up:
+            return None
+        try:
+            begun = self._firmware(event, _at(desired, record.origin), ages, deadline)
+        except Failed as error:
+            _warn("firmware that the device has begun is gone", event, error)
+            return None
+        if begun is None or begun.checksum.hex() != record.checksum:
+            return None
+        return replace(begun, version=record.version)  # a digest need not tell the version
+
     def _decision(self, event: Event, status: Status, form: AnswerForm, view: "_View", deadline: Deadline) -> Decision:
-        """The command that a verdict comes to, and what there is to report of it."""
-        firmware, verdict = view.firmware, view.verdict
-        if firmware is None or verdict is None:
+        """Return the command that a verdict comes to, and the report of it."""
+        firmware, verdict = view.served, view.verdict
+        if verdict is None:
             return Decision(Outcome("withheld", "unmanaged"), Sync(status.version, self._settings.poll), form)
-        step, version = verdict.step, firmware.version.encode()
+        step = verdict.step
+        if isinstance(step, Stuck):
+            # SYNC ends the loop of devices that count wrongly once they are restarted.
+            return self._failure(event, status, form, "device-offset", step.message, verdict)._replace(
+                command=Sync(status.version, self._settings.poll)
+            )
         if isinstance(step, Again):
             return Decision(Outcome("duplicate"), None, form)
-        if isinstance(step, Stuck):
-            return self._failure(event, status, form, "device-offset", step.message, verdict)
-        if isinstance(step, Swap | Block) and (not form.takes_version(version) or len(version) > _MAX_VERSION):
-            raise Failed("version-too-long")
-        if isinstance(step, Sync):
+        if isinstance(step, Settle):
+            wait = _wait(form, max(step.seconds, 1))
+            decision = Decision(Outcome("wait", "other bytes had this version a moment ago"), wait, form)
+        elif isinstance(step, Confirm):
+            decision = Decision(Outcome("sync"), Sync(step.version, step.poll), form)
+        elif isinstance(step, Sync):
             decision = Decision(Outcome("sync"), step, form)
         elif isinstance(step, Hold):
             decision = Decision(Outcome("withheld", step.reason), Sync(status.version, step.poll), form)
-        elif isinstance(step, Swap):
-            decision = Decision(Outcome("swap", version=firmware.version), step, form)
         else:
-            with self._worth_a_retry(event, Failed):
-                write = _read(firmware, step, deadline)
-            outcome = Outcome("write", version=firmware.version, offset=step.offset, size=step.size)
-            decision = Decision(outcome, write, form)
-        reported = view.desired.reported
-        report = _report_of(status, firmware, verdict, reported)
-        return self._with_news(decision, report, reported, first=verdict.notes_first)
+            assert firmware is not None  # noqa: S101 - a step towards it
+            decision = self._order(event, form, firmware, step, deadline)
+        report = self._report_of(event, status, view, verdict)
+        return self._with_news(decision, report, view.desired.reported, first=verdict.records_first)
+
+    def _order(
+        self, event: Event, form: AnswerForm, firmware: Firmware, step: Swap | Block, deadline: Deadline
+    ) -> Decision:
+        """Return the command that brings the device closer to a firmware.
+
+        Raises:
+            Failed: the device cannot hold the version, or the bytes are not what they should be.
+            NotHere, Retry: the bytes cannot be served yet.
+
+        """
+        version = firmware.version.encode()
+        if not form.takes_version(version) or len(version) > _MAX_VERSION:
+            raise Failed("version-too-long")
+        if isinstance(step, Swap):
+            return Decision(Outcome("swap", version=firmware.version), step, form)
+        with self._worth_a_retry(event, Failed):
+            write = _read(firmware, step, deadline)
+        return Decision(Outcome("write", version=firmware.version, offset=step.offset, size=step.size), write, form)
+
+    def _report_of(self, event: Event, status: Status, view: "_View", verdict: Verdict) -> Report:
+        """Return the report of a device whose target is known, or which hears SYNC whatever its target is."""
+        reported, step, crosses_tenth = view.desired.reported, verdict.step, False
+        current = _text(status.version)
+        firmware, before, record = view.served, reported.record, verdict.record
+        if isinstance(step, Sync):
+            return Report(current, current, (Condition(IN_SYNC, "True"),), before, record)
+        if firmware is None or view.target is None:
+            return Report(current, UNKNOWN, (Condition(IN_SYNC, "False"),), before, record)
+        conditions = [Condition(IN_SYNC, "False", *self._explanation(event, view, step))]
+        written = 0
+        if isinstance(step, Block):
+            written, crosses_tenth = step.offset + step.size, _crosses_tenth(step, firmware.size)
+        elif isinstance(step, Swap):
+            written = firmware.size
+        elif isinstance(step, Hold | Settle) and status.progress:
+            is_served = status.progress.version == firmware.version.encode()
+            written = min(status.progress.offset, firmware.size) if is_served else 0
+        if written:
+            conditions.append(Condition(PROGRESS, "Unknown", message=f"{100 * written / firmware.size:.2f}"))
+        if isinstance(step, Hold) and step.gives_up:
+            conditions.append(Condition(FAILED, "True", step.reason, step.message))
+        return Report(current, view.target.version, tuple(conditions), before, record, crosses_tenth)
+
+    def _explanation(self, event: Event, view: "_View", step: object) -> tuple[str, str]:
+        """Return reason and message of a device that is not in sync; empty if all goes as it should."""
+        if isinstance(step, Hold):
+            return step.reason, step.message
+        if isinstance(step, Settle):
+            return SETTLING, "other bytes had this version a moment ago: waits until no process serves them"
+        if isinstance(step, Confirm):
+            return CONFIRMING, "it came up with its new version, and is told to keep it before the next update"
+        if isinstance(step, Block) and (message := self._refusal(event, view, step)):
+            return BLOCK_REFUSED, message
+        if view.served and view.target and view.served.version != view.target.version:
+            return FINISHING, f"gets the rest of {view.served.version} first, which it has begun"
+        return "", ""
+
+    def _refusal(self, event: Event, view: "_View", block: Block) -> str:
+        """Return what is wrong with a device that asks for the same block again and again; empty if it does not."""
+        begin = f"refuses the block at {block.offset}, "
+        asked = 1 + self._repeats.of(event.application, event.device, block)
+        known = view.desired.reported.condition(IN_SYNC)
+        # Another process may have counted further, and this one must not take its word back.
+        if asked < _SUSPICIOUS_REPEATS and not (known and known.message.startswith(begin)):
+            return ""
+        return (
+            f"{begin}or never gets it: asked for it {_SUSPICIOUS_REPEATS} times in a row; "
+            "firmware should be padded to 32 bytes (publish --pad-to 32)"
+        )
 
     def _failure(
         self,
@@ -271,40 +511,76 @@ class Updater:
         return self._with_news(decision, report, reported)
 
     def _with_news(self, decision: Decision, report: Report, reported: Reported, *, first: bool = False) -> Decision:
-        """A decision with what there is to report, if that is news; `first`: before the command goes out."""
+        """Return a decision with its report if that is news; `first`: before the command is sent."""
         if not self._settings.report_status or not report.is_news(reported):
             return decision
-        return decision._replace(report=report, reports_first=first)
+        return decision._replace(report=report, records_first=first)
 
-    def _noted(self, event: Event, decision: Decision, deadline: Deadline) -> Decision:
-        """The decision, once what has to be noted before anything is sent has been; or another, where that changed.
+    def _record_first(self, event: Event, decision: Decision, deadline: Deadline) -> Decision:
+        """Write the record that has to be there before the command is sent.
+
+        Returns the decision, or another one if the record was changed meanwhile.
 
         Raises:
-            Failed, Retry: it cannot be noted.
+            Failed, Retry: the record cannot be written.
 
         """
-        for _ in range(_DECISIONS):
-            if not decision.reports_first or decision.report is None or self._is_stale(event):
+        for _ in range(_MAX_DECISIONS):
+            if not decision.records_first or decision.report is None or self._is_stale(event):
                 return decision
-            ordered, answered = decision.report.split()
+            if deadline.remaining < _KEPT_FOR_RECORD * deadline.total:
+                raise Retry("no time is left to record the update")
             try:
                 with self._worth_a_retry(event, Failed):
-                    self._write(event, ordered, deadline)
+                    self._write(event, decision.report, deadline)
             except Outdated:
                 decision = self._decide(event, deadline)
             else:
-                return decision._replace(report=answered)
-        raise Retry("registry: others keep changing what is noted of the device's update")
+                return decision._replace(report=None, recorded=decision.report)
+        raise Retry("device registry: the record of the device's update keeps changing")
+
+    def _explain(self, event: Event, decision: Decision, error: UpstreamError, deadline: Deadline) -> None:
+        """Report that a command was not accepted, best effort.
+
+        A command that had no effect leaves the record as it was before, so that a redelivery of the event sends it.
+        """
+        recorded, had_no_effect = decision.recorded, not error.may_have_acted
+        is_final = isinstance(error, Failed) and not isinstance(error, NotKnown)
+        if not self._settings.report_status or not (is_final or (recorded and had_no_effect)):
+            return
+        reported = self._registry.reported(event.application, event.device) or Reported()
+        report = recorded or decision.report
+        conditions = report.conditions if report else reported.conditions
+        target = (report.target if report else reported.target) or UNKNOWN
+        if is_final:
+            conditions, target = (Condition(IN_SYNC, "False", error.reason),), UNKNOWN
+        taken_back = Report(
+            (report.current if report else reported.current) or UNKNOWN,
+            target,
+            conditions,
+            before=recorded.record if recorded else None,
+            record=recorded.before if recorded and had_no_effect else recorded.record if recorded else None,
+        )
+        if not taken_back.is_news(reported):
+            return
+        try:
+            self._write(event, taken_back, deadline)
+        except Outdated:
+            pass  # another process has recorded a later status
+        except (Failed, Retry) as refusal:
+            _warn("status not reported", event, refusal)
+            if recorded and had_no_effect:
+                self._unsent.append(event.key)
 
     def _report(self, event: Event, decision: Decision, deadline: Deadline, *, once_more: bool = True) -> None:
-        """Reports what is news, if that can be done in the time that is left; if not, a later status will."""
+        """Report news if the deadline allows it; if not, a later status does."""
         names = (event.application, event.device)
         if decision.report is None or self._registry.has_given_up_reporting(*names):
             return
         try:
             self._write(event, decision.report, deadline)
         except Outdated:
-            # Another process has noted something since; what there is to say beside that is still worth it.
+            # Another process has recorded something since; what there is to say beside that is still worth it.
             if once_more and (later := self._decide(event, deadline)).outcome == decision.outcome:
                 self._report(event, later, deadline, once_more=False)
         except (Failed, Retry) as error:
@@ -334,6 +610,8 @@ class Updater:
             return Outcome("stale")
         if deadline.remaining < _KEPT_FOR_COMMAND * deadline.total:
             # Sent now it could be accepted, and its acceptance come too late: then it would be sent again.
+            if decision.recorded:
+                self._unsent.append(event.key)
             return (
                 Outcome("retry", "no time is left to send the command")
                 if decision.outcome.is_answer
@@ -347,6 +625,7 @@ class Updater:
                 )
         except (Failed, Retry) as error:
             if decision.outcome.name != "failed":
+                self._explain(event, decision, error, deadline)
                 raise
             # The WAIT was a courtesy: what failed is still what there is to tell.
             _warn("WAIT not sent", event, error)
@@ -403,12 +682,23 @@ class _View(NamedTuple):
     """What an answer rests on, and what it is to be."""
 
     desired: Desired
-    #: None where none is named.
-    firmware: Firmware | None = None
+    #: The target; None if none is named, or it could not be resolved.
+    target: Firmware | None = None
+    #: The firmware whose blocks the device gets: the target, or the one that it finishes first.
+    served: Firmware | None = None
     verdict: Verdict | None = None
+    #: The device's object is that of an earlier device of this name.
+    is_outdated: bool = False
+
+    @property
+    def rests_on(self) -> Look:
+        """How fresh the facts behind it have to be."""
+        if self.is_outdated:
+            return Look.NOW
+        return self.verdict.rests_on if self.verdict else Look.MEMORY
 
 
-def _warn(what: str, event: Event, error: Failed | Retry) -> None:
+def _warn(what: str, event: Event, error: UpstreamError | NotHere) -> None:
     """Logs what an upstream would not do, where that is not what comes of the event."""
     fields = {"application": event.application, "device": event.device, "reason": error.reason, "id": event.id}
     if event.trace:
@@ -416,26 +706,22 @@ def _warn(what: str, event: Event, error: Failed | Retry) -> None:
     logger.warning(what, extra={"fields": fields})
 
 
-def _report_of(status: Status, firmware: Firmware, verdict: Verdict, reported: Reported) -> Report:
-    """What there is to say of a device that knows its target."""
-    current, step, crosses_tenth = _text(status.version), verdict.step, False
-    if isinstance(step, Sync):
-        return Report(current, current, (Condition(IN_SYNC, "True"),), reported.record, verdict.record)
-    conditions = [Condition(IN_SYNC, "False")]
-    written = 0
-    if isinstance(step, Block):
-        written, crosses_tenth = step.offset + step.size, _crosses_tenth(step, firmware.size)
-    elif isinstance(step, Swap):
-        written = firmware.size
-    elif isinstance(step, Hold):
-        conditions = [Condition(IN_SYNC, "False", step.reason, step.message)]
-        if status.progress and status.progress.version == firmware.version.encode():
-            written = min(status.progress.offset, firmware.size)
-    if written:
-        conditions.append(Condition(PROGRESS, "Unknown", message=f"{100 * written / firmware.size:.2f}"))
-    if isinstance(step, Hold) and step.gives_up:
-        conditions.append(Condition(FAILED, "True", step.reason, step.message))
-    return Report(current, firmware.version, tuple(conditions), reported.record, verdict.record, crosses_tenth)
+def _at(desired: Desired, origin: Origin) -> Desired:
+    """Return what would be desired if the spec named an update's origin."""
+    if origin.image:
+        return desired._replace(source=Image(origin.image, platform=origin.platform))
+    return desired._replace(source=File(origin.file or ""))
+
+
+def _fingerprint(status: Status, form: AnswerForm) -> str:
+    """Return a text that is the same for a status that is published twice, whatever its correlation id."""
+    progress = status.progress and (status.progress.version, status.progress.offset)
+    told = (status.version, status.mtu, progress, form.dialect.value, form.encoding.value)
+    return f"{zlib.crc32(repr(told).encode()):08x}"
+
+
+def _block_of(write: Write) -> Block:
+    return Block(write.version, write.offset, len(write.data))
 
 
 def _crosses_tenth(block: Block, size: int) -> bool:

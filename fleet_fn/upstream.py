@@ -38,7 +38,7 @@ from fleet_fn.connection import (
     left,
 )
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry, Throttled, TooLarge
+from fleet_fn.errors import Failed, Retry, Throttled, TooLarge, UpstreamError
 from fleet_fn.side_effects import Guarded
 
 #: Connections that are kept while nobody uses them, and seconds for which they are: less than servers wait before they
@@ -231,7 +231,8 @@ class Upstream:
         """
         if content_type:
             headers = {**headers, "Content-Type": content_type}
-        request = self._request(method, path, headers, body, wants_body, deadline)
+        with self._unsent():  # credentials may have to be fetched first
+            request = self._request(method, path, headers, body, wants_body, deadline)
         with self._reasons():
             answer = self._exchange(request, deadline)
         refused = request.headers.get("Authorization")
@@ -308,6 +309,15 @@ class Upstream:
         return Request(method, self.origin.path + path, headers, body, wants_body)
 
     @contextmanager
+    def _unsent(self) -> Iterator[None]:
+        """Mark what is raised as an error of a request that was never sent."""
+        try:
+            with self._reasons():
+                yield
+        except UpstreamError as error:
+            raise error.without_effect()  # noqa: B904 - the same error
+
+    @contextmanager
     def _reasons(self) -> Iterator[None]:
         """Turns what sockets, TLS and HTTP raise into our two errors."""
         try:
@@ -329,7 +339,7 @@ class Upstream:
 
     def _raise_for_status(self, status: int, headers: http.client.HTTPMessage) -> None:
         if status == 429:
-            raise Throttled(f"{self.name}: answered {status}", _retry_after(headers))
+            raise Throttled(f"{self.name}: answered {status}", _retry_after(headers)).without_effect()
         if status >= 500:
             raise Retry(f"{self.name}: answered {status}", _retry_after(headers))
 
@@ -373,7 +383,8 @@ class Upstream:
                 # Closed by the server while nobody used it, it seems: a new connection will do.
                 if connection.answered or request.method not in _IDEMPOTENT:
                     raise
-        connection = self._connect(deadline)
+        with self._unsent():
+            connection = self._connect(deadline)
         return connection, connection.ask(request, deadline)
 
     def _end(self, connection: Connection, response: Response) -> None:

@@ -10,7 +10,16 @@ from typing import Final
 
 from fleet_fn.cli.fleet_gateways import Gateways
 from fleet_fn.drogue.listing import Device
-from fleet_fn.drogue.report import FAILED, IN_SYNC, PROGRESS, UNKNOWN, Condition, Reported
+from fleet_fn.drogue.report import (
+    BLOCK_REFUSED,
+    FAILED,
+    IN_SYNC,
+    ON_THE_WAY,
+    PROGRESS,
+    UNKNOWN,
+    Condition,
+    Reported,
+)
 from fleet_fn.record import timestamp
 
 _PERCENT: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?")
@@ -95,15 +104,18 @@ def _in_sync(reported: Reported) -> bool | None:
 
 
 def _held(reported: Reported) -> str | None:
-    """Why a device that is not in sync stays where it is: beside a target that is known, a reason is that of policy."""
+    """Return why policy holds back a device that is not in sync."""
     condition = reported.condition(IN_SYNC)
-    return condition.reason or None if condition and reported.target not in (None, UNKNOWN) else None
+    if condition is None or reported.target in (None, UNKNOWN) or condition.reason in (*ON_THE_WAY, BLOCK_REFUSED):
+        return None
+    return condition.reason or None
 
 
 def _error(reported: Reported) -> str | None:
-    """Why there is nothing that a device, which is not in sync, could be updated to."""
+    """Return what keeps a device that is not in sync from its target, if it is no policy."""
     condition = reported.condition(IN_SYNC)
-    return _told(condition) if condition and reported.target == UNKNOWN else None
+    is_error = condition is not None and (reported.target == UNKNOWN or condition.reason == BLOCK_REFUSED)
+    return _told(condition) if condition and is_error else None
 
 
 def _failed(reported: Reported) -> str | None:

@@ -102,7 +102,8 @@ class SimulatedDevice(ABC):
     """
 
     def __init__(self, version: bytes, *, mtu: int | None = 512, bootable: Bootable = _comes_up) -> None:
-        self._mtu = mtu
+        #: The largest block that it asks for, in bytes; None leaves it to the server.
+        self.mtu = mtu
         self._bootable = bootable
         self._delivered = self._running = _Image(version, b"")
         # The update partition, from its first byte to the last one written; everything behind it is erased.
@@ -250,7 +251,7 @@ class CarefulDevice(SimulatedDevice):
         """Return the next status, with a correlation id that no earlier one had."""
         if self._correlate:
             self._correlation_id = 0 if self._correlation_id is None else (self._correlation_id + 1) & U32_MAX
-        return Status(self.version, self._mtu, self._correlation_id, self.progress)
+        return Status(self.version, self.mtu, self._correlation_id, self.progress)
 
     def _obey(self, command: Command, correlation_id: int | None) -> Step:
         """Take the answer to the last status, and ignore one to an earlier status."""
@@ -350,7 +351,7 @@ class UpdaterDevice(SimulatedDevice):
 
     def _next_status(self) -> Status:
         self._counted, self._in_loop = self.progress, True
-        return Status(self.version, self._mtu, None, self._counted)
+        return Status(self.version, self.mtu, None, self._counted)
 
     def _obey(self, command: Command, correlation_id: int | None) -> Step:  # noqa: ARG002 - it does not look
         """Take any answer for the answer to the last status."""

@@ -33,4 +33,5 @@ class Commands:
             "POST", path, deadline, body=payload, content_type=content_type, wants_body=False
         )
         if not 200 <= answer.status < 300:
-            raise Failed(refusal_of_command(answer.status, application, device))
+            refusal = Failed(refusal_of_command(answer.status, application, device))
+            raise refusal.without_effect() if 400 <= answer.status < 500 else refusal

@@ -25,6 +25,7 @@ from fleet_fn.errors import Failed, Retry
 from fleet_fn.memory import Bounded, Count, Memory
 from fleet_fn.policy import NONE, MalformedPolicy, Policy, read_policy
 from fleet_fn.protocol.strict_json import parse_json
+from fleet_fn.record import Record
 from fleet_fn.upstream import Answer, Upstream
 
 T = TypeVar("T")
@@ -86,6 +87,10 @@ class NotKnown(Failed):
 
 class MalformedSpec(Failed):
     """The firmware section of a device or an application, which is known, cannot be understood."""
+
+
+class Disabled(Failed):
+    """Drogue Cloud's operator has switched the device, or its application, off: nothing may be sent to it."""
 
 
 class Outdated(Exception):
@@ -197,6 +202,18 @@ class Registry:
         """What is remembered of what was reported of a device, however old."""
         known = self._objects.known((application, device))
         return known.reported if known else None
+
+    def record(self, application: str, device: str, max_age: float, deadline: Deadline) -> Record | None:
+        """Return the record of another device's update; None if there is none, or no such device.
+
+        Raises:
+            Retry: the registry does not answer.
+
+        """
+        try:
+            return self._object((application, device), max_age, deadline).reported.record
+        except Failed:
+            return None
 
     def forget(self, application: str, device: str) -> None:
         """Forgets the spec that an event says has changed."""

@@ -18,6 +18,14 @@ PROGRESS: Final = "UpdateProgress"
 FAILED: Final = "UpdateFailed"
 _OURS: Final = (IN_SYNC, PROGRESS, FAILED)
 
+#: Reasons of `InSync` beside a known target that are none of policy's. The device is on its way:
+FINISHING: Final = "finishing"
+CONFIRMING: Final = "confirming"
+SETTLING: Final = "settling"
+ON_THE_WAY: Final = (FINISHING, CONFIRMING, SETTLING)
+#: or it asks for the same block again and again.
+BLOCK_REFUSED: Final = "block-refused"
+
 
 class Condition(NamedTuple):
     """One of our conditions; what is empty is left out."""
@@ -75,13 +83,6 @@ class Report(NamedTuple):
         """Whether something else is to be noted of the update."""
         return self.record != self.before
 
-    def split(self) -> "tuple[Report, Report | None]":
-        """What can be noted before the command goes out, and what is left to be noted once it has."""
-        if self.record is None:
-            return self, None
-        ordered = self._replace(record=self.record.not_answered(self.before))
-        return ordered, None if ordered == self else self._replace(before=ordered.record)
-
     def is_news(self, reported: Reported) -> bool:
         """Whether it says more than what stands there. A percentage alone does only with each tenth."""
         if (self.current, self.target) != (reported.current, reported.target) or self.changes_record:
@@ -99,7 +100,9 @@ class Report(NamedTuple):
         conditions = [_written(condition, _find(fields, condition.type), now) for condition in self.conditions]
         others = [other for other in _conditions(fields) if _type(other) not in _OURS]
         if self.changes_record:
-            fields["update"] = self.record.shown() if self.record else None
+            fields.pop("update", None)
+            if self.record:
+                fields["update"] = self.record.to_json()
         return {**fields, "current": self.current, "target": self.target, "conditions": [*conditions, *others]}
 
 

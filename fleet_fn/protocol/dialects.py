@@ -267,6 +267,24 @@ def encode_command(command: Command, form: AnswerForm) -> bytes:
     return cbor2.dumps({index: {position: value for position, (_, value) in enumerate(fields)}})
 
 
+def room_for_data(form: AnswerForm, version: bytes, offset: int, limit: int) -> int:
+    """Return how many bytes of data, from 256 to 65,535, a WRITE has room for.
+
+    Args:
+        form: how the command is encoded.
+        version: the version of the WRITE.
+        offset: its offset.
+        limit: bytes that the encoded command may have.
+
+    """
+    is_documented, is_cbor = form.dialect is Dialect.DOCUMENTED, form.encoding is Encoding.CBOR
+    # The lengths of 256 to 65,535 bytes of data take more room than those of none: two bytes each in CBOR, four digits
+    # of `size` in JSON.
+    lengths = (4 if is_documented else 2) if is_cbor else (4 if is_documented else 0)
+    room = limit - len(encode_command(Write(version, offset, b""), form)) - lengths
+    return max(0, room if is_cbor else room // 4 * 3)
+
+
 def documented_json(command: Command) -> dict[str, Any]:
     """`command` as the protocol's description shows it, byte data in base64; a WAIT in the same manner."""
     return {key: _json_value(key, value) for key, value in _documented(command).items()}

@@ -75,8 +75,8 @@ def _check_desired(desired: Desired) -> None:
     assert not isinstance(source, File) or source.name
     _check_policy(desired.policy, desired.uid, desired.labels)
     if record := desired.reported.record:
-        assert Record.read(json.loads(json.dumps(record.shown()))) == record
-        record_for(_TARGET, record, None)
+        assert Record.read(json.loads(json.dumps(record.to_json()))) == record
+        record_for(_TARGET, record, None, _NOW)
 
 
 def _check_policy(policy: Policy, uid: str, labels: Mapping[str, str]) -> None:
@@ -97,7 +97,7 @@ def _check_policy(policy: Policy, uid: str, labels: Mapping[str, str]) -> None:
 def _check_report(cloud: _Cloud, desired: Desired) -> None:
     before = json.loads(cloud.device)
     known = desired.reported.record
-    report = Report("0.1.0", "0.1.1", _CONDITIONS, known, record_for(_TARGET, known, "again").with_start(_NOW))
+    report = Report("0.1.0", "0.1.1", _CONDITIONS, known, record_for(_TARGET, known, "again", _NOW).with_start(_NOW))
     again = Report("0.1.0", "0.1.1", _CONDITIONS, report.record, report.record, crosses_tenth=True)
     try:
         with bounded():

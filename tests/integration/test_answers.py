@@ -16,6 +16,7 @@ from tests.support.drogue import Drogue
 from tests.support.firmware import Published, blob_path, publish, random_bytes
 from tests.support.function import Answer, Function, event, parse_outcome
 from tests.support.http import Response
+from tests.support.statuses import record_start
 
 STATUS = {"version": "0.1.0", "mtu": 512}
 PACKED = {0: b"0.1.0", 1: 512, 2: 7, 3: None}
@@ -37,6 +38,13 @@ def only_command(drogue: Drogue, device: str) -> Any:
 @pytest.fixture(scope="session")
 def released(firmware: Path) -> Published:
     return publish(firmware, "app", "0.1.1", random_bytes(1300))
+
+
+@pytest.fixture
+def begun(drogue: Drogue, managed: str, released: Published) -> str:
+    """A device whose update to what is `released` was begun."""
+    record_start(drogue, managed, released.version, released.checksum)
+    return managed
 
 
 @pytest.fixture
@@ -72,20 +80,31 @@ def test_a_device_behind_its_target_gets_the_first_block(
     assert only_command(drogue, managed) == {"op": "WRITE", "version": "0.1.1", "offset": 0, "size": 512, "data": data}
 
 
-def test_a_device_midway_gets_the_rest(function: Function, drogue: Drogue, managed: str, released: Published) -> None:
-    answer = post(function, managed, {**STATUS, "status": {"version": "0.1.1", "offset": 1024}})
+def test_a_device_midway_gets_the_rest(function: Function, drogue: Drogue, begun: str, released: Published) -> None:
+    answer = post(function, begun, {**STATUS, "status": {"version": "0.1.1", "offset": 1024}})
     assert answer.outcome == 'write; version="0.1.1"; offset=1024; size=276'
-    assert only_command(drogue, managed)["data"] == released.content[1024:]
+    assert only_command(drogue, begun)["data"] == released.content[1024:]
 
 
 @pytest.mark.parametrize("offset", [1300, 1312])
 def test_a_device_that_has_all_is_told_to_swap(
-    function: Function, drogue: Drogue, managed: str, released: Published, offset: int
+    function: Function, drogue: Drogue, begun: str, released: Published, offset: int
 ) -> None:
-    answer = post(function, managed, {**STATUS, "status": {"version": "0.1.1", "offset": offset}})
+    answer = post(function, begun, {**STATUS, "status": {"version": "0.1.1", "offset": offset}})
     assert (answer.status, answer.outcome) == (204, 'swap; version="0.1.1"')
-    command = only_command(drogue, managed)
+    command = only_command(drogue, begun)
     assert command == {"op": "SWAP", "version": "0.1.1", "checksum": released.checksum.hex()}
+
+
+@pytest.mark.parametrize("offset", [512, 1300, 1312])
+@pytest.mark.parametrize("status", [STATUS, PACKED])
+def test_a_device_midway_of_which_nothing_is_recorded_begins_anew(
+    function: Function, drogue: Drogue, managed: str, status: dict[Any, Any], offset: int
+) -> None:
+    progress = {"status": {"version": "0.1.1", "offset": offset}} if status is STATUS else {3: {0: b"0.1.1", 1: offset}}
+    answer = post(function, managed, {**status, **progress})
+    assert answer.outcome.startswith('write; version="0.1.1"; offset=0; ')
+    assert drogue.reported(managed)["update"]["restart"]["midway"] == offset
 
 
 def test_packed_devices_are_answered_packed_with_their_correlation_id(
@@ -109,8 +128,12 @@ def test_without_an_mtu_a_block_has_512_bytes_and_a_huge_mtu_is_cut(
     publish(firmware, "big", "1", random_bytes(200_000))
     drogue.put_image("example", device, "big:1")
     assert post(function, device, {"version": "0"}).outcome == 'write; version="1"; offset=0; size=512'
-    assert post(function, device, {"version": "0", "mtu": 2**32 - 1}).outcome.endswith("size=65536")
-    assert [len(cbor2.loads(command.payload)["data"]) for command in drogue.commands_for(device)] == [512, 65536]
+    assert post(function, device, {"version": "0", "mtu": 2**32 - 1}).status == 204
+    first, second = drogue.commands_for(device)
+    assert len(cbor2.loads(first.payload)["data"]) == 512
+    # As much as the cloud takes, in whole flash words.
+    assert 65_536 - 32 < len(second.payload) <= 65_536
+    assert len(cbor2.loads(second.payload)["data"]) % 32 == 0
 
 
 @pytest.mark.parametrize("image", ["app:0.1.1", "app@{digest}"])
@@ -460,6 +483,7 @@ def test_firmware_that_is_not_what_its_digest_says_is_never_served(
 ) -> None:
     good = publish(firmware, "damaged", "1", random_bytes(1300, device), tag=device)
     drogue.put_image("example", device, f"damaged:{device}")
+    record_start(drogue, device, "1", good.checksum)
     midway = {0: b"0", 1: 512, 2: None, 3: {0: b"1", 1: 512}}
     assert post(function, device, midway).status == 204
     path = blob_path(firmware, "damaged", good)
@@ -541,15 +565,21 @@ def test_a_failure_is_still_told_when_the_device_cannot_be_told_to_wait(
 # --- What an answer rests on, and what it costs
 
 
-def test_the_steady_state_costs_one_request(function: Function, drogue: Drogue, managed: str) -> None:
-    midway = {**STATUS, "status": {"version": "0.1.1", "offset": 512}}
-    post(function, managed, midway)
-    reads = drogue.reads_of("example", managed)
-    for _ in range(5):
-        assert post(function, managed, midway).status == 204
-    assert drogue.reads_of("example", managed) == reads == 1
-    assert drogue.writes_of("example", managed) == 1
-    assert len(drogue.commands_for(managed)) == 6
+def test_the_steady_state_costs_one_request(function: Function, drogue: Drogue, begun: str) -> None:
+    def goes_on(offset: int) -> None:
+        status = {**STATUS, "mtu": 16, "status": {"version": "0.1.1", "offset": offset}}
+        assert parse_outcome(post(function, begun, status)) == (
+            "write",
+            {"version": "0.1.1", "offset": offset, "size": 16},
+        )
+
+    goes_on(512)  # which is reported: it is a tenth more
+    reads = drogue.reads_of("example", begun)
+    for number in range(1, 6):
+        goes_on(512 + 16 * number)
+    assert drogue.reads_of("example", begun) == reads == 1
+    assert drogue.writes_of("example", begun) == 1
+    assert len(drogue.commands_for(begun)) == 6
 
 
 @pytest.mark.usefixtures("released")

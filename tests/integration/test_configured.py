@@ -9,6 +9,7 @@ import pytest
 from tests.support.drogue import TOKEN, Drogue
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Function, event
+from tests.support.statuses import record_start
 
 PACKED = {0: b"0.1.0", 1: None, 2: None, 3: None}
 
@@ -99,8 +100,9 @@ def test_with_no_age_set_an_event_of_any_age_is_answered(function: Function) -> 
 
 
 def test_with_nothing_to_be_remembered_each_event_sees_what_stands_there(
-    function: Function, drogue: Drogue, tmp_path: Path
+    function: Function, drogue: Drogue, tmp_path: Path, released: Published
 ) -> None:
+    record_start(drogue, "pump", "2", released.checksum, "farm")
     midway = {**PACKED, 3: {0: b"2", 1: 500}}
     assert post(function, "farm", "pump", midway).startswith('write; version="2"; offset=500')
     publish(tmp_path / "farm", "pump", "3", b"x" * 32, tag="stable")

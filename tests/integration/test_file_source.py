@@ -12,7 +12,7 @@ from tests.support.drogue import Drogue
 from tests.support.firmware import random_bytes
 from tests.support.function import Answer, Function, event
 from tests.support.images import metadata
-from tests.support.statuses import blocks, in_sync, midway, post, told, update
+from tests.support.statuses import begin, blocks, in_sync, midway, post, told, update
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,7 @@ def test_another_firmware_of_the_name_takes_over_midway(
 ) -> None:
     put(folder, device, "1")
     desire(drogue, device, device)
+    begin(function, device)
     assert post(function, device, midway("1", 512)).outcome.startswith('write; version="1"; offset=512')
     content = put(folder, device, "2")
     assert post(function, device, midway("1", 1024)).outcome.startswith('write; version="2"; offset=0')
@@ -203,15 +204,16 @@ def test_a_file_that_changes_while_it_is_served_is_not_served(
 ) -> None:
     content = put(folder, device)
     desire(drogue, device, device)
-    assert post(function, device).outcome.startswith("write")
+    begin(function, device)
     path = folder / f"{device}.bin"
     times = path.stat()
     path.write_bytes(b"x" * 3000)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert failed(post(function, device)) == "digest mismatch: the bytes have another SHA-256 than they should"
+    answer = post(function, device, midway("1", 512))
+    assert failed(answer) == "digest mismatch: the bytes have another SHA-256 than they should"
     path.write_bytes(content)
-    assert post(function, device).outcome.startswith("write")
-    assert blocks(drogue, device) == [(0, content[:512])] * 2
+    assert post(function, device, midway("1", 512)).outcome.startswith("write")
+    assert blocks(drogue, device) == [(0, content[:512]), (512, content[512:1024])]
 
 
 def test_a_folder_that_is_not_there_fails(drogue: Drogue, firmware: Path, tmp_path: Path, device: str) -> None:

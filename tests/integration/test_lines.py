@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from tests.support.function import Function, event
 from tests.support.statuses import FORMS
 
 MTU = 64
+#: Between two statuses of a device that hears nothing.
+PAUSE = timedelta(seconds=25)
 
 
 class Exchange(Enum):
@@ -29,7 +32,7 @@ class Exchange(Enum):
     ANSWER_LOST = auto()
     #: The same event is delivered twice.
     EVENT_REPEATED = auto()
-    #: The event is delivered twice, and the second delivery is taken for another event: what a restart forgets.
+    #: The status is published twice: two events.
     STATUS_REPEATED = auto()
     ANSWER_REPEATED = auto()
     #: The answer arrives after the next status's, or as the answer to it.
@@ -58,6 +61,8 @@ class Line:
         drogue.put("example", spec={})
         self._late: list[SentCommand] = []
         self.was_stuck = False
+        # Statuses come as far apart as a device's do that waits for its answer in vain, and so from the past.
+        self._time = datetime.now(UTC) - timedelta(days=1)
         self.move_target()
 
     def move_target(self) -> None:
@@ -79,15 +84,17 @@ class Line:
             return
         dialect, encoding = self._form
         payload, content_type = encode_status(self.device.status(), dialect, encoding)
+        self._time += PAUSE
         if kind is Exchange.STATUS_LOST:
             return
-        attributes = event(self.name, datacontenttype=content_type)
+        attributes = event(self.name, datacontenttype=content_type, time=self._time.isoformat())
         sent = len(self._commands)
         self._post(attributes, payload)
         if kind is Exchange.EVENT_REPEATED:
             self._post(attributes, payload)
         if kind is Exchange.STATUS_REPEATED:
-            self._post(event(self.name, datacontenttype=content_type), payload)
+            again = event(self.name, datacontenttype=content_type, time=self._time.isoformat())
+            self._post(again, payload)
         answers = self._commands[sent:]
         for answer in answers:
             command, _ = decode_command(answer.payload, answer.content_type)
@@ -125,9 +132,8 @@ def targets(firmware: Path) -> list[Published]:
 
 @pytest.fixture(scope="module")
 def lines(drogue: Drogue, firmware: Path) -> Iterator[Function]:
-    with Function(
-        {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "LOG_LEVEL": "ERROR"}
-    ) as function:
+    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "EVENT_MAX_AGE_SECONDS": "0", "LOG_LEVEL": "ERROR"}
+    with Function({**drogue.environment, **settings}) as function:
         yield function
 
 

@@ -55,6 +55,7 @@ def test_a_preview_shows_the_block_and_sends_nothing(
 
 
 def test_a_preview_shows_every_dialect_as_documented(function: Function, managed: str, released: Published) -> None:
+    assert function.post(event(managed), cbor2.dumps(PACKED)).outcome.startswith("write")  # which is recorded
     swap = {"op": "SWAP", "version": "0.1.1", "checksum": released.checksum.hex()}
     packed = preview(function, managed, cbor2.dumps({**PACKED, 3: {0: b"0.1.1", 1: 1300}})).json
     assert (packed["outcome"], packed["dialect"], packed["command"]) == ("swap", "packed", swap)

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -95,6 +96,7 @@ def test_the_shape_is_the_one_that_consoles_read(function: Function, drogue: Dro
     started = found["update"].pop("started")
     answered = found["update"].pop("answered")
     assert (len(answered["events"]), answered["time"]) == (1, time)
+    assert re.fullmatch("reported@sha256:[0-9a-f]{64}", found["update"].pop("origin")["image"])
     assert before <= datetime.fromisoformat(started) <= datetime.now(UTC)
     times = [condition.pop("lastTransitionTime") for condition in found["conditions"]]
     assert all(before <= datetime.fromisoformat(time) <= datetime.now(UTC) and time.endswith("Z") for time in times)
@@ -352,29 +354,40 @@ def test_a_firmware_whose_version_has_u_0000_is_malformed(
     assert "U+0000" in conditions(drogue, device)["InSync"]["reason"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [(always(Response(403)), "failed"), (always(Response(400)), "failed"), (always(Response(500)), "retry"),
+     (hang_up, "retry")],
+)  # fmt: skip
+def test_no_start_and_no_swap_is_sent_while_its_record_cannot_be_written(
+    function: Function, drogue: Drogue, managed: str, answer: Any, outcome: str
+) -> None:
+    drogue.write_answers["example", managed] = answer
+    refused = post(function, managed, OLD)
+    assert refused.outcome.split(";")[0] == outcome
+    assert "device registry" in refused.reason
+    assert "write" not in [kind for kind, _ in told(drogue, managed)]
+    del drogue.write_answers["example", managed]
+    assert post(function, managed, OLD).outcome.startswith("write")
+    drogue.write_answers["example", managed] = answer
+    assert post(function, managed, at(SIZE)).outcome.split(";")[0] == outcome
+    assert "swap" not in [kind for kind, _ in told(drogue, managed)]
+    del drogue.write_answers["example", managed]
+    assert post(function, managed, at(SIZE)).outcome.startswith("swap")
+
+
 @pytest.mark.parametrize("answer", [always(Response(403)), always(Response(500)), always(Response(400)), hang_up])
 def test_a_report_that_fails_is_no_matter_to_the_device_and_is_not_tried_with_every_event(
     function: Function, drogue: Drogue, managed: str, answer: Any
 ) -> None:
-    drogue.write_answers["example", managed] = answer
-    for _ in range(4):
-        assert post(function, managed, OLD).outcome.startswith("write")
-    assert len(drogue.commands_for(managed)) == 4
-    assert drogue.writes_of("example", managed) <= 2
-    del drogue.write_answers["example", managed]
-
-
-@pytest.mark.parametrize("status", [403, 404, 503])
-def test_a_start_that_could_not_be_noted_is_noted_soon(
-    function: Function, drogue: Drogue, managed: str, status: int
-) -> None:
-    drogue.write_answers["example", managed] = always(Response(status))
     assert post(function, managed, OLD).outcome.startswith("write")
-    assert drogue.reported(managed) is None
+    written = drogue.writes_of("example", managed)
+    drogue.write_answers["example", managed] = answer
+    for tenth in range(1, 5):
+        assert post(function, managed, at(tenth * SIZE // 10 - 1)).outcome.startswith("write")
+    assert len(drogue.commands_for(managed)) == 5
+    assert drogue.writes_of("example", managed) <= written + 2
     del drogue.write_answers["example", managed]
-    time.sleep(1.05)  # for which nothing is tried after a failure
-    assert post(function, managed, at(MTU)).outcome.startswith("write")
-    assert drogue.reported(managed)["update"]["version"] == "0.1.1"
 
 
 def test_a_registry_that_hangs_while_it_is_written_does_not_keep_the_event_beyond_its_deadline(
@@ -385,7 +398,8 @@ def test_a_registry_that_hangs_while_it_is_written_does_not_keep_the_event_beyon
     started = datetime.now(UTC)
     answer = post(hasty, managed, OLD)
     assert (datetime.now(UTC) - started).total_seconds() < DEADLINE + SLACK
-    assert answer.outcome.startswith("write")
+    assert answer.outcome.startswith("retry")
+    assert not drogue.commands_for(managed)
     gate.opened.set()
 
 
@@ -432,14 +446,14 @@ def test_a_new_target_starts_afresh(function: Function, drogue: Drogue, managed:
     assert post(function, managed, OLD).outcome.startswith('write; version="0.1.2"')
 
 
-def test_a_swap_that_nobody_heard_is_sent_again_and_costs_nothing(
+def test_a_swap_that_the_device_did_not_hear_is_sent_again_and_is_no_attempt(
     function: Function, drogue: Drogue, managed: str
 ) -> None:
     post(function, managed, OLD)
     for _ in range(5):
         assert post(function, managed, at(SIZE)).outcome.startswith("swap")
     assert drogue.reported(managed)["update"]["attempts"] == 0
-    assert drogue.writes_of("example", managed) == 2
+    assert drogue.writes_of("example", managed) == 6
 
 
 def test_an_attempt_is_counted_once_by_whichever_processes_hear_of_it(
@@ -448,60 +462,85 @@ def test_an_attempt_is_counted_once_by_whichever_processes_hear_of_it(
     settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "SPEC_TTL_SECONDS": "3600"}
     environment = {**drogue.environment, **settings}
     with Function(environment) as one, Function(environment) as other:
-        assert post(other, managed, OLD).outcome.startswith("write")
+        assert post(other, managed, {**OLD, 1: 32}).outcome.startswith("write")
         assert fail_to_come_up(one, managed) == 'withheld; reason="backoff"'
-        for function in (other, one, other):
-            assert post(function, managed, OLD).outcome.startswith("write")
+        for function, mtu in ((other, 64), (one, 128), (other, 256)):
+            assert post(function, managed, {**OLD, 1: mtu}).outcome.startswith("write")
     assert drogue.reported(managed)["update"]["attempts"] == 1
 
 
 # --- Guards
 
 
-def test_a_tag_pushed_anew_under_the_same_version_begins_from_0_and_never_swaps_a_mixture(
-    drogue: Drogue, firmware: Path, device: str
+@pytest.mark.parametrize("midway_policy", ["finish", "restart"])
+def test_a_tag_pushed_anew_under_the_same_version_never_swaps_a_mixture(
+    drogue: Drogue, firmware: Path, device: str, midway_policy: str
 ) -> None:
-    old, new = random_bytes(1000, f"{device} old"), random_bytes(1000, f"{device} new")
+    """Two processes answer in turn; the block size changes with each status."""
+    old, new = random_bytes(3000, f"{device} old"), random_bytes(3000, f"{device} new")
     publish(firmware, device, "1", old)
-    drogue.put_image("example", device, f"{device}:1")
-    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "SPEC_TTL_SECONDS": "3600"}
+    spec = {"firmware": {"container": {"image": f"{device}:1"}, "rollout": {"midway": midway_policy}}}
+    drogue.put("example", device, spec=spec)
+    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "SPEC_TTL_SECONDS": "2"}
     environment = {**drogue.environment, **settings, "MANIFEST_TTL_SECONDS": "3600"}
-    status, flash = OLD, bytearray()
+    status, flash, waits = OLD, bytearray(), 0
     with Function(environment) as one, Function(environment) as other:
-        for function in itertools.islice(itertools.cycle((one, other)), 200):
-            if len(flash) == 500 and bytes(flash) == old[:500]:
+        for number, function in enumerate(itertools.islice(itertools.cycle((one, other)), 200)):
+            if len(flash) > 1500 and bytes(flash) == old[: len(flash)]:
                 publish(firmware, device, "1", new)
                 time.sleep(1.05)  # what the protocol calls fresh is younger
-            assert post(function, device, status).status == 204
+            answer = post(function, device, {**status, 1: (100, 64, 128)[number % 3]})
+            assert answer.status == 204
             kind, fields = told(drogue, device)[-1]
             if kind == "swap":
                 assert fields[2] == hashlib.sha256(flash).digest()
                 break
+            if kind == "wait":
+                waits += 1
+                time.sleep(fields[1])
+                continue
             del flash[fields[2] :]
             flash += fields[3]
             status = at(len(flash), "1")
     assert bytes(flash) == new
+    assert waits
 
 
-def test_a_device_with_the_fields_habits_that_is_restarted_midway_hears_nothing_more_until_its_power_is_cycled(
+def move_target_midway(function: Function, drogue: Drogue, device: str) -> None:
+    """Start a device with 0.1.1, and want 0.1.2 of it at once, whatever it has begun."""
+    assert post(function, device, OLD).outcome.startswith("write")
+    spec = {"firmware": {"container": {"image": "reported:0.1.2"}, "rollout": {"midway": "restart"}}}
+    drogue.put("example", device, spec=spec)
+    function.post(event(device, type="io.drogue.registry.v1", subject="devices"), b"")
+
+
+def test_a_device_with_the_fields_habits_that_is_restarted_midway_gets_no_block_until_its_power_is_cycled(
     function: Function, drogue: Drogue, managed: str
 ) -> None:
-    assert post(function, managed, OLD).outcome.startswith("write")
-    drogue.put_image("example", managed, "reported:0.1.2")
-    function.post(event(managed, type="io.drogue.registry.v1", subject="devices"), b"")
+    move_target_midway(function, drogue, managed)
     assert post(function, managed, at(1000)).outcome.startswith('write; version="0.1.2"; offset=0')
     assert drogue.reported(managed)["update"]["restart"] == {"sent": MTU, "midway": 1000}
     sent = len(blocks(drogue, managed))
-    for status in (at(1000, "0.1.2"), at(1000, "0.1.2"), at(MTU, "0.1.2"), at(SIZE, "0.1.2")):
+    for status in (at(1000, "0.1.2"), at(1000, "0.1.2"), at(MTU + 1, "0.1.2"), at(SIZE, "0.1.2")):
         answer = post(function, managed, status)
         assert (answer.status, answer.reason) == (422, "device-offset")
-        assert told(drogue, managed)[-1][0] == "wait"
+        assert told(drogue, managed)[-1] == ("sync", {0: b"0.1.0", 1: None, 2: 300})
     assert len(blocks(drogue, managed)) == sent
     condition = conditions(drogue, managed)["InSync"]
     assert condition["reason"] == "device-offset"
     assert "power-cycle it" in condition["message"]
     assert post(function, managed, OLD).outcome.startswith('write; version="0.1.2"; offset=0')
     assert post(function, managed, at(MTU, "0.1.2")).outcome.startswith(f'write; version="0.1.2"; offset={MTU}')
+
+
+def test_a_device_of_the_crate_that_is_restarted_midway_goes_on_once_it_reports_the_block(
+    function: Function, drogue: Drogue, managed: str
+) -> None:
+    move_target_midway(function, drogue, managed)
+    assert post(function, managed, at(1000)).outcome.startswith('write; version="0.1.2"; offset=0')
+    assert post(function, managed, at(1000 + MTU, "0.1.2")).reason == "device-offset"
+    assert post(function, managed, at(MTU, "0.1.2")).outcome.startswith(f'write; version="0.1.2"; offset={MTU}')
+    assert "restart" not in drogue.reported(managed)["update"]
 
 
 def test_one_that_writes_where_it_is_told_goes_on(function: Function, drogue: Drogue, managed: str) -> None:
@@ -571,4 +610,5 @@ def test_events_of_one_device_at_once_lose_nothing_of_what_is_noted(
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: post(function, managed, at(1000, "0.0.9")), range(8)))
     assert {answer.status for answer in answers} <= {204, 503}
+    assert len(blocks(drogue, managed)) == 1
     assert drogue.reported(managed)["update"]["restart"] == {"sent": MTU, "midway": 1000}

@@ -37,6 +37,19 @@ def post(function: Function, device: str, status: dict[int, Any] = STATUS, **att
     return function.post(event(device, device, **attributes), cbor2.dumps(status))
 
 
+def begin(function: Function, drogue: Drogue, device: str, image: str, **desired: Any) -> None:
+    """Have a device begin its update before a policy holds it back; `desired` is what is desired from then on."""
+    desire(drogue, device, image)
+    change_is_known(function, device)
+    assert post(function, device).outcome.startswith('write; version="2"; offset=0')
+    desire(drogue, device, image, **desired)
+    change_is_known(function, device)
+
+
+def change_is_known(function: Function, device: str) -> None:
+    assert post(function, device, type="io.drogue.registry.v1", subject="devices").outcome == "ignored"
+
+
 def window(begin: timedelta, end: timedelta) -> dict[str, str]:
     now = datetime.now(UTC)
     return {"from": f"{now + begin:%H:%M}", "to": f"{now + end:%H:%M}"}
@@ -50,10 +63,10 @@ def soon() -> dict[str, str]:
 def test_while_updates_are_paused_nobody_gets_a_block_or_a_swap(
     function: Function, drogue: Drogue, device: str, image: str, status: dict[int, Any]
 ) -> None:
-    desire(drogue, device, image, rollout={"paused": True})
+    begin(function, drogue, device, image, rollout={"paused": True})
     answer = post(function, device, status)
     assert (answer.status, answer.outcome) == (204, 'withheld; reason="paused"')
-    assert told(drogue, device) == [("sync", {0: b"0.1.0", 1: None, 2: 300})]
+    assert told(drogue, device)[1:] == [("sync", {0: b"0.1.0", 1: None, 2: 300})]
     assert post(function, device, in_sync("2")).outcome == "sync"
 
 
@@ -68,6 +81,7 @@ def test_a_device_that_is_not_meant_is_held_back_at_the_start_and_only_there(
     for status in (STATUS, midway("1", 512)):
         assert post(function, device, status).outcome == 'withheld; reason="rollout"'
         assert told(drogue, device)[-1] == ("sync", {0: b"0.1.0", 1: None, 2: 300})
+    begin(function, drogue, device, image, labels={"ring": "other"}, rollout=rollout)
     assert post(function, device, midway("2", 512)).outcome.startswith('write; version="2"; offset=512')
     assert post(function, device, COMING_UP).outcome == 'swap; version="2"'
 
@@ -102,7 +116,7 @@ def test_the_share_of_devices_that_start_is_the_one_that_is_asked_for(
 def test_outside_its_window_a_device_is_told_to_ask_again_when_it_opens(
     function: Function, drogue: Drogue, device: str, image: str
 ) -> None:
-    desire(drogue, device, image, rollout={"window": soon()})
+    begin(function, drogue, device, image, rollout={"window": soon()})
     for status in (STATUS, COMING_UP):
         assert post(function, device, status).outcome == 'withheld; reason="window"'
         kind, fields = told(drogue, device)[-1]
@@ -121,7 +135,12 @@ def test_within_its_window_it_starts_and_swaps(function: Function, drogue: Drogu
 
 def test_the_devices_own_fields_win_one_by_one(function: Function, drogue: Drogue, device: str, image: str) -> None:
     shared = {"rollout": {"percent": 0, "paused": True, "window": soon()}}
-    desire(drogue, device, image, application=shared, rollout={"percent": 100, "paused": False})
+    own = {"percent": 100, "paused": False}
+    now = {"window": window(timedelta(hours=-1), timedelta(hours=1))}
+    desire(drogue, device, image, application=shared, rollout={**own, **now})
+    assert post(function, device).outcome.startswith("write")
+    desire(drogue, device, image, application=shared, rollout=own)
+    change_is_known(function, device)
     assert post(function, device).outcome == 'withheld; reason="window"'
     assert post(function, device, midway("2", 512)).outcome.startswith("write")
 

@@ -14,6 +14,7 @@ from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Function, event
 from tests.support.http import Request, Response
+from tests.support.statuses import record_start
 from tests.support.timing import DEADLINE, SLACK, Gate
 
 PACKED = {0: b"0.1.0", 1: 512, 2: None, 3: None}
@@ -152,14 +153,21 @@ def let_a_second_pass() -> None:
     time.sleep(1.05)  # what the protocol calls fresh is younger
 
 
+def have(drogue: Drogue, device: str, image: str, **container: str) -> None:
+    """Have a device run `image`; if its target moves midway, it begins anew."""
+    section = {"container": {"image": image, **container}, "rollout": {"midway": "restart"}}
+    drogue.put("example", device, spec={"firmware": section})
+
+
 def test_an_update_starts_on_the_present_spec_and_goes_on_with_the_one_in_memory(
     hasty: Function, drogue: Drogue, device: str, firmware: Path
 ) -> None:
-    publish(firmware, "fresh", "1", random_bytes(2000, 1))
+    first = publish(firmware, "fresh", "1", random_bytes(2000, 1))
     publish(firmware, "fresh", "2", random_bytes(2000, 2))
-    drogue.put_image("example", device, "fresh:1")
+    have(drogue, device, "fresh:1")
+    record_start(drogue, device, "1", first.checksum)
     assert 'version="1"; offset=512' in hasty.post(event(device), midway("1", 512)).outcome
-    drogue.put_image("example", device, "fresh:2")
+    have(drogue, device, "fresh:2")
     let_a_second_pass()
     assert 'version="1"; offset=1024' in hasty.post(event(device), midway("1", 1024)).outcome
     assert 'version="2"; offset=0' in hasty.post(event(device), cbor2.dumps(PACKED)).outcome
@@ -169,18 +177,36 @@ def test_an_update_starts_on_the_present_spec_and_goes_on_with_the_one_in_memory
 def test_no_device_is_swapped_into_yesterdays_target(
     hasty: Function, drogue: Drogue, device: str, firmware: Path
 ) -> None:
-    publish(firmware, "yesterday", "1", random_bytes(2000, 1))
+    first = publish(firmware, "yesterday", "1", random_bytes(2000, 1))
     publish(firmware, "yesterday", "2", random_bytes(2000, 2))
-    drogue.put_image("example", device, "yesterday:1")
+    have(drogue, device, "yesterday:1")
+    record_start(drogue, device, "1", first.checksum)
     assert 'version="1"; offset=512' in hasty.post(event(device), midway("1", 512)).outcome
-    drogue.put_image("example", device, "yesterday:2")
+    have(drogue, device, "yesterday:2")
     let_a_second_pass()
     assert 'version="2"; offset=0' in hasty.post(event(device), midway("1", 2000)).outcome
 
 
+def test_a_device_that_cannot_begin_anew_finishes_and_that_is_decided_on_the_present_spec(
+    hasty: Function, drogue: Drogue, device: str, firmware: Path
+) -> None:
+    first = publish(firmware, "finished", "1", random_bytes(2000, 1))
+    publish(firmware, "finished", "2", random_bytes(2000, 2))
+    drogue.put_image("example", device, "finished:1")
+    assert 'version="1"; offset=0' in hasty.post(event(device), cbor2.dumps(PACKED)).outcome
+    drogue.put_image("example", device, "finished:2")
+    let_a_second_pass()
+    assert hasty.post(event(device), midway("1", 2000)).outcome == 'swap; version="1"'
+    assert cbor2.loads(drogue.commands_for(device)[-1].payload) == {3: {0: b"1", 1: None, 2: first.checksum}}
+    reported = drogue.reported(device)
+    assert reported["target"] == "2"
+    assert reported["conditions"][0]["reason"] == "finishing"
+
+
 def test_a_tag_that_moved_is_seen_before_a_swap(hasty: Function, drogue: Drogue, device: str, firmware: Path) -> None:
-    publish(firmware, "moving", "1", random_bytes(2000, 1), tag="stable")
-    drogue.put_image("example", device, "moving:stable")
+    first = publish(firmware, "moving", "1", random_bytes(2000, 1), tag="stable")
+    have(drogue, device, "moving:stable")
+    record_start(drogue, device, "1", first.checksum)
     assert 'version="1"; offset=512' in hasty.post(event(device), midway("1", 512)).outcome
     publish(firmware, "moving", "2", random_bytes(2000, 2), tag="stable")
     let_a_second_pass()
@@ -192,17 +218,21 @@ def test_what_was_read_a_moment_ago_is_fresh_enough(
     hasty: Function, drogue: Drogue, device: str, firmware: Path
 ) -> None:
     publish(firmware, "fresh", "1", random_bytes(2000, 1))
-    drogue.put_image("example", device, "fresh:1")
-    for _ in range(3):
-        assert "offset=0" in hasty.post(event(device), cbor2.dumps(PACKED)).outcome
-    assert drogue.reads_of("example", device) <= 2  # one, unless the machine took a second for three events
+    drogue.put_image(device, None, "fresh:1")
+    for name in ("one", "two", "three"):
+        drogue.put(device, name, spec={})
+        assert "offset=0" in hasty.post(event(name, device), cbor2.dumps(PACKED)).outcome
+        # What the record is written into was read for the decision.
+        assert drogue.reads_of(device, name) == 1
+    assert drogue.reads_of(device) <= 2  # one, unless the machine took a second for three events
 
 
 def test_an_image_to_be_pulled_always_is_looked_up_for_each_status(
     hasty: Function, drogue: Drogue, device: str, firmware: Path
 ) -> None:
-    publish(firmware, "always", "1", random_bytes(2000, 1), tag="stable")
-    drogue.put_image("example", device, "always:stable", imagePullPolicy="Always")
+    first = publish(firmware, "always", "1", random_bytes(2000, 1), tag="stable")
+    have(drogue, device, "always:stable", imagePullPolicy="Always")
+    record_start(drogue, device, "1", first.checksum)
     assert hasty.post(event(device), midway("1", 512)).outcome.startswith('write; version="1"; offset=512')
     publish(firmware, "always", "2", random_bytes(2000, 2), tag="stable")
     assert hasty.post(event(device), midway("1", 512)).outcome.startswith('write; version="2"; offset=0')

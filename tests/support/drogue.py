@@ -95,6 +95,14 @@ class Drogue:
     def __exit__(self, *_: object) -> None:
         self._server.__exit__()
 
+    def stop_listening(self) -> None:
+        """Refuse connections from now on."""
+        self._server.stop_listening()
+
+    def listen_again(self) -> None:
+        """Take connections again."""
+        self._server.listen_again()
+
     @property
     def url(self) -> str:
         return self._server.url
@@ -120,6 +128,13 @@ class Drogue:
             if device is not None:
                 metadata["application"] = application
             self._store(names, {"metadata": metadata, **sections})
+
+    def recreate(self, application: str, device: str, **sections: Any) -> None:
+        """Delete a device and create one of its name, which has another UID."""
+        with self._lock:
+            del self._objects[application, device]
+            metadata = {"name": device, "application": application, "uid": str(uuid.uuid4()), "labels": {}}
+            self._store((application, device), {"metadata": metadata, **sections})
 
     def annotate(self, application: str, device: str, **annotations: str) -> None:
         """Changes a device's annotations, as another writer does it."""
@@ -239,6 +254,8 @@ class Drogue:
     def _command(
         self, request: Request, application: str, device: str, query: Mapping[str, list[str]]
     ) -> Response | None:
+        if len(request.body) > MAX_BODY_BYTES:
+            return _error(413, "PayloadTooLarge")
         if device in self.command_answers:
             response = self.command_answers[device](request)
             if response is None or not 200 <= response.status < 300:

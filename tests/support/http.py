@@ -100,14 +100,18 @@ class Server:
             daemon_threads = True
             request_queue_size = 128
 
-        self._listener = Listener(("127.0.0.1", 0), Handler)
+        self._listen: Callable[[int], ThreadingHTTPServer] = lambda port: Listener(("127.0.0.1", port), Handler)
+        self._listener: ThreadingHTTPServer = self._listen(0)
         self._scheme = "https" if tls else "http"
         if tls:
             # Hands are shaken by a connection's own thread, when it first reads.
             self._listener.socket = tls.wrap_socket(
                 self._listener.socket, server_side=True, do_handshake_on_connect=False
             )
-        self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True)
+        self._thread = self._serving()
+
+    def _serving(self) -> threading.Thread:
+        return threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True)
 
     @property
     def port(self) -> int:
@@ -123,6 +127,18 @@ class Server:
             for connection in self._open:
                 with contextlib.suppress(OSError):  # the client was faster
                     connection.shutdown(socket.SHUT_RDWR)
+
+    def stop_listening(self) -> None:
+        """Refuse connections from now on; those that are open stay. Not for servers with TLS."""
+        self._listener.shutdown()
+        self._thread.join()
+        self._listener.server_close()
+
+    def listen_again(self) -> None:
+        """Take connections at the same port again."""
+        self._listener = self._listen(self.port)
+        self._thread = self._serving()
+        self._thread.start()
 
     def __enter__(self) -> Self:
         self._thread.start()

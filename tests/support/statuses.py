@@ -1,5 +1,6 @@
 """Statuses of devices, and what they were told."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import cbor2
@@ -30,6 +31,28 @@ def in_sync(version: str) -> dict[int, Any]:
 
 def post(function: Function, device: str, status: dict[int, Any] = STATUS, **attributes: str | None) -> Answer:
     return function.post(event(device, datacontenttype="application/cbor", **attributes), cbor2.dumps(status))
+
+
+def begin(function: Function, device: str) -> None:
+    """Have a device begin its update: only one of which that is recorded is continued midway."""
+    assert "; offset=0; " in post(function, device).outcome
+
+
+def ago(seconds: float) -> str:
+    """Return the `time` of an event that is so old. A status of another second is never one that came twice."""
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+
+
+def record_start(drogue: Drogue, device: str, version: str, checksum: bytes, application: str = "example") -> None:
+    """Record in a device's object that its update to a firmware was begun, as the function does before block 0.
+
+    A process that remembers the object does not see it.
+    """
+    known = drogue.object(application, device)
+    update = {"version": version, "checksum": checksum.hex(), "started": f"{datetime.now(UTC):%FT%TZ}", "attempts": 0}
+    status = known.get("status", {})
+    sections = {"spec": known.get("spec", {}), "status": {**status, "firmware": {"update": update}}}
+    drogue.put(application, device, known["metadata"]["labels"], **sections)
 
 
 def told(drogue: Drogue, device: str) -> list[tuple[str, dict[int, Any]]]:

@@ -635,6 +635,25 @@ def test_a_refused_connection_is_to_be_retried() -> None:
         cloud.request("GET", "/", Deadline(5))
 
 
+def test_an_error_tells_whether_the_upstream_may_have_acted() -> None:
+    with closed_port() as port, upstream(f"http://127.0.0.1:{port}") as cloud, pytest.raises(Retry) as refused:
+        cloud.request("POST", "/", Deadline(5), body=b"x")
+    assert not refused.value.may_have_acted
+    for response, may_have_acted in (
+        (Response(429), False),
+        (Response(500), True),
+        (Response(503), True),
+        (None, True),
+    ):
+        with (
+            Server(lambda _, response=response: response) as server,  # type: ignore[misc]
+            upstream(server.url) as cloud,
+            pytest.raises(Retry) as error,
+        ):
+            cloud.request("POST", "/", Deadline(5), body=b"x")
+        assert error.value.may_have_acted is may_have_acted
+
+
 def test_a_host_that_is_not_found_is_to_be_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object, **__: object) -> list[object]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")

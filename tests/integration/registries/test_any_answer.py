@@ -1,5 +1,6 @@
 """Whatever a registry answers, the event has an outcome, in time, and no device gets a wrong byte."""
 
+import hashlib
 import itertools
 import json
 import time
@@ -20,7 +21,7 @@ from tests.support.function import Function, event, parse_outcome
 from tests.support.hostile import raw
 from tests.support.http import Request, Response
 from tests.support.images import EMPTY, OCI_MANIFEST, OCTETS
-from tests.support.statuses import STATUS, blocks, midway
+from tests.support.statuses import STATUS, ago, blocks, midway, record_start
 from tests.support.timing import DEADLINE, SLACK
 
 SIZE: Final = 1300
@@ -178,10 +179,12 @@ def test_whatever_a_registry_answers_the_event_has_an_outcome_and_the_device_no_
     name = f"{device}-{next(_numbers)}"
     repository = Repository(registry, name, changes)
     drogue.put_image("example", name, f"{name}:1", imagePullPolicy="Always")
+    record_start(drogue, name, "1", hashlib.sha256(repository.content).digest())
     outcomes = []
-    for _ in range(2):
+    for age in (5, 0):
         started = time.monotonic()
-        answer = hasty.post(event(name, datacontenttype="application/cbor"), cbor2.dumps(status))
+        sent = event(name, datacontenttype="application/cbor", time=ago(age))
+        answer = hasty.post(sent, cbor2.dumps(status))
         assert time.monotonic() - started < DEADLINE + SLACK
         outcomes.append(parse_outcome(answer)[0])
         assert answer.status == {"write": 204, "wait": 204, "failed": 422, "retry": 503}[outcomes[-1]]

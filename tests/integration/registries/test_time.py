@@ -19,7 +19,7 @@ from tests.support.hostile import always, black_hole, endless, hang_up, pausing,
 from tests.support.http import Answer as Hook
 from tests.support.http import Request, Response
 from tests.support.images import ImageLayout
-from tests.support.statuses import STATUS, blocks, in_sync, midway, post, told
+from tests.support.statuses import STATUS, ago, blocks, in_sync, midway, post, told
 from tests.support.timing import DEADLINE, SLACK, Gate
 from tests.support.token_realm import TokenRealm
 
@@ -446,8 +446,8 @@ def test_a_function_that_starts_without_the_registry_serves_what_it_has_by_diges
         drogue.put_image("example", device, f"{device}@{released.digest}")
         drogue.put_image("example", f"{device}-tag", f"{device}:1")
         with running(drogue, registry, tmp_path / "cache") as function:
-            assert post(function, device).outcome.startswith("write")
-            assert post(function, f"{device}-tag").outcome.startswith("write")
+            assert post(function, device, time=ago(3)).outcome.startswith("write")
+            assert post(function, f"{device}-tag", time=ago(3)).outcome.startswith("write")
     with running(drogue, registry, tmp_path / "cache") as function:
         outcomes = [post(function, device, status).outcome for status in (STATUS, midway("1", 512), midway("1", 3000))]
         assert [outcome.split(";")[0] for outcome in outcomes] == ["write", "write", "swap"]

@@ -8,7 +8,7 @@ from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry, changed
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Function, event
-from tests.support.statuses import STATUS, blocks, in_sync, midway, post, told, update
+from tests.support.statuses import STATUS, ago, blocks, in_sync, midway, post, told, update
 
 
 @pytest.mark.parametrize("image", ["{name}:{tag}", "{name}@{digest}", "{name}", "{name}:{tag}@{digest}"])
@@ -58,11 +58,16 @@ def test_an_image_to_be_pulled_always_costs_a_head_for_each_status_until_its_tag
 ) -> None:
     old = publish(registry.folder, device, "1", random_bytes(3000, 1), tag="stable")
     drogue.put_image("example", device, f"{device}:stable", imagePullPolicy="Always")
-    assert post(function, device).outcome.startswith('write; version="1"; offset=0')
+    assert post(function, device, time=ago(2)).outcome.startswith('write; version="1"; offset=0')
     asked = ["GET manifests/stable", f"GET blobs/sha256:{old.checksum.hex()}"]
     assert registry.asked(device) == asked
-    for status in (STATUS, midway("1", 512), midway("1", 3000), in_sync("1")):
-        assert post(function, device, status).status == 204
+    for status, outcome in (
+        (STATUS, "write"),
+        (midway("1", 512), "write"),
+        (midway("1", 3000), "swap"),
+        (in_sync("1"), "sync"),
+    ):
+        assert post(function, device, status).outcome.partition(";")[0] == outcome
         asked.append("HEAD manifests/stable")
         assert registry.asked(device) == asked
     new = publish(registry.folder, device, "2", random_bytes(3000, 2), tag="stable")
@@ -85,6 +90,7 @@ def test_a_registry_that_tells_no_digest_is_asked_for_the_manifest_itself(
     drogue.put_image("example", device, f"{device}:stable", imagePullPolicy=policy)
     assert update(function, drogue, device) == ("1", released.content)
     if policy == "Always":
+        assert post(function, device, in_sync("1")).outcome == "sync"
         publish(registry.folder, device, "2", random_bytes(3000, 2), tag="stable")
         assert post(function, device, midway("1", 512)).outcome.startswith('write; version="2"; offset=0')
 
@@ -96,8 +102,8 @@ def test_a_digest_of_another_algorithm_tells_nothing_and_does_no_harm(
     registry.answers[device] = lambda request: changed(registry.honest(request), docker_content_digest=other)
     publish(registry.folder, device, "1", random_bytes(3000, 1))
     drogue.put_image("example", device, f"{device}:1", imagePullPolicy="Always")
-    for _ in range(2):
-        assert post(function, device).outcome.startswith("write")
+    for status in (STATUS, midway("1", 512)):
+        assert post(function, device, status).outcome.startswith("write")
 
 
 def test_a_tag_or_a_repository_that_is_not_there_fails(

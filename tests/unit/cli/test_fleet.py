@@ -58,6 +58,17 @@ def test_a_device_that_policy_keeps_where_it_is_is_held_back(reason: str) -> Non
     assert (row.state, row.held, row.progress, row.last_error) == (State.HELD, reason, 37.5, None)
 
 
+@pytest.mark.parametrize("reason", ["finishing", "confirming", "settling"])
+def test_a_device_on_its_way_by_a_detour_is_updating(reason: str) -> None:
+    row = reported("0.1.1", held(reason), halfway())
+    assert (row.state, row.held, row.progress, row.last_error) == (State.UPDATING, None, 37.5, None)
+
+
+def test_a_device_that_refuses_a_block_has_failed_and_says_which() -> None:
+    row = reported("0.1.1", held("block-refused"), halfway())
+    assert (row.state, row.held, row.last_error) == (State.FAILED, None, "block-refused: for people")
+
+
 def test_a_device_whose_target_was_given_up_has_failed_and_is_held_back() -> None:
     message = "0.1.1 did not come up, attempts: 3"
     row = reported("0.1.1", held("attempts"), Condition(FAILED, "True", "attempts", message))
