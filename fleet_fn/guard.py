@@ -27,6 +27,8 @@ _MAX_BACKOFF_SECONDS: Final = 24 * 60 * 60
 _WORDS: Final = (32, 16, 8, 4, 1)
 #: One status that is published twice, with different ids, arrives within this time.
 _AT_ONCE: Final = timedelta(seconds=1)
+#: The twin of a status comes within this time of the first.
+_TWIN_AGE: Final = timedelta(seconds=30)
 #: A device that did not hear a command reports again within this time: it listens for 30 s, and rests for 10 s.
 _SILENCE_SECONDS: Final = 45
 #: Clocks of processes differ, and records hold whole seconds.
@@ -114,6 +116,8 @@ class Situation(NamedTuple):
     enough_syncs: int = 3
     #: A gateway of the device that is being updated, and would take the device's blocks for its own; empty if none.
     busy_gateway: str = ""
+    #: The UID of the device that the status is of, as its event has it; empty if it has none.
+    device_uid: str = ""
     #: The device numbers its statuses.
     correlates: bool = False
     #: Progress at 0 for the target's version shows that the device heard a start and refused it.
@@ -145,18 +149,29 @@ def judge(status: Status, target: Target, situation: Situation) -> Verdict:
     verdict = confirm(status, target.version, situation) or _judge(status, target, situation)
     if not (known and answered):
         return _with_answer(verdict, known, answered)
-    # By now, the device may run another version than an old status says: it must not hear SYNC for that one.
-    may_run_another = known.swapped is not None and known.version.encode() != status.version
-    if answered.is_before(before) and (_orders(verdict.step) or may_run_another):
+    if answered.is_before(before):
+        if _is_harmless(verdict, status, known):
+            return verdict._replace(record=known)
         return Verdict(Again(), known, rests_on=Look.NOW)
     was_start = known.is_of(target) and known.started is not None and known.swapped is None
     is_start = isinstance(verdict.step, Block) and verdict.step.offset == 0
-    if is_start and was_start and _is_published_twice(answered, before):
+    if is_start and was_start and _is_published_twice(answered, before, situation.now):
         return Verdict(Again(), known, rests_on=Look.NOW)
-    if status.progress is None and answered.is_before(before):
-        # The device has reported something since. What this status says of having nothing is not recorded.
-        return verdict._replace(record=known)
     return _with_answer(verdict, known, answered)
+
+
+def _is_harmless(verdict: Verdict, status: Status, known: Record) -> bool:
+    """Return whether a status that is older than the last recorded one may be answered all the same.
+
+    The device has reported since, and takes the command for the answer to that. Nothing of the old status is recorded.
+    """
+    step = verdict.step
+    if isinstance(step, Block):
+        is_next = step.offset > 0 and not verdict.records_first
+        return is_next and known.restart is None and known.swapped is None
+    # By now, the device may run another version than it did: it must not hear SYNC for that one.
+    runs_it = known.swapped is None or known.version.encode() == status.version
+    return isinstance(step, Sync | Hold) and runs_it
 
 
 def confirm(status: Status, target: bytes | None, situation: Situation) -> Verdict | None:
@@ -168,14 +183,23 @@ def confirm(status: Status, target: bytes | None, situation: Situation) -> Verdi
         situation: everything else.
 
     """
-    record, progress = situation.record, status.progress
+    record = situation.record
     if record is None or status.version == target or not record.awaits_sync(status.version):
         return None
-    if progress and progress.offset:  # some devices report progress at 0 if they have none
+    if has_begun(status):
         return None
     if _may_have_heard_sync(record, situation):
         return None
     return Verdict(Confirm(status.version, situation.poll), record.with_sync(situation.now))
+
+
+def has_begun(status: Status) -> bool:
+    """Return whether a device has blocks of another version than the one that it runs.
+
+    Some devices always report progress, at 0 if they have none; others keep that of the update that they came up with.
+    """
+    progress = status.progress
+    return progress is not None and progress.offset > 0 and progress.version != status.version
 
 
 def _may_have_heard_sync(record: Record, situation: Situation) -> bool:
@@ -183,11 +207,11 @@ def _may_have_heard_sync(record: Record, situation: Situation) -> bool:
 
     Such a device keeps still for `poll` seconds. One that reports earlier has not heard it, or keeps no time.
     """
+    if record.syncs >= situation.enough_syncs:
+        return True
     synced = record.synced_at()
-    if synced is None:
-        return False
     silence = timedelta(seconds=max(0.9 * situation.poll, _SILENCE_SECONDS))
-    return record.syncs >= situation.enough_syncs or situation.reported_at - synced >= silence
+    return synced is not None and situation.reported_at - synced >= silence
 
 
 def _bounded(situation: Situation) -> tuple[Record | None, LastAnswered | None]:
@@ -216,10 +240,12 @@ def _orders(step: object) -> bool:
     return isinstance(step, Swap) or (isinstance(step, Block) and step.offset == 0)
 
 
-def _is_published_twice(answered: LastAnswered, before: LastAnswered | None) -> bool:
+def _is_published_twice(answered: LastAnswered, before: LastAnswered | None, now: datetime) -> bool:
     """Return whether a status is the last answered one under another id."""
     if not (before and before.time and answered.time and before.status):
         return False
+    if now - before.time > _TWIN_AGE:
+        return False  # its sender's clock stands still
     return before.status == answered.status and abs(answered.time - before.time) < _AT_ONCE
 
 
@@ -231,6 +257,8 @@ def _judge(status: Status, target: Target, situation: Situation) -> Verdict:
         came_up = known
         if known and known.is_of(target) and known.swapped and not known.synced:
             came_up = known.with_sync(situation.now)
+        if known and not known.is_of(target) and known.swapped is None and known.started and not has_begun(status):
+            came_up = replace(known, started=None)  # what it had begun has come to nothing
         return Verdict(step, came_up if status.progress else _without_restart(came_up))
     if not situation.keeps_records:
         hold = _hold(step, None, target, situation, failed_swap=False)
@@ -240,7 +268,9 @@ def _judge(status: Status, target: Target, situation: Situation) -> Verdict:
         return Verdict(Confirm(status.version, situation.poll), known.with_sync(situation.now))
     kept = situation.spec_ttl + _CLOCK_MARGIN
     now = situation.now.replace(microsecond=0)
-    record = record_for(target, known, situation.policy.retry, now, kept).with_return()
+    record = record_for(target, known, situation.policy.retry, now, kept)
+    if record.synced and _may_have_heard_sync(record, situation):
+        record = record.with_return()
     record, failed_swap = _came_back(status.progress, record)
     checked = _checked(step, status.progress, target, known, record, situation)
     if isinstance(checked, Stuck):
@@ -261,7 +291,8 @@ def _refuses_to_start(progress: Progress | None, target: Target, known: Record, 
     SYNC marks it good: between two starts, the device is told so once.
     """
     is_refusal = situation.tells_refusals and progress == Progress(target.version, 0)
-    return is_refusal and known.is_of(target) and known.started is not None and known.syncs == 0
+    was_started = known.is_of(target) and known.started is not None and known.swapped is None
+    return is_refusal and was_started and known.syncs == 0
 
 
 class _Checked(NamedTuple):
@@ -298,7 +329,11 @@ def _checked(
         return _begun(step, record, situation)
     restart = known.restart if known else None
     is_recorded = bool(known and known.is_of(target) and record.describes(progress.version))
+    if is_recorded and record.device and situation.device_uid not in ("", record.device):
+        return _begin_anew(progress, target, record, situation)  # it was created anew under the same name
     reached = is_recorded and restart is not None and progress.offset in paddings(restart.sent, target.size)
+    if progress.offset == 0 and progress.version != target.version:
+        return _begun(step, record, situation)
     if restart and restart.stuck and (not reached or progress.offset == restart.midway):
         if known and known.retry == record.retry:
             return Stuck()
@@ -385,9 +420,9 @@ def _seconds_to_settle(record: Record, situation: Situation) -> int:
     superseded = record.superseded_at(record.version.encode(), but=record.checksum)
     if superseded is None:
         return 0
-    left = superseded + situation.spec_ttl + _CLOCK_MARGIN - situation.now
-    # No clock may hold up a device for longer than that.
-    return max(0, math.ceil(min(left, situation.spec_ttl + _CLOCK_MARGIN).total_seconds()))
+    # A time ahead of our clock counts as now.
+    since = situation.now - min(superseded, situation.now)
+    return max(0, math.ceil((situation.spec_ttl + _CLOCK_MARGIN - since).total_seconds()))
 
 
 # --- Policy -----------------------------------------------------------------------------------------------------------
@@ -436,7 +471,12 @@ def _recorded(checked: _Checked, known: Record | None, situation: Situation) -> 
         return Verdict(step, record.with_swap(situation.now), True, Look.EVERYTHING)
     if step.offset == 0:
         record = replace(
-            record.with_start(situation.now), swapped=None, synced=None, syncs=0, correlates=situation.correlates
+            record.with_start(situation.now),
+            swapped=None,
+            synced=None,
+            syncs=0,
+            device=situation.device_uid or None,
+            correlates=situation.correlates,
         )
         return Verdict(step, record, True, Look.EVERYTHING)
     if record != known:

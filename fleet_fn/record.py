@@ -126,6 +126,8 @@ class Record:
     earlier: tuple[Superseded, ...] = ()
     answered: LastAnswered | None = None
     origin: Origin | None = None
+    #: The UID of the device; None if its event had none.
+    device: str | None = None
     #: The device numbers its statuses, and can tell its own answers from those for other devices.
     correlates: bool = False
 
@@ -140,15 +142,16 @@ class Record:
             version,
             checksum,
             retry=_text(fields.get("retry")),
-            started=_text(fields.get("started")),
-            swapped=_text(fields.get("swapped")),
-            synced=_text(fields.get("synced")),
+            started=_time_text(fields.get("started")),
+            swapped=_time_text(fields.get("swapped")),
+            synced=_time_text(fields.get("synced")),
             syncs=_count(fields.get("syncs")) or 0,
             attempts=_count(fields.get("attempts")) or 0,
             restart=_read_restart(fields.get("restart")),
             earlier=_read_earlier(fields.get("earlier")),
             answered=_read_answered(fields.get("answered")),
             origin=_read_origin(fields.get("origin")),
+            device=_text(fields.get("device")),
             correlates=fields.get("correlates") is True,
         )
 
@@ -167,6 +170,7 @@ class Record:
             "earlier": [target.to_json() for target in self.earlier] or None,
             "answered": self.answered and self.answered.to_json(),
             "origin": self.origin and self.origin.to_json(),
+            "device": self.device,
             "correlates": self.correlates or None,
         }
         return {name: value for name, value in fields.items() if value is not None}
@@ -185,8 +189,10 @@ class Record:
 
     def is_under_way(self, now: datetime) -> bool:
         """Return whether the device is being updated, and was told something of it within the last day."""
-        since = (self.answered and self.answered.time) or _moment(self.started)
-        return self.started is not None and self.synced is None and since is not None and now - since < _UNDER_WAY
+        if self.started is None or self.synced is not None:
+            return False
+        times = (self.answered.time if self.answered else None, _moment(self.started))
+        return any(time is not None and timedelta() <= now - time < _UNDER_WAY for time in times)
 
     def with_start(self, now: datetime) -> "Record":
         """Return the record of an update whose first block is about to be sent; the first time counts."""
@@ -206,7 +212,7 @@ class Record:
 
     def with_failed_swap(self) -> "Record":
         """Return the record of a device that came back from a swap with another version."""
-        return replace(self, attempts=self.attempts + 1, started=None, swapped=None)
+        return replace(self, attempts=self.attempts + 1, started=None, swapped=None, synced=None, syncs=0)
 
     def synced_at(self) -> datetime | None:
         """Return when the first SYNC was sent."""
@@ -256,7 +262,7 @@ def timestamp(now: datetime) -> str:
 def _read_restart(value: object) -> Restart | None:
     fields = value if isinstance(value, dict) else {}
     sent, midway = _count(fields.get("sent")), _count(fields.get("midway"))
-    if sent is None or midway is None:
+    if not sent or midway is None:
         return None
     return Restart(sent, midway, _count(fields.get("orders")) or 0, fields.get("stuck") is True)
 
@@ -296,6 +302,10 @@ def _moment(value: object) -> datetime | None:
         return moment.astimezone(UTC) if moment and moment.tzinfo else None
     except (ValueError, OverflowError):
         return None
+
+
+def _time_text(value: object) -> str | None:
+    return value if isinstance(value, str) and _moment(value) else None
 
 
 def _text(value: object) -> str | None:

@@ -3,7 +3,7 @@
 import math
 import time
 import zlib
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -44,6 +44,7 @@ from fleet_fn.guard import (
     Stuck,
     Verdict,
     confirm,
+    has_begun,
     judge,
 )
 from fleet_fn.log import logger
@@ -81,6 +82,10 @@ _BLOCK_UNIT_BYTES: Final = 32
 #: Accepted SYNCs after which a device counts as having heard one although it reports early. Devices of the embedded
 #: dialects keep still for `poll` seconds once they have heard it; other clients may not.
 _ENOUGH_SYNCS: Final = {Dialect.DOCUMENTED: 2, Dialect.NAMED: 3, Dialect.PACKED: 3}
+#: Gateways of a device that are looked at. Drogue Cloud's devices have one, or a few.
+_MAX_GATEWAYS: Final = 8
+#: The longest time for which another process is believed to remember an object.
+_MAX_SPEC_TTL_SECONDS: Final = 365 * 24 * 60 * 60.0
 #: Events whose commands had no effect that are remembered, because their records could not be put back.
 _MAX_UNSENT: Final = 1000
 #: The same block asked for so many times in a row is reported.
@@ -144,7 +149,7 @@ class Updater:
         self._repeats = Repeats()
         #: Keys of events whose commands had no effect, although their records say that they were answered: the
         #: records could not be put back.
-        self._unsent: deque[str] = deque(maxlen=_MAX_UNSENT)
+        self._unsent: OrderedDict[str, None] = OrderedDict()
 
     def answer(self, event: Event, deadline: Deadline) -> Outcome:
         """Answers `event`, once, with a command for its device.
@@ -243,8 +248,6 @@ class Updater:
         if desired.disabled:
             raise Disabled("device disabled")
         situation = self._situation(event, status, form, desired)
-        if desired.gateways:
-            situation = situation._replace(busy_gateway=self._busy_gateway(event, desired, ages, deadline))
         syncs_first = confirm(status, None, situation)
         try:
             until = deadline.leaving(_KEPT_FOR_SYNC) if syncs_first else deadline
@@ -262,13 +265,15 @@ class Updater:
             # A device that has to begin anew all the same begins with its target.
             served = firmware
             verdict = self._judge(status, served, situation, form)
+        if desired.gateways and isinstance(verdict.step, Block | Swap):
+            busy = self._busy_gateway(event, desired, ages, deadline)
+            verdict = self._judge(status, served, situation._replace(busy_gateway=busy), form) if busy else verdict
         has_nothing = status.progress is None or status.progress.offset == 0
         if has_nothing and self._refuses_starts(event, verdict, form):
             verdict = Verdict(Confirm(status.version, self._settings.poll), desired.reported.record)
         if verdict.records_first and verdict.record and verdict.record.origin is None:
             verdict = verdict._replace(record=replace(verdict.record, origin=self._origin(event, desired, firmware)))
-        is_outdated = bool(event.device_uid and desired.uid and event.device_uid != desired.uid)
-        return _View(desired, firmware, served, verdict, is_outdated)
+        return _View(desired, firmware, served, verdict)
 
     def _refuses_starts(self, event: Event, verdict: Verdict, form: AnswerForm) -> bool:
         """Return whether a device asks for its first block again and again.
@@ -290,7 +295,7 @@ class Updater:
         mtu = min(status.mtu or settings.mtu_default, settings.mtu_max, desired.policy.mtu or U32_MAX)
         # A record says nothing if no process keeps it up to date.
         record = desired.reported.record if settings.report_status else None
-        if record and record.answered and event.key in record.answered.events and event.key in self._unsent:
+        if self._unsent and record and record.answered and event.key in self._unsent:
             record = replace(record, answered=record.answered.without(event.key))
         return Situation(
             now=datetime.fromtimestamp(self._now(), UTC),
@@ -301,9 +306,10 @@ class Updater:
             uid=event.device_uid or desired.uid,
             labels=desired.labels,
             answered=LastAnswered((event.key,), event.time, _fingerprint(status, form)) if event.id else None,
-            spec_ttl=timedelta(seconds=settings.spec_ttl),
+            spec_ttl=timedelta(seconds=min(settings.spec_ttl, _MAX_SPEC_TTL_SECONDS)),
             keeps_records=settings.report_status,
             enough_syncs=_ENOUGH_SYNCS[form.dialect],
+            device_uid=event.device_uid,
             correlates=form.correlation_id is not None,
             tells_refusals=form.dialect is not Dialect.DOCUMENTED,
         )
@@ -311,7 +317,7 @@ class Updater:
     def _busy_gateway(self, event: Event, desired: Desired, ages: "_Ages", deadline: Deadline) -> str:
         """Return a gateway of the device that is being updated and takes any block for its own; empty if none."""
         now = datetime.fromtimestamp(self._now(), UTC)
-        for gateway in desired.gateways:
+        for gateway in desired.gateways[:_MAX_GATEWAYS]:
             record = self._registry.record(event.application, gateway, ages.device(), deadline)
             if gateway != event.device and record and record.is_under_way(now) and not record.correlates:
                 return gateway
@@ -374,7 +380,7 @@ class Updater:
         another version, or if the bytes that it began with are gone.
         """
         record, progress = desired.reported.record, status.progress
-        if record is None or not progress or not progress.offset or not self._settings.report_status:
+        if record is None or not progress or not has_begun(status) or not self._settings.report_status:
             return None
         if record.version == target.version or record.origin is None or not record.describes(progress.version):
             return None  # a device that finished other bytes of the target's version would never get the target's
@@ -399,9 +405,8 @@ class Updater:
         step = verdict.step
         if isinstance(step, Stuck):
             # SYNC ends the loop of devices that count wrongly once they are restarted.
-            return self._failure(event, status, form, "device-offset", step.message, verdict)._replace(
-                command=Sync(status.version, self._settings.poll)
-            )
+            failure = self._failure(event, status, form, "device-offset", step.message, verdict, view.desired.reported)
+            return failure._replace(command=Sync(status.version, self._settings.poll))
         if isinstance(step, Again):
             return Decision(Outcome("duplicate"), None, form)
         if isinstance(step, Settle):
@@ -497,10 +502,22 @@ class Updater:
         reason: str,
         message: str = "",
         verdict: Verdict | None = None,
+        reported: Reported | None = None,
     ) -> Decision:
-        """A failure of a device that the cloud knows."""
+        """Return the failure of a device that the cloud knows.
+
+        Args:
+            event: the event.
+            status: the device's status.
+            form: how its answer is written.
+            reason: why, in short.
+            message: why, for people.
+            verdict: what was decided, if it changes the record.
+            reported: what the decision rests on; else what is remembered.
+
+        """
         decision = Decision(Outcome("failed", reason), _wait(form, self._settings.poll), form)
-        reported = self._registry.reported(event.application, event.device) or Reported()
+        reported = reported or self._registry.reported(event.application, event.device) or Reported()
         report = Report(
             _text(status.version),
             UNKNOWN,
@@ -522,7 +539,7 @@ class Updater:
         Returns the decision, or another one if the record was changed meanwhile.
 
         Raises:
-            Failed, Retry: the record cannot be written.
+            Failed, Retry: the record cannot be written, so nothing is sent.
 
         """
         for _ in range(_MAX_DECISIONS):
@@ -570,7 +587,7 @@ class Updater:
         except (Failed, Retry) as refusal:
             _warn("status not reported", event, refusal)
             if recorded and had_no_effect:
-                self._unsent.append(event.key)
+                self._remember_unsent(event)
 
     def _report(self, event: Event, decision: Decision, deadline: Deadline, *, once_more: bool = True) -> None:
         """Report news if the deadline allows it; if not, a later status does."""
@@ -611,12 +628,13 @@ class Updater:
         if deadline.remaining < _KEPT_FOR_COMMAND * deadline.total:
             # Sent now it could be accepted, and its acceptance come too late: then it would be sent again.
             if decision.recorded:
-                self._unsent.append(event.key)
+                self._remember_unsent(event)
             return (
                 Outcome("retry", "no time is left to send the command")
                 if decision.outcome.is_answer
                 else decision.outcome
             )
+        self._unsent.pop(event.key, None)
         payload = encode_command(decision.command, decision.form)
         try:
             with self._worth_a_retry(event, Failed):
@@ -630,6 +648,12 @@ class Updater:
             # The WAIT was a courtesy: what failed is still what there is to tell.
             _warn("WAIT not sent", event, error)
         return decision.outcome
+
+    def _remember_unsent(self, event: Event) -> None:
+        """Remember that the command of an event had no effect, for a redelivery to this process."""
+        self._unsent[event.key] = None
+        if len(self._unsent) > _MAX_UNSENT:
+            self._unsent.popitem(last=False)
 
     def _is_stale(self, event: Event) -> bool:
         return self._time_left(event) < 0
@@ -661,7 +685,9 @@ class _WorthARetry:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, Throttled) and error.after is not None and error.after > self._time_left():
-            raise self._otherwise(f"{error.reason}, and wants to be left alone for too long") from error
+            other = self._otherwise(f"{error.reason}, and wants to be left alone for too long")
+            other.may_have_acted = error.may_have_acted
+            raise other from error
 
 
 class _Ages(NamedTuple):
@@ -687,14 +713,10 @@ class _View(NamedTuple):
     #: The firmware whose blocks the device gets: the target, or the one that it finishes first.
     served: Firmware | None = None
     verdict: Verdict | None = None
-    #: The device's object is that of an earlier device of this name.
-    is_outdated: bool = False
 
     @property
     def rests_on(self) -> Look:
         """How fresh the facts behind it have to be."""
-        if self.is_outdated:
-            return Look.NOW
         return self.verdict.rests_on if self.verdict else Look.MEMORY
 
 

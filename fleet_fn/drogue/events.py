@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes
 
@@ -58,6 +59,11 @@ class InvalidEvent(Exception):
         super().__init__(one_line(reason))
 
 
+@lru_cache(maxsize=1024)  # each event's is asked for several times
+def _key(source: str, id_: str) -> str:
+    return hashlib.sha256(repr((source, id_)).encode()).hexdigest()[:_KEY]
+
+
 class Event(NamedTuple):
     """An event of Drogue Cloud. Attributes that it does not have are empty."""
 
@@ -80,8 +86,8 @@ class Event(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What tells it from all others, however long its `id` and `source` are."""
-        return hashlib.sha256(repr((self.source, self.id)).encode()).hexdigest()[:_KEY]
+        """The text that tells it from all others, however long its `id` and `source` are."""
+        return _key(self.source, self.id)
 
     @property
     def is_status(self) -> bool:

@@ -56,6 +56,10 @@ _ATTEMPTS_AT_RECORD: Final = 50
 _LONGEST_PAUSE_SECONDS: Final = 0.02
 
 
+#: Gateways that cannot be read that are remembered.
+_MAX_ABSENT: Final = 1000
+
+
 class Image(NamedTuple):
     """Firmware in an OCI repository, named by `container` or its alias `oci`."""
 
@@ -160,6 +164,8 @@ class Registry:
         self._read: Memory[tuple[str, ...], bytes] = Memory(
             _JUST_READ if remember else 0, max_bytes=_JUST_READ_BYTES, clock=clock
         )
+        #: Devices that are named as gateways, and cannot be read.
+        self._absent: Memory[tuple[str, ...], bool] = Memory(_MAX_ABSENT if remember else 0, clock=clock)
         self._clock = clock
         self._given_up: Bounded[tuple[str, ...], _GivenUp] = Bounded(_REMEMBERED, _REMEMBERED_FAILURES_BYTES)
         self._given_up_lock = threading.Lock()
@@ -210,14 +216,20 @@ class Registry:
             Retry: the registry does not answer.
 
         """
+        names = (application, device)
+        if self._absent.known(names, max_age):
+            return None
+        since = self._absent.now()
         try:
-            return self._object((application, device), max_age, deadline).reported.record
+            return self._object(names, max_age, deadline).reported.record
         except Failed:
+            self._absent.put(names, since, True)
             return None
 
     def forget(self, application: str, device: str) -> None:
         """Forgets the spec that an event says has changed."""
         self._objects.forget((application, device) if device else (application,))
+        self._absent.forget((application, device))
 
     def report(self, application: str, device: str, report: Report, now: datetime, deadline: Deadline) -> None:
         """Write what is new in `report` into the device's object; everything else in it stays as it is.

@@ -96,6 +96,7 @@ def test_the_shape_is_the_one_that_consoles_read(function: Function, drogue: Dro
     started = found["update"].pop("started")
     answered = found["update"].pop("answered")
     assert (len(answered["events"]), answered["time"]) == (1, time)
+    assert found["update"].pop("device") == event(managed)["deviceuid"]
     assert re.fullmatch("reported@sha256:[0-9a-f]{64}", found["update"].pop("origin")["image"])
     assert before <= datetime.fromisoformat(started) <= datetime.now(UTC)
     times = [condition.pop("lastTransitionTime") for condition in found["conditions"]]

@@ -19,7 +19,7 @@ from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Answer, Function, event
 from tests.support.http import Response
-from tests.support.statuses import FORMS, STATUS, blocks, in_sync, midway, post, told
+from tests.support.statuses import FORMS, STATUS, ago, blocks, in_sync, midway, post, told
 
 SIZE = 200_000
 EMBEDDED = [form for form in FORMS if form[0] != "documented"]
@@ -373,6 +373,27 @@ def test_a_device_that_refuses_to_start_is_told_sync_after_a_while(
     assert told(drogue, managed)[5] == ("sync", {0: STATUS[0], 1: None, 2: 300})
 
 
+def test_a_swap_that_was_refused_for_too_long_is_no_attempt(function: Function, drogue: Drogue, managed: str) -> None:
+    assert post(function, managed, time=ago(10)).outcome.startswith("write")
+    drogue.command_answers[managed] = lambda _: Response(429, headers={"Retry-After": "60"})
+    assert post(function, managed, midway("1.1", SIZE), time=ago(5)).status == 422
+    del drogue.command_answers[managed]
+    assert "swapped" not in drogue.reported(managed)["update"]
+    assert post(function, managed, time=ago(1)).outcome.startswith("write")  # its power was cut
+
+
+def test_a_device_that_keeps_the_progress_of_the_version_that_it_runs_gets_the_next(
+    function: Function, drogue: Drogue, managed: str
+) -> None:
+    form: tuple[Dialect, Encoding] = ("packed", "cbor")
+    swap(function, managed, form)
+    up = Status(b"1.1", progress=Progress(b"1.1", SIZE))
+    assert report(function, managed, up, form).outcome == "sync"
+    wants(function, drogue, managed, "1.2")
+    outcomes = [report(function, managed, up, form).outcome.split(";")[0] for _ in range(3)]
+    assert outcomes == ["sync", "sync", "write"]
+
+
 # --- Gateways ---------------------------------------------------------------------------------------------------------
 
 
@@ -391,12 +412,32 @@ def test_a_device_is_held_while_its_gateway_would_take_its_blocks(
         return
     message = drogue.reported(managed)["conditions"][0]["message"]
     assert gateway in message
+    assert post(function, managed, in_sync("1.1")).outcome == "sync"
     # Once the gateway is up again, the device goes on.
     assert post(function, gateway, midway("1.1", SIZE)).outcome.startswith("swap")
     assert post(function, gateway, in_sync("1.1")).outcome == "sync"
     changes(function, drogue, managed, own)
     function.post(event(gateway, type="io.drogue.registry.v1", subject="devices"), b"")
     assert post(function, managed).outcome.startswith("write")
+
+
+@pytest.mark.parametrize("answer", [Response(404), Response(503)])
+def test_a_gateway_that_cannot_be_read_costs_a_device_in_sync_nothing(
+    function: Function, drogue: Drogue, managed: str, answer: Response
+) -> None:
+    gateway = f"{managed}-gateway"
+    drogue.put("example", gateway, spec={})
+    drogue.registry_answers["example", gateway] = lambda _: answer
+    own = {"firmware": {"container": {"image": "safe:1.1"}}, "gatewaySelector": {"matchNames": [gateway]}}
+    changes(function, drogue, managed, own)
+    assert post(function, managed, in_sync("1.1")).outcome == "sync"
+    assert drogue.reads_of("example", gateway) == 0
+    if answer.status == 404:
+        assert post(function, managed).outcome.startswith("write")
+        before = drogue.reads_of("example", gateway)
+        for offset in range(512, 4096, 512):
+            assert post(function, managed, midway("1.1", offset)).outcome.startswith("write")
+        assert drogue.reads_of("example", gateway) <= before + 1
 
 
 def test_shapes_of_the_messages_here_are_what_devices_read() -> None:

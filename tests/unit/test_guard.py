@@ -100,6 +100,16 @@ def test_any_block_of_a_recorded_update_rests_on_memory(offset: int) -> None:
     assert verdict(at(offset), STARTED).rests_on is Look.MEMORY
 
 
+@pytest.mark.parametrize(("uid", "offset"), [("one", 512), ("", 512), ("another", 0)])
+def test_a_device_that_was_created_anew_is_not_continued_by_the_record_of_its_namesake(uid: str, offset: int) -> None:
+    started = verdict(OLD, device_uid="one").record
+    assert started
+    assert started.device == "one"
+    step = verdict(at(512), started, device_uid=uid).step
+    assert isinstance(step, Block)
+    assert step.offset == offset
+
+
 def test_without_records_devices_are_believed() -> None:
     for status, step in ((OLD, block(0)), (at(512), block(512)), (at(1300), Swap(b"0.1.1", bytes(32)))):
         given = verdict(status, keeps_records=False)
@@ -157,6 +167,17 @@ def test_the_wait_is_remembered_over_a_target_in_between_and_ends_with_every_mem
         assert start.record.restart is None
 
 
+@pytest.mark.parametrize("at_", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z"])
+def test_no_time_in_a_record_is_too_far_away(at_: str) -> None:
+    earlier = [{"version": "0.1.1", "checksum": "ff", "at": at_}]
+    record = Record.read(STARTED.to_json() | {"earlier": earlier, "answered": {"events": [], "time": at_}})
+    assert record
+    assert record.earlier[0].at
+    for status in (OLD, at(512), at(1300)):
+        verdict(status, record, spec_ttl=timedelta(days=365), answered=LastAnswered(("x",), NOW))
+    assert isinstance(record.is_under_way(NOW), bool)
+
+
 def test_a_clock_that_is_ahead_holds_up_nothing() -> None:
     record = begun_with_other_bytes(-(10.0**8))
     assert verdict(at(512), record, spec_ttl=TTL).step == Settle(12)
@@ -194,6 +215,23 @@ def test_so_it_does_if_its_target_is_unknown() -> None:
     assert confirm(OLD, None, Situation(NOW, 512, 300, SWAPPED)) is None
 
 
+@pytest.mark.parametrize("offset", [0, 1300])
+def test_progress_that_is_left_over_from_the_version_that_runs_is_none(offset: int) -> None:
+    assert verdict(at(offset, b"0.1.0"), UP).step == Confirm(b"0.1.0", 300)
+
+
+def test_a_time_that_is_none_confirms_nothing_for_ever() -> None:
+    fields = UP.to_json() | {"synced": "yesterday", "started": "then"}
+    record = Record.read(fields)
+    assert record
+    assert (record.synced, record.started) == (None, None)
+    for _ in range(3):
+        given = verdict(OLD, record)
+        assert isinstance(given.step, Confirm)
+        record = given.record
+    assert verdict(OLD, record).step == block(0)
+
+
 @pytest.mark.parametrize(("seconds", "poll", "heard"), [(30, 300, False), (269, 300, False), (270, 300, True),
                                                         (30, 1, False), (45, 1, True)])  # fmt: skip
 def test_a_status_sooner_than_asked_for_shows_that_sync_was_lost(seconds: int, poll: int, heard: bool) -> None:
@@ -221,6 +259,30 @@ def test_a_device_that_refuses_to_start_is_told_sync_between_two_starts() -> Non
     assert again.record
     assert (again.record.started is not None, again.record.syncs, again.record.synced) == (True, 0, None)
     assert verdict(at(0), STARTED).step == block(0)
+
+
+def test_a_device_that_came_back_from_a_swap_with_progress_at_0_has_failed() -> None:
+    given = verdict(at(0), SWAPPED, tells_refusals=True)
+    assert (held(given).reason, given.record) == ("backoff", replace(SWAPPED, attempts=1, started=None, swapped=None))
+
+
+def test_a_device_that_reverts_before_it_can_have_heard_sync_has_failed() -> None:
+    told = replace(SWAPPED, synced="2026-11-25T11:59:30Z", syncs=1)
+    assert held(verdict(OLD, told)).reason == "backoff"
+
+
+def test_an_order_of_no_bytes_is_none() -> None:
+    record = Record.read(STARTED.to_json() | {"restart": {"sent": 0, "midway": 1024}})
+    assert record == STARTED
+
+
+def test_a_device_in_sync_has_no_update_under_way() -> None:
+    given = verdict(Status(b"0.1.1"), EARLIER)
+    assert given.record == replace(EARLIER, started=None)
+    assert EARLIER.is_under_way(NOW)
+    assert not EARLIER.is_under_way(NOW + timedelta(days=1))
+    ahead = replace(EARLIER, started="2036-01-01T00:00:00Z", answered=LastAnswered((), NOW + timedelta(days=3650)))
+    assert not ahead.is_under_way(NOW)
 
 
 @pytest.mark.parametrize("record", [None, STARTED, SWAPPED, replace(UP, swapped=None)])
@@ -272,11 +334,18 @@ def test_one_that_reports_another_offset_is_stuck(offset: int) -> None:
     assert given.rests_on is Look.NOW
 
 
-@pytest.mark.parametrize("status", [at(513), at(0), at(1024), at(1300), at(512, b"0.1.0-rc")])
+@pytest.mark.parametrize("status", [at(513), at(1024), at(1300), at(512, b"0.1.0-rc")])
 @pytest.mark.parametrize("target", [TARGET, Target(b"0.2", 700, bytes(32))])
 def test_one_that_is_stuck_gets_neither_block_nor_swap_of_any_target(status: Status, target: Target) -> None:
     stuck = replace(RESTARTED, restart=Restart(512, 1024, stuck=True))
     assert isinstance(verdict(status, stuck, target).step, Stuck)
+
+
+@pytest.mark.parametrize("version", [b"", b"0.1.0-rc"])
+def test_one_that_is_stuck_and_reports_its_having_nothing_as_progress_at_0_starts(version: bytes) -> None:
+    stuck = replace(RESTARTED, restart=Restart(512, 1024, stuck=True))
+    assert verdict(at(0, version), stuck).step == block(0)
+    assert verdict(at(0), stuck).step == Stuck()
 
 
 def test_one_that_is_stuck_goes_on_once_it_reports_the_very_block_that_was_sent() -> None:
@@ -511,6 +580,24 @@ def test_an_old_status_of_a_device_that_was_swapped_since_gets_no_sync_for_its_o
         assert given == Verdict(Again(), known, rests_on=Look.NOW)
 
 
+def test_an_old_status_confirms_no_restart() -> None:
+    """One in the middle was answered, a later one got an order, and the first is delivered again."""
+    order = verdict(at(1024), None, answered=THIS)
+    assert order.record
+    assert order.record.restart == Restart(512, 1024, orders=1)
+    old = verdict(at(512), order.record, answered=THE_ONE_BEFORE)
+    assert old == Verdict(Again(), order.record, rests_on=Look.NOW)
+
+
+@pytest.mark.parametrize("status", [at(512), at(700), at(0, b"0.1.0"), at(0)])
+@pytest.mark.parametrize("known", [SWAPPED, RESTARTED])
+def test_an_old_status_of_a_device_that_was_swapped_or_restarted_since_changes_nothing(
+    status: Status, known: Record
+) -> None:
+    known = replace(known, answered=THIS)
+    assert verdict(status, known, answered=THE_ONE_BEFORE) == Verdict(Again(), known, rests_on=Look.NOW)
+
+
 def test_a_block_in_between_is_sent_whenever_its_status_came() -> None:
     assert verdict(at(512), replace(STARTED, answered=THIS), answered=THE_ONE_BEFORE).step == block(512)
 
@@ -524,7 +611,14 @@ def test_a_status_published_twice_is_answered_once(
     status: Status, known: Record, seconds: float, fingerprint: str, again: bool
 ) -> None:
     twin = LastAnswered(("twin",), NOW - MINUTE + timedelta(seconds=seconds), fingerprint)
-    assert isinstance(verdict(status, replace(known, answered=THIS), answered=twin).step, Again) == again
+    now = NOW - MINUTE + timedelta(seconds=2)
+    given = verdict(status, replace(known, answered=THIS), answered=twin, now=now)
+    assert isinstance(given.step, Again) == again
+
+
+def test_a_clock_that_stands_still_publishes_no_status_twice() -> None:
+    known = replace(STARTED, answered=THIS)
+    assert verdict(OLD, known, answered=replace(THIS, events=("later",))).step == block(0)
 
 
 def test_the_event_is_recorded_with_each_start_each_swap_and_each_change() -> None:
@@ -579,8 +673,6 @@ def released(version: bytes, size: int, seed: int) -> tuple[Target, bytes]:
 RELEASED = [released(b"1", 640, 1), released(b"1", 640, 2), released(b"1", 333, 3), released(b"2", 500, 4)]
 CONTENTS = dict(RELEASED)
 MTUS = st.sampled_from([16, 32, 64, 96, 100, 512])
-#: Seconds for which a process remembers an object or a tag.
-REMEMBERED = 300.0
 
 
 @dataclass
@@ -610,6 +702,8 @@ class World:
     device: SimulatedDevice
     #: A device midway is given the rest of what it has begun.
     finishes: bool = False
+    #: Seconds for which a process remembers an object or a tag.
+    remembered: float = 300.0
     target: Target = RELEASED[0][0]
     record: Record | None = None
     seconds: float = 0.0
@@ -631,7 +725,7 @@ class World:
         self.seconds += seconds
 
     def move_target(self, target: Target) -> None:
-        if self.seconds < self.wiped + REMEMBERED + 3 and not self._is_same(target, self.lost):
+        if self.seconds < self.wiped + self.remembered + 3 and not self._is_same(target, self.lost):
             return
         self.target = target
         # Looks at starts and swaps are as old as a second.
@@ -673,7 +767,7 @@ class World:
     def _answer(self, sent: Sent, process: int, *, lost: bool = False, unwritten: bool = False) -> object:
         view = self.views.setdefault(process, self._present())
         for memory in ("record", "target"):
-            if self.seconds - getattr(view, f"{memory}_since") > REMEMBERED:
+            if self.seconds - getattr(view, f"{memory}_since") > self.remembered:
                 setattr(view, memory, getattr(self, memory))
                 setattr(view, f"{memory}_since", self.seconds)
         given = self._judged(sent, view)
@@ -709,7 +803,7 @@ class World:
 
     def _judge(self, sent: Sent, view: View) -> Verdict:
         policy = Policy(max_attempts=1000)
-        ttl = timedelta(seconds=REMEMBERED)
+        ttl = timedelta(seconds=self.remembered)
         mtu = sent.status.mtu or 512
         situation = Situation(self.now, mtu, 0, view.record, policy, answered=sent.answered, spec_ttl=ttl)
         self.served = self._served(sent.status, view)
@@ -764,6 +858,7 @@ DELIVERED_AGAIN = st.builds(
 POWER_LOSSES = st.just(lambda world: world.device.power_cycle())
 WIPES = st.just(lambda world: world.wipe())
 PAUSES = st.sampled_from([0.3, 5.0, 30.0, 120.0, 301.0, 303.0]).map(lambda s: lambda world: world.pass_time(s))
+SHORT_PAUSES = st.sampled_from([0.3, 1.1, 5.0, 13.0]).map(lambda s: lambda world: world.pass_time(s))
 EVENTS: st.SearchStrategy[list[Callable[[World], None]]] = st.lists(
     st.integers(0, 29).flatmap(
         lambda dice: (
@@ -810,6 +905,35 @@ def test_whatever_is_delivered_again_no_device_boots_a_mixture(
 ) -> None:
     """By a process that did not answer it the first time, and knows of that from the record alone."""
     assert_no_mixture(World(make()), events)
+
+
+@pytest.mark.parametrize("finishes", [False, True])
+@pytest.mark.parametrize("make", [careful, firmware_manager])
+@settings(max_examples=50)
+@given(
+    events=st.lists(
+        st.integers(0, 29).flatmap(
+            lambda dice: (
+                MOVES
+                if dice < 3
+                else POWER_LOSSES
+                if dice == 3
+                else SHORT_PAUSES
+                if dice < 6
+                else DELIVERED_AGAIN
+                if dice < 11
+                else EXCHANGES
+            )
+        ),
+        min_size=60,
+        max_size=90,
+    )
+)
+def test_whatever_is_delivered_again_meanwhile_no_device_boots_a_mixture(
+    make: Callable[[], SimulatedDevice], finishes: bool, events: list[Callable[[World], None]]
+) -> None:
+    """While targets move, block sizes change and processes remember for 10 s, less than an event may be old."""
+    assert_no_mixture(World(make(), finishes, remembered=10.0), events)
 
 
 def assert_no_mixture(world: World, events: list[Callable[[World], None]]) -> None:
