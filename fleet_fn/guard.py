@@ -268,9 +268,7 @@ def _judge(status: Status, target: Target, situation: Situation) -> Verdict:
         return Verdict(Confirm(status.version, situation.poll), known.with_sync(situation.now))
     kept = situation.spec_ttl + _CLOCK_MARGIN
     now = situation.now.replace(microsecond=0)
-    record = record_for(target, known, situation.policy.retry, now, kept)
-    if record.synced and _may_have_heard_sync(record, situation):
-        record = record.with_return()
+    record = record_for(target, known, situation.policy.retry, now, kept).with_return()
     record, failed_swap = _came_back(status.progress, record)
     checked = _checked(step, status.progress, target, known, record, situation)
     if isinstance(checked, Stuck):
@@ -413,7 +411,7 @@ def _seconds_to_settle(record: Record, situation: Situation) -> int:
     """Return for how long another process may still send other bytes of the record's version.
 
     Such a process read the device's object before this record took the place of one with the other bytes. It forgets
-    that object after `spec_ttl`.
+    that object after `spec_ttl`. Only a status that came after that counts: an older one may have been answered by it.
     """
     if not situation.spec_ttl:
         return 0  # no process remembers any object
@@ -421,8 +419,10 @@ def _seconds_to_settle(record: Record, situation: Situation) -> int:
     if superseded is None:
         return 0
     # A time ahead of our clock counts as now.
-    since = situation.now - min(superseded, situation.now)
-    return max(0, math.ceil((situation.spec_ttl + _CLOCK_MARGIN - since).total_seconds()))
+    settled = min(superseded, situation.now) + situation.spec_ttl + _CLOCK_MARGIN
+    if situation.reported_at >= settled:
+        return 0
+    return max(1, math.ceil((settled - situation.now).total_seconds()))
 
 
 # --- Policy -----------------------------------------------------------------------------------------------------------

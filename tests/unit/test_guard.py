@@ -138,6 +138,13 @@ def test_a_start_with_other_bytes_of_a_version_waits_for_its_second_block() -> N
     assert goes_on.record.restart is None
 
 
+def test_a_status_from_before_the_wait_was_over_does_not_end_it() -> None:
+    """Another process may have answered it with the other bytes."""
+    old = LastAnswered(("old",), NOW + timedelta(seconds=5))
+    given = verdict(at(512), begun_with_other_bytes(0), spec_ttl=TTL, now=NOW + timedelta(seconds=14), answered=old)
+    assert given.step == Settle(1)
+
+
 @pytest.mark.parametrize("offset", [256, 700, 1024, 1300])
 def test_a_block_of_another_process_meanwhile_is_found_out(offset: int) -> None:
     record: Record | None = begun_with_other_bytes(3)
@@ -264,11 +271,6 @@ def test_a_device_that_refuses_to_start_is_told_sync_between_two_starts() -> Non
 def test_a_device_that_came_back_from_a_swap_with_progress_at_0_has_failed() -> None:
     given = verdict(at(0), SWAPPED, tells_refusals=True)
     assert (held(given).reason, given.record) == ("backoff", replace(SWAPPED, attempts=1, started=None, swapped=None))
-
-
-def test_a_device_that_reverts_before_it_can_have_heard_sync_has_failed() -> None:
-    told = replace(SWAPPED, synced="2026-11-25T11:59:30Z", syncs=1)
-    assert held(verdict(OLD, told)).reason == "backoff"
 
 
 def test_an_order_of_no_bytes_is_none() -> None:
