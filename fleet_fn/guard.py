@@ -125,8 +125,9 @@ class Situation(NamedTuple):
 
     @property
     def reported_at(self) -> datetime:
-        """When the status came to the cloud."""
-        return (self.answered and self.answered.time) or self.now
+        """When the status came to the cloud. A time ahead of our clock counts as now."""
+        told = self.answered and self.answered.time
+        return min(told, self.now) if told else self.now
 
 
 class Verdict(NamedTuple):

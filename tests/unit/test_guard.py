@@ -222,6 +222,12 @@ def test_so_it_does_if_its_target_is_unknown() -> None:
     assert confirm(OLD, None, Situation(NOW, 512, 300, SWAPPED)) is None
 
 
+def test_a_time_ahead_of_our_clock_does_not_show_that_it_heard_sync() -> None:
+    told = replace(UP, synced="2026-11-25T12:00:00Z", syncs=1)
+    ahead = LastAnswered(("event",), NOW + timedelta(days=1))
+    assert confirm(OLD, None, Situation(NOW, 512, 300, told, answered=ahead))
+
+
 @pytest.mark.parametrize("offset", [0, 1300])
 def test_progress_that_is_left_over_from_the_version_that_runs_is_none(offset: int) -> None:
     assert verdict(at(offset, b"0.1.0"), UP).step == Confirm(b"0.1.0", 300)
