@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+.DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test bench soak fuzz peers audit lint format clean
+.PHONY: help demo test bench soak fuzz peers audit lint format clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .venv/.run: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=…")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
 .venv/.dev: .venv/.run
@@ -29,36 +34,36 @@ BIN := .venv/bin
 		pip 'setuptools>=77' func-python hatchling
 	touch $@
 
-demo: .venv/.run ## publish a firmware, start sandbox and function, update five devices; REGISTRY=1: out of a registry
+demo: .venv/.run ## update simulated devices here; REGISTRY=1: out of an OCI registry
 	@$(BIN)/python -m fleet_fn demo $(if $(REGISTRY),--registry)
 
-test: .venv/.dev .venv/.wheels ## every test; under five minutes
+test: .venv/.dev .venv/.wheels ## run every test; under five minutes
 	@tests/install-peers
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-bench: .venv/.dev ## whether a rollout draws as many devices as it says, and what a pod takes; SEED=7: other devices
+bench: .venv/.dev ## measure the function and check rollouts; SEED=7: other devices
 	@$(BIN)/python -m tests.bench $(if $(SEED),--seed $(SEED))
 
-fuzz: .venv/.fuzz ## hostile bytes for each reader of them; FUZZ_SECONDS=60: for each target; TARGET=layer: one of them
+fuzz: .venv/.fuzz ## feed hostile bytes to each reader; FUZZ_SECONDS=60, TARGET=layer
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),600) $(TARGET)
 
-soak: .venv/.dev ## 2,000 devices at once, with faults on every wire; ten minutes; ARGS='--devices 100': fewer
+soak: .venv/.dev ## run 2,000 faulty devices, ten minutes; ARGS='--devices 100'
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-peers: .venv/.dev ## real device code, in Rust, against sandbox and function; needs cargo; ARGS='--board plain': one of them
+peers: .venv/.dev ## run device code in Rust; needs cargo; ARGS='--board plain'
 	@$(BIN)/python -m tests.peers $(ARGS)
 
-audit: .venv/.audit ## what is known against the dependencies, by PyPI's advisories
+audit: .venv/.audit ## look up advisories about the dependencies
 	@$(BIN)/pip-audit --strict --requirement requirements.txt
 
-lint: .venv/.dev ## ruff and mypy
+lint: .venv/.dev ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/.dev
+format: .venv/.dev ## let ruff correct and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
+clean: ## remove the virtual environment and caches
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
