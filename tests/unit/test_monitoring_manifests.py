@@ -14,7 +14,7 @@ from tests.support.function import ROOT
 from tests.support.tekton import load
 
 FOLDER = ROOT / "knative" / "monitoring"
-README = (ROOT / "README.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 Object = dict[str, Any]
 
 #: What the function counts: its metrics, with their labels and what these may be; None is anything.
@@ -167,7 +167,7 @@ def test_an_alert_names_what_there_is(alert: Object) -> None:
     assert set(re.findall(r"\$labels\.(\w+)", text)) <= Expression(alert["expr"]).results
     assert set(re.findall(r"\bFleet\w+", text)) <= {other["alert"] for other in ALERTS}
     for variable in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", text):
-        assert f"`{variable}`" in README
+        assert f"`{variable}`" in SETTINGS
     for outcome in re.findall(r"`(\w+)` lines", text):
         assert outcome in OUTCOMES
 

@@ -1,0 +1,183 @@
+"""The README's quick start and the page of things to try, run word for word but for ports, folders and environment."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+from tests.support.function import ROOT
+from tests.support.registry import need
+
+#: Seconds for a server to start, or a command to end.
+LIMIT = 30.0
+#: Below the ports that systems give to connections, so that none is taken between being found and being used.
+PORTS = range(20000, 30000)
+
+
+class Machine:
+    """A newcomer's machine: terminals, in which blocks of a page are pasted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        ports = free_ports()
+        self.ports = {port: str(next(ports)) for port in ("8080", "8081", "5000")}
+
+    def run(self, block: str) -> str:
+        """Run the commands of a block, and return what they print."""
+        run: subprocess.CompletedProcess[str] = subprocess.run(
+            **self._shell(block), capture_output=True, text=True, timeout=LIMIT
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run.stdout
+
+    @contextmanager
+    def running(self, block: str, ready: str) -> Iterator[None]:
+        """Run the commands of a block, whose last one stays until the end; `ready` answers with any status before."""
+        with (self.folder / "terminal").open("wb+") as shown:
+            process = subprocess.Popen(**self._shell(block), stdout=shown, stderr=shown, start_new_session=True)
+            try:
+                self._wait(process, self.local(ready))
+                yield
+            except AssertionError as error:
+                error.add_note((self.folder / "terminal").read_text())
+                raise
+            finally:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(LIMIT)
+
+    def local(self, text: str) -> str:
+        """Return a text of a page with this machine's ports and folders in it."""
+        for documented, port in self.ports.items():
+            text = text.replace(f"127.0.0.1:{documented}", f"127.0.0.1:{port}")
+        return text.replace("/tmp/", f"{self.folder}/")
+
+    def _shell(self, block: str) -> dict[str, Any]:
+        text = self.local(block).replace("fleet-fn sandbox ", f"fleet-fn sandbox --port {self.ports['8081']} ")
+        return {
+            "args": ["bash", "-euc", text.replace(". .venv/bin/activate\n", "")],
+            "cwd": ROOT,
+            "env": {
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "HOME": str(self.folder),
+                "TMPDIR": str(self.folder),
+                "PORT": self.ports["8080"],
+            },
+        }
+
+    def _wait(self, process: "subprocess.Popen[bytes]", url: str) -> None:
+        limit = monotonic() + LIMIT
+        while monotonic() < limit and process.poll() is None:
+            try:
+                urllib.request.urlopen(url, timeout=LIMIT).close()
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                sleep(0.05)
+            else:
+                return
+        raise AssertionError(f"{url} does not answer")
+
+
+def free_ports() -> Iterator[int]:
+    for port in PORTS:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        yield port
+
+
+class Page:
+    """The blocks of a page, below one of its headings."""
+
+    def __init__(self, name: str, heading: str) -> None:
+        text = (ROOT / name).read_text()
+        section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+        assert section
+        self._blocks = re.findall(r"^```(\w+)\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+
+    def __call__(self, language: str) -> list[str]:
+        return [text for name, text in self._blocks if name == language]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    need("curl")
+    return Machine(tmp_path)
+
+
+SANDBOX, FUNCTION = "http://127.0.0.1:8081/", "http://127.0.0.1:8080/readyz"
+QUICK_START = Page("README.md", "Quick start")
+PREVIEWS = Page("docs/try-it.md", "What would a device be told?")
+REAL_EVENT = Page("docs/try-it.md", "How do I send a real event?")
+OWN_OBJECTS = Page("docs/try-it.md", "How do I try applications and devices of my own?")
+REGISTRY = Page("docs/try-it.md", "How do I try a real registry?")
+OPENID = Page("docs/try-it.md", "How do I try OpenID without a provider?")
+
+
+def words(table: str) -> list[str]:
+    """Return the words of a table, but for times."""
+    return re.sub(r"\d{4}-\d\d-\d\dT[\d:]+Z", "TIME", table).split()
+
+
+def test_quick_start_ends_with_an_updated_device(machine: Machine) -> None:
+    publish, serve, report, update = QUICK_START("sh")
+    (block,), (table,) = QUICK_START("json"), QUICK_START("text")
+    with machine.running(publish, SANDBOX), machine.running(serve, FUNCTION):
+        assert json.loads(machine.run(report)) == json.loads(block)
+        shown = machine.run(update)
+    updated, _, fleet = shown.partition("DEVICE ")
+    assert re.search(r"^device1: 0\.1\.0 -> 0\.1\.1, 20480 bytes, .*, in sync$", updated, re.MULTILINE)
+    assert words(f"DEVICE {fleet}") == words(table)
+
+
+def test_previews_and_a_real_event_are_answered_as_the_page_shows(machine: Machine) -> None:
+    publish, serve, *_, update = QUICK_START("sh")
+    with machine.running(publish, SANDBOX), machine.running(serve, FUNCTION):
+        machine.run(update)
+        shown = [machine.run(block) for block in PREVIEWS("sh")]
+        assert [json.loads(text) for text in shown] == [json.loads(text) for text in PREVIEWS("json")]
+        (post,), (told,) = REAL_EVENT("sh"), REAL_EVENT("text")
+        assert set(told.splitlines()) <= set(machine.run(post).splitlines())
+        assert "Fleet-Outcome: duplicate" in machine.run(post).splitlines()
+
+
+def test_own_applications_and_devices_are_updated(machine: Machine) -> None:
+    publish, serve, *_ = QUICK_START("sh")
+    objects, sandbox, update = OWN_OBJECTS("sh")
+    with machine.running(publish, SANDBOX):
+        pass
+    machine.run(objects)
+    with machine.running(sandbox, SANDBOX), machine.running(serve, FUNCTION):
+        assert "bed-7: in sync with 1.2.3" in machine.run(update)
+
+
+def test_a_registry_holds_what_was_published(machine: Machine) -> None:
+    need("docker-registry")
+    publish, *_ = QUICK_START("sh")
+    machine.run(publish.rpartition("fleet-fn sandbox")[0])
+    (block,) = REGISTRY("sh")
+    configure, serve, *commands = block.splitlines(keepends=True)
+    with machine.running(configure + serve.replace(" &", ""), "http://127.0.0.1:5000/v2/"):
+        assert "version    0.1.1" in machine.run("".join(commands))
+
+
+def test_openid_is_tried_without_a_provider(machine: Machine) -> None:
+    publish, serve, report, _ = QUICK_START("sh")
+    (openid,) = OPENID("sh")
+    settings = serve.rpartition("fleet-fn serve")[0]
+    with machine.running(publish, SANDBOX), machine.running(settings + openid, FUNCTION):
+        assert json.loads(machine.run(report))["op"] == "WRITE"

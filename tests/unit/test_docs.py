@@ -1,0 +1,289 @@
+"""The documentation, compared with the code: reference tables, links, commands, make targets."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as read_metrics
+
+from fleet_fn import app
+from fleet_fn.cli.main import main
+from fleet_fn.policy import read_policy
+from fleet_fn.settings import Settings, SettingsError
+from tests.support.function import ROOT
+from tests.support.tekton import load
+
+DOCS: Final = ROOT / "docs"
+PAGES: Final = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted(DOCS.glob("*.md")))
+#: Everything that may name a page of `docs/`.
+FOLDERS: Final = ("fleet_fn", "function", "knative", "tests")
+NAMING: Final = (
+    *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*"))),
+    *(ROOT / name for name in ("Makefile", "Containerfile", "func.yaml", "gunicorn.conf.py", "pyproject.toml")),
+)
+MAX_README_BYTES: Final = 6000
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name if page.parent == ROOT else page.stem)
+
+
+def rows(page: str, header: str) -> list[list[str]]:
+    """Return the cells of each row below a header; of all tables of a page that have this header."""
+    found, inside = [], False
+    for line in (DOCS / page).read_text().splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not cells:
+            inside = False
+        elif cells[: len(header.split(" | "))] == header.split(" | "):
+            inside = True
+        elif inside and set(cells[0]) != {"-"}:
+            found.append(cells)
+    assert found
+    return found
+
+
+def code(cell: str) -> list[str]:
+    """Return what a cell has in backquotes."""
+    return re.findall(r"`([^`]*)`", cell)
+
+
+def snippets(page: Path) -> Iterator[str]:
+    """Yield each line of code of a page, and each piece of code within a line; continued lines are one."""
+    text = page.read_text().replace("\\\n", " ")
+    for block in re.findall(r"^ *```\w*\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
+        yield from block.splitlines()
+    prose = re.sub(r"^ *```\w*\n.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    yield from re.findall(r"^    (\S.*)$", prose, re.MULTILINE)
+    for piece in code(prose):
+        yield piece.replace("\\|", "|").replace("\n", " ")
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+REQUIRED: Final = {"DROGUE_API_URL": "https://api.example", "FIRMWARE_REGISTRY": "ghcr.io/acme/"}
+SETTINGS: Final = {code(name)[0]: default for name, default, *_ in rows("settings.md", "variable | default | meaning")}
+LITERALS: Final = {name: code(default)[0] for name, default in SETTINGS.items() if re.fullmatch(r"`[^`]*`", default)}
+#: Words that have another word to be replaced by.
+OTHERS: Final = {"true": "false", "false": "true", "json": "text", "INFO": "DEBUG"}
+
+
+class Recorder(dict[str, str]):
+    """An environment that keeps the names of the variables that were asked for."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        super().__init__(environment)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self.names.add(str(name))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+
+def test_settings_table_names_each_variable_once() -> None:
+    environment = Recorder(REQUIRED)
+    Settings.from_environment(environment)
+    assert len(SETTINGS) == len(rows("settings.md", "variable | default | meaning"))
+    assert set(SETTINGS) == environment.names
+
+
+@pytest.mark.parametrize("name", LITERALS)
+def test_settings_table_has_the_default(name: str) -> None:
+    default = LITERALS[name]
+    assert Settings.from_environment({**REQUIRED, name: default}) == Settings.from_environment(REQUIRED)
+    other = OTHERS[default] if default in OTHERS else str(int(default) + 1)
+    assert Settings.from_environment({**REQUIRED, name: other}) != Settings.from_environment(REQUIRED)
+
+
+def test_settings_table_says_what_is_required_and_what_is_not() -> None:
+    assert {name for name, default in SETTINGS.items() if default == "required"} == set(REQUIRED)
+    for name in REQUIRED:
+        with pytest.raises(SettingsError, match=name):
+            Settings.from_environment({**REQUIRED, name: ""})
+    defaults = {default for name, default in SETTINGS.items() if name not in LITERALS}
+    assert defaults == {"required", "none", "the system's", SETTINGS["FIRMWARE_CACHE_DIR"]}
+
+
+# --- Outcomes ---------------------------------------------------------------------------------------------------------
+
+OUTCOMES: Final = [(code(name), statuses) for name, statuses, *_ in rows("outcomes.md", "outcome | status")]
+
+
+def test_outcomes_table_has_each_outcome_with_its_status() -> None:
+    told: dict[str, set[int]] = {}
+    for (outcome, *_), statuses in OUTCOMES:
+        told.setdefault(outcome.partition(";")[0], set()).update(map(int, statuses.split(", ")))
+    # The only outcome with two: the second is that of a large body.
+    assert told.pop("invalid") == {app._STATUS["invalid"], 413}
+    assert told == {name: {int(status)} for name, status in app._STATUS.items() if name != "invalid"}
+
+
+def test_outcomes_table_has_each_reason_of_withheld() -> None:
+    sources = "\n".join(path.read_text() for path in sorted((ROOT / "fleet_fn").rglob("*.py")))
+    reasons = set(re.findall(r'\bHold\(\s*"([a-z-]+)"', sources))
+    assert len(reasons) > 1
+    withheld = [codes for codes, _ in OUTCOMES if codes[0].startswith("withheld")]
+    told = {quoted for codes in withheld for text in codes for quoted in re.findall(r'"([a-z-]+)"', text)}
+    assert told == reasons | {"unmanaged"}
+
+
+# --- Command line -----------------------------------------------------------------------------------------------------
+
+
+def commands() -> dict[str, click.Command]:
+    context = click.Context(main)
+    return {name: command for name in main.list_commands(context) if (command := main.get_command(context, name))}
+
+
+def test_command_line_table_has_each_command() -> None:
+    told = [code(cell)[0].split()[0] for cell, *_ in rows("command-line.md", "command | does")]
+    assert told == list(commands())
+
+
+@each_page
+def test_commands_have_the_options_that_pages_name(page: Path) -> None:
+    known = commands()
+    for line in snippets(page):
+        for words in re.findall(r"(?:^|\b)(?:fleet-fn|python -m fleet_fn) ([^|#>]*)", line):
+            name, *arguments = words.split() or ["COMMAND"]
+            if name.isupper() or name == "…":
+                continue
+            options = {option for parameter in known[name].params for option in parameter.opts} | {"--help"}
+            assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= options
+
+
+# --- Metrics ----------------------------------------------------------------------------------------------------------
+
+EXPOSE: Final = """
+from fleet_fn import prometheus
+prometheus.Events(("sync",)).count("sync", 0.1)
+prometheus.Exchanges("oci").count(200, 0.1)
+prometheus.Lookups("spec").count(hit=True)
+prometheus.count_sent(1)
+print(prometheus.exposition("")[0].decode())
+"""
+
+
+def test_metrics_table_has_each_metric_with_its_labels() -> None:
+    run = subprocess.run([sys.executable, "-c", EXPOSE], cwd=ROOT, capture_output=True, text=True, check=True)
+    counted = set()
+    for family in read_metrics(run.stdout):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        counted.add((name, family.type, frozenset(labels)))
+    told = set()
+    for cell, kind, *_ in rows("metrics.md", "metric | type | counts"):
+        name, _, listed = code(cell)[0].removesuffix("}").partition("{")
+        told.add((name, kind, frozenset(filter(None, listed.split(",")))))
+    assert told == counted
+
+
+# --- Other tables and examples ----------------------------------------------------------------------------------------
+
+
+def test_tekton_table_has_each_parameter_with_its_default() -> None:
+    pipeline = load(ROOT / "knative" / "tekton" / "pipeline.yaml")
+    parameters = {parameter["name"]: parameter.get("default") for parameter in pipeline["spec"]["params"]}
+    told = {}
+    for name, default, *_ in rows("tekton.md", "parameter | default | meaning"):
+        told[code(name)[0]] = {"required": None, "none": ""}.get(default) if "`" not in default else code(default)[0]
+    assert told == parameters
+
+
+def test_rollout_example_has_each_key_and_is_understood(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "rollouts.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "example.yaml").write_text(example)
+    section = load(tmp_path / "example.yaml")["spec"]["firmware"]
+    read_policy(section)
+    for place, path in ((section, "rollout"), (section["rollout"], "rollout.window")):
+        with pytest.raises(ValueError, match=rf"^{path}: got") as caught:
+            read_policy({**section, "rollout": _with_unknown_key(section["rollout"], path)})
+        keys = re.findall(r"\w+", str(caught.value).partition("a map with ")[2].replace(" and ", " "))
+        assert set(place[path.rpartition(".")[2]]) == set(keys)
+
+
+def _with_unknown_key(rollout: dict[str, Any], path: str) -> dict[str, Any]:
+    if path == "rollout":
+        return {**rollout, "unknown": 1}
+    return {**rollout, "window": {**rollout["window"], "unknown": 1}}
+
+
+# --- Pages ------------------------------------------------------------------------------------------------------------
+
+
+def test_readme_is_short() -> None:
+    assert (ROOT / "README.md").stat().st_size <= MAX_README_BYTES
+
+
+def test_index_names_each_page() -> None:
+    named = {target.partition("#")[0] for target in links(DOCS / "README.md")}
+    assert {path.name for path in DOCS.glob("*.md")} - {"README.md"} <= named
+
+
+@each_page
+def test_page_opens_with_one_title_and_its_answer(page: Path) -> None:
+    title, empty, answer, *_ = page.read_text().splitlines()
+    assert re.fullmatch(r"# \S.*", title)
+    assert not empty
+    assert re.match(r"[A-Z`]", answer)
+    assert len(re.findall(r"^# ", _without_code(page.read_text()), re.MULTILINE)) == 1
+
+
+def _without_code(text: str) -> str:
+    return re.sub(r"^ *```\w*\n.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def links(page: Path) -> list[str]:
+    """Return the targets of a page's links that are no URLs."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", _without_code(page.read_text()))
+    return [target for target in targets if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the names that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", _without_code(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        assert there.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(there), target
+
+
+def test_files_name_pages_that_exist() -> None:
+    named: dict[str, Path] = {}
+    for path in NAMING:
+        if path.suffix in (".py", ".yaml", ".json", ".env", ".toml", "") and path.is_file():
+            text = path.read_text(errors="replace")
+            named |= dict.fromkeys(re.findall(r"(?<![\w/.])docs/([\w-]+\.md)", text), path)
+    assert named
+    for name, path in named.items():
+        assert (DOCS / name).exists(), f"{path.relative_to(ROOT)} names docs/{name}"
+
+
+@each_page
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in snippets(page):
+        assert set(re.findall(r"^make ([a-z-]+)", line)) <= targets
+
+
+def test_contributing_has_each_make_target() -> None:
+    told = [code(cell)[0].removeprefix("make ") for cell, *_ in rows("contributing.md", "target | does")]
+    assert sorted(told) == sorted(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
