@@ -122,7 +122,7 @@ try:
     _settings = Settings.from_environment()
 except SettingsError:
     # Told by `on_starting`, where gunicorn lets a process end without a traceback.
-    _settings = Settings("", "")
+    _settings = Settings(drogue_api_url="", firmware_registry="")
 
 worker_class = "fleet_fn.worker.ThreadWorker"
 bind = f"0.0.0.0:{_settings.port}"

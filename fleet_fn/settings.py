@@ -1,98 +1,220 @@
-"""Every environment variable, read once and checked once."""
+"""Every environment variable: one row each, read once and checked once.
+
+The rows are the fields of `Settings`. `SETTINGS` lists them for the documentation.
+"""
 
 import os
 import re
-import ssl
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, TypeVar
 
-from fleet_fn.errors import Failed
-from fleet_fn.firmware.credentials import from_docker_config
-from fleet_fn.firmware.private import UntrustedError, check_private, default_folder, private_folder
-from fleet_fn.firmware.reference import is_name, parse_reference
+from fleet_fn import setting_values as kinds
+from fleet_fn.setting_values import LAYOUT_SCHEME, Kind, UnfitError, cache_folder, quoted
+
+__all__ = ["LAYOUT_SCHEME", "MAX_WAITING", "OURS", "SETTINGS", "SPARE_THREADS", "Setting", "Settings", "SettingsError"]
 
 T = TypeVar("T")
 
 #: Events of a process that may wait while THREADS others are worked on, and threads that it has besides, so that health
 #: is told, and further events are turned away, while all of these hang.
-MAX_WAITING = 56
-SPARE_THREADS = 8
+MAX_WAITING: Final = 56
+SPARE_THREADS: Final = 8
 #: The share of an event's time that is ours to use up; the rest is the server's and the network's.
-OURS = 0.97
-#: The scheme of `FIRMWARE_REGISTRY` that names folders with OCI image layouts instead of a registry.
-LAYOUT_SCHEME = "oci-layout:"
+OURS: Final = 0.97
+
+_ROW: Final = "setting"
 
 
 class SettingsError(Exception):
-    """Settings are missing or invalid. Its text is one line that names each, what it got and what it takes."""
+    """Settings are missing or invalid. Its text is one line that names each, its value, and what to set it to."""
 
 
 @dataclass(frozen=True, slots=True)
+class Setting:
+    """One environment variable: a row of the table."""
+
+    variable: str
+    #: The value if the variable is not set, or empty.
+    default: object
+    kind: Kind[object]
+    #: For the documentation, in Markdown, as is `default_text`.
+    meaning: str
+    default_text: str
+    is_required: bool = False
+
+
+def _row(variable: str, default: T, kind: Kind[T], meaning: str, *, default_text: str = "") -> T:
+    """Return a field of `Settings`. Secrets are kept out of `repr`."""
+    setting = Setting(variable, default, kind, meaning, default_text or _shown(default))
+    return field(default=default, repr=not kind.is_secret, metadata={_ROW: setting})
+
+
+def _required(variable: str, kind: Kind[str], meaning: str) -> Any:
+    """Return a field of `Settings` without a default."""
+    return field(metadata={_ROW: Setting(variable, "", kind, meaning, "required", is_required=True)})
+
+
+def _shown(default: object) -> str:
+    if default is None:
+        return "none"
+    shown = f"{default:g}" if isinstance(default, float) else str(default)
+    return f"`{shown.lower() if isinstance(default, bool) else shown}`"
+
+
+# --- The table --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the environment says, in the units of the contract. Secrets are kept out of `repr`."""
+    """The environment, in the units of the contract."""
 
-    #: Base URL of Drogue Cloud's registry and command APIs, without a trailing slash.
-    drogue_api_url: str
-    #: Where references to firmware begin: a registry's host and path, or `oci-layout:` and a folder.
-    firmware_registry: str
+    drogue_api_url: str = _required(
+        "DROGUE_API_URL",
+        kinds.base_url("the base URL of Drogue Cloud, e.g. https://api.example.com"),
+        "base URL of Drogue Cloud's registry and command APIs",
+    )
+    drogue_user: str | None = _row(
+        "DROGUE_USER",
+        None,
+        kinds.user("the user of the access token, without a colon"),
+        "user of the access token: with it HTTP Basic, without it Bearer",
+    )
+    drogue_token: str | None = _row(
+        "DROGUE_TOKEN", None, kinds.secret("an access token of Drogue Cloud"), "access token"
+    )
+    drogue_oidc_token_url: str | None = _row(
+        "DROGUE_OIDC_TOKEN_URL",
+        None,
+        kinds.endpoint("the URL of the token endpoint, e.g. https://sso.example.com/token"),
+        "token endpoint of an OpenID client, instead of an access token (client credentials grant)",
+    )
+    drogue_oidc_client_id: str | None = _row(
+        "DROGUE_OIDC_CLIENT_ID", None, kinds.identifier("the id of the OpenID client"), "its client id"
+    )
+    drogue_oidc_client_secret: str | None = _row(
+        "DROGUE_OIDC_CLIENT_SECRET", None, kinds.secret("the secret of the OpenID client"), "its secret"
+    )
+    drogue_ca_file: str | None = _row(
+        "DROGUE_CA_FILE",
+        None,
+        kinds.TRUST_ANCHORS,
+        "PEM file of trust anchors for Drogue Cloud and for the token endpoint",
+        default_text="the system's",
+    )
 
-    drogue_user: str | None = None
-    drogue_token: str | None = field(default=None, repr=False)
-    drogue_oidc_token_url: str | None = None
-    drogue_oidc_client_id: str | None = None
-    drogue_oidc_client_secret: str | None = field(default=None, repr=False)
-    #: PEM file of trust anchors; None trusts the system's.
-    drogue_ca_file: str | None = None
+    firmware_registry: str = _required(
+        "FIRMWARE_REGISTRY",
+        kinds.PREFIX,
+        "prefix of each reference: `ghcr.io/acme/`, or `oci-layout:/srv/firmware` for OCI image layouts in the folders "
+        "below; `{application}` is replaced",
+    )
+    firmware_registry_user: str | None = _row(
+        "FIRMWARE_REGISTRY_USER",
+        None,
+        kinds.user("the user of the OCI registry, without a colon"),
+        "user of the registry's credentials",
+    )
+    firmware_registry_token: str | None = _row(
+        "FIRMWARE_REGISTRY_TOKEN",
+        None,
+        kinds.secret("the password or token of the OCI registry"),
+        "password or token; alone it is a bearer token",
+    )
+    firmware_registry_insecure: bool = _row(
+        "FIRMWARE_REGISTRY_INSECURE", False, kinds.BOOLEAN, "talk plain HTTP to the registry"
+    )
+    firmware_registry_ca_file: str | None = _row(
+        "FIRMWARE_REGISTRY_CA_FILE",
+        None,
+        kinds.TRUST_ANCHORS,
+        "PEM file of trust anchors for the registry",
+        default_text="the system's",
+    )
+    docker_config: str | None = _row(
+        "DOCKER_CONFIG",
+        None,
+        kinds.DOCKER_CONFIG,
+        "folder whose `config.json` has the registry's credentials, if `FIRMWARE_REGISTRY_TOKEN` is not set",
+    )
+    firmware_default_image: str | None = _row(
+        "FIRMWARE_DEFAULT_IMAGE",
+        None,
+        kinds.IMAGE,
+        "firmware if neither device nor application names one; `{application}` and `{device}` are replaced",
+    )
+    firmware_dir: str | None = _row("FIRMWARE_DIR", None, kinds.FOLDER, "folder of the firmware that `file` names")
+    firmware_cache_dir: str = _row(
+        "FIRMWARE_CACHE_DIR",
+        "",
+        kinds.CACHE_FOLDER,
+        "folder of fetched firmware; shared by the pod's processes, and safe to lose. No other user may own it",
+        default_text="`fleet-firmware-UID` in the system's temporary directory",
+    )
+    firmware_cache_bytes: int = _row(
+        "FIRMWARE_CACHE_BYTES",
+        512 * 1024 * 1024,
+        kinds.CACHE_BYTES,
+        "bound on that folder; the least recently used firmware goes first. Larger firmware is refused",
+    )
 
-    firmware_registry_user: str | None = None
-    firmware_registry_token: str | None = field(default=None, repr=False)
-    firmware_registry_insecure: bool = False
-    firmware_registry_ca_file: str | None = None
-    #: Folder of Docker's `config.json`, whose credentials are used where `firmware_registry_token` is not set.
-    docker_config: str | None = None
-    #: Reference used where neither device nor application name one; `{application}` and `{device}` are replaced.
-    firmware_default_image: str | None = None
-    firmware_dir: str | None = None
-    firmware_cache_dir: str = ""
-    #: Bytes.
-    firmware_cache_bytes: int = 512 * 1024 * 1024
+    hawkbit_url: str | None = _row(
+        "HAWKBIT_URL",
+        None,
+        kinds.base_url("the base URL of hawkBit, e.g. https://hawkbit.example.com"),
+        "no effect yet",
+    )
+    hawkbit_tenant: str | None = _row("HAWKBIT_TENANT", None, kinds.text("the tenant in hawkBit"), "no effect yet")
+    hawkbit_gateway_token: str | None = _row(
+        "HAWKBIT_GATEWAY_TOKEN", None, kinds.secret("the gateway token of the tenant"), "no effect yet"
+    )
 
-    hawkbit_url: str | None = None
-    hawkbit_tenant: str | None = None
-    hawkbit_gateway_token: str | None = field(default=None, repr=False)
+    spec_ttl: float = _row("SPEC_TTL_SECONDS", 10.0, kinds.SECONDS, "how long the function remembers specs")
+    manifest_ttl: float = _row("MANIFEST_TTL_SECONDS", 30.0, kinds.SECONDS, "how long it remembers tags' manifests")
+    poll: int = _row(
+        "POLL_SECONDS", 300, kinds.WHOLE_SECONDS, "when a device in sync, or one whose update failed, asks again"
+    )
+    wait: int = _row(
+        "WAIT_SECONDS", 10, kinds.WHOLE_SECONDS, "when a device asks again whose firmware is being verified"
+    )
+    mtu_default: int = _row("MTU_DEFAULT", 512, kinds.BLOCK_BYTES, "bytes of a block if the device names no size")
+    mtu_max: int = _row("MTU_MAX", 65536, kinds.BLOCK_BYTES, "bytes of a block at most")
+    event_deadline: float = _row(
+        "EVENT_DEADLINE_SECONDS", 4.0, kinds.SECONDS, "every event is answered within this time"
+    )
+    event_max_age: float = _row(
+        "EVENT_MAX_AGE_SECONDS", 25.0, kinds.SECONDS, "older events are `stale`; 0 answers them all"
+    )
 
-    #: Seconds for which a device's or an application's spec may be answered from memory.
-    spec_ttl: float = 10.0
-    #: Seconds for which a tag's manifest may be answered from memory.
-    manifest_ttl: float = 30.0
-    #: Seconds until a device asks again, sent with SYNC and with the WAIT that goes with a failure.
-    poll: int = 300
-    #: Seconds until a device asks again, sent with WAIT.
-    wait: int = 10
-    #: Bytes of a block where the device names no size, and at most.
-    mtu_default: int = 512
-    mtu_max: int = 65536
-    #: Seconds within which every event is answered.
-    event_deadline: float = 4.0
-    #: Seconds after which an event is not answered any more; 0 answers them all.
-    event_max_age: float = 25.0
-    events_user: str | None = None
-    events_password: str | None = field(default=None, repr=False)
-    events_token: str | None = field(default=None, repr=False)
-    preview: bool = True
-    report_status: bool = True
-    log_level: str = "INFO"
-    #: `json` or `text`.
-    log_format: str = "json"
+    events_user: str | None = _row(
+        "EVENTS_USER",
+        None,
+        kinds.user("the user that events present, without a colon"),
+        "user of the Basic credentials that events and previews must carry",
+    )
+    events_password: str | None = _row(
+        "EVENTS_PASSWORD", None, kinds.secret("the password that events present"), "password of that user"
+    )
+    events_token: str | None = _row(
+        "EVENTS_TOKEN",
+        None,
+        kinds.secret("the token that events present"),
+        "Bearer token that events and previews must carry",
+    )
+    preview: bool = _row("PREVIEW", True, kinds.BOOLEAN, "serve `/preview`")
+    report_status: bool = _row(
+        "REPORT_STATUS",
+        True,
+        kinds.BOOLEAN,
+        "write `status.firmware`; without it there are no attempts, and nothing guards a device midway",
+    )
+    log_level: str = _row("LOG_LEVEL", "INFO", kinds.LOG_LEVEL, "least level of the lines on stdout")
+    log_format: str = _row("LOG_FORMAT", "json", kinds.LOG_FORMAT, "`json`, or `text` for people")
 
-    port: int = 8080
-    #: Worker processes, and threads of each.
-    workers: int = 1
-    threads: int = 8
+    host: str = _row("HOST", "0.0.0.0", kinds.ADDRESS, "IP address to listen on")  # noqa: S104 - a pod's is its own
+    port: int = _row("PORT", 8080, kinds.PORT, "TCP port to listen on")
+    workers: int = _row("WEB_CONCURRENCY", 1, kinds.PROCESSES, "worker processes")
+    threads: int = _row("THREADS", 8, kinds.THREADS, "events that each worker works on at once")
 
     @property
     def has_layouts(self) -> bool:
@@ -101,311 +223,134 @@ class Settings:
 
     @property
     def firmware_prefix(self) -> str:
-        """What stands before each reference, ending in `/`: else `ghcr.io/acme` could lead to `ghcr.io/acme-evil`."""
+        """The prefix of references, ending in `/`: else `ghcr.io/acme` could lead to `ghcr.io/acme-evil`."""
         prefix = self.firmware_registry.removeprefix(LAYOUT_SCHEME)
         return prefix if prefix.endswith("/") else f"{prefix}/"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """The settings that `environment` holds; an empty variable counts as not set.
+        """Return the settings of `environment`; an empty variable counts as not set.
 
         Raises:
-            SettingsError: a variable is missing, or has a value that it does not take.
+            SettingsError: a variable is missing or invalid.
 
         """
         read = _Reader(environment)
-        settings = cls(
-            **_drogue(read),
-            firmware_registry=read.required("FIRMWARE_REGISTRY", _registry_prefix, _REGISTRY_PREFIX),
-            firmware_registry_user=read.credential("FIRMWARE_REGISTRY_USER"),
-            firmware_registry_token=read.credential("FIRMWARE_REGISTRY_TOKEN"),
-            firmware_registry_insecure=read.get("FIRMWARE_REGISTRY_INSECURE", _boolean, _BOOLEAN, False),
-            firmware_registry_ca_file=read.optional("FIRMWARE_REGISTRY_CA_FILE", _trust_anchors, _TRUST_ANCHORS),
-            docker_config=read.optional("DOCKER_CONFIG", _docker_config, _DOCKER_CONFIG),
-            firmware_default_image=read.text("FIRMWARE_DEFAULT_IMAGE"),
-            firmware_dir=read.optional("FIRMWARE_DIR", _folder, "a folder that is there"),
-            firmware_cache_dir=read.cache_folder("FIRMWARE_CACHE_DIR"),
-            firmware_cache_bytes=read.get("FIRMWARE_CACHE_BYTES", _whole(1), "a number of bytes above 0", 536870912),
-            hawkbit_url=read.optional("HAWKBIT_URL", _base_url, _BASE_URL),
-            hawkbit_tenant=read.text("HAWKBIT_TENANT"),
-            hawkbit_gateway_token=read.credential("HAWKBIT_GATEWAY_TOKEN"),
-            spec_ttl=read.get("SPEC_TTL_SECONDS", _seconds, _SECONDS, 10.0),
-            manifest_ttl=read.get("MANIFEST_TTL_SECONDS", _seconds, _SECONDS, 30.0),
-            poll=read.get("POLL_SECONDS", _whole(0, _U32_MAX), _WHOLE_SECONDS, 300),
-            wait=read.get("WAIT_SECONDS", _whole(0, _U32_MAX), _WHOLE_SECONDS, 10),
-            mtu_default=read.get("MTU_DEFAULT", _whole(1, _U32_MAX), "a number of bytes above 0", 512),
-            mtu_max=read.get("MTU_MAX", _whole(1, _U32_MAX), "a number of bytes above 0", 65536),
-            event_deadline=read.get("EVENT_DEADLINE_SECONDS", _seconds, _SECONDS, 4.0),
-            event_max_age=read.get("EVENT_MAX_AGE_SECONDS", _seconds, _SECONDS, 25.0),
-            events_user=read.credential("EVENTS_USER"),
-            events_password=read.credential("EVENTS_PASSWORD"),
-            events_token=read.credential("EVENTS_TOKEN"),
-            preview=read.get("PREVIEW", _boolean, _BOOLEAN, True),
-            report_status=read.get("REPORT_STATUS", _boolean, _BOOLEAN, True),
-            log_level=read.get("LOG_LEVEL", _one_of(_LOG_LEVELS, str.upper), " or ".join(_LOG_LEVELS), "INFO"),
-            log_format=read.get("LOG_FORMAT", _one_of(("json", "text"), str.lower), "json or text", "json"),
-            port=read.get("PORT", _whole(0, 65535), "a TCP port from 0 to 65535", 8080),
-            workers=read.get("WEB_CONCURRENCY", _whole(1, 1024), "a number of processes from 1 to 1024", 1),
-            threads=read.get("THREADS", _whole(1, 1024), "a number of threads from 1 to 1024", 8),
-        )
-        read.together("EVENTS_USER", "EVENTS_PASSWORD")
-        read.together("FIRMWARE_REGISTRY_USER", needs=("FIRMWARE_REGISTRY_TOKEN",))
-        read.user("EVENTS_USER")
-        read.user("FIRMWARE_REGISTRY_USER", "FIRMWARE_REGISTRY_TOKEN")
-        read.template("FIRMWARE_REGISTRY", "application")
-        if default_image := read.template("FIRMWARE_DEFAULT_IMAGE", "application", "device"):
-            try:
-                parse_reference(default_image)
-            except Failed:
-                read.wrong("FIRMWARE_DEFAULT_IMAGE", "a reference: name, name:tag or name@sha256:…")
+        values = {name: read.value(setting) for name, setting in SETTINGS.items()}
+        values["firmware_cache_dir"] = values["firmware_cache_dir"] or read.default_cache_folder()
+        _check_drogue(read)
+        read.check_together("EVENTS_USER", "EVENTS_PASSWORD")
+        read.check_needs("FIRMWARE_REGISTRY_USER", "FIRMWARE_REGISTRY_TOKEN")
+        read.check_bearer("FIRMWARE_REGISTRY_TOKEN", unless="FIRMWARE_REGISTRY_USER")
         read.finish()
-        return settings
+        return cls(**values)
 
     @classmethod
     def for_drogue(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """What `environment` says of Drogue Cloud alone, for who has no business with firmware.
+        """Return the settings of `environment` that concern Drogue Cloud, for callers that need no firmware.
 
         Raises:
-            SettingsError: a variable is missing, or has a value that it does not take.
+            SettingsError: a variable is missing or invalid.
 
         """
         read = _Reader(environment)
-        settings = cls(firmware_registry="", **_drogue(read))
+        rows = {name: setting for name, setting in SETTINGS.items() if setting.variable.startswith("DROGUE_")}
+        values = {name: read.value(setting) for name, setting in rows.items()}
+        _check_drogue(read)
         read.finish()
-        return settings
+        return cls(firmware_registry="", **values)
 
 
-def _drogue(read: "_Reader") -> dict[str, Any]:
-    """The settings that concern Drogue Cloud, by field."""
-    fields = {
-        "drogue_api_url": read.required("DROGUE_API_URL", _base_url, _BASE_URL),
-        "drogue_user": read.credential("DROGUE_USER"),
-        "drogue_token": read.credential("DROGUE_TOKEN"),
-        "drogue_oidc_token_url": read.optional("DROGUE_OIDC_TOKEN_URL", _endpoint, _BASE_URL),
-        "drogue_oidc_client_id": read.credential("DROGUE_OIDC_CLIENT_ID"),
-        "drogue_oidc_client_secret": read.credential("DROGUE_OIDC_CLIENT_SECRET"),
-        "drogue_ca_file": read.optional("DROGUE_CA_FILE", _trust_anchors, _TRUST_ANCHORS),
-    }
-    read.together("DROGUE_USER", needs=("DROGUE_TOKEN",))
-    read.together("DROGUE_OIDC_TOKEN_URL", "DROGUE_OIDC_CLIENT_ID", "DROGUE_OIDC_CLIENT_SECRET")
-    read.apart("DROGUE_OIDC_TOKEN_URL", "DROGUE_TOKEN")
-    read.user("DROGUE_USER", "DROGUE_TOKEN")
-    return fields
+#: Each variable, by the field of `Settings` that holds its value.
+SETTINGS: Final[Mapping[str, Setting]] = {row.name: row.metadata[_ROW] for row in fields(Settings)}
+_BY_VARIABLE: Final = {setting.variable: setting for setting in SETTINGS.values()}
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def _check_drogue(read: "_Reader") -> None:
+    read.check_needs("DROGUE_USER", "DROGUE_TOKEN")
+    read.check_together("DROGUE_OIDC_TOKEN_URL", "DROGUE_OIDC_CLIENT_ID", "DROGUE_OIDC_CLIENT_SECRET")
+    read.check_apart("DROGUE_OIDC_TOKEN_URL", "DROGUE_TOKEN")
+    read.check_bearer("DROGUE_TOKEN", unless="DROGUE_USER")
 
 
 class _Reader:
-    """Reads variables and collects all violations, so that a user mends them in one go."""
+    """Reads variables and collects all violations, so that a user can correct them in one go."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
-        self.violations: list[str] = []
+        self._violations: list[str] = []
 
-    def text(self, name: str) -> str | None:
-        return self._environment.get(name) or None
-
-    def credential(self, name: str) -> str | None:
-        return self.optional(name, _credential, _CREDENTIAL)
-
-    def wrong(self, name: str, takes: str) -> None:
-        self.violations.append(f"{name}: got {_shown(name, self.text(name))}, takes {takes}")
-
-    def optional(self, name: str, parse: Callable[[str], T], takes: str) -> T | None:
-        value = self.text(name)
-        if value is None:
-            return None
+    def value(self, setting: Setting) -> Any:
+        """Return the value of a variable; the default if the variable is not set, or invalid."""
+        text = self._text(setting.variable)
+        if text is None:
+            if setting.is_required:
+                self._violate(setting.variable, "is not set")
+            return setting.default
         try:
-            return parse(value)
-        except ValueError:
-            self.wrong(name, takes)
-            return None
+            return setting.kind.parse(text)
+        except ValueError as error:
+            self._violate(setting.variable, _problem(setting.kind, text, error))
+        return setting.default
 
-    def get(self, name: str, parse: Callable[[str], T], takes: str, default: T) -> T:
-        value = self.optional(name, parse, takes)
-        return default if value is None else value
-
-    def required(self, name: str, parse: Callable[[str], str], takes: str) -> str:
-        """Return the value of a variable that has to be set."""
-        if self.text(name) is None:
-            self.wrong(name, takes)
+    def default_cache_folder(self) -> str:
+        """Return the default folder of the cache; nothing if the variable is set to an invalid one."""
+        variable = SETTINGS["firmware_cache_dir"].variable
+        if self._text(variable) is not None:
             return ""
-        return self.get(name, parse, takes, "")
-
-    def cache_folder(self, name: str) -> str:
-        """Return the folder that a variable names for a cache, or one in the system's temporary directory."""
-        value = self.text(name)
         try:
-            folder = private_folder(Path(value)) if value else default_folder()
-            _check_writable(folder)
-        except UntrustedError as error:
-            which = "" if value else "the default "
-            self.wrong(name, f"{_PRIVATE_FOLDER} ({which}{error.strerror})")
-        except (OSError, RuntimeError, ValueError):  # a loop of links; a null byte
-            self.wrong(name, _WRITABLE_FOLDER)
-        else:
-            return str(folder)
+            return cache_folder()
+        except UnfitError as error:
+            self._violate(variable, f"is not set, and the default folder {error}")
+        except ValueError:
+            self._violate(variable, "is not set, and the default folder cannot be written")
         return ""
 
+    def check_together(self, *variables: str) -> None:
+        """Require all variables if one of them is set."""
+        for variable in variables:
+            if self._text(variable) is not None:
+                self.check_needs(variable, *variables)
+                return
+
+    def check_needs(self, variable: str, *needed: str) -> None:
+        """Require variables that another one needs."""
+        for other in needed if self._text(variable) is not None else ():
+            if self._text(other) is None:
+                takes = f"{_BY_VARIABLE[other].kind.takes}, or unset {variable}"
+                self._violate(other, f"is not set, although {variable} is", takes)
+
+    def check_apart(self, variable: str, other: str) -> None:
+        """Refuse variables that exclude each other."""
+        text = self._text(variable)
+        if text is not None and self._text(other) is not None:
+            self._violations.append(f"{variable} is {quoted(text)}, although {other} is set. Unset one of them")
+
+    def check_bearer(self, variable: str, unless: str) -> None:
+        """Require a token that stands alone to be one for the Bearer scheme."""
+        token = self._text(variable)
+        if token and token.isprintable() and self._text(unless) is None and not re.fullmatch(r"[!-~]+", token):
+            problem = "contains a character that no bearer token can have (RFC 6750)"
+            self._violate(variable, problem, f"ASCII characters without spaces, or set {unless} as well")
+
     def finish(self) -> None:
-        """Raises SettingsError for all that was wrong."""
-        if self.violations:
-            raise SettingsError("; ".join(self.violations))
+        """Raise SettingsError if there were violations."""
+        if self._violations:
+            raise SettingsError("; ".join(self._violations))
 
-    def user(self, name: str, token: str | None = None) -> None:
-        """A user name for HTTP Basic, without which a `token` is one for Bearer."""
-        if ":" in (self.text(name) or ""):
-            self.wrong(name, "a user name without a colon (HTTP Basic, RFC 7617)")
-        bearer = token and not self.text(name) and self.text(token)
-        if token and bearer and not re.fullmatch(r"[!-~]+", bearer):
-            self.wrong(token, f"ASCII characters without spaces (RFC 6750), unless {name} is set")
+    def _text(self, variable: str) -> str | None:
+        return self._environment.get(variable) or None
 
-    def together(self, *names: str, needs: tuple[str, ...] = ()) -> None:
-        """Variables of which none makes sense without the others; those that one `needs` may stand alone."""
-        if any(self.text(name) for name in names):
-            for name in (*names, *needs):
-                if self.text(name) is None:
-                    self.wrong(name, f"a value, because {next(n for n in names if self.text(n))} is set")
-
-    def template(self, name: str, *placeholders: str) -> str:
-        """A value as it is with names put in; other braces than the placeholders' are no part of a reference."""
-        known = [f"{{{placeholder}}}" for placeholder in placeholders]
-        filled = re.sub("|".join(map(re.escape, known)), "name", self.text(name) or "")
-        if "{" in filled or "}" in filled:
-            self.wrong(name, f"no other placeholder than {' and '.join(known)}")
-            return ""
-        return filled
-
-    def apart(self, name: str, other: str) -> None:
-        if self.text(name) and self.text(other):
-            self.violations.append(f"{name}: got {_shown(name, self.text(name))}, takes nothing while {other} is set")
+    def _violate(self, variable: str, problem: str, takes: str | None = None) -> None:
+        self._violations.append(f"{variable} {problem}. Set it to {takes or _BY_VARIABLE[variable].kind.takes}")
 
 
-def _shown(name: str, value: str | None) -> str:
-    """What to tell of a value: never a secret, nor what may be one in a URL; always one line."""
-    if value is None:
-        return "nothing"
-    if re.search(r"TOKEN$|PASSWORD|SECRET", name):
-        return "a value"
-    # What is a password there may hold any character, "@" and "?" included.
-    upto = r".*" if re.search(r"[?#].*@", value, re.DOTALL) else r".*(?=@)"
-    value = re.sub(rf"^([A-Za-z][A-Za-z0-9+.-]*://)?{upto}", r"\1…", value, count=1, flags=re.DOTALL)
-    value = re.sub(r"([?#]).*", r"\1…", value, flags=re.DOTALL)
-    return ascii(value[:200]).replace("\\u2026", "…")
-
-
-_U32_MAX = 2**32 - 1
-_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_BASE_URL = "an http:// or https:// URL without credentials, query and fragment"
-_REGISTRY_PREFIX = f"a prefix of image references such as ghcr.io/acme/, or {LAYOUT_SCHEME} and a folder"
-_TRUST_ANCHORS = "the path of a readable file of certificates (PEM)"
-_WRITABLE_FOLDER = "a folder that can be written, or that can be made"
-_PRIVATE_FOLDER = "a folder that no other user owns or may write"
-_DOCKER_CONFIG = "a folder whose config.json, if there is one, can be read and is as docker writes it"
-_CREDENTIAL = "printable characters, with no line break at the end either"
-_BOOLEAN = "true or false"
-_SECONDS = "a decimal number of seconds"
-_WHOLE_SECONDS = "a whole number of seconds"
-
-
-def _base_url(value: str) -> str:
-    url = urlsplit(value)
-    _ = url.port  # raises ValueError where it is no number
-    if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query or url.fragment:
-        raise ValueError(value)
-    if not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError(value)
-    url.hostname.encode("idna")  # raises ValueError where the resolver would
-    return value.rstrip("/")
-
-
-def _endpoint(value: str) -> str:
-    _base_url(value)
-    return value  # to some servers a slash at the end makes a difference
-
-
-def _registry_prefix(value: str) -> str:
-    if value.startswith(LAYOUT_SCHEME):
-        if len(value) == len(LAYOUT_SCHEME):
-            raise ValueError(value)
-        return value
-    host, _, path = value.partition("/")
-    if not re.fullmatch(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?", host):
-        raise ValueError(value)
-    _base_url(f"https://{host}")
-    path = re.sub(r"\{.*?\}", "name", path).removesuffix("/")  # other placeholders than ours are told as such
-    if path and not is_name(path):
-        raise ValueError(value)
-    return value
-
-
-def _trust_anchors(value: str) -> str:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
-    except OSError as error:
-        raise ValueError(value) from error
-    return value
-
-
-def _credential(value: str) -> str:
-    if not value.isprintable():  # a line break ends a header, and http.client quotes what it refuses in a traceback
-        raise ValueError("a credential that no header can carry")
-    return value
-
-
-def _folder(value: str) -> str:
-    if not Path(value).is_dir():
-        raise ValueError(value)
-    return value
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise OSError if no files can be made in a folder, or in the one that it would be made in.
-
-    `UntrustedError` tells that the file system gives files to another user, or opens them to others.
-    """
-    folder = folder.absolute()
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    with TemporaryDirectory(dir=folder) as inner:
-        path = Path(inner, "file")
-        path.touch(0o600)
-        check_private(folder, Path(inner).lstat())
-        check_private(folder, path.lstat())
-
-
-def _docker_config(value: str) -> str:
-    try:
-        from_docker_config(value, "", "")
-    except Failed as error:
-        raise ValueError(value) from error
-    return value
-
-
-def _boolean(value: str) -> bool:
-    try:
-        return {"true": True, "false": False}[value.lower()]
-    except KeyError as error:
-        raise ValueError(value) from error
-
-
-def _seconds(value: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?|\.[0-9]+", value):
-        raise ValueError(value)
-    return float(value)
-
-
-def _whole(lowest: int, highest: int = 2**63 - 1) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,19}", value) or not lowest <= int(value) <= highest:
-            raise ValueError(value)
-        return int(value)
-
-    return parse
-
-
-def _one_of(words: tuple[str, ...], fold: Callable[[str], str]) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if fold(value) not in words:
-            raise ValueError(value)
-        return fold(value)
-
-    return parse
+def _problem(kind: Kind[object], text: str, error: ValueError) -> str:
+    """Return what is wrong with an invalid text, which is quoted unless it is a secret."""
+    why = str(error) if isinstance(error, UnfitError) else ""
+    if kind.is_secret:
+        return why or "is invalid"
+    return f"is {quoted(text)}, which {why}" if why else f"is {quoted(text)}"

@@ -476,7 +476,7 @@ def test_a_registry_that_is_not_there_is_told() -> None:
 
 def test_a_missing_setting_is_told_and_the_firmware_registry_is_none() -> None:
     refusal = run("").refusal
-    assert refusal.startswith("DROGUE_API_URL: got nothing")
+    assert refusal.startswith("DROGUE_API_URL is not set. Set it to ")
     assert "FIRMWARE_REGISTRY" not in refusal
 
 

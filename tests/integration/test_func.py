@@ -231,7 +231,7 @@ def test_a_setting_that_is_missing_stops_the_start_with_one_line(scaffolded: lis
     process = subprocess.run(scaffolded, env={}, capture_output=True, text=True, timeout=60)
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
-    assert line.startswith("fleet_fn: DROGUE_API_URL: got nothing, takes ")
+    assert line.startswith("fleet_fn: DROGUE_API_URL is not set. Set it to ")
 
 
 # --- What its server would leave behind

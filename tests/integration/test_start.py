@@ -110,19 +110,30 @@ def test_plain_gunicorn_takes_the_recommended_settings_from_its_working_director
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
-        ({"FIRMWARE_REGISTRY": "oci-layout:/x"}, "DROGUE_API_URL: got nothing, takes an http"),
-        ({"DROGUE_API_URL": "http://x"}, "FIRMWARE_REGISTRY: got nothing, takes a prefix"),
         (
-            {"DROGUE_API_URL": "ftp://me:s3cret@x", "FIRMWARE_REGISTRY": "oci-layout:/x"},
-            "DROGUE_API_URL: got 'ftp://…@x', takes an http",
+            {"FIRMWARE_REGISTRY": "oci-layout:/"},
+            "DROGUE_API_URL is not set. Set it to the base URL of Drogue Cloud, e.g. https://api.example.com",
+        ),
+        ({"DROGUE_API_URL": "http://x"}, "FIRMWARE_REGISTRY is not set. Set it to a prefix"),
+        (
+            {"DROGUE_API_URL": "ftp://me:s3cret@x", "FIRMWARE_REGISTRY": "oci-layout:/"},
+            "DROGUE_API_URL is 'ftp://…@x', which is not an http:// or https:// URL",
         ),
         (
-            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/x", "POLL_SECONDS": "1.5"},
-            "POLL_SECONDS: got '1.5', takes a whole number",
+            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "POLL_SECONDS": "1.5"},
+            "POLL_SECONDS is '1.5'. Set it to a whole number",
         ),
         (
-            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/x", "EVENTS_USER": "me"},
-            "EVENTS_PASSWORD: got nothing, takes a value, because EVENTS_USER is set",
+            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "EVENTS_USER": "me"},
+            "EVENTS_PASSWORD is not set, although EVENTS_USER is. Set it to the password",
+        ),
+        (
+            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/nothere"},
+            "FIRMWARE_REGISTRY is 'oci-layout:/nothere', which names a folder that does not exist: '/nothere'. Set ",
+        ),
+        (
+            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "DROGUE_TOKEN": "s3cret\n"},
+            "DROGUE_TOKEN contains a control character (a trailing newline?). Set it to an access token",
         ),
     ],
 )
@@ -162,18 +173,17 @@ def test_a_default_cache_folder_that_a_stranger_prepared_stops_the_start(
     ended = subprocess.run(command, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, timeout=60)
     assert ended.returncode != 0
     (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("[")]
-    private = "a folder that no other user owns or may write"
-    assert f"FIRMWARE_CACHE_DIR: got nothing, takes {private} (the default '{folder}' " in line
+    assert f"FIRMWARE_CACHE_DIR is not set, and the default folder is not safe: '{folder}' " in line
     assert "Booting worker" not in ended.stderr
 
 
-@pytest.mark.parametrize("variable", ["PORT", "WEB_CONCURRENCY", "THREADS"])
+@pytest.mark.parametrize("variable", ["HOST", "PORT", "WEB_CONCURRENCY", "THREADS"])
 def test_serve_tells_of_wrong_server_settings_too(variable: str) -> None:
-    variables = {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/x", variable: "many"}
+    variables = {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", variable: "many"}
     ended = subprocess.run(SERVE, env=environment(**variables), capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
-    assert f"{variable}: got 'many', takes" in line
+    assert f"{variable} is 'many'. Set it to " in line
 
 
 def test_the_first_event_needs_nothing_of_a_registry_client_or_the_command_line() -> None:

@@ -1,0 +1,298 @@
+"""What the variables of `fleet_fn.settings` take: how each kind of value is read, and how an error calls it."""
+
+import os
+import re
+import ssl
+import stat
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, Generic, TypeVar
+from urllib.parse import urlsplit
+
+from fleet_fn.errors import Failed
+from fleet_fn.firmware.credentials import from_docker_config
+from fleet_fn.firmware.private import UntrustedError, check_private, default_folder, private_folder
+from fleet_fn.firmware.reference import is_name, parse_reference
+
+T_co = TypeVar("T_co", covariant=True)
+
+#: The scheme of `FIRMWARE_REGISTRY` that names folders with OCI image layouts instead of a registry.
+LAYOUT_SCHEME: Final = "oci-layout:"
+
+_HOST: Final = r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?"
+_U32_MAX: Final = 2**32 - 1
+_LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+class UnfitError(ValueError):
+    """A value that a variable does not take. The text says why, after "which"; it quotes no secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T_co]):
+    """A kind of value."""
+
+    #: Returns the value of a text; raises ValueError.
+    parse: Callable[[str], T_co]
+    #: What to set the variable to.
+    takes: str
+    is_secret: bool = False
+
+
+def quoted(value: str) -> str:
+    """Return a value for an error message: one line, without what may be a secret in a URL."""
+    # A password there may hold any character, "@" and "?" included.
+    upto = r".*" if re.search(r"[?#].*@", value, re.DOTALL) else r".*(?=@)"
+    value = re.sub(rf"^([A-Za-z][A-Za-z0-9+.-]*://)?{upto}", r"\1…", value, count=1, flags=re.DOTALL)
+    value = re.sub(r"([?#]).*", r"\1…", value, flags=re.DOTALL)
+    return ascii(value[:200]).replace("\\u2026", "…")
+
+
+# --- URLs and references ----------------------------------------------------------------------------------------------
+
+
+def _parse_url(value: str) -> str:
+    url = urlsplit(value)
+    _ = url.port  # raises ValueError if it is no number
+    if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query or url.fragment:
+        raise UnfitError("is not an http:// or https:// URL without credentials, query and fragment")
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise UnfitError("has a character that no URL can have")
+    url.hostname.encode("idna")  # raises ValueError if the resolver would
+    return value
+
+
+def base_url(takes: str) -> Kind[str]:
+    """Return the kind of URLs that paths are appended to."""
+    return Kind(lambda value: _parse_url(value).rstrip("/"), takes)
+
+
+def endpoint(takes: str) -> Kind[str]:
+    """Return the kind of URLs that are used as they are: to some servers a slash at the end makes a difference."""
+    return Kind(_parse_url, takes)
+
+
+def _parse_prefix(value: str) -> str:
+    """Return the prefix of references as it is.
+
+    The folder of image layouts has to exist when the function starts: a mistyped one would fail each event. Layouts
+    may come later, below it: volumes are mounted before a container starts, and firmware is published at any time. If
+    `{application}` is part of the path, the folder before it has to exist, because applications come later, too.
+    """
+    _check_placeholders(value, "application")
+    if value.startswith(LAYOUT_SCHEME):
+        _check_layouts(value.removeprefix(LAYOUT_SCHEME))
+        return value
+    host, _, path = value.partition("/")
+    if not re.fullmatch(_HOST, host):
+        raise ValueError(value)
+    _parse_url(f"https://{host}")
+    path = path.replace("{application}", "name").removesuffix("/")
+    if path and not is_name(path):
+        raise ValueError(value)
+    return value
+
+
+def _check_layouts(path: str) -> None:
+    """Raise ValueError unless a folder is at `path`, up to the component that has a placeholder."""
+    if not path:
+        raise ValueError(path)
+    before, placeholder, _ = path.partition("{")
+    folder = Path(before[: before.rfind("/") + 1] if placeholder else path)
+    try:
+        mode = folder.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise UnfitError(f"names a folder that does not exist: {quoted(str(folder))}") from error
+    except OSError as error:
+        raise UnfitError(f"names a folder that cannot be read: {quoted(str(folder))} ({error.strerror})") from error
+    if not stat.S_ISDIR(mode):
+        raise UnfitError(f"names a file, not a folder: {quoted(str(folder))}")
+
+
+def _parse_image(value: str) -> str:
+    _check_placeholders(value, "application", "device")
+    try:
+        parse_reference(re.sub(r"\{(application|device)\}", "name", value))
+    except Failed as error:
+        raise ValueError(value) from error
+    return value
+
+
+def _check_placeholders(value: str, *names: str) -> None:
+    """Raise ValueError for braces that are not of these placeholders: no reference can have them."""
+    known = [f"{{{name}}}" for name in names]
+    if re.search(r"[{}]", re.sub("|".join(map(re.escape, known)), "", value)):
+        raise UnfitError(f"has a placeholder other than {' and '.join(known)}")
+
+
+PREFIX: Final = Kind(
+    _parse_prefix, f"a prefix of references such as ghcr.io/acme/, or {LAYOUT_SCHEME} and an existing folder"
+)
+IMAGE: Final = Kind(_parse_image, "a reference: name, name:tag or name@sha256:…")
+
+
+# --- Credentials ------------------------------------------------------------------------------------------------------
+
+
+def _parse_credential(value: str) -> str:
+    """Return a credential that a header can carry: a line break would end it, and tracebacks would quote it."""
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise UnfitError("contains a control character (a trailing newline?)")
+    if not value.isprintable():
+        raise UnfitError("contains a character that cannot be printed")
+    return value
+
+
+def _parse_user(value: str) -> str:
+    if ":" in _parse_credential(value):
+        raise UnfitError("contains a colon, which HTTP Basic allows in no user name (RFC 7617)")
+    return value
+
+
+def user(takes: str) -> Kind[str]:
+    """Return the kind of users in HTTP Basic."""
+    return Kind(_parse_user, takes)
+
+
+def identifier(takes: str) -> Kind[str]:
+    """Return the kind of identifiers that headers and forms carry."""
+    return Kind(_parse_credential, takes)
+
+
+def secret(takes: str) -> Kind[str]:
+    """Return the kind of secrets."""
+    return Kind(_parse_credential, takes, is_secret=True)
+
+
+# --- Files and folders ------------------------------------------------------------------------------------------------
+
+
+def _parse_trust_anchors(value: str) -> str:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
+    except OSError as error:
+        raise ValueError(value) from error
+    return value
+
+
+def _parse_folder(value: str) -> str:
+    if not Path(value).is_dir():
+        raise ValueError(value)
+    return value
+
+
+def cache_folder(value: str = "") -> str:
+    """Return the folder to keep a cache in; without a `value`, one in the system's temporary directory.
+
+    Raises:
+        UnfitError: another user can change what the folder holds.
+        ValueError: the folder cannot be written, nor created.
+
+    """
+    try:
+        folder = private_folder(Path(value)) if value else default_folder()
+        _check_writable(folder)
+    except UntrustedError as error:
+        raise UnfitError(f"is not safe: {error.strerror}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise ValueError(value) from error
+    return str(folder)
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise OSError if no files can be made in a folder, or in the one that it would be made in.
+
+    `UntrustedError` tells that the file system gives files to another user, or opens them to others.
+    """
+    folder = folder.absolute()
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    with TemporaryDirectory(dir=folder) as inner:
+        path = Path(inner, "file")
+        path.touch(0o600)
+        check_private(folder, Path(inner).lstat())
+        check_private(folder, path.lstat())
+
+
+def _parse_docker_config(value: str) -> str:
+    try:
+        from_docker_config(value, "", "")
+    except Failed as error:
+        raise ValueError(value) from error
+    return value
+
+
+TRUST_ANCHORS: Final = Kind(_parse_trust_anchors, "the path of a readable file of certificates (PEM)")
+FOLDER: Final = Kind(_parse_folder, "an existing folder")
+CACHE_FOLDER: Final = Kind(cache_folder, "a folder that can be written or created, and that no other user owns")
+DOCKER_CONFIG: Final = Kind(
+    _parse_docker_config, "a folder whose config.json, if it exists, can be read and is as docker writes it"
+)
+
+
+# --- Numbers and words ------------------------------------------------------------------------------------------------
+
+
+def _parse_boolean(value: str) -> bool:
+    try:
+        return {"true": True, "false": False}[value.lower()]
+    except KeyError as error:
+        raise ValueError(value) from error
+
+
+def _parse_seconds(value: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?|\.[0-9]+", value):
+        raise ValueError(value)
+    return float(value)
+
+
+def _parse_address(value: str) -> str:
+    """Return an IP address without brackets. Names are refused, because they may resolve to several addresses."""
+    if value == "localhost":
+        return "127.0.0.1"
+    bracketed = re.fullmatch(r"\[(.*:.*)\]", value)
+    return str(ip_address(bracketed[1] if bracketed else value))
+
+
+def whole(takes: str, lowest: int, highest: int) -> Kind[int]:
+    """Return the kind of whole numbers in a range."""
+
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,19}", value) or not lowest <= int(value) <= highest:
+            raise ValueError(value)
+        return int(value)
+
+    return Kind(parse, takes)
+
+
+def word(*words: str, fold: Callable[[str], str]) -> Kind[str]:
+    """Return the kind of words of which there are few; `fold` makes upper or lower case no matter."""
+
+    def parse(value: str) -> str:
+        if fold(value) not in words:
+            raise ValueError(value)
+        return fold(value)
+
+    return Kind(parse, " or ".join(words))
+
+
+def text(takes: str) -> Kind[str]:
+    """Return the kind of texts of any characters."""
+    return Kind(lambda value: value, takes)
+
+
+BOOLEAN: Final = Kind(_parse_boolean, "true or false")
+SECONDS: Final = Kind(_parse_seconds, "a decimal number of seconds, e.g. 2.5")
+WHOLE_SECONDS: Final = whole("a whole number of seconds", 0, _U32_MAX)
+BLOCK_BYTES: Final = whole("a number of bytes from 1 to 4294967295", 1, _U32_MAX)
+CACHE_BYTES: Final = whole("a number of bytes above 0", 1, 2**63 - 1)
+LOG_LEVEL: Final = word(*_LOG_LEVELS, fold=str.upper)
+LOG_FORMAT: Final = word("json", "text", fold=str.lower)
+ADDRESS: Final = Kind(_parse_address, "an IP address of this machine, e.g. 127.0.0.1 or ::1")
+PORT: Final = whole("a TCP port from 0 to 65535", 0, 65535)
+PROCESSES: Final = whole("a number of processes from 1 to 1024", 1, 1024)
+THREADS: Final = whole("a number of threads from 1 to 1024", 1, 1024)
