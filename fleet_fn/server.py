@@ -125,7 +125,7 @@ except SettingsError:
     _settings = Settings(drogue_api_url="", firmware_registry="")
 
 worker_class = "fleet_fn.worker.ThreadWorker"
-bind = f"0.0.0.0:{_settings.port}"
+bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 workers = _settings.workers
 threads = _settings.threads + MAX_WAITING + SPARE_THREADS
 worker_connections = max(threads, min(threads + 1000, _descriptors() - _OF_A_THREAD * threads))

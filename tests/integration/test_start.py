@@ -44,6 +44,22 @@ def test_serve_runs_the_function_from_any_folder(drogue: Drogue, tmp_path: Path,
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("command", [SERVE, GUNICORN], ids=["serve", "gunicorn"])
+@pytest.mark.parametrize(
+    ("host", "address", "other"),
+    [("127.0.0.2", "127.0.0.2", "127.0.0.1"), ("::1", "[::1]", "127.0.0.1"), ("[::1]", "[::1]", "127.0.0.1")],
+)
+def test_the_function_listens_on_its_host_alone(
+    drogue: Drogue, tmp_path: Path, command: list[str], host: str, address: str, other: str
+) -> None:
+    settings = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "HOST": host}
+    with serving(command, environment(**settings), ROOT) as function:
+        assert requests.get(f"http://{address}:{function.port}/readyz", timeout=20).status_code == 200
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"http://{other}:{function.port}/readyz", timeout=20)
+        function.end()
+
+
 #: Starts as gunicorn does, and tells of how many arenas (malloc_info(3)) 16 threads have taken memory at once.
 ARENAS = """
 import ctypes, sys, threading

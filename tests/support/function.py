@@ -191,7 +191,9 @@ def serving(
     with process, process.stderr as errors:
         try:
             said = ""
-            while not (listening := re.search(r"(?:Listening at:|Running on) http://[0-9.]+:(\d+)", said)):
+            while not (
+                listening := re.search(r"(?:Listening at:|Running on) http://(?:[0-9.]+|\[[0-9a-f:]+\]):(\d+)", said)
+            ):
                 line = errors.readline()
                 assert line, f"it did not start: {said}"
                 said += line
