@@ -1,12 +1,14 @@
 """How gunicorn runs the function: the settings that we recommend, and what they need before, beside and after it."""
 
+import errno
 import gc
 import math
 import os
 import resource
+import socket
 import stat
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Timer
 from typing import Any, Final
@@ -30,13 +32,15 @@ _ARENAS: Final = 2
 _metrics: Final[list[Folder]] = []
 
 
-def on_starting(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Ends gunicorn before any worker runs, with one line, where a setting is missing or invalid."""
+def on_starting(server: Any) -> None:
+    """End gunicorn before any worker runs, with one line, if a setting is invalid or the address is not to be had."""
     try:
-        Settings.from_environment()
+        settings = Settings.from_environment()
+        if _binds_anew(server):
+            _check_address(settings)
     except SettingsError as error:
         _complain(str(error))
-        sys.exit(1)
+        sys.exit(2)
     try:
         _metrics.append(Folder())
     except OSError as error:
@@ -47,6 +51,46 @@ def on_starting(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft not in (_descriptors(), resource.RLIM_INFINITY):
         resource.setrlimit(resource.RLIMIT_NOFILE, (_descriptors(), hard))
+
+
+def _check_address(settings: Settings) -> None:
+    """Check that the server can listen on its address: gunicorn tries for 5 s, and names no variable.
+
+    Raises:
+        SettingsError: it cannot.
+
+    """
+    host, port = settings.host, settings.port
+    try:
+        with closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen()  # two sockets may be bound to an address, if none of them listens
+    except OSError as error:
+        where = _address(settings)
+        match error.errno:
+            case errno.EADDRINUSE:
+                problem = f"PORT is {port}, but another process listens on {where}. Stop it, or set PORT to a free port"
+            case errno.EACCES:
+                problem = f"PORT is {port}, but this user may not listen on {where}. Set PORT to 1024 or above"
+            case errno.EADDRNOTAVAIL:
+                problem = f"HOST is {host!r}, which is no address of this machine. Set HOST to one, e.g. 127.0.0.1"
+            case _:
+                problem = (
+                    f"HOST is {host!r}, but nothing can listen on {where}: {error.strerror}. Set HOST to 127.0.0.1"
+                )
+        raise SettingsError(problem) from error
+
+
+def _binds_anew(server: Any) -> bool:
+    """Return whether gunicorn is about to bind the address of the settings, and no other, nor takes sockets over."""
+    inherits = os.environ.keys() & {"GUNICORN_FD", "LISTEN_FDS"}
+    return not inherits and getattr(server, "address", None) == [(_settings.host, _settings.port)]
+
+
+def _address(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{host}:{settings.port}"
 
 
 def child_exit(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
@@ -125,7 +169,7 @@ except SettingsError:
     _settings = Settings(drogue_api_url="", firmware_registry="")
 
 worker_class = "fleet_fn.worker.ThreadWorker"
-bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
+bind = _address(_settings)
 workers = _settings.workers
 threads = _settings.threads + MAX_WAITING + SPARE_THREADS
 worker_connections = max(threads, min(threads + 1000, _descriptors() - _OF_A_THREAD * threads))

@@ -11,8 +11,12 @@ from fleet_fn.settings import Settings, SettingsError
 def command() -> None:
     """Run the function, configured by the environment.
 
-    DROGUE_API_URL and FIRMWARE_REGISTRY are required; the README has them all. Exits with 2 when a setting is missing
-    or invalid.
+    DROGUE_API_URL and FIRMWARE_REGISTRY are required; docs/settings.md has all variables. The function listens on HOST
+    (0.0.0.0) and PORT (8080). On a computer of your own, let it listen on loopback alone:
+
+        HOST=127.0.0.1 fleet-fn serve
+
+    Exits with 2 if a setting is missing or invalid, or if the address cannot be listened on.
     """
     try:
         Settings.from_environment()

@@ -122,7 +122,7 @@ def test_plain_gunicorn_takes_the_recommended_settings_from_its_working_director
         assert requests.get(f"{url}/readyz", timeout=20).status_code == 200
 
 
-@pytest.mark.parametrize(("command", "code"), [(SERVE, 2), (GUNICORN, 1)])
+@pytest.mark.parametrize(("command", "code"), [(SERVE, 2), (GUNICORN, 2)])
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
@@ -162,6 +162,49 @@ def test_a_wrong_setting_stops_the_start_with_one_line_and_no_traceback(
     assert told in line
     assert "s3cret" not in ended.stderr + ended.stdout
     assert "Booting worker" not in ended.stderr
+
+
+@pytest.fixture(params=[("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")], ids=["IPv4", "IPv6"])
+def taken(request: pytest.FixtureRequest) -> Iterator[tuple[dict[str, str], str]]:
+    """The variables that name an address on which another process listens, and that address."""
+    host, shown = request.param
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
+        port = str(server.getsockname()[1])
+        yield {"HOST": host, "PORT": port}, f"{shown}:{port}"
+
+
+@pytest.mark.parametrize("command", [SERVE, GUNICORN], ids=["serve", "gunicorn"])
+def test_a_port_in_use_stops_the_start_with_one_line(command: list[str], taken: tuple[dict[str, str], str]) -> None:
+    variables, address = taken
+    (line,) = refused(command, **variables)
+    port = variables["PORT"]
+    assert line == (
+        f"fleet_fn: PORT is {port}, but another process listens on {address}. Stop it, or set PORT to a free port"
+    )
+
+
+@pytest.mark.parametrize("command", [SERVE, GUNICORN], ids=["serve", "gunicorn"])
+def test_an_address_of_another_machine_stops_the_start_with_one_line(command: list[str]) -> None:
+    (line,) = refused(command, HOST="192.0.2.1")
+    assert line.startswith("fleet_fn: HOST is '192.0.2.1', which is no address of this machine. Set HOST to ")
+
+
+def refused(command: list[str], **variables: str) -> list[str]:
+    """What a start says that ends with 2 before any worker runs, without gunicorn's own lines."""
+    variables = {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", **variables}
+    ended = subprocess.run(command, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "Booting worker" not in ended.stderr
+    return [line for line in ended.stderr.splitlines() if not line.startswith("[")]
+
+
+def test_an_address_that_gunicorn_is_given_needs_no_free_port(
+    drogue: Drogue, tmp_path: Path, taken: tuple[dict[str, str], str]
+) -> None:
+    variables, _ = taken
+    settings = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", **variables}
+    with started([*GUNICORN, "--bind", "127.0.0.1:0"], settings, ROOT) as (url, _):
+        assert requests.get(f"{url}/readyz", timeout=20).status_code == 200
 
 
 def make_link(path: Path) -> None:
