@@ -67,7 +67,7 @@ def _check_address(settings: Settings) -> None:
             probe.bind((host, port))
             probe.listen()  # two sockets may be bound to an address, if none of them listens
     except OSError as error:
-        where = _address(settings)
+        where = settings.address
         match error.errno:
             case errno.EADDRINUSE:
                 problem = f"PORT is {port}, but another process listens on {where}. Stop it, or set PORT to a free port"
@@ -86,11 +86,6 @@ def _binds_anew(server: Any) -> bool:
     """Return whether gunicorn is about to bind the address of the settings, and no other, nor takes sockets over."""
     inherits = os.environ.keys() & {"GUNICORN_FD", "LISTEN_FDS"}
     return not inherits and getattr(server, "address", None) == [(_settings.host, _settings.port)]
-
-
-def _address(settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{host}:{settings.port}"
 
 
 def child_exit(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
@@ -169,7 +164,7 @@ except SettingsError:
     _settings = Settings(drogue_api_url="", firmware_registry="")
 
 worker_class = "fleet_fn.worker.ThreadWorker"
-bind = _address(_settings)
+bind = _settings.address
 workers = _settings.workers
 threads = _settings.threads + MAX_WAITING + SPARE_THREADS
 worker_connections = max(threads, min(threads + 1000, _descriptors() - _OF_A_THREAD * threads))

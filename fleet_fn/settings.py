@@ -227,6 +227,11 @@ class Settings:
         prefix = self.firmware_registry.removeprefix(LAYOUT_SCHEME)
         return prefix if prefix.endswith("/") else f"{prefix}/"
 
+    @property
+    def address(self) -> str:
+        """The host and port to listen on, as URLs have them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """Return the settings of `environment`; an empty variable counts as not set.

@@ -1,5 +1,6 @@
 """What `func` imports, to serve the function with its own ASGI middleware."""
 
+import os
 import sys
 
 from fleet_fn.asgi import ASGIFunction
@@ -7,13 +8,19 @@ from fleet_fn.settings import Settings, SettingsError
 
 
 def new() -> ASGIFunction:
-    """An instance of the function, configured by the environment.
+    """Return an instance of the function, configured by the environment.
+
+    If HOST is set, `func`'s server listens there, on PORT. That server reads LISTEN_ADDRESS after this call; if that
+    is set already, it wins. Without HOST, the server keeps its own default, which is IPv6 as well.
 
     Raises:
         SystemExit: a setting is missing or invalid; one line on stderr names it.
 
     """
     try:
-        return ASGIFunction(Settings.from_environment())
+        settings = Settings.from_environment()
     except SettingsError as error:
         sys.exit(f"fleet_fn: {error}")
+    if os.environ.get("HOST"):
+        os.environ.setdefault("LISTEN_ADDRESS", settings.address)
+    return ASGIFunction(settings)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cbor2
 import pytest
+import requests
 
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
@@ -225,6 +226,23 @@ def test_a_status_that_is_cut_short_is_not_taken_for_a_whole_one(function: Serve
         response.begin()
         assert response.status == 400
     assert drogue.commands_for(device) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "address"),
+    [
+        ({"HOST": "127.0.0.2"}, "127.0.0.2"),
+        ({"HOST": "::1"}, "[::1]"),
+        ({"HOST": "127.0.0.2", "LISTEN_ADDRESS": "127.0.0.3:0"}, "127.0.0.3"),
+    ],
+)
+def test_its_server_listens_on_the_host_unless_func_says_otherwise(
+    scaffolded: list[str], drogue: Drogue, tmp_path: Path, variables: dict[str, str], address: str
+) -> None:
+    settings = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "PORT": "0", **variables}
+    with serving(scaffolded, settings, "/") as function:
+        assert requests.get(f"http://{address}:{function.port}/readyz", timeout=20).status_code == 200
+        function.end()
 
 
 def test_a_setting_that_is_missing_stops_the_start_with_one_line(scaffolded: list[str]) -> None:
