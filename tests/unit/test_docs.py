@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_metr
 from fleet_fn import app
 from fleet_fn.cli.main import main
 from fleet_fn.policy import read_policy
-from fleet_fn.settings import Settings, SettingsError
+from fleet_fn.settings import SETTINGS, Settings, SettingsError
 from tests.support.function import ROOT
 from tests.support.tekton import load
 
@@ -65,10 +65,11 @@ def snippets(page: Path) -> Iterator[str]:
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
 REQUIRED: Final = {"DROGUE_API_URL": "https://api.example", "FIRMWARE_REGISTRY": "ghcr.io/acme/"}
-SETTINGS: Final = {code(name)[0]: default for name, default, *_ in rows("settings.md", "variable | default | meaning")}
-LITERALS: Final = {name: code(default)[0] for name, default in SETTINGS.items() if re.fullmatch(r"`[^`]*`", default)}
+TABLES: Final = rows("settings.md", "variable | default | meaning")
+DEFAULTS: Final = {code(name)[0]: default for name, default, _ in TABLES}
+LITERALS: Final = {name: code(default)[0] for name, default in DEFAULTS.items() if re.fullmatch(r"`[^`]*`", default)}
 #: Words that have another word to be replaced by.
-OTHERS: Final = {"true": "false", "false": "true", "json": "text", "INFO": "DEBUG"}
+OTHERS: Final = {"true": "false", "false": "true", "json": "text", "INFO": "DEBUG", "0.0.0.0": "127.0.0.1"}
 
 
 class Recorder(dict[str, str]):
@@ -94,8 +95,17 @@ class Recorder(dict[str, str]):
 def test_settings_table_names_each_variable_once() -> None:
     environment = Recorder(REQUIRED)
     Settings.from_environment(environment)
-    assert len(SETTINGS) == len(rows("settings.md", "variable | default | meaning"))
-    assert set(SETTINGS) == environment.names
+    assert len(DEFAULTS) == len(TABLES)
+    assert set(DEFAULTS) == environment.names
+
+
+def test_settings_table_says_what_the_code_says() -> None:
+    told = {code(name)[0]: (default, meaning) for name, default, meaning in TABLES}
+    assert set(told) == {setting.variable for setting in SETTINGS.values()}
+    for setting in SETTINGS.values():
+        default, meaning = told[setting.variable]
+        assert default == setting.default_text
+        assert meaning.startswith(setting.meaning)  # and may add more
 
 
 @pytest.mark.parametrize("name", LITERALS)
@@ -107,12 +117,10 @@ def test_settings_table_has_the_default(name: str) -> None:
 
 
 def test_settings_table_says_what_is_required_and_what_is_not() -> None:
-    assert {name for name, default in SETTINGS.items() if default == "required"} == set(REQUIRED)
+    assert {name for name, default in DEFAULTS.items() if default == "required"} == set(REQUIRED)
     for name in REQUIRED:
         with pytest.raises(SettingsError, match=name):
             Settings.from_environment({**REQUIRED, name: ""})
-    defaults = {default for name, default in SETTINGS.items() if name not in LITERALS}
-    assert defaults == {"required", "none", "the system's", SETTINGS["FIRMWARE_CACHE_DIR"]}
 
 
 # --- Outcomes ---------------------------------------------------------------------------------------------------------
