@@ -11,7 +11,7 @@ import click
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as read_metrics
 
-from fleet_fn import app
+from fleet_fn import app, prometheus
 from fleet_fn.cli.main import main
 from fleet_fn.policy import read_policy
 from fleet_fn.settings import SETTINGS, Settings, SettingsError
@@ -174,8 +174,8 @@ def test_commands_have_the_options_that_pages_name(page: Path) -> None:
 
 # --- Metrics ----------------------------------------------------------------------------------------------------------
 
-EXPOSE: Final = """
-from fleet_fn import prometheus
+EXPOSE: Final = f"""
+from {prometheus.__package__} import prometheus
 prometheus.Events(("sync",)).count("sync", 0.1)
 prometheus.Exchanges("oci").count(200, 0.1)
 prometheus.Lookups("spec").count(hit=True)
