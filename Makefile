@@ -1,37 +1,47 @@
 # `make demo` and `make test` need Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The locks are valid for each Python from 3.11 on and each platform. uv asks the index that pip asks; no lock names it.
+COMPILE := UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-https://pypi.org/simple}}" \
+	.venv/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench soak fuzz peers audit lint format clean
+.PHONY: help demo test bench soak fuzz peers audit lock lint format clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-.venv/.run: requirements.txt pyproject.toml
+.venv/.run: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=…")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PIP) install --quiet --require-hashes -r requirements.lock
+	$(PIP) install --quiet --no-deps -e .
 	touch $@
 
-.venv/.dev: .venv/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sandbox,tracing,dev]'
+.venv/.dev: .venv/.run requirements-dev.lock
+	$(PIP) install --quiet --require-hashes -r requirements-dev.lock
 	touch $@
 
 .venv/.fuzz: .venv/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(PIP) install --quiet -e '.[fuzz]'
 	touch $@
 
 .venv/.audit: .venv/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]'
+	$(PIP) install --quiet -e '.[audit]'
+	touch $@
+
+# In an environment of its own, so that a lock that cannot be installed can be renewed.
+.venv/.uv:
+	$(PYTHON) -m venv .venv/uv
+	.venv/uv/bin/python -m pip install --quiet --disable-pip-version-check 'uv~=0.13.9'
 	touch $@
 
 # What tests install into environments of their own: the function's dependencies, and what `func` puts around it.
 .venv/.wheels: .venv/.run
-	$(BIN)/python -m pip download --quiet --disable-pip-version-check -d .venv/wheels -r requirements.txt \
-		pip 'setuptools>=77' func-python hatchling
+	$(PIP) download --quiet -d .venv/wheels --require-hashes -r requirements.lock
+	$(PIP) download --quiet -d .venv/wheels -r requirements.txt pip 'setuptools>=77' func-python hatchling
 	touch $@
 
 demo: .venv/.run ## update simulated devices here; REGISTRY=1: out of an OCI registry
@@ -54,7 +64,12 @@ peers: .venv/.dev ## run device code in Rust; needs cargo; ARGS='--board plain'
 	@$(BIN)/python -m tests.peers $(ARGS)
 
 audit: .venv/.audit ## look up advisories about the dependencies
-	@$(BIN)/pip-audit --strict --requirement requirements.txt
+	@$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+
+lock: .venv/.uv ## renew the locked dependencies, within their ranges
+	$(COMPILE) -o requirements.lock requirements.txt
+	$(COMPILE) -o requirements-dev.lock --constraints requirements.lock \
+		--extra sandbox --extra tracing --extra dev pyproject.toml
 
 lint: .venv/.dev ## run ruff and mypy
 	$(BIN)/ruff check .

@@ -91,7 +91,7 @@ def test_bytecode_is_there_and_is_not_compared_with_its_source(image: Image) -> 
 
 def test_tests_and_other_things_of_the_repository_are_not_in_it(image: Image) -> None:
     application = {path.name for path in (image.root / "app").iterdir()}
-    assert application == {"LICENSE", "requirements.txt", "gunicorn.conf.py", "fleet_fn", "__pycache__"}
+    assert application == {"LICENSE", "requirements.lock", "gunicorn.conf.py", "fleet_fn", "__pycache__"}
 
 
 # --- As a platform runs it
