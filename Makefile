@@ -71,10 +71,11 @@ lock: .venv/.uv ## renew the locked dependencies, within their ranges
 	$(COMPILE) -o requirements-dev.lock --constraints requirements.lock \
 		--extra sandbox --extra tracing --extra dev pyproject.toml
 
-lint: .venv/.dev ## run ruff and mypy
+lint: .venv/.dev ## run ruff and mypy, check who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: .venv/.dev ## let ruff correct and format the code
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
 """What plain `gunicorn 'fleet_fn.app:create_app()'` reads from its working directory."""
 
-from fleet_fn.server import (  # noqa: F401
+from fleet_fn.web.server import (  # noqa: F401
     bind,
     child_exit,
     control_socket_disable,

@@ -14,14 +14,11 @@ from typing import Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from fleet_fn.errors import Failed
-from fleet_fn.firmware.credentials import from_docker_config
 from fleet_fn.firmware.private import UntrustedError, check_private, default_folder, private_folder
-from fleet_fn.firmware.reference import is_name, parse_reference
+from fleet_fn.oci.docker_config import from_docker_config
+from fleet_fn.oci.reference import LAYOUT_SCHEME, is_name, parse_reference
 
 T_co = TypeVar("T_co", covariant=True)
-
-#: The scheme of `FIRMWARE_REGISTRY` that names folders with OCI image layouts instead of a registry.
-LAYOUT_SCHEME: Final = "oci-layout:"
 
 _HOST: Final = r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?"
 _U32_MAX: Final = 2**32 - 1

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, TypeVar
 
 from fleet_fn import setting_values as kinds
-from fleet_fn.setting_values import LAYOUT_SCHEME, Kind, UnfitError, cache_folder, quoted
+from fleet_fn.oci.reference import LAYOUT_SCHEME
+from fleet_fn.setting_values import Kind, UnfitError, cache_folder, quoted
 
-__all__ = ["LAYOUT_SCHEME", "MAX_WAITING", "OURS", "SETTINGS", "SPARE_THREADS", "Setting", "Settings", "SettingsError"]
+__all__ = ["MAX_WAITING", "OURS", "SETTINGS", "SPARE_THREADS", "Setting", "Settings", "SettingsError"]
 
 T = TypeVar("T")
 

@@ -3,8 +3,9 @@
 import os
 import sys
 
-from fleet_fn.asgi import ASGIFunction
+from fleet_fn.app import create_app
 from fleet_fn.settings import Settings, SettingsError
+from fleet_fn.web.asgi import ASGIFunction
 
 
 def new() -> ASGIFunction:
@@ -23,4 +24,4 @@ def new() -> ASGIFunction:
         sys.exit(f"fleet_fn: {error}")
     if os.environ.get("HOST"):
         os.environ.setdefault("LISTEN_ADDRESS", settings.address)
-    return ASGIFunction(settings)
+    return ASGIFunction(create_app(settings), settings)

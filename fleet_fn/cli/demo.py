@@ -22,18 +22,19 @@ from typing import Any, Final
 import click
 import requests
 
-from fleet_fn.cli.device import Character, DeviceOptions, DeviceReport, run_device
-from fleet_fn.cli.device_wire import Dialect, Encoding
 from fleet_fn.cli.fleet import print_fleet
-from fleet_fn.cli.layouts import layout_reference, publish_to_layout
-from fleet_fn.cli.local_registry import PROGRAM, local_registry
-from fleet_fn.cli.publication import Published
-from fleet_fn.cli.registries import Access, publish_to_registry, registry_reference
-from fleet_fn.cli.sandbox import Sandbox
 from fleet_fn.errors import UpstreamError
-from fleet_fn.firmware.manifest import VERSION_ANNOTATION
-from fleet_fn.settings import LAYOUT_SCHEME
-from fleet_fn.upstream import Fixed, Upstream, basic
+from fleet_fn.http.client import Fixed, Upstream, basic
+from fleet_fn.oci.access import Access, registry_reference
+from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
+from fleet_fn.oci.manifest import VERSION_ANNOTATION
+from fleet_fn.oci.publication import Published
+from fleet_fn.oci.publishing import publish_to_registry
+from fleet_fn.oci.reference import LAYOUT_SCHEME
+from fleet_fn.sandbox import Sandbox
+from fleet_fn.sandbox.device_run import Character, DeviceOptions, DeviceReport, run_device
+from fleet_fn.sandbox.device_wire import Dialect, Encoding
+from fleet_fn.sandbox.local_registry import PROGRAM, local_registry
 
 _APPLICATION: Final = "example"
 _IMAGE: Final = "demo-firmware"
@@ -203,7 +204,7 @@ def _function(settings: Mapping[str, str], folder: Path) -> Iterator[tuple[str, 
     }
     with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as output:
         serve: Sequence[str] = (
-            *(sys.executable, "-m", "gunicorn", "--config", "python:fleet_fn.server"),
+            *(sys.executable, "-m", "gunicorn", "--config", "python:fleet_fn.web.server"),
             *("--bind", f"fd://{listener.fileno()}", "fleet_fn.app:create_app()"),
         )
         process = subprocess.Popen(  # noqa: S603 - this interpreter, and nothing from outside

@@ -12,14 +12,14 @@ from typing import Final
 
 import click
 
-from fleet_fn.background import Background
 from fleet_fn.cli.fleet_display import Display, Document, Table
-from fleet_fn.cli.fleet_rows import State, Totals, read_row
+from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.drogue.listing import list_devices
 from fleet_fn.errors import Retry, UpstreamError
+from fleet_fn.fleet.rows import State, Totals, read_row
+from fleet_fn.http.client import Upstream
+from fleet_fn.parts import make_drogue
 from fleet_fn.settings import Settings, SettingsError
-from fleet_fn.upstream import Upstream
-from fleet_fn.wiring import make_drogue
 
 #: Exit codes; the last two are those that shells give to what a signal ended.
 _GOOD, _FAILED, _UNREADABLE, _INTERRUPTED, _UNHEARD = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE

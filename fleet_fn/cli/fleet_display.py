@@ -9,8 +9,8 @@ from typing import Any, Final, Protocol
 
 import click
 
-from fleet_fn.cli.fleet_rows import Row, State, Totals
 from fleet_fn.errors import one_line
+from fleet_fn.fleet.rows import Row, State, Totals
 
 #: Columns between two cells.
 _GAP: Final = "  "

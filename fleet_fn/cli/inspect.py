@@ -9,18 +9,19 @@ from dataclasses import replace
 
 import click
 
-from fleet_fn.background import Background
-from fleet_fn.cli.layouts import layout_reference
-from fleet_fn.cli.publication import firmware_warnings
-from fleet_fn.cli.registries import Access, access_options, find_credentials, registry_reference
+from fleet_fn.cli.options import access_options
+from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import UpstreamError, one_line
-from fleet_fn.firmware.reference import Reference
 from fleet_fn.firmware.store import Firmware, NotHere, Store
 from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.oci.access import Access, find_credentials, registry_reference
+from fleet_fn.oci.layout_writer import layout_reference
+from fleet_fn.oci.publication import firmware_warnings
+from fleet_fn.oci.reference import LAYOUT_SCHEME, Reference
+from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.messages import U32_MAX
-from fleet_fn.settings import LAYOUT_SCHEME, Settings
-from fleet_fn.wiring import make_image_store
+from fleet_fn.settings import Settings
 
 #: Seconds for all that a registry has to answer, and for what may take long: downloads, and hashing.
 _ANSWER = 15.0

@@ -13,14 +13,15 @@ from typing import BinaryIO
 
 import click
 
-from fleet_fn.cli.layouts import layout_reference, publish_to_layout
-from fleet_fn.cli.publication import Content, Published, firmware_warnings
-from fleet_fn.cli.registries import Access, access_options, find_credentials, publish_to_registry, registry_reference
+from fleet_fn.cli.options import access_options
 from fleet_fn.errors import Failed, UpstreamError
-from fleet_fn.firmware.manifest import VERSION_ANNOTATION
-from fleet_fn.firmware.reference import Reference, is_name, is_tag
+from fleet_fn.oci.access import Access, find_credentials, registry_reference
+from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
+from fleet_fn.oci.manifest import VERSION_ANNOTATION
+from fleet_fn.oci.publication import Content, Published, firmware_warnings
+from fleet_fn.oci.publishing import publish_to_registry
+from fleet_fn.oci.reference import LAYOUT_SCHEME, Reference, is_name, is_tag
 from fleet_fn.protocol.messages import U32_MAX
-from fleet_fn.settings import LAYOUT_SCHEME
 
 #: Stands for the tag where neither the reference nor the version gives one.
 _NO_TAG = "_no_tag_"

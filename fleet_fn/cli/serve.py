@@ -27,5 +27,5 @@ def command() -> None:
     from gunicorn import __main__ as gunicorn
 
     # In this process: starting Python a second time would take as long as gunicorn does.
-    sys.argv = [str(gunicorn.__file__), "--config", "python:fleet_fn.server", "fleet_fn.app:create_app()"]
+    sys.argv = [str(gunicorn.__file__), "--config", "python:fleet_fn.web.server", "fleet_fn.app:create_app()"]
     gunicorn.run(prog="gunicorn")

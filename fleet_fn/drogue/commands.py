@@ -4,10 +4,10 @@ from typing import Final
 from urllib.parse import quote
 
 from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.device_registry import device_path
 from fleet_fn.drogue.refusals import refusal_of_command
-from fleet_fn.drogue.registry import device_path
 from fleet_fn.errors import Failed
-from fleet_fn.upstream import Upstream
+from fleet_fn.http.client import Upstream
 
 _PATH: Final = "/api/command/v1alpha1/apps"
 

@@ -9,10 +9,10 @@ from typing import Final
 from urllib.parse import quote, urlencode
 
 from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.device_registry import gateways_of
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY, refusal_for_application
-from fleet_fn.drogue.registry import gateways_of
 from fleet_fn.errors import Failed, TooLarge
-from fleet_fn.upstream import Upstream
+from fleet_fn.http.client import Upstream
 
 #: Devices that a page has at most, and names that are remembered so that none is listed twice.
 _PAGE: Final = 100

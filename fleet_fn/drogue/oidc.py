@@ -11,8 +11,8 @@ from urllib.parse import quote_plus, urlencode
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed, Retry, UpstreamError
+from fleet_fn.http.client import Upstream, basic
 from fleet_fn.protocol.strict_json import parse_json
-from fleet_fn.upstream import Upstream, basic
 
 #: Seconds for which a token is used whose provider does not say: the lifetime that many have by default, and less than
 #: that does no harm (RFC 6749, section 5.1, leaves it to be documented otherwise). And at most.

@@ -16,15 +16,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fleet_fn.background import Background
+from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.ttl_cache import Count
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed, Retry, UpstreamError
 from fleet_fn.firmware.private import UntrustedFileError, is_private, open_file
 from fleet_fn.firmware.store import NotHere, Reader
 from fleet_fn.firmware.verified import Mismatch, VerifiedFiles, check_digest, check_size, hash_of
-from fleet_fn.log import logger
-from fleet_fn.memory import Count
-from fleet_fn.side_effects import guarded
+from fleet_fn.observability.log import logger
+from fleet_fn.observability.side_effects import guarded
 
 #: Seconds that an event waits for small content to be kept, which it does not need.
 _PATIENCE: Final = 0.5

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from fleet_fn.errors import Failed
-from fleet_fn.firmware.manifest import read_json_object
+from fleet_fn.oci.manifest import read_json_object
 
 
 class Metadata(NamedTuple):

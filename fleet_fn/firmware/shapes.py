@@ -11,13 +11,16 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final, Protocol
 
-from fleet_fn.background import Background
+from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.ttl_cache import Memory
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed
-from fleet_fn.firmware.artifact import FIRMWARE_LAYER, artifact_in
 from fleet_fn.firmware.cache import Cache
-from fleet_fn.firmware.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Allowance, Entry, Readable, root_entries
-from fleet_fn.firmware.manifest import (
+from fleet_fn.firmware.metadata import Metadata, read_metadata
+from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotHere, Reader
+from fleet_fn.oci.artifact import FIRMWARE_LAYER, artifact_in
+from fleet_fn.oci.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Allowance, Entry, Readable, root_entries
+from fleet_fn.oci.manifest import (
     MANIFESTS,
     Descriptor,
     Index,
@@ -27,10 +30,7 @@ from fleet_fn.firmware.manifest import (
     read_json_object,
     read_manifest,
 )
-from fleet_fn.firmware.metadata import Metadata, read_metadata
-from fleet_fn.firmware.reference import Reference
-from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotHere, Reader
-from fleet_fn.memory import Memory
+from fleet_fn.oci.reference import Reference
 
 _LABEL: Final = "io.drogue.metadata"
 _FIRMWARE_FILE: Final = "firmware.bin"

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed
-from fleet_fn.firmware.reference import Reference
+from fleet_fn.oci.reference import Reference
 from fleet_fn.protocol.messages import U32_MAX
 
 #: The share of the time left for reaching the firmware's bytes that is kept for telling the device to wait for them.

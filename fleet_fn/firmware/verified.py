@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from fleet_fn.background import Background
+from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed
-from fleet_fn.firmware.files import open_without_waiting
+from fleet_fn.files import open_without_waiting
 from fleet_fn.firmware.store import NotHere, Reader
-from fleet_fn.log import logger
+from fleet_fn.observability.log import logger
 
 #: Bytes that are read and hashed at once: few, since many threads may be at it.
 _PIECE_BYTES: Final = 256 * 1024

@@ -10,22 +10,23 @@ from unittest import mock
 
 import click
 
-from fleet_fn import app, log, metrics
-from fleet_fn.background import Background
+from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
+from fleet_fn.drogue.device_registry import Registry
 from fleet_fn.drogue.events import read_event
-from fleet_fn.drogue.registry import Registry
-from fleet_fn.firmware.catalogue import Catalogue
-from fleet_fn.firmware.reference import image_reference
+from fleet_fn.firmware.resolver import Catalogue
 from fleet_fn.firmware.verified import VerifiedFiles
-from fleet_fn.guard import Situation, judge
+from fleet_fn.observability import log, metrics
+from fleet_fn.oci.reference import image_reference
+from fleet_fn.parts import make_drogue, make_image_store
 from fleet_fn.protocol.dialects import decode_status, encode_command
 from fleet_fn.protocol.messages import Write
 from fleet_fn.protocol.step import Block, Target
 from fleet_fn.settings import Settings
-from fleet_fn.update import Decision, Outcome
-from fleet_fn.wiring import make_drogue, make_image_store
+from fleet_fn.update.decision import Situation, judge
+from fleet_fn.update.handler import Decision, Outcome
+from fleet_fn.web import routes
 from tests.bench.peers import BLOCK, Cloud, midway
 from tests.support.function import event
 
@@ -85,10 +86,10 @@ def show(peers: Cloud, folder: Path) -> None:
             count_look_up(hit=True)
         count_sent(BLOCK)
 
-    answered: Any = app._Result(cloud_event, Decision(Outcome("write", version="2", offset=0, size=BLOCK)), 204)  # type: ignore[arg-type]
+    answered: Any = routes._Result(cloud_event, Decision(Outcome("write", version="2", offset=0, size=BLOCK)), 204)  # type: ignore[arg-type]
 
     def line() -> None:
-        app._log_event(answered, 0.003)
+        routes._log_event(answered, 0.003)
 
     measured = {
         "CloudEvent": _cost(lambda: read_event(headers, body)),
@@ -121,7 +122,7 @@ def _cost(part: Callable[[], object]) -> float:
 def _logged(settings: Settings, part: Callable[[], object]) -> float:
     """The same of what writes a line, which nobody reads."""
     with Path(os.devnull).open("w") as nowhere, mock.patch("sys.stdout", nowhere):
-        log.configure(settings)
+        log.configure(settings.log_level, settings.log_format)
         cost = _cost(part)
     log.logger.handlers.clear()
     return cost

@@ -10,7 +10,8 @@ from uuid import UUID
 
 import click
 
-from fleet_fn.policy import Policy, hold_start
+from fleet_fn.drogue.firmware_spec import Policy
+from fleet_fn.update.policy import hold_start
 
 DEVICES: Final = 100_000
 PERCENTS: Final = (0.5, 1.0, 10.0, 50.0)

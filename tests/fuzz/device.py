@@ -15,13 +15,15 @@ from http.client import HTTPMessage
 from typing import Any, cast
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.registry import Desired, File, Image, Outdated, Registry
-from fleet_fn.drogue.report import IN_SYNC, PROGRESS, Condition, Report
+from fleet_fn.drogue.device_registry import Desired, File, Image, Outdated, Registry
+from fleet_fn.drogue.firmware_spec import Policy
+from fleet_fn.drogue.status_report import IN_SYNC, PROGRESS, Condition, Report
+from fleet_fn.drogue.update_record import Record, record_for
 from fleet_fn.errors import Failed
-from fleet_fn.policy import Policy, hold_start
+from fleet_fn.http.client import Answer, Upstream
 from fleet_fn.protocol.step import Target
-from fleet_fn.record import Record, record_for
-from fleet_fn.upstream import Answer, Upstream
+from fleet_fn.update.policy import hold_start
+from fleet_fn.update.window import opens_in
 from tests.fuzz.bounds import bounded
 
 _NOW = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)  # half an hour before clocks are set back in Europe
@@ -90,8 +92,8 @@ def _check_policy(policy: Policy, uid: str, labels: Mapping[str, str]) -> None:
     if hold.opens_in is not None:
         assert policy.window
         assert 0 < hold.opens_in <= 9 * 24 * 3600
-        assert policy.window.opens_in(_NOW + timedelta(seconds=hold.opens_in)) == 0
-        assert policy.window.opens_in(_NOW + timedelta(seconds=hold.opens_in / 2)) > 0
+        assert opens_in(policy.window, _NOW + timedelta(seconds=hold.opens_in)) == 0
+        assert opens_in(policy.window, _NOW + timedelta(seconds=hold.opens_in / 2)) > 0
 
 
 def _check_report(cloud: _Cloud, desired: Desired) -> None:

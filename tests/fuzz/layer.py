@@ -13,7 +13,7 @@ import io
 import tarfile
 
 from fleet_fn.errors import Failed
-from fleet_fn.firmware.layer import Allowance, root_entries
+from fleet_fn.oci.layer import Allowance, root_entries
 from tests.fuzz.bounds import bounded
 
 LIMIT = 1024 * 1024

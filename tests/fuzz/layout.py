@@ -20,14 +20,14 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from fleet_fn.background import Background
+from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed
 from fleet_fn.firmware.cache import Cache
-from fleet_fn.firmware.layout import LayoutStore
-from fleet_fn.firmware.reference import Reference
+from fleet_fn.firmware.layout_store import LayoutStore
 from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.oci.reference import Reference
 from tests.fuzz.bounds import bounded
 
 SEPARATOR = b"\n----\n"

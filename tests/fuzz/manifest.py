@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fleet_fn.errors import Failed
-from fleet_fn.firmware.artifact import FIRMWARE_LAYER, Artifact, read_artifact
-from fleet_fn.firmware.manifest import (
+from fleet_fn.firmware.metadata import Metadata, read_metadata
+from fleet_fn.oci.artifact import FIRMWARE_LAYER, Artifact, read_artifact
+from fleet_fn.oci.manifest import (
     INDEXES,
     MANIFESTS,
     VERSION_ANNOTATION,
@@ -23,8 +24,7 @@ from fleet_fn.firmware.manifest import (
     read_descriptor,
     read_manifest,
 )
-from fleet_fn.firmware.metadata import Metadata, read_metadata
-from fleet_fn.firmware.reference import is_digest
+from fleet_fn.oci.reference import is_digest
 from tests.fuzz.bounds import bounded
 
 T = TypeVar("T")

@@ -13,10 +13,10 @@ from typing import Any
 
 import cbor2
 
-from fleet_fn.cli.device_wire import decode_command, encode_status
 from fleet_fn.protocol.dialects import AnswerForm, Dialect, Encoding, InvalidStatus, decode_status, encode_command
 from fleet_fn.protocol.messages import U32_MAX, Command, Progress, Status, Swap, Sync, Wait, Write
 from fleet_fn.protocol.step import Block, Target, next_command
+from fleet_fn.sandbox.device_wire import decode_command, encode_status
 from tests.fuzz.bounds import bounded
 from tests.fuzz.wire import Map, read_cbor, read_json
 

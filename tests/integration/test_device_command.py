@@ -23,8 +23,9 @@ import pytest
 import requests
 from click.testing import CliRunner, Result
 
-from fleet_fn.cli.device import DeviceOptions, DeviceReport, command, run_device
-from fleet_fn.cli.sandbox import Sandbox
+from fleet_fn.cli.device import command
+from fleet_fn.sandbox import Sandbox
+from fleet_fn.sandbox.device_run import DeviceOptions, DeviceReport, run_device
 from tests.support.http import Request, Response, Server
 
 E = TypeVar("E", bound="Endpoint")
@@ -346,8 +347,8 @@ def test_lost_answers_cost_statuses_and_nothing_else(endpoint: Endpoint) -> None
 def test_a_command_that_comes_too_late_costs_a_device_few_statuses(
     monkeypatch: pytest.MonkeyPatch, character: str, dialect: str
 ) -> None:
-    monkeypatch.setattr("fleet_fn.cli.device.COMMAND_TIMEOUT_MIN", 1)
-    monkeypatch.setattr("fleet_fn.cli.device.LATE_MAX", 2.0)
+    monkeypatch.setattr("fleet_fn.sandbox.device_run.COMMAND_TIMEOUT_MIN", 1)
+    monkeypatch.setattr("fleet_fn.sandbox.device_run.LATE_MAX", 2.0)
     with serving(LateEndpoint()) as endpoint:
         report = run(endpoint, character=character, dialect=dialect, mtu=128)
     assert (report.sha256, report.in_sync, report.violations) == (CHECKSUM.hexdigest(), True, ())

@@ -12,10 +12,10 @@ import cbor2
 import pytest
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.registry import Desired, Image, MalformedSpec, Registry
-from fleet_fn.drogue.report import Condition, Report
+from fleet_fn.drogue.device_registry import Desired, Image, MalformedSpec, Registry
+from fleet_fn.drogue.status_report import Condition, Report
 from fleet_fn.errors import Failed
-from fleet_fn.upstream import Fixed, Upstream, basic
+from fleet_fn.http.client import Fixed, Upstream, basic
 from tests.support.drogue import TOKEN, USER, Drogue
 from tests.support.firmware import publish
 from tests.support.function import Function, event

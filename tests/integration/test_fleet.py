@@ -18,15 +18,15 @@ import pytest
 import requests
 from click.testing import CliRunner
 
-from fleet_fn.background import Background
 from fleet_fn.cli.fleet import command, print_fleet
-from fleet_fn.cli.sandbox import Sandbox
-from fleet_fn.connection import MAX_BODY
+from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.drogue.listing import list_devices
 from fleet_fn.errors import Failed, Retry, one_line
+from fleet_fn.http.client import Upstream
+from fleet_fn.http.connection import MAX_BODY
+from fleet_fn.parts import make_drogue
+from fleet_fn.sandbox import Sandbox
 from fleet_fn.settings import Settings
-from fleet_fn.upstream import Upstream
-from fleet_fn.wiring import make_drogue
 from tests.support.function import ROOT
 from tests.support.http import Request, Response, Server, closed_port
 from tests.support.timing import Gate

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fleet_fn import log
-from fleet_fn.cli.device import DeviceOptions, run_device
 from fleet_fn.cli.main import main
 from fleet_fn.errors import one_line
+from fleet_fn.observability import log
+from fleet_fn.sandbox.device_run import DeviceOptions, run_device
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Answer, Function, event, parse_outcome

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fleet_fn.cli.device_wire import Dialect, Encoding, decode_command, encode_status
-from fleet_fn.cli.simulated_device import CarefulDevice, FirmwareManagerDevice, SimulatedDevice
 from fleet_fn.protocol.messages import Sync
+from fleet_fn.sandbox.device_wire import Dialect, Encoding, decode_command, encode_status
+from fleet_fn.sandbox.simulated_device import CarefulDevice, FirmwareManagerDevice, SimulatedDevice
 from tests.support.drogue import Drogue, SentCommand
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Function, event

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from fleet_fn import server
 from fleet_fn.app import create_app
 from fleet_fn.settings import Settings
+from fleet_fn.web import server
 from tests.support.function import ROOT
 
 KNATIVE = ROOT / "knative"

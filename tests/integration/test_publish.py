@@ -17,7 +17,7 @@ import oras.provider
 import pytest
 import trustme
 
-from fleet_fn.cli.registry_client import ANSWER
+from fleet_fn.oci.upload import ANSWER
 from tests.support.firmware import random_bytes
 from tests.support.function import ROOT
 from tests.support.http import Response, Server, closed_port

@@ -7,7 +7,7 @@ from typing import Any
 import cbor2
 import pytest
 
-from fleet_fn.policy import drawn
+from fleet_fn.update.policy import drawn
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Answer, Function, event

@@ -12,9 +12,9 @@ from typing import Any
 import cbor2
 import pytest
 
-from fleet_fn.cli.device_wire import Dialect, Encoding, decode_command, encode_status
-from fleet_fn.cli.simulated_device import CrateDevice, FirmwareManagerDevice, SimulatedDevice
 from fleet_fn.protocol.messages import Progress, Status, Swap, Sync, Write
+from fleet_fn.sandbox.device_wire import Dialect, Encoding, decode_command, encode_status
+from fleet_fn.sandbox.simulated_device import CrateDevice, FirmwareManagerDevice, SimulatedDevice
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Answer, Function, event

@@ -22,7 +22,8 @@ import pytest
 import requests
 from click.testing import CliRunner
 
-from fleet_fn.cli.sandbox import Refused, Sandbox, command
+from fleet_fn.cli.sandbox import command
+from fleet_fn.sandbox import Refused, Sandbox
 from tests.support.http import Request, Response, Server, closed_port
 
 PATIENCE = 10.0
@@ -876,7 +877,7 @@ class TestCommandLine:
         # Signals that a process is sent may reach it before it waits for them, or in another thread than the waiting.
         program = """
             import signal, threading, time
-            import fleet_fn.cli.sandbox.main as sandbox
+            import fleet_fn.cli.sandbox as sandbox
 
             def welcome(*_):
                 def later():

@@ -12,7 +12,8 @@ import pytest
 import requests
 from click.testing import CliRunner
 
-from fleet_fn.cli.sandbox import Refused, Sandbox, command
+from fleet_fn.cli.sandbox import command
+from fleet_fn.sandbox import Refused, Sandbox
 from tests.support.http import Request, Response, Server
 
 PATIENCE = 10.0

@@ -14,10 +14,11 @@ import requests
 from click.testing import CliRunner
 from hypothesis import given, strategies
 
-from fleet_fn.cli.sandbox import Sandbox, command
-from fleet_fn.cli.sandbox.deliverers import DELIVERERS, Policy
-from fleet_fn.cli.sandbox.delivery import Delivery, Sink, authorization
-from fleet_fn.cli.sandbox.events import Event, device_event
+from fleet_fn.cli.sandbox import command
+from fleet_fn.sandbox import Sandbox
+from fleet_fn.sandbox.deliverers import DELIVERERS, Policy
+from fleet_fn.sandbox.delivery import Delivery, Sink, authorization
+from fleet_fn.sandbox.events import Event, device_event
 from tests.support import captures
 from tests.support.captures import EVENT_SOURCE, KNATIVE, Capture, headers_of
 from tests.support.function import encoded

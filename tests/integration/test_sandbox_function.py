@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from fleet_fn.cli.sandbox import Sandbox
+from fleet_fn.sandbox import Sandbox
 from tests.support.function import Function
 
 PATIENCE = 30.0

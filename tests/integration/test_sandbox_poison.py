@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import cbor2
 import pytest
 
-from fleet_fn.cli.sandbox.delivery import RESTART_DELAY, Delivery, Sink
-from fleet_fn.cli.sandbox.events import Event
+from fleet_fn.sandbox.delivery import RESTART_DELAY, Delivery, Sink
+from fleet_fn.sandbox.events import Event
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry
 from tests.support.firmware import publish, random_bytes

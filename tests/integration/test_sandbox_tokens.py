@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from fleet_fn.cli.sandbox import Sandbox
-from fleet_fn.cli.sandbox.server import Request
-from fleet_fn.cli.sandbox.tokens import LIFETIME, Tokens
+from fleet_fn.sandbox import Sandbox
+from fleet_fn.sandbox.server import Request
+from fleet_fn.sandbox.tokens import LIFETIME, Tokens
 from tests.support.function import Function, event
 from tests.support.timing import Clock
 

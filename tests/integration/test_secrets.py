@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner
 
 from fleet_fn.cli.main import main
-from fleet_fn.connection import Request as UpstreamRequest
 from fleet_fn.deadline import Deadline
+from fleet_fn.http.client import Answer as UpstreamAnswer
+from fleet_fn.http.client import Upstream
+from fleet_fn.http.connection import Request as UpstreamRequest
+from fleet_fn.parts import make_updaters
 from fleet_fn.settings import Settings
-from fleet_fn.upstream import Answer as UpstreamAnswer
-from fleet_fn.upstream import Upstream
-from fleet_fn.wiring import make_updaters
 from tests.support.drogue import Drogue
 from tests.support.firmware import random_bytes
 from tests.support.function import Answer, Function, event

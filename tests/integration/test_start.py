@@ -63,7 +63,7 @@ def test_the_function_listens_on_its_host_alone(
 #: Starts as gunicorn does, and tells of how many arenas (malloc_info(3)) 16 threads have taken memory at once.
 ARENAS = """
 import ctypes, sys, threading
-from fleet_fn import server
+from fleet_fn.web import server
 server.on_starting(None)
 libc, met = ctypes.CDLL(None), threading.Barrier(16)
 libc.malloc.restype = ctypes.c_void_p
@@ -247,7 +247,7 @@ def test_serve_tells_of_wrong_server_settings_too(variable: str) -> None:
 
 def test_the_first_event_needs_nothing_of_a_registry_client_or_the_command_line() -> None:
     program = (
-        "import sys, fleet_fn.app, fleet_fn.update\n"
+        "import sys, fleet_fn.web.routes, fleet_fn.update.handler\n"
         "heavy = {'oras', 'requests', 'jsonschema', 'click.testing', 'fleet_fn.cli', 'yaml', 'email.mime'}\n"
         "print(*sorted(heavy & set(sys.modules)))"
     )

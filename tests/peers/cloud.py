@@ -105,7 +105,7 @@ def running(folder: Path) -> Iterator[Cloud]:
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         function = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         sandbox = (sys.executable, "-m", "fleet_fn", "sandbox", "--port", "0", "--objects", str(objects))
-        serve: tuple[str, ...] = (sys.executable, "-m", "gunicorn", "--config", "python:fleet_fn.server")
+        serve: tuple[str, ...] = (sys.executable, "-m", "gunicorn", "--config", "python:fleet_fn.web.server")
         serve += ("--bind", f"fd://{listener.fileno()}", "fleet_fn.app:create_app()")
         with _process([*sandbox, "--sink", function], environment, folder / "sandbox.log"):
             cloud = Cloud(_url(folder / "sandbox.log"))

@@ -8,9 +8,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Final
 
-from fleet_fn.cli.layouts import layout_reference, publish_to_layout
-from fleet_fn.firmware.manifest import VERSION_ANNOTATION
-from fleet_fn.settings import LAYOUT_SCHEME
+from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
+from fleet_fn.oci.manifest import VERSION_ANNOTATION
+from fleet_fn.oci.reference import LAYOUT_SCHEME
 
 _MAGIC: Final = b"PEER"
 _VERSION_BYTES: Final = 16

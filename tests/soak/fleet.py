@@ -9,8 +9,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from fleet_fn.cli.device_wire import CommandError, decode_command, encode_status
-from fleet_fn.cli.simulated_device import (
+from fleet_fn.protocol.messages import Command, Swap, Sync, Write
+from fleet_fn.sandbox.device_wire import CommandError, decode_command, encode_status
+from fleet_fn.sandbox.simulated_device import (
     CarefulDevice,
     CrateDevice,
     FirmwareManagerDevice,
@@ -18,7 +19,6 @@ from fleet_fn.cli.simulated_device import (
     SimulatedDevice,
     UpdaterDevice,
 )
-from fleet_fn.protocol.messages import Command, Swap, Sync, Write
 from tests.soak.deliveries import Agenda, Deliveries, Delivery
 from tests.soak.faults import Faults
 from tests.support.drogue import Drogue, SentCommand

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fleet_fn.cli.layouts import layout_reference, publish_to_layout
-from fleet_fn.firmware.manifest import VERSION_ANNOTATION
+from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
+from fleet_fn.oci.manifest import VERSION_ANNOTATION
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from fleet_fn.background import Background
+from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
+from fleet_fn.drogue.device_registry import Registry
 from fleet_fn.drogue.events import read_event
-from fleet_fn.drogue.registry import Registry
 from fleet_fn.firmware.cache import Cache
-from fleet_fn.firmware.catalogue import Catalogue
-from fleet_fn.firmware.distribution import Distribution
-from fleet_fn.firmware.oci import RegistryStore
+from fleet_fn.firmware.registry_store import RegistryStore
+from fleet_fn.firmware.resolver import Catalogue
 from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.oci.registry_client import Distribution
+from fleet_fn.parts import make_drogue
 from fleet_fn.settings import Settings
-from fleet_fn.update import Outcome, Updater
-from fleet_fn.wiring import make_drogue
+from fleet_fn.update.handler import Outcome, Updater
 from tests.support.timing import Clock
 
 #: What the clock showed when it was 0.

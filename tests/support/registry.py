@@ -17,8 +17,8 @@ from typing import Any, Final, NoReturn
 import pytest
 import trustme
 
-from fleet_fn.cli.local_registry import local_registry
-from fleet_fn.firmware.manifest import INDEXES, MANIFESTS
+from fleet_fn.oci.manifest import INDEXES, MANIFESTS
+from fleet_fn.sandbox.local_registry import local_registry
 
 USER: Final = "publisher"
 PASSWORD: Final = "s3cret-of-the-registry"

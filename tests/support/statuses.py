@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import cbor2
 
-from fleet_fn.cli.device_wire import Dialect, Encoding
+from fleet_fn.sandbox.device_wire import Dialect, Encoding
 from tests.support.drogue import Drogue
 from tests.support.function import Answer, Function, event
 

@@ -11,10 +11,11 @@ import click
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as read_metrics
 
-from fleet_fn import app, prometheus
 from fleet_fn.cli.main import main
-from fleet_fn.policy import read_policy
+from fleet_fn.drogue.firmware_spec import read_policy
+from fleet_fn.observability import prometheus
 from fleet_fn.settings import SETTINGS, Settings, SettingsError
+from fleet_fn.web import routes
 from tests.support.function import ROOT
 from tests.support.tekton import load
 
@@ -134,8 +135,8 @@ def test_outcomes_table_has_each_outcome_with_its_status() -> None:
     for (outcome, *_), statuses in OUTCOMES:
         told.setdefault(outcome.partition(";")[0], set()).update(map(int, statuses.split(", ")))
     # The only outcome with two: the second is that of a large body.
-    assert told.pop("invalid") == {app._STATUS["invalid"], 413}
-    assert told == {name: {int(status)} for name, status in app._STATUS.items() if name != "invalid"}
+    assert told.pop("invalid") == {routes._STATUS["invalid"], 413}
+    assert told == {name: {int(status)} for name, status in routes._STATUS.items() if name != "invalid"}
 
 
 def test_outcomes_table_has_each_reason_of_withheld() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from fleet_fn import prometheus
+from fleet_fn.observability import prometheus
 from tests.support.function import ROOT
 from tests.support.tekton import load
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_fn.cli.fleet_display import Document, Table
-from fleet_fn.cli.fleet_rows import Row, State, Totals, read_row
 from fleet_fn.drogue.listing import Device
-from fleet_fn.drogue.report import FAILED, IN_SYNC, PROGRESS, UNKNOWN, Condition, Report
-from fleet_fn.record import Record
+from fleet_fn.drogue.status_report import FAILED, IN_SYNC, PROGRESS, UNKNOWN, Condition, Report
+from fleet_fn.drogue.update_record import Record
+from fleet_fn.fleet.rows import Row, State, Totals, read_row
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 SYNC = Condition(IN_SYNC, "True")

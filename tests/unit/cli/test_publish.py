@@ -16,16 +16,16 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_fn.background import Background
 from fleet_fn.cli.main import main
-from fleet_fn.cli.publication import firmware_warnings
-from fleet_fn.cli.simulated_device import FirmwareManagerDevice, Outcome
+from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.firmware.reference import parse_reference
 from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.oci.publication import firmware_warnings
+from fleet_fn.oci.reference import parse_reference
+from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.messages import Write
+from fleet_fn.sandbox.simulated_device import FirmwareManagerDevice, Outcome
 from fleet_fn.settings import Settings
-from fleet_fn.wiring import make_image_store
 from tests.support.images import ImageLayout
 
 CONTENT = bytes(range(256)) * 4

@@ -7,7 +7,7 @@ import pytest
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.errors import Failed, Retry
-from fleet_fn.upstream import Fixed, Upstream, basic
+from fleet_fn.http.client import Fixed, Upstream, basic
 from tests.support.http import Response, Server, closed_port
 
 

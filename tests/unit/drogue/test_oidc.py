@@ -11,7 +11,7 @@ import pytest
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.oidc import ClientCredentials
 from fleet_fn.errors import Failed, Retry, Throttled
-from fleet_fn.upstream import Upstream
+from fleet_fn.http.client import Upstream
 from tests.support.http import Request, Response, closed_port
 from tests.support.oidc import CLIENT, SECRET, Provider
 from tests.support.timing import Clock, Gate

@@ -27,7 +27,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fleet_fn.background import Background
+from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed, Retry
 from fleet_fn.firmware.cache import Cache

@@ -17,16 +17,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fleet_fn.background import Background
+from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import Failed, Retry
 from fleet_fn.firmware.cache import Cache
-from fleet_fn.firmware.layer import Readable
-from fleet_fn.firmware.manifest import Descriptor
-from fleet_fn.firmware.reference import Reference
 from fleet_fn.firmware.shapes import NoFirmware, Shapes
 from fleet_fn.firmware.store import Firmware, NotHere, Reader
 from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.oci.layer import Readable
+from fleet_fn.oci.manifest import Descriptor
+from fleet_fn.oci.reference import Reference
 
 FIRMWARE = bytes(range(256)) * 5
 OCTETS = "application/octet-stream"

@@ -1,0 +1,274 @@
+"""The `sandbox` command: starts a sandbox, says how to use it, and tells what happens in it."""
+
+import json
+import shlex
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, get_args
+from urllib.parse import quote
+
+import click
+
+from fleet_fn.sandbox.cloud import CORE_DISABLED, Sandbox
+from fleet_fn.sandbox.deliverers import DELIVERERS, Backoff, Policy
+from fleet_fn.sandbox.objects import credentials, names
+from fleet_fn.sandbox.refusal import Refused
+from fleet_fn.sandbox.rights import ROLES
+
+#: What there is when nobody says otherwise.
+_EXAMPLE: Final[list[Mapping[str, Any]]] = [
+    {
+        "metadata": {"name": "example"},
+        "spec": {"firmware": {"container": {"image": "example:latest"}}},
+    },
+    {
+        "metadata": {"application": "example", "name": "device1"},
+        "spec": {"authentication": {"credentials": [{"pass": "password"}]}},
+    },
+]
+
+
+class _Unusable(click.ClickException):
+    """What was given cannot be used: told in one line."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+@click.command("sandbox")
+@click.option("--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0 takes any free one.")
+@click.option(
+    "--objects",
+    "files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Applications and devices, as the registry has them: YAML (documents or a list) or JSON. Repeatable.",
+)
+@click.option("--sink", metavar="URL", help="Where events go: the function. Without it they are dropped.")
+@click.option("--sink-user", metavar="NAME", help="The sink's Basic credentials,")
+@click.option("--sink-password", metavar="PASSWORD", help="with their password.")
+@click.option("--sink-token", metavar="TOKEN", help="The sink's Bearer token.")
+@click.option(
+    "--deliver-as",
+    type=click.Choice(list(DELIVERERS)),
+    default="event-source",
+    show_default=True,
+    help="Whose requests and retries the sink gets.",
+)
+@click.option("--retry", type=click.IntRange(0), metavar="COUNT", help="Attempts after the first.")
+@click.option("--backoff-delay", type=click.FloatRange(0), metavar="SECONDS", help="The pause before a retry,")
+@click.option("--backoff-policy", type=click.Choice(get_args(Backoff)), help="and how it grows.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="For one attempt.")
+@click.option("--user", default="sandbox", show_default=True, help="User name for the registry and command APIs.")
+@click.option("--token", default="sandbox", show_default=True, help="Access token for the registry and command APIs.")
+@click.option(
+    "--member",
+    "members",
+    metavar="USER:ROLE",
+    multiple=True,
+    help=f"Another user of the APIs, with the same token; role in all applications: {', '.join(ROLES)}. Repeatable.",
+)
+@click.option(
+    "--core-disabled",
+    type=click.Choice(CORE_DISABLED),
+    default="as-released",
+    show_default=True,
+    help="How spec.core.disabled is read; the command API of released clouds reads a device's inverted.",
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Divides the pauses and timeouts of delivery.",
+)
+def command(
+    port: int,
+    files: tuple[Path, ...],
+    sink: str | None,
+    sink_user: str | None,
+    sink_password: str | None,
+    sink_token: str | None,
+    deliver_as: str,
+    retry: int | None,
+    backoff_delay: float | None,
+    backoff_policy: Backoff | None,
+    timeout: float | None,
+    user: str,
+    token: str,
+    members: tuple[str, ...],
+    core_disabled: str,
+    speed: float,
+) -> None:
+    """Run a Drogue Cloud to try things against, on one port of this machine.
+
+    It has Drogue Cloud's device endpoint, registry API and command API, and delivers events to a sink, one at a time
+    per application. It keeps nothing when it ends.
+
+    --deliver-as event-source: as drogue-event-source does it. Names are raw UTF-8, Basic credentials come twice. An
+    attempt lasts 5 s; 5xx and no answer are retried 5 times, 1 s apart. Then it stops, and starts again at the same
+    event.
+
+    --deliver-as knative: as a KafkaSource does it. Names are ISO 8859-1, with ? for characters beyond it. An attempt
+    lasts 600 s; 5xx, 404, 408, 409, 429 and no answer are retried 10 times, with pauses of 0.6 s, 1.2 s, 2.4 s, and so
+    on. Then the event is given up.
+
+    --deliver-as encoded: as the CloudEvents HTTP binding has it. Names are percent-encoded, credentials come once; the
+    rest is as for event-source.
+
+    --retry, --backoff-delay, --backoff-policy and --timeout change that, like a KafkaSource's spec.delivery.
+    """
+    objects = [given for file in files for given in _read(file)] if files else _EXAMPLE
+    try:
+        sandbox = Sandbox(
+            objects,
+            sink=sink,
+            sink_user=sink_user,
+            sink_password=sink_password,
+            sink_token=sink_token,
+            user=user,
+            token=token,
+            port=port,
+            speed=speed,
+            deliver_as=deliver_as,
+            members=dict(map(_member, members)),
+            core_disabled=core_disabled,
+            delivery=_policy(deliver_as, retry, backoff_delay, backoff_policy, timeout),
+            log=_tell,
+        )
+    except (Refused, ValueError) as error:
+        raise _Unusable(str(error)) from error
+    _allow_many_connections()
+    with _signals() as wait_for_signal:
+        try:
+            sandbox.start()
+        except OSError as error:
+            raise click.ClickException(f"port {port}: {error.strerror}") from error
+        try:
+            _welcome(sandbox, objects, user, token)
+            wait_for_signal()
+        finally:
+            sandbox.stop()
+
+
+def _member(text: str) -> tuple[str, str]:
+    """Return the name and the role of a `--member`."""
+    name, _, role = text.rpartition(":")
+    return name, role
+
+
+def _policy(
+    deliver_as: str, retry: int | None, delay: float | None, backoff: Backoff | None, timeout: float | None
+) -> Policy:
+    """Return the deliverer's own policy with what the options change."""
+    own = DELIVERERS[deliver_as].policy
+    return Policy(
+        own.retries if retry is None else retry,
+        own.delay_seconds if delay is None else delay,
+        own.backoff if backoff is None else backoff,
+        own.timeout_seconds if timeout is None else timeout,
+    )
+
+
+def _welcome(sandbox: Sandbox, objects: list[Mapping[str, Any]], user: str, token: str) -> None:
+    """What somebody new needs to know, each on a line to be pasted."""
+    _tell(f"Drogue Cloud sandbox at {sandbox.url}, until Ctrl-C")
+    _tell(f"  events go to  {sandbox.sink or 'nobody: say --sink URL'}")
+    apis = {"DROGUE_API_URL": sandbox.url, "DROGUE_USER": user, "DROGUE_TOKEN": token}
+    _tell("  the function  " + " ".join(f"{name}={shlex.quote(value)}" for name, value in apis.items()))
+    named = [(*names(given), given) for given in objects]
+    for application, device, _ in named:
+        if device is None:
+            count = sum(other is not None and of == application for of, other, _ in named)
+            _tell(f"  application   {application}, devices: {count}")
+    for application, device, given in named:
+        if device is not None and (password := _password(given)) is not None:
+            # The endpoint splits at @ and decodes what is before it.
+            login = f"{quote(device, safe='')}@{application}:{password}"
+            status = ("-H", "Content-Type: application/json", "-d", '{"version": "0.1.0", "mtu": 512}')
+            _tell("  as a device   " + shlex.join(("curl", "-iu", login, *status, f"{sandbox.url}/v1/dfu?ct=30")))
+            break
+
+
+def _password(device: Mapping[str, Any]) -> str | None:
+    passwords = [entry.get("pass") for entry in credentials(device) if isinstance(entry, dict)]
+    plain = [password.get("plain") if isinstance(password, dict) else password for password in passwords]
+    return next((password for password in plain if isinstance(password, str)), None)
+
+
+def _read(file: Path) -> list[Mapping[str, Any]]:
+    """The objects of a file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        documents = _yaml(text) if file.suffix in (".yaml", ".yml") else [json.loads(text)]
+    except OSError as error:
+        raise _Unusable(f"{file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _Unusable(f"{file}: {error}") from error
+    found = [given for part in documents for given in (part if isinstance(part, list) else [part]) if given is not None]
+    for given in found:
+        if not isinstance(given, dict):
+            raise _Unusable(f"{file}: wants applications and devices, maps with metadata")
+        try:
+            names(given)
+        except Refused as refusal:
+            raise _Unusable(f"{file}: {refusal}") from refusal
+    return found
+
+
+def _yaml(text: str) -> list[Any]:
+    """A YAML file's documents.
+
+    Raises:
+        ValueError: it is not YAML.
+
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise _Unusable("YAML needs PyYAML (pip install PyYAML); JSON needs nothing") from error
+    try:
+        return list(yaml.safe_load_all(text))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], object]]:
+    """Return a function that waits for Ctrl-C or SIGTERM, those before the call included."""
+    # A lock or a queue would miss a signal that arrives right before the wait, or in another thread: Python runs
+    # handlers in the main thread only, which nothing wakes. The byte is written wherever the signal arrives.
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    with reader, writer:
+        fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, lambda *_: None) for number in wanted}
+        try:
+            yield lambda: reader.recv(1)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(fd_before)
+
+
+def _allow_many_connections() -> None:
+    """A thousand devices wait at once on a thousand sockets, more than many systems grant without being asked."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _tell(line: str) -> None:
+    with suppress(OSError):  # nobody reads any more
+        click.echo(line)

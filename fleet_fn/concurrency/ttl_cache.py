@@ -1,0 +1,226 @@
+"""A bounded memory of what was looked up: an answer may be as old as the one who asks allows."""
+
+import math
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.errors import Retry, UpstreamError
+from fleet_fn.observability.side_effects import guarded
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Count(Protocol):
+    """Told of look-ups."""
+
+    def __call__(self, *, hit: bool) -> None:
+        """Whether one found what it looked for, and had to ask nobody."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Whose look-up of a key it is."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    #: Threads that have it or wait for it.
+    wanted_by: int = 0
+    #: What is being looked up may have changed meanwhile.
+    is_outdated: bool = False
+
+
+class Memory(Generic[K, V]):
+    """Values by key, each with the moment at which its look-up began, and what failed to give one.
+
+    Those who ask for the same key at the same time share one look-up. Nothing in it is needed for a right answer.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        max_bytes: float = math.inf,
+        error_age: Callable[[UpstreamError], float] | None = None,
+        count: Count | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """A memory of at most `size` values, which take at most `max_bytes` together as `deep_size` counts them.
+
+        An error is raised again for `error_age` seconds, or not at all. `count` is told with each `get` whether the
+        value was known.
+        """
+        self._error_age = error_age
+        self._count = guarded("count of look-ups", count)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._values: Bounded[K, V] = Bounded(size, max_bytes)
+        self._errors: Bounded[K, UpstreamError] = Bounded(size)
+        self._turns: dict[K, _Turn] = {}
+        self._remembers = size > 0
+
+    def get(self, key: K, max_age: float, look_up: Callable[[], V], deadline: Deadline) -> V:
+        """The value of `key`, looked up when what is known is older than `max_age` seconds.
+
+        Raises:
+            Retry: somebody else's look-up of the same key took until the deadline.
+            UpstreamError: what `look_up` raised, now or a moment ago.
+
+        """
+        if not self._remembers:
+            return look_up()
+        hit = True
+        try:
+            asked = self._clock()
+            if known := self._known(key, asked, max_age):
+                return known[0]
+            with self._turn(key, deadline) as turn:
+                # What somebody looked up after we asked is as fresh as our own look-up.
+                if known := self._known(key, asked, max_age):
+                    return known[0]
+                hit = False
+                return self._look_up(key, look_up, turn)
+        finally:
+            if self._count:
+                self._count(hit=hit)
+
+    def known(self, key: K, max_age: float = math.inf) -> V | None:
+        """The value of `key` if it is remembered and no older than `max_age` seconds."""
+        entry = self._values.get(key)
+        return entry[1] if entry and entry[0] >= self._clock() - max_age else None
+
+    def now(self) -> float:
+        """The moment to be `put` with what is about to be looked up."""
+        return self._clock()
+
+    def put(self, key: K, since: float, value: V) -> None:
+        """Remembers what somebody has looked up by other means, since the moment that he says."""
+        if self._remembers:
+            with self._lock:
+                self._values.put(key, since, value)
+                self._errors.pop(key)
+
+    def replace(self, key: K, value: V) -> None:
+        """Remembers another value of `key` in the place of the one that is known, which makes it no fresher."""
+        with self._lock:
+            if entry := self._values.get(key):
+                self._values.put(key, entry[0], value)
+
+    def forget(self, key: K) -> None:
+        """Forgets `key`, and keeps what is being looked up right now from being remembered."""
+        with self._lock:
+            self._values.pop(key)
+            self._errors.pop(key)
+            if turn := self._turns.get(key):
+                turn.is_outdated = True
+
+    @contextmanager
+    def _turn(self, key: K, deadline: Deadline) -> Iterator[_Turn]:
+        """The right to look `key` up, which one thread has at a time."""
+        with self._lock:
+            turn = self._turns.setdefault(key, _Turn())
+            turn.wanted_by += 1
+        try:
+            if not turn.lock.acquire(timeout=deadline.remaining):
+                raise Retry("an earlier look-up of the same has not ended")
+            try:
+                yield turn
+            finally:
+                turn.lock.release()
+        finally:
+            with self._lock:
+                turn.wanted_by -= 1
+                if not turn.wanted_by:
+                    del self._turns[key]
+
+    def _known(self, key: K, asked: float, max_age: float) -> tuple[V] | None:
+        """The value, if it is young enough; else the last look-up's error is raised, if that is."""
+        if (entry := self._values.get(key)) and entry[0] >= asked - max_age:
+            return (entry[1],)
+        if self._error_age and (failure := self._errors.get(key)) and failure[0] >= asked - self._error_age(failure[1]):
+            raise copy(failure[1])
+        return None
+
+    def _look_up(self, key: K, look_up: Callable[[], V], turn: _Turn) -> V:
+        with self._lock:
+            turn.is_outdated = False
+        since = self._clock()
+        try:
+            value = look_up()
+        except UpstreamError as error:
+            if self._error_age and self._error_age(error) > 0:
+                with self._lock:
+                    if not turn.is_outdated:
+                        # What took its whole time-out to fail has only just failed. The copy leaves behind the frames
+                        # of the look-up, and whatever these hold.
+                        self._errors.put(key, self._clock(), copy(error))
+            raise
+        with self._lock:
+            if not turn.is_outdated:
+                self._values.put(key, since, value)
+                self._errors.pop(key)
+        return value
+
+
+class Bounded(Generic[K, V]):
+    """Values with their moments by key. When there are too many, the values that were put first are dropped.
+
+    Not safe to use from several threads.
+    """
+
+    def __init__(self, size: int, max_bytes: float = math.inf) -> None:
+        """Keep at most `size` values, which take at most `max_bytes` together; a larger one is not kept at all."""
+        self._size = size
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._entries: OrderedDict[K, tuple[float, V, int]] = OrderedDict()
+
+    def get(self, key: K) -> tuple[float, V] | None:
+        """Return the moment and the value of `key`."""
+        entry = self._entries.get(key)
+        return entry[:2] if entry else None
+
+    def put(self, key: K, moment: float, value: V) -> None:
+        """Keep a value in the place of an earlier one of the same key."""
+        self.pop(key)
+        taken = 0 if self._max_bytes == math.inf else deep_size(key) + deep_size(value)
+        self._entries[key] = (moment, value, taken)
+        self._bytes += taken
+        while len(self._entries) > self._size or self._bytes > self._max_bytes:
+            _, (_, _, freed) = self._entries.popitem(last=False)
+            self._bytes -= freed
+
+    def pop(self, key: K) -> None:
+        """Drop the value of `key`, if there is one."""
+        if entry := self._entries.pop(key, None):
+            self._bytes -= entry[2]
+
+
+def deep_size(value: object) -> int:
+    """Return the bytes that a value takes, with all that it is made of; parts that values share count in each.
+
+    It looks into containers and dataclasses; of other objects only their own bytes count.
+    """
+    size, left = 0, [value]
+    while left:
+        part = left.pop()
+        if part is None or part is True or part is False:
+            continue  # there is one of each
+        size += sys.getsizeof(part)
+        if isinstance(part, str):
+            continue
+        if isinstance(part, dict):
+            left.extend(part)
+            left.extend(part.values())
+        elif isinstance(part, tuple | list | frozenset):
+            left.extend(part)
+        else:
+            left.extend(getattr(part, name) for name in getattr(part, "__dataclass_fields__", ()))
+    return size

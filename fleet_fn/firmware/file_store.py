@@ -1,0 +1,96 @@
+"""Firmware in a folder: `NAME.json`, which describes it, and `NAME.bin`, its bytes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.errors import Failed
+from fleet_fn.files import read_small
+from fleet_fn.firmware.metadata import read_metadata
+from fleet_fn.firmware.store import Firmware, Reader
+from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.oci.reference import Reference
+
+_MAX_METADATA: Final = 64 * 1024
+#: Bytes of a name, so that it is one of a file with any suffix.
+_MAX_NAME: Final = 250
+
+
+class FileStore:
+    """Reads firmware where it lies; nothing is copied."""
+
+    def __init__(self, folder: str | Path, files: VerifiedFiles) -> None:
+        self._folder = Path(folder)
+        self._files = files
+
+    def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:  # noqa: ARG002 - small local files
+        """The firmware that is called as `reference` says.
+
+        Raises:
+            Failed: there is none, its description is malformed, or its files are links out of the folder.
+
+        """
+        name = reference.name
+        metadata = read_metadata(self._description(name), f"{name}.json")
+        return Firmware(
+            metadata.version,
+            metadata.size,
+            metadata.checksum,
+            "file",
+            partial(self._open, name, metadata.size, metadata.checksum),
+        )
+
+    @contextmanager
+    def _open(self, name: str, size: int, checksum: bytes, deadline: Deadline) -> Iterator[Reader]:
+        try:
+            with self._files.open(self._inside(f"{name}.bin"), size, checksum, deadline) as file:
+                yield file
+        except FileNotFoundError as error:
+            raise Failed(f"no file {name}.bin in FIRMWARE_DIR") from error
+
+    def _description(self, name: str) -> bytes:
+        path = self._inside(f"{name}.json")
+        try:
+            return read_small(path, _MAX_METADATA, f"{name}.json")
+        except OSError as error:
+            raise Failed(f"{name}.json: {error.strerror}") from error
+
+    def _inside(self, file: str) -> Path:
+        """The path of a file of the folder with all links resolved.
+
+        Raises:
+            Failed: there is no such file, or it is somewhere else.
+
+        """
+        try:
+            folder = self._folder.resolve(strict=True)
+        except (OSError, RuntimeError) as error:
+            raise Failed(f"FIRMWARE_DIR: {_told(error)}") from error
+        try:
+            path = (folder / file).resolve(strict=True)
+        except FileNotFoundError as error:
+            raise Failed(f"no file {file} in FIRMWARE_DIR") from error
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+            raise Failed(f"{file}: {_told(error)}") from error
+        if not path.is_relative_to(folder):
+            raise Failed(f"{file} is a link out of FIRMWARE_DIR")
+        return path
+
+
+def file_reference(name: str) -> Reference:
+    """The reference of the firmware `name`, which has to be one component of a path.
+
+    Raises:
+        Failed: it is none.
+
+    """
+    if name in ("", ".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > _MAX_NAME:
+        raise Failed(f"invalid file name {name[:100]!r}: it has to be one component of a path")
+    return Reference("", name, None, None)
+
+
+def _told(error: OSError | RuntimeError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or "links that lead in a circle"

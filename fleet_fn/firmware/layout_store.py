@@ -1,0 +1,107 @@
+"""Firmware in OCI image layouts: folders below one folder, each of them a repository."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.errors import Failed
+from fleet_fn.files import open_without_waiting
+from fleet_fn.firmware.shapes import Shapes
+from fleet_fn.firmware.store import Firmware, Reader
+from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.oci.layer import Readable
+from fleet_fn.oci.layout import Layout
+from fleet_fn.oci.manifest import Descriptor, digest_of
+from fleet_fn.oci.reference import Reference
+
+
+class LayoutStore:
+    """Reads firmware where it lies; only what has to be unpacked is copied, into the cache."""
+
+    def __init__(self, files: VerifiedFiles, shapes: Shapes) -> None:
+        self._files = files
+        self._shapes = shapes
+
+    def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:  # noqa: ARG002 - it is cheap to look again
+        """The firmware that `reference` names in the layout of its name.
+
+        Raises:
+            NotHere: an image has to be looked through first, which goes on.
+            Failed: no such layout, tag or digest, or something in it is malformed.
+
+        """
+        layout = Layout(Path(reference.prefix, reference.name))
+        content = layout.manifest(reference)
+        firmware = self._shapes.firmware(content, reference, _Repository(layout, self._files), deadline)
+        return replace(firmware, manifest=digest_of(content))
+
+
+class _Repository:
+    """Content by digest, where it lies."""
+
+    def __init__(self, layout: Layout, files: VerifiedFiles) -> None:
+        #: What tells it from all others.
+        self.name = str(layout.folder)
+        self._layout = layout
+        self._files = files
+
+    def manifest(self, digest: str, deadline: Deadline) -> bytes:  # noqa: ARG002 - local files
+        """The verified bytes of a manifest or an index; see `Repository.manifest`."""
+        return self._layout.content(digest)
+
+    def config(self, blob: Descriptor, deadline: Deadline) -> bytes:  # noqa: ARG002 - local files
+        """The verified bytes of a small blob; see `Repository.config`."""
+        return self._layout.content(blob.digest)
+
+    @contextmanager
+    def open(self, blob: Descriptor, deadline: Deadline) -> Iterator[Reader]:
+        """The verified bytes of a firmware that is a blob; see `Firmware.open`."""
+        try:
+            with self._files.open(self._layout.blob(blob.digest), blob.size, blob.checksum, deadline) as file:
+                yield file
+        except FileNotFoundError as error:
+            raise Failed(f"blob {blob.digest} is missing from the layout") from error
+
+    @contextmanager
+    def stream(self, blob: Descriptor) -> Iterator[Readable]:
+        """The bytes of a blob; see `Repository.stream`."""
+        file = _Blob(self._layout.blob(blob.digest), blob)
+        try:
+            yield file
+        finally:
+            file.close()
+
+
+class _Blob:
+    """A blob's file, to be read from its beginning to its end."""
+
+    def __init__(self, path: Path, blob: Descriptor) -> None:
+        self._digest = blob.digest
+        try:
+            self._file = open(path, "rb", buffering=0, opener=open_without_waiting)  # noqa: SIM115 - see `close`
+        except FileNotFoundError as error:
+            raise Failed(f"blob {blob.digest} is missing from the layout") from error
+        except OSError as error:
+            raise Failed(f"blob {blob.digest}: {error.strerror}") from error
+        size = os.fstat(self._file.fileno()).st_size
+        if size != blob.size:
+            self._file.close()
+            raise Failed(f"size mismatch: blob {blob.digest} has {size} bytes where there should be {blob.size}")
+
+    def read(self, size: int, /) -> bytes:
+        """What comes next, at most `size` bytes; none at the end.
+
+        Raises:
+            Failed: the file cannot be read.
+
+        """
+        try:
+            return self._file.read(size) or b""
+        except OSError as error:
+            raise Failed(f"blob {self._digest}: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,1 @@
+"""The HTTP client, and where it may connect to."""

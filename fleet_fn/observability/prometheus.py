@@ -1,0 +1,118 @@
+"""What is counted for Prometheus, and what a scrape is told: the sums over all worker processes.
+
+The names are the contract's. No label ever takes a device's or an application's name.
+"""
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, values
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from fleet_fn.observability.metrics_file import ReservedDict
+from fleet_fn.observability.metrics_folder import FOLDER, locked
+
+#: Seconds: what is answered from memory takes few milliseconds, and no event may take longer than some seconds.
+_BUCKETS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+#: The status of a request that was not answered.
+_UNANSWERED: Final = "error"
+#: Attempts at reading what other processes write: of a file that one begins just now there is nothing to be read yet.
+_ATTEMPTS: Final = 3
+
+if FOLDER in os.environ:
+    # Nothing forks once this is loaded, and to ask for the process id with each count takes most of its time.
+    _pid: Final = os.getpid()
+    values.MmapedDict = ReservedDict  # type: ignore[attr-defined]
+    values.ValueClass = values.MultiProcessValue(lambda: _pid)
+disable_created_metrics()
+_registry: Final = CollectorRegistry()
+_events: Final = Counter("fleet_events", "Events that were answered.", ["outcome"], registry=_registry)
+_event_seconds: Final = Histogram(
+    "fleet_event_duration_seconds", "Time from an event's arrival to its answer.", buckets=_BUCKETS, registry=_registry
+)
+_requests: Final = Counter(
+    "fleet_upstream_requests",
+    f"Requests to upstreams, by the status of their answers; without one it is {_UNANSWERED!r}.",
+    ["upstream", "status"],
+    registry=_registry,
+)
+_request_seconds: Final = Histogram(
+    "fleet_upstream_duration_seconds",
+    "Time from a request to an upstream to its answer, or the end of waiting for one.",
+    ["upstream"],
+    buckets=_BUCKETS,
+    registry=_registry,
+)
+_sent: Final = Counter(
+    "fleet_firmware_sent_bytes", "Bytes of firmware in commands that were accepted.", registry=_registry
+)
+_cache_requests: Final = Counter("fleet_cache_requests", "Look-ups in caches.", ["cache", "result"], registry=_registry)
+
+
+class Events:
+    """Counts events by their outcome, each of which is there from the start: a first one is to be seen as one more."""
+
+    def __init__(self, outcomes: tuple[str, ...]) -> None:
+        self._outcomes = {outcome: _events.labels(outcome) for outcome in outcomes}
+
+    def count(self, outcome: str, seconds: float) -> None:
+        """Counts an event which took so many seconds to answer."""
+        self._outcomes[outcome].inc()
+        _event_seconds.observe(seconds)
+
+
+class Exchanges:
+    """Counts the requests to one upstream: `registry`, `command`, `oci` or `hawkbit`."""
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = upstream
+        self._seconds = _request_seconds.labels(upstream)
+        self._statuses: dict[int | None, Counter] = {}
+
+    def count(self, status: int | None, seconds: float) -> None:
+        """Counts a request that was answered with `status`, or not at all, after so many seconds."""
+        if status not in self._statuses:
+            self._statuses[status] = _requests.labels(self._upstream, str(status or _UNANSWERED))
+        self._statuses[status].inc()
+        self._seconds.observe(seconds)
+
+
+class Lookups:
+    """Counts the look-ups in one cache: `spec`, `manifest` or `firmware`."""
+
+    def __init__(self, cache: str) -> None:
+        self._hits = _cache_requests.labels(cache, "hit")
+        self._misses = _cache_requests.labels(cache, "miss")
+
+    def count(self, *, hit: bool) -> None:
+        """Counts a look-up that found what it looked for, or one that had to ask elsewhere."""
+        (self._hits if hit else self._misses).inc()
+
+
+def count_sent(size: int) -> None:
+    """Counts `size` bytes of firmware that a device was sent."""
+    _sent.inc(size)
+
+
+def exposition(accept: str) -> tuple[bytes, str]:
+    """What is counted, in the format that the header `Accept` asks for, and its media type."""
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # of a version that is none
+        encode, content_type = choose_encoder("")
+    folder = os.environ.get(FOLDER)
+    if folder is None:
+        return encode(_registry), content_type
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, folder)
+    with locked(Path(folder), fcntl.LOCK_SH):
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return encode(registry), content_type
+            except struct.error:
+                continue
+        return encode(registry), content_type

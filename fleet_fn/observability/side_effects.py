@@ -1,0 +1,56 @@
+"""Counting, logging and tracing: side effects, which never change an answer.
+
+Whatever observes the function is called through a guard. A failure is logged once for each observer, and has no other
+effect.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from fleet_fn.errors import one_line
+from fleet_fn.observability.log import logger
+
+#: Characters of a failure's reason.
+_MAX_REASON: Final = 300
+
+
+class Guard:
+    """Logs the first failure of one observer."""
+
+    __slots__ = ("_has_failed", "_observer")
+
+    def __init__(self, observer: str) -> None:
+        """A guard for the `observer` that log lines name."""
+        self._observer = observer
+        self._has_failed = False
+
+    def report(self, error: BaseException) -> None:
+        """Log an error, if it is the first one. Logging itself never raises."""
+        if not self._has_failed:
+            self._has_failed = True
+            reason = one_line(f"{type(error).__name__}: {error}"[:_MAX_REASON])
+            fields = {"observer": self._observer, "reason": reason}
+            logger.warning("a side effect failed; further failures are not logged", extra={"fields": fields})
+
+
+class Guarded:
+    """An observer that can be called without a thought: it returns nothing, and never raises."""
+
+    __slots__ = ("_guard", "_observe")
+
+    def __init__(self, observer: str, observe: Callable[..., object]) -> None:
+        """Guard `observe`, which log lines call `observer`."""
+        self._observe = observe
+        self._guard = Guard(observer)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Call the observer."""
+        try:
+            self._observe(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the answer comes first
+            self._guard.report(error)
+
+
+def guarded(observer: str, observe: Callable[..., object] | None) -> Guarded | None:
+    """Return `observe` behind a guard; None if there is nothing to be called."""
+    return Guarded(observer, observe) if observe else None

@@ -1,0 +1,137 @@
+"""Spans of events and of requests to upstreams, if the environment names a collector.
+
+OpenTelemetry is loaded only then. No span ever raises.
+"""
+
+import os
+from collections.abc import Mapping
+from contextvars import Token
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+
+from fleet_fn.observability.log import logger
+from fleet_fn.observability.side_effects import Guard
+from fleet_fn.observability.trace_context import Trace, current
+
+if TYPE_CHECKING:
+    from fleet_fn.observability.spans import Spans
+
+#: Variables that name a collector, of all that is told, or of traces.
+_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+class Span(Protocol):
+    """Something that takes time, and what comes of it."""
+
+    def __enter__(self) -> Self:
+        """Begins."""
+
+    def __exit__(self, *error: Any) -> None:
+        """Ends, with the error if there is one."""
+
+    def tell(self, **what: str | int | None) -> None:
+        """What is to be known of it; None is nothing."""
+
+
+class _Untold:
+    """A span that nobody hears of."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def tell(self, **what: str | int | None) -> None:
+        pass
+
+
+class _Passed(_Untold):
+    """An event of which nobody hears but the upstreams."""
+
+    __slots__ = ("_before", "_trace")
+
+    def __init__(self, trace: Trace | None) -> None:
+        self._trace = trace
+
+    def __enter__(self) -> Self:
+        self._before: Token[Trace | None] = current.set(self._trace)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        current.reset(self._before)
+
+
+class _Guarded:
+    """A span that never raises."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def __enter__(self) -> Self:
+        try:
+            self._span.__enter__()
+        except Exception as error:  # noqa: BLE001 - no answer may depend on it
+            _guard.report(error)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._span.__exit__(*error)
+        except Exception as other:  # noqa: BLE001
+            _guard.report(other)
+
+    def tell(self, **what: str | int | None) -> None:
+        try:
+            self._span.tell(**what)
+        except Exception as error:  # noqa: BLE001
+            _guard.report(error)
+
+
+_guard: Final = Guard("tracing")
+_untold: Final = _Untold()
+_spans: "Spans | None" = None
+
+
+def configure() -> None:
+    """Has spans told to the collector that the environment names, if it names one."""
+    global _spans
+    if _spans or not any(os.environ.get(name) for name in _ENDPOINTS):
+        return
+    try:
+        from fleet_fn.observability.spans import Spans
+    except ImportError as error:
+        fields = {"reason": f"the requirements 'tracing' are not installed: {error}"}
+        logger.warning("no spans are told", extra={"fields": fields})
+        return
+    try:
+        _spans = Spans()
+    except Exception as error:  # noqa: BLE001 - events are answered without
+        _guard.report(error)
+
+
+def of_event(trace: Trace | None, attributes: Mapping[str, str]) -> Span:
+    """Return the span of answering an event, whose trace is the current one meanwhile; it never raises.
+
+    Args:
+        trace: the trace that the event is part of.
+        attributes: the span's, by OpenTelemetry's names.
+
+    """
+    if _spans:
+        try:
+            return _Guarded(_spans.of_event(trace, attributes))
+        except Exception as error:  # noqa: BLE001 - no answer may depend on it
+            _guard.report(error)
+    return _Passed(trace)
+
+
+def of_request(upstream: str, method: str, host: str, port: int) -> Span:
+    """Return the span of a request to an upstream; it never raises."""
+    if _spans:
+        try:
+            return _Guarded(_spans.of_request(upstream, method, host, port))
+        except Exception as error:  # noqa: BLE001 - no answer may depend on it
+            _guard.report(error)
+    return _untold

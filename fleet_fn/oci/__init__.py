@@ -1,0 +1,1 @@
+"""OCI artifacts, images, layouts and registries."""

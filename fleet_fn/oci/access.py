@@ -1,0 +1,92 @@
+"""Naming what is in an OCI registry, `HOST/NAME:TAG`, and the credentials and trust for talking to it."""
+
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from fleet_fn.errors import Failed
+from fleet_fn.oci.docker_config import Credentials, from_docker_config
+from fleet_fn.oci.reference import Reference, parse_reference
+
+_EXPECTED: Final = "expected HOST/NAME:TAG or oci-layout:DIR:TAG"
+_HOST: Final = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a registry is talked to."""
+
+    #: By plain HTTP.
+    insecure: bool = False
+    #: PEM file of trust anchors; None trusts the system's.
+    ca_file: str | None = None
+    credentials: Credentials | None = None
+
+    def tls_context(self) -> ssl.SSLContext:
+        """What TLS connections are made with.
+
+        Raises:
+            Failed: `ca_file` is no such file.
+
+        """
+        try:
+            return ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:  # SSLError is one
+            raise Failed(f"--ca-file {self.ca_file}: not a readable file of certificates (PEM)") from error
+
+
+def registry_reference(text: str, default_tag: str | None = None) -> Reference:
+    """The reference that `HOST[:PORT]/NAME[:TAG|@DIGEST]` spells; its prefix is the host.
+
+    Raises:
+        Failed: it spells none.
+
+    """
+    host, slash, rest = text.partition("/")
+    if "@" in host:  # what stands before it may be a password
+        raise Failed(f"a reference has no user name or password in it; {_EXPECTED}")
+    if not slash or not _is_host(host):
+        raise Failed(f"{text!r}: {_EXPECTED}")
+    if default_tag and not re.search("[:@]", rest):
+        rest = f"{rest}:{default_tag}"
+    return parse_reference(rest, f"{host}/")
+
+
+def find_credentials(reference: Reference) -> Credentials | None:
+    """The credentials for the repository of `reference`: the environment's, else those that docker or podman saved.
+
+    Raises:
+        Failed: they are malformed, or of a kind that is not supported.
+
+    """
+    user, token = (os.environ.get(f"FIRMWARE_REGISTRY_{name}") or None for name in ("USER", "TOKEN"))
+    if token:
+        return Credentials(user, token)
+    if user:
+        raise Failed("FIRMWARE_REGISTRY_USER is set, but FIRMWARE_REGISTRY_TOKEN is not")
+    for config in _saved_credentials():
+        if found := from_docker_config(config, reference.prefix.rstrip("/"), reference.name):
+            return found
+    return None
+
+
+def _is_host(text: str) -> bool:
+    """Whether `text` is a registry's host, perhaps with a port, rather than the beginning of a name."""
+    try:
+        _ = urlsplit(f"//{text}").port  # raises ValueError where it is none
+        text.encode("idna")  # raises UnicodeError, a ValueError, where the resolver would
+    except ValueError:
+        return False
+    return _HOST.fullmatch(text) is not None and ("." in text or ":" in text or text == "localhost")
+
+
+def _saved_credentials() -> Iterator[Path]:
+    """Where docker and podman keep credentials, in the order in which they count."""
+    yield Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(runtime, "containers", "auth.json")

@@ -1,0 +1,78 @@
+"""Artifacts: manifests with a firmware as one of their layers, as `publish` and `oras push` make them."""
+
+from typing import Final, NamedTuple
+
+from fleet_fn.errors import Failed
+from fleet_fn.oci.manifest import (
+    TITLE_ANNOTATION,
+    VERSION_ANNOTATION,
+    Descriptor,
+    Manifest,
+    media_type_of,
+    read_descriptor,
+    read_manifest,
+)
+
+#: The media type of a firmware's layer, which makes a manifest an artifact of ours.
+FIRMWARE_LAYER: Final = "application/octet-stream"
+#: The title that singles out one of several such layers.
+FIRMWARE_TITLE: Final = "firmware.bin"
+
+
+class Artifact(NamedTuple):
+    """A manifest with a firmware in it: its layer, and the version that it has."""
+
+    layer: Descriptor
+    version: str
+
+
+def artifact_in(manifest: Manifest, tag: str | None) -> Artifact | None:
+    """The firmware that a manifest has as a layer; None where it has no such layer.
+
+    Args:
+        manifest: what may be an artifact.
+        tag: the tag that led to it, which is the version where no annotation tells it; None where a digest did.
+
+    Raises:
+        Failed: there are several firmware layers, or something is malformed; the reason tells.
+
+    """
+    layer = _firmware_layer(manifest)
+    if layer is None:
+        return None
+    version = manifest.annotations.get(VERSION_ANNOTATION)
+    if version is None:
+        version = tag if tag not in (None, "latest") else layer.checksum.hex()[:12]
+    if not version:
+        raise Failed(f"annotation {VERSION_ANNOTATION} is empty")
+    return Artifact(layer, version)
+
+
+def read_artifact(content: bytes, tag: str | None) -> Artifact:
+    """The artifact that a manifest is; see `artifact_in`.
+
+    Raises:
+        Failed: it is none.
+
+    """
+    manifest = read_manifest(content)
+    artifact = artifact_in(manifest, tag) if isinstance(manifest, Manifest) else None
+    if artifact is None:
+        raise Failed(f"no firmware: no layer of media type {FIRMWARE_LAYER}")
+    return artifact
+
+
+def _firmware_layer(manifest: Manifest) -> Descriptor | None:
+    candidates = [
+        read_descriptor(layer, f"layer {number}")
+        for number, layer in enumerate(manifest.layers)
+        if media_type_of(layer) == FIRMWARE_LAYER
+    ]
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+    titled = [layer for layer in candidates if layer.annotations.get(TITLE_ANNOTATION) == FIRMWARE_TITLE]
+    if len(titled) == 1:
+        return titled[0]
+    number = {2: "two", 3: "three"}.get(len(candidates), str(len(candidates)))
+    names = ", ".join(layer.annotations.get(TITLE_ANNOTATION, layer.digest) for layer in candidates)
+    raise Failed(f"{number} firmware layers: {names}")

@@ -1,0 +1,146 @@
+"""Manifests and indexes: what a repository says of the blobs in it (OCI image specification 1.1)."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from fleet_fn.errors import Failed
+from fleet_fn.oci.reference import is_digest
+from fleet_fn.protocol.strict_json import parse_json
+
+#: Bytes of a manifest, an index or an image's config that are read (what registries accept, too).
+MAX_MANIFEST: Final = 4 * 1024 * 1024
+MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+INDEX: Final = "application/vnd.oci.image.index.v1+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+MANIFESTS: Final = (MANIFEST, DOCKER_MANIFEST)
+INDEXES: Final = (INDEX, DOCKER_INDEX)
+VERSION_ANNOTATION: Final = "org.opencontainers.image.version"
+TITLE_ANNOTATION: Final = "org.opencontainers.image.title"
+
+
+class Descriptor(NamedTuple):
+    """What a manifest or an index says of a blob (OCI image specification, "OCI Content Descriptors")."""
+
+    media_type: str
+    #: `sha256:…`
+    digest: str
+    #: Bytes.
+    size: int
+    annotations: Mapping[str, str]
+    #: `os/architecture` or `os/architecture/variant`, of an index's manifests.
+    platform: str | None = None
+
+    @property
+    def checksum(self) -> bytes:
+        """The digest's 32 bytes."""
+        return checksum_of(self.digest)
+
+
+class Manifest(NamedTuple):
+    """An image, or what is told by its media types to be something else."""
+
+    #: As they stand there: only those that matter have to be sound.
+    config: object
+    layers: Sequence[object]
+    annotations: Mapping[str, str]
+
+
+class Index(NamedTuple):
+    """Several manifests, told apart by platform or annotations."""
+
+    #: As they stand there.
+    manifests: Sequence[object]
+
+
+def digest_of(content: bytes) -> str:
+    """The digest of `content`: `sha256:…`."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def checksum_of(digest: str) -> bytes:
+    """The 32 bytes of `sha256:…`."""
+    return bytes.fromhex(digest.partition(":")[2])
+
+
+def read_manifest(content: bytes) -> Manifest | Index:
+    """The manifest or the index that `content` is, which whoever fetched it has verified against its digest.
+
+    Raises:
+        Failed: it is neither; the reason tells what is wrong with it.
+
+    """
+    value = read_json_object(content, "manifest")
+    media_type = value.get("mediaType")
+    layers, manifests = value.get("layers"), value.get("manifests")
+    if "mediaType" not in value:
+        # Optional with OCI. What has both lists means different things to different readers (CVE-2021-41190).
+        if layers is not None and manifests is not None:
+            raise Failed("manifest has layers and manifests, and no media type to tell which count")
+        media_type = INDEX if manifests is not None else MANIFEST
+    if media_type in INDEXES:
+        if not isinstance(manifests, list):
+            raise Failed("index has no list of manifests")
+        return Index(manifests)
+    if media_type not in MANIFESTS:
+        raise Failed(f"{str(media_type)[:100]} is not read, only images, artifacts and indexes of them")
+    if not isinstance(layers, list):
+        raise Failed("manifest has no list of layers")
+    return Manifest(value.get("config"), layers, _annotations(value, "manifest"))
+
+
+def read_descriptor(value: object, what: str) -> Descriptor:
+    """The descriptor that `value`, a piece of JSON called `what`, holds.
+
+    Raises:
+        Failed: it is none, or its digest is not a SHA-256.
+
+    """
+    if not isinstance(value, dict):
+        raise Failed(f"{what} is no descriptor")
+    media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
+    if not isinstance(media_type, str) or not isinstance(digest, str) or type(size) is not int or size < 0:
+        raise Failed(f"{what} has no media type, digest or size")
+    if not is_digest(digest):
+        raise Failed(f"{what} has a digest that is not a sha256")
+    return Descriptor(media_type, digest, size, _annotations(value, what), _platform(value.get("platform"), what))
+
+
+def media_type_of(value: object) -> object:
+    """The media type of what may be a descriptor, or None."""
+    return value.get("mediaType") if isinstance(value, dict) else None
+
+
+def read_json_object(content: bytes, what: str) -> dict[str, Any]:
+    """The JSON object that `content` is.
+
+    Raises:
+        Failed: it is none.
+
+    """
+    try:
+        value = parse_json(content)
+    except ValueError as error:
+        raise Failed(f"{what}: {error}") from error
+    if not isinstance(value, dict):
+        raise Failed(f"{what} is not a JSON object")
+    return value
+
+
+def _annotations(value: Mapping[str, Any], what: str) -> Mapping[str, str]:
+    annotations = value.get("annotations")
+    if annotations is None:
+        return {}
+    if not isinstance(annotations, dict) or not all(isinstance(text, str) for text in annotations.values()):
+        raise Failed(f"{what} has annotations that are no map of texts")
+    return annotations
+
+
+def _platform(value: object, what: str) -> str | None:
+    if value is None:
+        return None
+    parts = [value.get(key) for key in ("os", "architecture", "variant")] if isinstance(value, dict) else []
+    if not parts or not all(part is None or isinstance(part, str) for part in parts):
+        raise Failed(f"{what} has a platform that is no map of texts")
+    return "/".join(part for part in parts if part) or None

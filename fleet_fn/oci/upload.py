@@ -1,0 +1,388 @@
+"""A registry's HTTP interface (OCI distribution specification 1.1), as far as publishing needs it.
+
+oras-py brings the session and the tokens. Its retries, which sleep for minutes, are left out; what it lacks is here:
+time-outs, bodies that are never in memory, HTTP Basic, and errors that people can act on. Importing this is slow.
+"""
+
+import http.client
+import json
+import logging
+import socket
+import ssl
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import requests
+import urllib3
+from oras.auth.token import TokenAuth
+from oras.auth.utils import authHeader
+from oras.provider import Registry
+from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies
+
+from fleet_fn.errors import Failed, Retry, UpstreamError
+from fleet_fn.oci.access import Access
+from fleet_fn.oci.authentication import parse_challenges
+from fleet_fn.oci.docker_config import Credentials
+from fleet_fn.oci.manifest import INDEXES, MANIFEST, MANIFESTS, MAX_MANIFEST, digest_of
+from fleet_fn.oci.publication import Content
+from fleet_fn.oci.reference import api_host, is_digest
+
+E = TypeVar("E", bound=BaseException)
+
+#: Seconds for a connection (and for sending each chunk), for an answer, and for an answer to what was uploaded, which
+#: a registry may have to move to where it stays.
+CONNECT: Final = 10.0
+ANSWER: Final = 10.0
+UPLOADED: Final = 300.0
+_MAX_MESSAGE: Final = 200
+#: OpenSSL's codes for certificates whose issuer is nobody that is trusted, or themselves.
+_UNKNOWN_ISSUER: Final = (18, 19, 20, 21)
+
+# It would print.
+logging.getLogger("oras").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    #: Where it came from, after redirects.
+    url: str
+
+
+class RegistryClient:
+    """One repository of a registry. Not to be shared by threads."""
+
+    def __init__(self, host: str, name: str, access: Access) -> None:
+        """The repository `name` of the registry at `host`, perhaps with a port.
+
+        Raises:
+            Failed: the file of trust anchors cannot be read.
+
+        """
+        self._host = host
+        host = api_host(host)
+        self._origin = f"{'http' if access.insecure else 'https'}://{host}"
+        self._repository = f"{self._origin}/v2/{name}"
+        self._name = name
+        self._insecure = access.insecure
+        self._auth = _Auth(access.credentials, urlsplit(self._origin))
+        self._registry = _Registry(host, self._origin, self._auth, access)
+
+    def __enter__(self) -> "RegistryClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._registry.session.close()
+
+    def manifest(self, tag: str) -> bytes | None:
+        """The manifest or index that a tag stands at, or None where there is no such tag.
+
+        Raises:
+            Failed, Retry: the registry does not tell.
+
+        """
+        accept = {"Accept": ", ".join(MANIFESTS + INDEXES)}
+        answer = self._request("GET", f"{self._repository}/manifests/{tag}", headers=accept, missing=(404,))
+        return None if answer.status == 404 else answer.body
+
+    def tags(self) -> list[str]:
+        """The tags of the repository; of many, the first thousand or so.
+
+        Raises:
+            Failed, Retry: the registry does not tell.
+
+        """
+        answer = self._request("GET", f"{self._repository}/tags/list?n=1000")
+        tags = _json(answer.body).get("tags")
+        return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+
+    def upload(self, digest: str, content: bytes | Content) -> None:
+        """Brings a blob, whose digest is `sha256:…`, into the repository, unless it is there.
+
+        Raises:
+            Failed: the registry does not take it, or the content cannot be read.
+            Retry: the registry is not there.
+
+        """
+        if self._request("HEAD", f"{self._repository}/blobs/{digest}", missing=(404,)).status != 404:
+            return
+        session = self._request("POST", f"{self._repository}/blobs/uploads/")
+        if not (location := session.headers.get("Location")):
+            raise Failed(f"{self._host}: does not say where to upload to: is it a registry?")
+        url = urljoin(session.url, location)
+        if self._origin.startswith("https:") and not url.startswith("https:"):
+            raise Failed(f"{self._host}: wants the upload sent to where there is no TLS")
+        self._request(
+            "PUT",
+            f"{url}{'&' if '?' in url else '?'}digest={digest}",
+            headers={"Content-Type": "application/octet-stream"},
+            data=content,
+        )
+
+    def tag(self, tag: str, manifest: bytes) -> None:
+        """Has `tag` stand at a manifest, and makes sure that it does.
+
+        Raises:
+            Failed, Retry: the registry does not take the manifest; or the tag stands at something else afterwards.
+
+        """
+        url, digest = f"{self._repository}/manifests/{tag}", digest_of(manifest)
+        self._request("PUT", url, headers={"Content-Type": MANIFEST}, data=manifest)
+        found = self._request("HEAD", url, headers={"Accept": MANIFEST}).headers.get("Docker-Content-Digest")
+        if found is None:  # which a registry should tell, but need not
+            found = digest_of(self.manifest(tag) or b"")
+        if found != digest:
+            elsewhere = found if is_digest(found) else "something else"  # what is no digest may be a secret of ours
+            raise Failed(
+                f"{self._host}: the tag {tag} stands at {elsewhere} instead of {digest}, which was sent: is "
+                "somebody else publishing to it?"
+            )
+
+    def _request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: bytes | Content | None = None,
+        missing: tuple[int, ...] = (),
+    ) -> _Answer:
+        """The answer to a request: one of success, or one whose status is among `missing`.
+
+        Raises:
+            Failed, Retry: any other answer, or none.
+
+        """
+        try:
+            with self._registry.do_request(url, method, data, dict(headers or {}), stream=True) as response:
+                body = response.raw.read(MAX_MANIFEST + 1, decode_content=True) or b""
+                answer = _Answer(response.status_code, response.headers, body, response.url)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise self._reason(error) from error
+        if len(body) > MAX_MANIFEST:
+            raise Failed(f"{self._host}: answers with more than {MAX_MANIFEST} bytes")
+        self._raise_for_status(answer, method, missing)
+        return answer
+
+    def _raise_for_status(self, answer: _Answer, method: str, missing: tuple[int, ...]) -> None:
+        status, said = answer.status, self._said(answer.body)
+        if status == 429 or status >= 500:
+            raise Retry(f"{self._host}: answered {status}{said}")
+        if status == 401:
+            raise Failed(
+                f"{self._host}: the credentials were refused{said}"
+                if self._auth.credentials
+                else f"{self._host}: wants credentials: set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, "
+                f"or log in as docker does{said}"
+            )
+        if status == 403:
+            raise Failed(f"{self._host}: this is not allowed in {self._name}{said}")
+        if status == 413:
+            raise Failed(f"{self._host}: that is too large for it{said}")
+        if status == 400 and b"HTTPS server" in answer.body and self._insecure:
+            raise Failed(f"{self._host}: speaks TLS: leave --insecure out")
+        if status in missing:
+            return
+        if method != "HEAD" and answer.headers.get("Content-Type", "").lower().startswith("text/html"):
+            raise Failed(f"{self._host}: answers with a web page: is it a registry?")
+        if 200 <= status < 300:
+            return
+        if status == 404:
+            raise Failed(f"{self._host}: no {self._name}, or no such interface{said}")
+        raise Failed(f"{self._host}: answered {status} to a {method}{said}")
+
+    def _said(self, body: bytes) -> str:
+        """What the registry said besides (OCI distribution specification, "Error Codes"), without our secrets."""
+        errors = _json(body).get("errors")
+        error = errors[0] if isinstance(errors, list) and errors else None
+        if not isinstance(error, dict):
+            return ""
+        text = ": ".join(str(error[key]) for key in ("code", "message") if error.get(key))
+        for secret in self._auth.secrets():
+            text = text.replace(secret, "…")
+        return f" ({text[:_MAX_MESSAGE]})" if text else ""
+
+    def _reason(self, error: Exception) -> UpstreamError:
+        """What `error`, which the layers below wrap in each other, means to people."""
+        host, causes = self._host, list(_causes(error))
+        if told := _first(causes, UpstreamError):  # of the content that was to be sent
+            return told
+        if _first(causes, requests.exceptions.ProxyError):
+            return Retry(f"{host}: the proxy that the environment names does not lead there")
+        if untrusted := _first(causes, ssl.SSLCertVerificationError):
+            advice = "; --ca-file names whom to trust" if untrusted.verify_code in _UNKNOWN_ISSUER else ""
+            return Failed(f"{host}: certificate not trusted: {untrusted.verify_message}{advice}")
+        if tls := _first(causes, ssl.SSLError):
+            if tls.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+                return Failed(f"{host}: does not speak TLS; --insecure is for plain HTTP")
+            return Retry(f"{host}: TLS: {tls.reason or 'handshake failed'}")
+        if _first(causes, socket.gaierror):
+            return Failed(f"{host}: host not found")
+        if _first(causes, ConnectionRefusedError):
+            return Retry(f"{host}: connection refused")
+        if _first(causes, TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError):
+            return Retry(f"{host}: no answer in time")
+        if _first(causes, ConnectionError, http.client.IncompleteRead):
+            return Retry(f"{host}: connection closed without an answer")
+        if _first(causes, http.client.HTTPException):
+            return Failed(f"{host}: answer is not HTTP")
+        if (network := _first(causes, OSError)) and network.strerror:
+            return Retry(f"{host}: {network.strerror}")
+        return Failed(f"{host}: answers what makes no sense ({type(error).__name__})")
+
+
+class _Registry(Registry):  # type: ignore[misc] # oras-py has no types
+    """oras-py's client, with time-outs instead of retries."""
+
+    session: requests.Session
+
+    def __init__(self, host: str, origin: str, auth: "_Auth", access: Access) -> None:
+        super().__init__(host, access.insecure, tls_verify=access.ca_file or True)
+        # Proxies are the environment's business; credentials in .netrc are not, they would displace ours.
+        self.session.trust_env = False
+        self.session.proxies = get_environ_proxies(origin)
+        adapter = _Adapter(access.tls_context())
+        self.session.mount("http://", adapter)
+        self.session.mount("https://", adapter)
+        auth.session, auth._tls_verify = self.session, self._tls_verify
+        self.auth = auth
+        self._origin = origin
+
+    def do_request(
+        self,
+        url: str,
+        method: str = "GET",
+        data: Any = None,
+        headers: dict[str, str] | None = None,
+        json: Any = None,
+        stream: bool = False,
+    ) -> requests.Response:
+        """One request, and once more with new credentials where the registry wants them for it.
+
+        Each scope has a token of its own: the one for reading does not do for writing, which oras-py would not notice.
+        Where the registry sends us to another host, our credentials stay behind.
+        """
+        is_ours = url.startswith(f"{self._origin}/")
+        headers = {**(headers or {}), **(self.auth.get_auth_header() if is_ours else {})}
+        response = self.session.request(
+            method, url, data=data, json=json, headers=headers, stream=stream, verify=self._tls_verify
+        )
+        if not is_ours or response.status_code not in (401, 403):
+            return response
+        with ExitStack() as stack:
+            stack.callback(response.close)
+            headers, changed = self.auth.authenticate_request(response, headers, refresh=True)
+            if not changed:
+                stack.pop_all()  # whoever asked reads what it says
+                return response
+        return self.session.request(
+            method, url, data=data, json=json, headers=headers, stream=stream, verify=self._tls_verify
+        )
+
+
+class _Auth(TokenAuth):  # type: ignore[misc] # oras-py has no types
+    """Answers challenges for a token, as oras-py does it, and for HTTP Basic (RFC 7617)."""
+
+    def __init__(self, credentials: Credentials | None, origin: SplitResult) -> None:
+        super().__init__()
+        self.credentials = credentials
+        self.prefix = origin.scheme
+        self._host = origin.hostname
+        self._is_basic = False
+        if credentials and credentials.user is not None:
+            self.set_basic_auth(credentials.user, credentials.secret)
+        elif credentials:
+            self.set_token_auth(credentials.secret)
+
+    def get_auth_header(self) -> dict[str, str]:
+        if self._is_basic:
+            return {"Authorization": f"Basic {self._basic_auth}"}
+        header: dict[str, str] = super().get_auth_header()
+        return header
+
+    def authenticate_request(
+        self,
+        original: requests.Response,
+        headers: dict[str, str],
+        refresh: bool = False,  # noqa: ARG002 - oras-py's signature
+    ) -> tuple[dict[str, str], bool]:
+        """The headers with which to ask again, and whether that is worth it."""
+        challenges = parse_challenges([original.headers.get("WWW-Authenticate", "")])
+        parameters = {challenge.scheme: challenge.parameters for challenge in reversed(challenges)}
+        user = self.credentials.user if self.credentials else None
+        if self.credentials and user is None:
+            return headers, False
+        if "bearer" in parameters:
+            self.token = self._new_token(parameters["bearer"])
+        elif "basic" in parameters and user is not None and not self._is_basic:
+            self._is_basic = True
+        else:
+            return headers, False
+        return {**headers, **self.get_auth_header()}, self._is_basic or self.token is not None
+
+    def _new_token(self, parameters: Mapping[str, str]) -> str | None:
+        realm = urlsplit(parameters.get("realm", ""))
+        if realm.scheme not in ("http", "https"):
+            return None
+        is_plain = realm.scheme == "http" and (self.prefix, self._host) != ("http", realm.hostname)
+        if self.credentials and is_plain:
+            raise Failed("the registry wants our credentials sent to where there is no TLS")
+        try:
+            token = self.request_token(authHeader(parameters))
+        except (AttributeError, RecursionError):  # oras-py takes whatever JSON comes for an object
+            return None
+        return token if isinstance(token, str) else None
+
+    def secrets(self) -> list[str]:
+        """What must not be shown."""
+        basic = getattr(self, "_basic_auth", None)
+        return [secret for secret in (self.credentials and self.credentials.secret, basic, self.token) if secret]
+
+
+class _Adapter(HTTPAdapter):
+    """Requests that end in time, and trust in what the system trusts."""
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        self._tls = tls
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=self._tls, **kwargs)
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(*args, ssl_context=self._tls, **kwargs)
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        kwargs["timeout"] = (CONNECT, UPLOADED if request.method == "PUT" else ANSWER)
+        return super().send(request, *args, **kwargs)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """`error`, and all that it was made of."""
+    pending: list[object] = [error]
+    seen: set[int] = set()
+    while pending:
+        cause = pending.pop(0)
+        if isinstance(cause, BaseException) and id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            pending += [*cause.args, getattr(cause, "reason", None), cause.__cause__, cause.__context__]
+
+
+def _first(causes: Iterable[BaseException], *kinds: type[E]) -> E | None:
+    return next((cause for cause in causes if isinstance(cause, kinds)), None)
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    """The JSON object that an answer is, or an empty one."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,144 @@
+"""Which parts make up the function, as the settings say."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.ttl_cache import Count as LookupCount
+from fleet_fn.drogue.commands import Commands
+from fleet_fn.drogue.device_registry import Registry
+from fleet_fn.drogue.oidc import ClientCredentials
+from fleet_fn.drogue.refusals import COMMAND_API, DEVICE_REGISTRY
+from fleet_fn.firmware.cache import Cache
+from fleet_fn.firmware.file_store import FileStore
+from fleet_fn.firmware.layout_store import LayoutStore
+from fleet_fn.firmware.registry_store import RegistryStore
+from fleet_fn.firmware.resolver import Catalogue
+from fleet_fn.firmware.shapes import Shapes
+from fleet_fn.firmware.store import Store
+from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.http.client import Authorization, Fixed, Upstream, basic
+from fleet_fn.http.client import Count as RequestCount
+from fleet_fn.observability import metrics
+from fleet_fn.oci.docker_config import Credentials, from_docker_config
+from fleet_fn.oci.registry_client import Distribution
+from fleet_fn.settings import Settings
+from fleet_fn.update.handler import Updater
+
+
+class _Parts(NamedTuple):
+    """What events and previews share."""
+
+    background: Background
+    registry: Upstream
+    commands: Upstream
+    images: Store
+    files: Store | None
+
+
+def make_updaters(settings: Settings, now: Callable[[], float] = time.time) -> tuple[Updater, Updater]:
+    """The updater that answers events, and another for previews, which remembers no spec, manifest or event.
+
+    What previews ask of upstreams is counted, too, but not what they find in caches, of which they have none.
+    """
+    background = Background()
+    files = VerifiedFiles(background)
+    drogue = make_drogue(settings, background)
+    counts = StoreCounts(metrics.exchanges("oci"), metrics.lookups("firmware"))
+    parts = _Parts(
+        background,
+        drogue.counted("registry", metrics.exchanges("registry")),
+        drogue.named(COMMAND_API).counted("command", metrics.exchanges("command")),
+        make_image_store(settings, files, background, counts),
+        FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
+    )
+    answers = _updater(settings, parts, now, metrics.lookups("spec"), metrics.lookups("manifest"))
+    # An event's age does not matter to a preview.
+    return answers, _updater(replace(settings, event_max_age=0), parts, now, remember=False)
+
+
+def make_drogue(settings: Settings, background: Background) -> Upstream:
+    """Return Drogue Cloud's APIs, named as the device registry, with the credentials from the settings."""
+    return Upstream(
+        DEVICE_REGISTRY,
+        settings.drogue_api_url,
+        authorization=_authorization(settings, background),
+        ca_file=settings.drogue_ca_file,
+        background=background,
+    )
+
+
+class StoreCounts(NamedTuple):
+    """What is told of the requests of a store, and of look-ups in its cache."""
+
+    requests: RequestCount
+    lookups: LookupCount
+
+
+def make_image_store(
+    settings: Settings, files: VerifiedFiles, background: Background, counts: StoreCounts | None = None
+) -> Store:
+    """The store of what `FIRMWARE_REGISTRY` names: image layouts, or a registry."""
+    lookups = counts.lookups if counts else None
+    cache = Cache(settings.firmware_cache_dir, settings.firmware_cache_bytes, files, background, count=lookups)
+    shapes = Shapes(cache, background)
+    if settings.has_layouts:
+        return LayoutStore(files, shapes)
+    host = settings.firmware_prefix.partition("/")[0]
+    registry = Distribution(
+        host,
+        credentials=_registry_credentials(settings, host),
+        plain_http=settings.firmware_registry_insecure,
+        ca_file=settings.firmware_registry_ca_file,
+        background=background,
+        count=counts.requests if counts else None,
+    )
+    return RegistryStore(registry, shapes, cache)
+
+
+def _updater(
+    settings: Settings,
+    parts: _Parts,
+    now: Callable[[], float],
+    specs: LookupCount | None = None,
+    manifests: LookupCount | None = None,
+    *,
+    remember: bool = True,
+) -> Updater:
+    return Updater(
+        settings,
+        Registry(parts.registry, remember=remember, count=specs),
+        Catalogue(parts.images, parts.background, remember=remember, count=manifests),
+        Catalogue(parts.files, parts.background, remember=remember) if parts.files else None,
+        Commands(parts.commands),
+        now,
+    )
+
+
+def _authorization(settings: Settings, background: Background) -> Authorization:
+    if settings.drogue_oidc_token_url:
+        url = urlsplit(settings.drogue_oidc_token_url)
+        provider = Upstream(
+            "token endpoint", f"{url.scheme}://{url.netloc}", ca_file=settings.drogue_ca_file, background=background
+        )
+        client = (settings.drogue_oidc_client_id or "", settings.drogue_oidc_client_secret or "")
+        return ClientCredentials(provider, url.path or "/", *client)
+    if settings.drogue_token is None:
+        return Fixed()
+    if settings.drogue_user is None:
+        return Fixed(f"Bearer {settings.drogue_token}")
+    return Fixed(basic(settings.drogue_user, settings.drogue_token))
+
+
+def _registry_credentials(settings: Settings, host: str) -> Callable[[str], Credentials | None]:
+    """The credentials for a repository of the registry at `host`."""
+    if settings.firmware_registry_token is not None:
+        configured = Credentials(settings.firmware_registry_user, settings.firmware_registry_token)
+        return lambda _: configured
+    if settings.docker_config is not None:
+        folder = settings.docker_config
+        return lambda repository: from_docker_config(folder, host, repository)
+    return lambda _: None

@@ -1,0 +1,194 @@
+"""The sandbox as a whole: a small Drogue Cloud on one loopback port."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+from fleet_fn.sandbox.deliverers import DELIVERERS, Policy
+from fleet_fn.sandbox.delivery import Delivery, Sink, authorization
+from fleet_fn.sandbox.endpoints import Endpoints
+from fleet_fn.sandbox.events import registry_event
+from fleet_fn.sandbox.objects import Object
+from fleet_fn.sandbox.refusal import Refused
+from fleet_fn.sandbox.registry import Registry, copied
+from fleet_fn.sandbox.rights import Rights
+from fleet_fn.sandbox.server import Server
+from fleet_fn.sandbox.waiting import Commands
+
+#: How `spec.core.disabled` of a device may be read: as released clouds do it, or as their documentation has it.
+CORE_DISABLED: Final = ("as-released", "as-documented")
+
+_logger = logging.getLogger(__name__)
+
+
+class Sandbox:
+    """A Drogue Cloud to try things against: device endpoint, registry, commands, delivery of events.
+
+    Serves while it is a context, or from `start` to `stop`; once only. Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        objects: Iterable[Mapping[str, Any]] = (),
+        *,
+        sink: str | None = None,
+        sink_user: str | None = None,
+        sink_password: str | None = None,
+        sink_token: str | None = None,
+        user: str = "sandbox",
+        token: str = "sandbox",  # noqa: S107 - of no value to anybody
+        port: int = 0,
+        speed: float = 1.0,
+        deliver_as: str = "event-source",
+        delivery: Policy | None = None,
+        members: Mapping[str, str] | None = None,
+        core_disabled: str = "as-released",
+        log: Callable[[str], None] = _logger.info,
+    ) -> None:
+        """A sandbox that knows these objects.
+
+        Args:
+            objects: applications, and, where `metadata.application` names one, devices.
+            sink: URL that events are delivered to; None drops them.
+            sink_user: the sink's Basic credentials,
+            sink_password: with their password,
+            sink_token: or its Bearer token.
+            user: name that goes with the token of the APIs; the objects' owner.
+            token: what the APIs want.
+            port: where to listen on 127.0.0.1; 0 takes any.
+            speed: divides all pauses and timeouts of delivery.
+            deliver_as: whose requests events come in, a key of `DELIVERERS`.
+            delivery: the deliverer's retries; None leaves it its own.
+            members: other users' roles in all applications, with the same token: a key of `ROLES` for each name.
+            core_disabled: how `spec.core.disabled` is read, one of `CORE_DISABLED`.
+            log: takes one line, without secrets, for each thing that happens.
+
+        Raises:
+            Refused: an object that Drogue Cloud would not take, or that the sandbox has no means for.
+            ValueError: an option makes no sense.
+
+        """
+        if not speed > 0:
+            raise ValueError("speed must be above 0")
+        if deliver_as not in DELIVERERS:
+            raise ValueError(f"nobody delivers as {deliver_as!r}: want one of {', '.join(DELIVERERS)}")
+        if core_disabled not in CORE_DISABLED:
+            raise ValueError(f"core.disabled cannot be read {core_disabled!r}: want {' or '.join(CORE_DISABLED)}")
+        self._log_line = log
+        self._port = port
+        self._server: Server | None = None
+        self._serving: threading.Thread | None = None
+        self._commands = Commands()
+        self._delivery = Delivery(
+            Sink.of(sink) if sink is not None else None,
+            authorization(sink_user, sink_password, sink_token),
+            speed,
+            self._log,
+            DELIVERERS[deliver_as].with_policy(delivery),
+        )
+        self._owner = user
+        self._registry = Registry(objects, self._tell_of_change, user)
+        self._endpoints = Endpoints(
+            self._registry,
+            self._commands,
+            self._delivery.put,
+            Rights(user, token, members or {}),
+            self._log,
+            inverts_core=core_disabled == "as-released",
+        )
+
+    def start(self) -> None:
+        """Listens.
+
+        Raises:
+            OSError: the port is taken.
+
+        """
+        self._server = Server(self._port, self._endpoints.answer, self._log)
+        self._serving = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, name="sandbox", daemon=True
+        )
+        self._serving.start()
+
+    def stop(self) -> None:
+        """Ends everything: waiting devices get their answers, events not delivered yet are dropped."""
+        self._delivery.stop()
+        self._commands.close()
+        if self._server is not None and self._serving is not None:
+            self._server.close()
+            self._serving.join()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where it serves: `http://127.0.0.1:PORT`, without a slash."""
+        if self._server is None:
+            raise RuntimeError("the sandbox has not been started")
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def sink(self) -> str | None:
+        """URL that events are delivered to, from the next attempt on; None drops them."""
+        sink = self._delivery.sink
+        return None if sink is None else sink.url
+
+    @sink.setter
+    def sink(self, url: str | None) -> None:
+        self._delivery.sink = None if url is None else Sink.of(url)
+
+    @property
+    def waiting(self) -> int:
+        """How many devices wait for commands."""
+        return self._commands.waiting
+
+    def get(self, application: str, device: str | None = None) -> Object:
+        """A copy of an application, or of one of its devices.
+
+        Raises:
+            Refused: there is none.
+
+        """
+        registry = self._registry
+        return copied(registry.application(application) if device is None else registry.device(application, device))
+
+    def put(self, given: Mapping[str, Any]) -> Object:
+        """Creates or replaces an application or device, as somebody with `kubectl apply` would; returns it.
+
+        A `resourceVersion` in its metadata has to be the current one; leave it out to overwrite whatever is there.
+
+        Raises:
+            Refused: malformed, or another version.
+
+        """
+        try:
+            return copied(self._registry.update(given))
+        except Refused as refusal:
+            if refusal.status != 404:
+                raise
+            return copied(self._registry.create(given, self._owner))
+
+    def delete(self, application: str, device: str | None = None) -> None:
+        """Deletes an application with its devices, or one of its devices.
+
+        Raises:
+            Refused: there is none.
+
+        """
+        self._registry.delete(application, device)
+
+    def _tell_of_change(self, application: Object, device: Object) -> None:
+        self._delivery.put(registry_event(application, device))
+
+    def _log(self, line: str) -> None:
+        """Logs a line that stays one, whatever names are in it."""
+        self._log_line("".join(char if char.isprintable() else ascii(char)[1:-1] for char in line))

@@ -1,0 +1,434 @@
+"""Simulated devices that go through real updates at a Drogue HTTP endpoint."""
+
+import hashlib
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import quote
+
+import requests
+from requests.auth import HTTPBasicAuth
+
+from fleet_fn.errors import one_line
+from fleet_fn.protocol.messages import Command, Status, Write
+from fleet_fn.sandbox.device_wire import CommandError, Dialect, Encoding, decode_command, encode_status
+from fleet_fn.sandbox.simulated_device import (
+    BRICKED,
+    ERROR_PAUSE,
+    Bootable,
+    CarefulDevice,
+    CrateDevice,
+    FirmwareManagerDevice,
+    Outcome,
+    SimulatedDevice,
+    Step,
+)
+
+Character = Literal["careful", "firmware-manager", "crate"]
+
+#: Seconds that a device waits for a command; the endpoint's `ct`.
+COMMAND_TIMEOUT = 30
+#: However fast the device: a cloud and a function between them need their seconds.
+COMMAND_TIMEOUT_MIN = 5
+#: Seconds beyond `ct` until the endpoint itself counts as gone.
+ENDPOINT_GRACE = 5
+#: However fast the device: one that is told to WAIT gives the server so many seconds to fetch the firmware.
+WAIT_MIN = 1.0
+#: However fast the device: after a wait that ran out it pauses so long, for the cloud drops a command that comes
+#: meanwhile. Else that command answers the next status, the next command the one after it, and so on.
+LATE_MAX = 5.0
+#: However fast the device: its first pause after a command that it could not use; doubles up to `LATE_MAX`.
+SETTLE_MIN = 0.5
+#: Bytes between two lines of progress where the firmware's size is not known.
+LINE_EVERY = 65536
+
+# Outcomes that bring a device on; anything else uses up its patience.
+_ADVANCES = {Outcome.WROTE, Outcome.IN_SYNC, Outcome.BOOTED, Outcome.ROLLED_BACK}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOptions:
+    """One simulated device: where it reports, how it speaks, and what befalls it.
+
+    Raises:
+        ValueError: the dialect has no such encoding, or cannot express the version.
+
+    """
+
+    url: str
+    application: str
+    device: str
+    password: str = field(repr=False)
+    #: Authenticate as this device, and speak for `device`.
+    gateway: str | None = None
+    version: bytes = b"0.1.0"
+    #: Largest block to ask for, bytes; None leaves it to the server.
+    mtu: int | None = 512
+    dialect: Dialect = "packed"
+    encoding: Encoding = "cbor"
+    character: Character = "careful"
+    #: Bytes that a firmware-manager's flash writes at once.
+    flash_word: int = 4
+    #: End when in sync, or out of patience.
+    once: bool = False
+    #: With `once`: statuses in a row that may lead nowhere, and images that may be rolled back.
+    patience: int = 10
+    #: Divides every pause; a WAIT and a command's time stay real enough.
+    speed: float = 1.0
+    #: Lose power, once, when so many bytes are written.
+    crash_at: int | None = None
+    #: Fraction of answers that are lost on their way.
+    drop: float = 0.0
+    seed: int = 0
+    #: New images whose self-test fails, one after the other.
+    reject: int = 0
+    #: Bytes of the firmware to come, which no server tells a device; for the display only.
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        encode_status(Status(self.version), self.dialect, self.encoding)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """What became of a device."""
+
+    device: str
+    #: The version that it started with.
+    started: bytes
+    #: The version that it runs; empty if nothing boots.
+    version: bytes
+    #: SHA-256 of the image that it runs, in hex; None for the one that it was delivered with.
+    sha256: str | None
+    #: The checksum, in hex, that the SWAP to that image announced: an image can boot and yet be another.
+    announced: str | None
+    #: Bytes of that image.
+    size: int
+    blocks: int
+    power_losses: int
+    rollbacks: int
+    #: Answers lost on their way, by `drop`.
+    lost: int
+    in_sync: bool
+    #: What no server may say to a device, and this one heard.
+    violations: tuple[str, ...]
+    #: Why it ended out of sync.
+    reason: str
+
+    def __str__(self) -> str:
+        version = _text(self.version) or "nothing"
+        parts = [version if self.version == self.started else f"{_text(self.started)} -> {version}"]
+        if self.sha256 is not None:
+            parts += [f"{self.size} bytes", f"sha256 {self.sha256}"]
+        if self.sha256 != self.announced:
+            parts.append(f"NOT the announced {self.announced}")
+        for count, one, many in (
+            (self.blocks, "block", "blocks"),
+            (self.power_losses, "power loss", "power losses"),
+            (self.rollbacks, "rollback", "rollbacks"),
+            (self.lost, "answer lost", "answers lost"),
+            (len(self.violations), "violation", "violations"),
+        ):
+            if count:
+                parts.append(f"{count} {one if count == 1 else many}")
+        parts.append("in sync" if self.in_sync else f"not in sync: {self.reason}" if self.reason else "not in sync")
+        return one_line(f"{self.device}: {', '.join(parts)}")
+
+
+def run_device(
+    options: DeviceOptions,
+    *,
+    on_line: Callable[[str], None],
+    stop: threading.Event,
+    bootable: Bootable | None = None,
+) -> DeviceReport:
+    """Runs a device until `stop` is set, the endpoint refuses it or, with `once`, it is done; returns its report.
+
+    Args:
+        options: the device.
+        on_line: told every transition and each tenth of the way, in a line.
+        stop: ends the device within `COMMAND_TIMEOUT` at the latest, or at once between two requests.
+        bootable: whether an image (its bytes, its version) comes up; without it every image does.
+
+    """
+    return DeviceRun(options, on_line=on_line, stop=stop, bootable=bootable).run()
+
+
+class _NoAnswer(Exception):
+    """A status was not answered; the next one may be.
+
+    Args:
+        reason: why.
+        pause: real seconds to the next status, at least.
+
+    """
+
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+class _Refused(Exception):
+    """The endpoint will not have this device, or is none: another status would not change that."""
+
+
+class _Bricked(Exception):
+    """Nothing boots: the device reports no more."""
+
+
+class DeviceRun:
+    """A device at work. `run` it in a thread; `report` tells at any time how far it is.
+
+    Args:
+        on_progress: told the device's name and offset after each block, instead of a line for each tenth.
+
+    """
+
+    def __init__(
+        self,
+        options: DeviceOptions,
+        *,
+        on_line: Callable[[str], None],
+        stop: threading.Event,
+        bootable: Bootable | None = None,
+        on_progress: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self._options = options
+        self._on_line = on_line
+        self._on_progress = on_progress
+        self._stop = stop
+        self._device = _build(options, bootable)
+        self._dice = random.Random(f"{options.seed}/{options.device}")
+        self._timeout = max(COMMAND_TIMEOUT_MIN, round(COMMAND_TIMEOUT / options.speed))
+        self._last_line = ""
+        self._reached = False
+        self._writing: bytes | None = None
+        self._fruitless = 0
+        self._settle = 0.0
+        self._blocks = 0
+        self._power_losses = 0
+        self._lost = 0
+        self._in_sync = False
+        #: It came back from an image that did not come up, and has not been given another since.
+        self._came_back = False
+        self._unreadable: list[str] = []
+        self._setback = ""
+        self._end = ""
+
+    def run(self) -> DeviceReport:
+        """Reports and obeys until there is a reason to end; returns what became of the device."""
+        options = self._options
+        self._say(f"runs {_text(self._device.version)}, speaks {options.dialect} {options.encoding}")
+        try:
+            with requests.Session() as session:
+                while not self._stop.is_set():
+                    pause = self._report_and_obey(session)
+                    if options.once and (self._in_sync or self._out_of_patience()):
+                        break
+                    self._stop.wait(pause)
+        except (_Refused, _Bricked) as error:
+            self._in_sync, self._end = False, str(error)
+            self._say(self._end)
+        return self.report()
+
+    def report(self) -> DeviceReport:
+        """How far it is."""
+        image = self._device.image
+        sha256 = hashlib.sha256(image).hexdigest() if image else None
+        boot = next((boot for boot in reversed(self._device.boots) if boot.sha256 == sha256), None)
+        return DeviceReport(
+            device=self._options.device,
+            started=self._options.version,
+            version=self._device.version,
+            sha256=sha256,
+            announced=boot.announced if boot else None,
+            size=len(image),
+            blocks=self._blocks,
+            power_losses=self._power_losses,
+            rollbacks=self._device.rollbacks,
+            lost=self._lost,
+            in_sync=self._in_sync,
+            violations=(*self._device.violations, *self._unreadable),
+            reason=self._end or ("stopped" if self._stop.is_set() else ""),
+        )
+
+    def _report_and_obey(self, session: requests.Session) -> float:
+        """One status and its answer. Returns real seconds until the next status."""
+        speed = self._options.speed
+        try:
+            answer = self._post(session)
+            if self._dice.random() < self._options.drop:
+                self._lost += 1
+                return ERROR_PAUSE / speed
+            command, correlation_id = decode_command(*answer)
+        except _NoAnswer as error:
+            self._set_back(str(error))
+            return max(ERROR_PAUSE / speed, error.pause)
+        except CommandError as error:
+            self._unreadable.append(f"unreadable answer: {error}")
+            self._set_back(self._unreadable[-1])
+            return ERROR_PAUSE / speed
+        step = self._device.handle(command, correlation_id)
+        self._follow(command, step)
+        return max(step.pause / speed, self._least_pause(step.outcome))
+
+    def _least_pause(self, outcome: Outcome) -> float:
+        """Return the real seconds that the device pauses at least, whatever its speed."""
+        if outcome in (Outcome.IGNORED, Outcome.FAILED):
+            # The command may have answered an earlier status: let the one that is on its way pass.
+            self._settle = min(2 * self._settle or SETTLE_MIN, LATE_MAX)
+            return self._settle
+        self._settle = 0.0
+        return WAIT_MIN if outcome is Outcome.WAITING else 0.0
+
+    def _set_back(self, reason: str) -> None:
+        self._fruitless += 1
+        self._setback = reason
+        self._say(reason)
+
+    def _out_of_patience(self) -> bool:
+        if self._fruitless < self._options.patience and self._device.rollbacks < self._options.patience:
+            return False
+        self._end = f"gave up, the last of {self._options.patience} tries in vain: {self._setback}"
+        return True
+
+    def _post(self, session: requests.Session) -> tuple[bytes, str | None]:
+        """Publish a status and wait for the command. Return its payload and content type."""
+        options = self._options
+        payload, content_type = encode_status(self._device.status(), options.dialect, options.encoding)
+        query = {"ct": str(self._timeout)} | ({"as": options.device} if options.gateway else {})
+        # The endpoint splits the user at the first @ and the first colon, and decodes the device.
+        user = f"{quote(options.gateway or options.device, safe='')}@{options.application}"
+        sent = time.monotonic()
+        try:
+            response = session.post(
+                f"{options.url.rstrip('/')}/v1/dfu",
+                params=query,
+                data=payload,
+                headers={"Content-Type": content_type} if content_type else {},
+                auth=HTTPBasicAuth(user.encode(), options.password.encode()),
+                timeout=(ENDPOINT_GRACE, self._timeout + ENDPOINT_GRACE),
+                allow_redirects=False,
+            )
+        except (
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.MissingSchema,
+        ) as error:
+            raise _Refused(f"check --url: {error}") from error
+        except requests.ConnectionError as error:
+            reason = f"cannot reach {options.url}: is the sandbox, or the cloud, running there?"
+            raise (_NoAnswer(reason) if self._reached else _Refused(reason)) from error
+        except requests.RequestException as error:
+            raise _NoAnswer(f"{options.url} does not answer: {error}", self._pause_after(sent)) from error
+        self._reached = True
+        self._check(response, user)
+        if not response.content:
+            raise _NoAnswer(f"no command within {self._timeout} s", self._pause_after(sent))
+        return response.content, response.headers.get("Content-Type")
+
+    def _pause_after(self, sent: float) -> float:
+        """Return the real seconds to let a late command pass, if the wait since `sent` ran out."""
+        return LATE_MAX if time.monotonic() - sent >= self._timeout / 2 else 0.0
+
+    def _check(self, response: requests.Response, user: str) -> None:
+        code = response.status_code
+        if code in (401, 403):
+            raise _Refused(
+                f"refused as {user} ({code}): check --device, --application, --password and, with a gateway, --gateway"
+            )
+        if code == 406:
+            raise _Refused(f"the endpoint does not take a status in {self._options.encoding} (406): check --encoding")
+        if code == 404:
+            raise _Refused(f"{self._options.url} has no /v1/dfu (404): is --url a Drogue HTTP endpoint?")
+        if code == 429 or code >= 500:
+            raise _NoAnswer(f"the endpoint answered {code}")
+        if code not in (200, 202):
+            raise _Refused(f"the endpoint answered {code}: is --url a Drogue HTTP endpoint?")
+        name = response.headers.get("command", "dfu")
+        if name != "dfu":
+            raise _NoAnswer(f"a command named {name!r}, not dfu")
+
+    def _follow(self, command: Command, step: Step) -> None:
+        """Tells what a command did, and lets happen what is to befall the device."""
+        version = _text(self._device.version)
+        if step.outcome is Outcome.IN_SYNC and self._came_back:
+            self._in_sync = False
+            self._set_back(f"told to stay with {version} for now")
+            return
+        was_in_sync, self._in_sync = self._in_sync, step.outcome is Outcome.IN_SYNC
+        if step.outcome in _ADVANCES:
+            self._fruitless = 0
+            self._came_back = step.outcome is Outcome.ROLLED_BACK
+        match step.outcome:
+            case Outcome.WROTE if isinstance(command, Write):
+                self._wrote(command)
+            case Outcome.IN_SYNC:
+                if not was_in_sync:
+                    self._say(f"in sync with {version}")
+            case Outcome.BOOTED:
+                boot = self._device.boots[-1]
+                self._say(f"booted {version}: {boot.size} bytes, sha256 {boot.sha256}")
+            case Outcome.ROLLED_BACK:
+                self._setback = f"{_text(self._device.boots[-1].version)} does not come up, rolled back to {version}"
+                self._say(self._setback)
+            case Outcome.BRICKED:
+                raise _Bricked(step.reason)
+            case _:
+                self._set_back(step.reason or step.outcome.value)
+
+    def _wrote(self, command: Write) -> None:
+        self._blocks += 1
+        if command.offset == 0 or command.version != self._writing:
+            self._writing = command.version
+            self._say(f"writes {_text(command.version)} from byte {command.offset}")
+        end = command.offset + len(command.data)
+        if self._on_progress is not None:
+            self._on_progress(self._options.device, end)
+        else:
+            self._say_tenth(command.offset, end)
+        if self._options.crash_at is not None and not self._power_losses and end >= self._options.crash_at:
+            self._power_losses += 1
+            self._writing = None
+            self._device.power_cycle()
+            self._say(f"lost power at byte {end}")
+            if self._device.is_bricked:
+                raise _Bricked(BRICKED)
+
+    def _say_tenth(self, start: int, end: int) -> None:
+        size = self._options.size
+        if size is None:
+            if start // LINE_EVERY < end // LINE_EVERY:
+                self._say(f"{end} bytes")
+        elif 10 * start // size < 10 * end // size:
+            self._say(f"{min(10 * end // size, 10)}0 %, {end} bytes")
+
+    def _say(self, line: str) -> None:
+        """Hands a line on, but not the same twice in a row: a device repeats itself."""
+        if line != self._last_line:
+            self._last_line = line
+            self._on_line(one_line(f"{self._options.device}: {line}"))  # versions are whatever was sent
+
+
+def _build(options: DeviceOptions, bootable: Bootable | None) -> SimulatedDevice:
+    rejects = itertools.count(options.reject, -1)
+
+    def comes_up(image: bytes, version: bytes) -> bool:
+        if next(rejects) > 0:
+            return False
+        return bootable is None or bootable(image, version)
+
+    if options.character == "firmware-manager":
+        return FirmwareManagerDevice(options.version, mtu=options.mtu, bootable=comes_up, flash_word=options.flash_word)
+    if options.character == "crate":
+        return CrateDevice(options.version, mtu=options.mtu, bootable=comes_up)
+    correlate = options.dialect != "documented"
+    return CarefulDevice(options.version, mtu=options.mtu, bootable=comes_up, correlate=correlate)
+
+
+def _text(version: bytes) -> str:
+    return version.decode(errors="backslashreplace")

@@ -1,0 +1,385 @@
+"""What the sandbox answers: the device endpoint and the APIs of Drogue Cloud, and a token endpoint for these."""
+
+import hmac
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+from fleet_fn.sandbox import objects
+from fleet_fn.sandbox.events import Event, NotAcceptable, device_event, published
+from fleet_fn.sandbox.labels import Selector
+from fleet_fn.sandbox.objects import Core, Object
+from fleet_fn.sandbox.refusal import Refused
+from fleet_fn.sandbox.registry import Registry
+from fleet_fn.sandbox.rights import Permission, Rights, basic
+from fleet_fn.sandbox.server import Answer, Request
+from fleet_fn.sandbox.waiting import Command, Commands
+
+_APPS: Final = "/api/registry/v1alpha1/apps"
+#: Beyond any wait, and any listing.
+_MAX_NUMBER: Final = 2**32
+_JSON: Final = re.compile(r"[a-z0-9!#$&^_.+-]+/(json|[a-z0-9!#$&^_.+-]+\+json)", re.IGNORECASE)
+
+
+class Endpoints:
+    """Answers requests as Drogue Cloud does."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        commands: Commands,
+        publish: Callable[[Event], None],
+        rights: Rights,
+        log: Callable[[str], None],
+        *,
+        inverts_core: bool,
+    ) -> None:
+        """Serve a cloud.
+
+        Args:
+            registry: its objects.
+            commands: those that wait for commands.
+            publish: takes events.
+            rights: who may do what.
+            log: takes one line for each command.
+            inverts_core: whether `spec.core.disabled` of a device is read as released clouds do it.
+
+        """
+        self._registry = registry
+        self._commands = commands
+        self._publish = publish
+        self._rights = rights
+        self._log = log
+        self._inverts_core = inverts_core
+
+    def answer(self, request: Request) -> Answer:
+        """Return the answer to a request.
+
+        Raises:
+            Refused: the request is not granted.
+
+        """
+        match request.segments:
+            case ("v1", channel, *_) if channel:
+                _only(request, "POST")
+                return self._receive(request, channel)
+            case ("auth", "token"):
+                _only(request, "POST")
+                return self._rights.tokens.give(request)
+            case ("api", "registry", "v1alpha1", "apps", *names):
+                return self._administer(request, self._rights.user(request.authorization), names)
+            case ("api", "command", "v1alpha1", "apps", application, "devices", device):
+                user = self._rights.user(request.authorization)
+                _only(request, "POST")
+                return self._command(request, user, application, device)
+        raise Refused.silently(404, "no such endpoint")
+
+    # The device endpoint.
+
+    def _receive(self, request: Request, channel: str) -> Answer:
+        seconds = _number(request.query, "ct" if "ct" in request.query else "commandTimeout")
+        payload = request.body
+        application, sender, login = self._authenticate(request)
+        device = self._proxied(application, sender, login, request.query.get("as"))
+        try:
+            event = device_event(application, sender, device, channel, payload, request.content_type)
+        except NotAcceptable:
+            return Answer(406)
+        if not seconds:
+            self._publish(event)
+            return Answer(202)
+        names = (each["metadata"]["name"] for each in (application, sender, device))
+        # Subscribed before the event goes out: its answer may be faster than we are.
+        with self._commands.subscribed(*names) as subscription:
+            self._publish(event)
+            command = subscription.wait(seconds)
+        if command is None:
+            return Answer(202)
+        return Answer(200, command.payload, {"command": command.name})
+
+    def _authenticate(self, request: Request) -> tuple[Object, Object, str]:
+        """Return the application and the device that sent a request, and what the device calls itself.
+
+        The user is `DEVICE@APPLICATION`, split at the first `@`, the device percent-decoded; or, as documented for
+        clients that cannot say so much in a user name, the query has the application or the device or both.
+        """
+        user, separator, password = (basic(request.authorization) or "").partition(":")
+        if not separator:
+            raise _unauthenticated()
+        in_user, _, scope = user.partition("@")
+        application = request.query.get("application", scope)
+        device = request.query.get("device")
+        username = None
+        if device is not None:
+            username = user if "application" in request.query else unquote(in_user)
+        else:
+            device = user if "application" in request.query else unquote(in_user)
+        try:
+            found = self._registry.application(application)
+        except Refused:
+            raise _unauthenticated() from None
+        sender = self._registry.device_by_alias(application, device)
+        if sender is None or any(map(objects.is_being_deleted, (found, sender))):
+            raise _unauthenticated()
+        # The authentication service reads the flag of applications only, and reads it rightly.
+        if not _is_on(found) or (not self._inverts_core and not _is_on(sender)):
+            raise _unauthenticated()
+        if not any(_matches(entry, sender, device, username, password) for entry in objects.credentials(sender)):
+            raise _unauthenticated()
+        return found, sender, device
+
+    def _proxied(self, application: Object, sender: Object, login: str, name: str | None) -> Object:
+        """Return the device that a sender speaks for."""
+        if name is None or name == login:
+            return sender
+        device = self._registry.device_by_alias(application["metadata"]["name"], name)
+        if device is None or objects.is_being_deleted(device) or (not self._inverts_core and not _is_on(device)):
+            raise _unauthenticated()
+        if sender["metadata"]["name"] not in objects.gateways(device):
+            raise _unauthenticated()
+        return device
+
+    # The command API.
+
+    def _command(self, request: Request, user: str | None, application: str, device: str) -> Answer:
+        if not self._may(user, application, Permission.READ):
+            raise Refused(404, "NotFound", f"Resource not found: Application / {application}")
+        name = request.query.get("command")
+        if not name or not name.isprintable():
+            raise Refused.bad_request("Query deserialize error: missing field `command`")
+        payload = request.body
+        try:
+            target = self._registry.device(application, device)
+        except Refused:
+            return Answer(406)
+        if not self._takes_commands(target):
+            return Answer(406)
+        try:
+            payload, _ = published(payload, request.content_type)
+        except NotAcceptable:
+            return Answer(406)
+        command = Command(name, payload)
+        targets = [device, *self._gateways(application, target)]
+        # Each in any case, so no any().
+        reached = sum(self._commands.send(application, gateway, device, command) for gateway in targets)
+        told = "passed on" if reached else "lost, since the device does not wait"
+        self._log(f"{application}/{device} command {name}: {len(request.body)} bytes, {told}")
+        return Answer(202)
+
+    def _gateways(self, application: str, device: Object) -> list[str]:
+        """Return the names of a device's gateways that exist and take commands."""
+        found = []
+        for name in objects.gateways(device):
+            try:
+                gateway = self._registry.device(application, name)
+            except Refused:
+                continue
+            if self._takes_commands(gateway):
+                found.append(name)
+        return found
+
+    def _takes_commands(self, device: Object) -> bool:
+        """Return whether the command endpoint takes a device for enabled.
+
+        Released clouds return the flag `disabled` itself, so that a section `core` without it disables a device.
+        """
+        enabled = {Core.ABSENT, Core.DISABLED} if self._inverts_core else {Core.ABSENT, Core.ENABLED}
+        return objects.core(device) in enabled
+
+    # The registry API.
+
+    def _administer(self, request: Request, user: str | None, names: list[str]) -> Answer:
+        match names:
+            case []:
+                _only(request, "GET", "POST")
+                if request.method == "POST":
+                    return self._create(request, user, None)
+                selector, offset, limit = _listing(request.query)
+                # Applications that nobody owns are in nobody's list.
+                return Answer.json(
+                    self._registry.applications(selector, offset, limit, lambda name: self._is_member(user, name))
+                )
+            case [application]:
+                _only(request, "GET", "PUT", "DELETE")
+                return self._application(request, user, application)
+            case [application, "devices"]:
+                _only(request, "GET", "POST")
+                if request.method == "POST":
+                    return self._create(request, user, application)
+                selector, offset, limit = _listing(request.query)
+                self._expect(user, application, Permission.READ, Refused.not_found)
+                return Answer.json(self._registry.devices(application, selector, offset, limit))
+            case [application, "devices", device] if device:
+                _only(request, "GET", "PUT", "DELETE")
+                return self._device(request, user, application, device)
+        raise Refused.silently(404, "no such endpoint")
+
+    def _application(self, request: Request, user: str | None, name: str) -> Answer:
+        if request.method == "PUT":
+            given = _object(request, is_device=False)
+            if objects.names(given) != (name, None):
+                raise Refused.silently(400, "metadata names another object than the path")
+            self._expect(user, name, Permission.WRITE, Refused.not_authorized)
+            self._registry.update(given)
+            return Answer(204)
+        if request.method == "DELETE":
+            self._expect(user, name, Permission.ADMIN, Refused.not_authorized)
+            self._registry.delete(name, expected=_preconditions(request))
+            return Answer(204)
+        try:
+            found = self._registry.application(name)
+        except Refused as refusal:
+            raise _without_body(refusal) from None
+        self._expect(user, name, Permission.READ, Refused.not_authorized)
+        return Answer.json(found)
+
+    def _device(self, request: Request, user: str | None, application: str, name: str) -> Answer:
+        if request.method == "PUT":
+            given = _object(request, is_device=True)
+            if objects.names(given) != (application, name):
+                raise Refused.silently(400, "metadata names another object than the path")
+            self._expect(user, application, Permission.WRITE, Refused.not_found)
+            self._registry.update(given)
+            return Answer(204)
+        if request.method == "DELETE":
+            self._expect(user, application, Permission.WRITE, Refused.not_found)
+            self._registry.delete(application, name, _preconditions(request))
+            return Answer(204)
+        self._expect(user, application, Permission.READ, Refused.not_found)
+        try:
+            return Answer.json(self._registry.device(application, name))
+        except Refused as refusal:
+            raise _without_body(refusal) from None
+
+    def _create(self, request: Request, user: str | None, application: str | None) -> Answer:
+        given = _object(request, is_device=application is not None)
+        of, device = objects.names(given)
+        # As released: a device comes into the application that it names, whatever the path says.
+        objects.check_new(of, device)
+        if device is not None:
+            self._expect(user, of, Permission.WRITE, Refused.reference_not_found)
+        self._registry.create(given, user)
+        location = f"{_APPS}/{of}" if device is None else f"{_APPS}/{application}/devices/{quote(device, safe='')}"
+        return Answer(201, headers={"Location": location})
+
+    def _expect(
+        self, user: str | None, application: str, permission: Permission, refusal: Callable[[], Refused]
+    ) -> None:
+        """Check that an application is there and that a user may do something with it.
+
+        Raises:
+            Refused: it is missing, or `refusal`.
+
+        """
+        try:
+            self._registry.application(application)
+        except Refused as missing:
+            raise refusal() if missing.status == 404 and refusal is Refused.reference_not_found else missing from None
+        if not self._may(user, application, permission):
+            raise refusal()
+
+    def _may(self, user: str | None, application: str, permission: Permission) -> bool:
+        try:
+            self._registry.application(application)
+        except Refused:
+            return False
+        return self._rights.may(user, self._registry.owner(application), permission)
+
+    def _is_member(self, user: str | None, application: str) -> bool:
+        owner = self._registry.owner(application)
+        return owner is not None and self._rights.may(user, owner, Permission.READ)
+
+
+def _unauthenticated() -> Refused:
+    """Return one answer for every reason, so that nobody can probe for devices."""
+    return Refused(403, "AuthenticationError", "Authentication failed", has_code=True)
+
+
+def _without_body(refusal: Refused) -> Refused:
+    """Return how a GET of one object is refused: a missing one without a body."""
+    return Refused.silently(404, str(refusal)) if refusal.status == 404 else refusal
+
+
+def _is_on(stored: Object) -> bool:
+    return objects.core(stored) in (Core.ABSENT, Core.ENABLED)
+
+
+def _matches(entry: object, device: Object, login: str, username: str | None, password: str) -> bool:
+    """Return whether one of a device's credentials was sent; without a user name, the device's is meant."""
+    if not isinstance(entry, dict):
+        return False
+    name = device["metadata"]["name"]
+    expected, wanted = entry.get("pass"), name
+    sent = name if username is None else username
+    if isinstance(user := entry.get("user"), dict):
+        expected, wanted = user.get("password"), user.get("username")
+        if username is None and user.get("unique") is True:
+            sent = login
+    if isinstance(expected, dict):
+        expected = expected.get("plain")
+    if not isinstance(expected, str) or wanted != sent:
+        return False
+    return hmac.compare_digest(expected.encode(), password.encode())
+
+
+def _only(request: Request, *methods: str) -> None:
+    if request.method not in methods:
+        allowed = ", ".join(methods)
+        raise Refused(405, None, f"Only {allowed} here", {"Allow": allowed}, has_body=False)
+
+
+def _object(request: Request, *, is_device: bool) -> dict[str, Any]:
+    """Return the object that a request carries.
+
+    Raises:
+        Refused: it is no JSON, or not what such an object looks like.
+
+    """
+    if not _is_json(request.content_type):
+        raise Refused.bad_request("Content type error")
+    try:
+        given = json.loads(request.body.decode())
+    except (ValueError, RecursionError) as error:
+        raise Refused.bad_request(f"Json deserialize error: {error}") from error
+    if not isinstance(given, dict) or not isinstance(given.get("metadata"), dict):
+        raise Refused.bad_request("Json deserialize error: invalid type, expected an object with metadata")
+    if ("application" in given["metadata"]) is not is_device:
+        problem = "missing field `application`" if is_device else "unknown field `application`"
+        raise Refused.bad_request(f"Json deserialize error: {problem}")
+    given.pop("kind", None)  # of use in files only
+    objects.check(given)
+    return given
+
+
+def _preconditions(request: Request) -> Mapping[str, Any]:
+    """Return what a deletion expects; as released, nothing if that cannot be read."""
+    if request.content is None or not _is_json(request.content_type):
+        return {}
+    try:
+        found = json.loads(request.content.decode())["preconditions"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()) else {}
+
+
+def _is_json(content_type: str | None) -> bool:
+    return _JSON.fullmatch((content_type or "").partition(";")[0].strip()) is not None
+
+
+def _listing(query: Mapping[str, str]) -> tuple[Selector, int, int | None]:
+    offset, limit = _number(query, "offset"), _number(query, "limit")
+    try:
+        return Selector.parse(query.get("labels", "")), offset or 0, limit
+    except ValueError as error:
+        raise Refused(400, "InvalidRequest", str(error)) from error
+
+
+def _number(query: Mapping[str, str], key: str) -> int | None:
+    text = query.get(key)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise Refused.bad_request(f"Query deserialize error: {key}: invalid digit found in string")
+    return min(int(text[:20]), _MAX_NUMBER)

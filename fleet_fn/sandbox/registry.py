@@ -1,0 +1,354 @@
+"""The device registry of the sandbox: applications and devices, with the versions that Drogue Cloud gives them."""
+
+import copy
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from fleet_fn.sandbox.labels import Selector
+from fleet_fn.sandbox.objects import (
+    Object,
+    aliases,
+    as_json,
+    check_new,
+    check_storable,
+    check_text,
+    credentials,
+    is_being_deleted,
+    names,
+)
+from fleet_fn.sandbox.refusal import Refused
+
+#: What clients may say in metadata beside names; the rest is the cloud's.
+_CLIENTS_METADATA: Final = ("labels", "annotations", "finalizers")
+#: The finalizer that holds an application while devices hold themselves.
+_HAS_DEVICES: Final = "has-devices"
+
+
+class Registry:
+    """Applications and their devices. Safe to use from several threads.
+
+    Callers read the objects that the methods return, and never change them.
+    """
+
+    def __init__(
+        self,
+        objects: Iterable[Mapping[str, Any]],
+        changed: Callable[[Object, Object], None],
+        owner: str | None = None,
+    ) -> None:
+        """Hold `objects`.
+
+        Args:
+            objects: applications and devices, in any order.
+            changed: is called with the application and the device, once for each section of a device that changed.
+            owner: whose the applications are.
+
+        Raises:
+            Refused: an object that Drogue Cloud would not take, or that the sandbox has no means for.
+
+        """
+        self._applications: dict[str, Object] = {}
+        self._owners: dict[str, str | None] = {}
+        self._devices: dict[str, dict[str, Object]] = {}
+        #: Names of devices, by whatever each is known as.
+        self._aliases: dict[str, dict[str, str]] = {}
+        self._lock = threading.RLock()
+        self._changed: Callable[[Object, Object], None] = lambda _application, _device: None
+        for given in sorted(objects, key=lambda given: names(given)[1] is not None):
+            self.create(given, owner)
+        self._changed = changed
+
+    def application(self, name: str) -> Object:
+        """Return an application.
+
+        Raises:
+            Refused: there is none of that name.
+
+        """
+        check_text(name)
+        with self._lock:
+            if name not in self._applications:
+                raise Refused.not_found()
+            return self._applications[name]
+
+    def owner(self, application: str) -> str | None:
+        """Return whose an application is; None if it is everybody's, or missing."""
+        with self._lock:
+            return self._owners.get(application)
+
+    def device(self, application: str, name: str) -> Object:
+        """Return a device.
+
+        Raises:
+            Refused: there is none of that name, or no such application.
+
+        """
+        check_text(application, name)
+        with self._lock:
+            if name not in self._devices.get(application, {}):
+                raise Refused.not_found()
+            return self._devices[application][name]
+
+    def device_by_alias(self, application: str, alias: str) -> Object | None:
+        """Return the device that is known as `alias`, or None."""
+        with self._lock:
+            name = self._aliases.get(application, {}).get(alias)
+            return None if name is None else self._devices[application][name]
+
+    def applications(
+        self,
+        selector: Selector,
+        offset: int = 0,
+        limit: int | None = None,
+        is_shown: Callable[[str], bool] = lambda _: True,
+    ) -> list[Object]:
+        """Return the applications that `selector` selects and whose names `is_shown` admits, by name."""
+        with self._lock:
+            shown = {name: stored for name, stored in self._applications.items() if is_shown(name)}
+            return _page(shown, selector, offset, limit)
+
+    def devices(self, application: str, selector: Selector, offset: int = 0, limit: int | None = None) -> list[Object]:
+        """Return the devices of an application that `selector` selects, by name.
+
+        Raises:
+            Refused: no such application.
+
+        """
+        with self._lock:
+            self.application(application)
+            return _page(self._devices[application], selector, offset, limit)
+
+    def create(self, given: Mapping[str, Any], owner: str | None = None) -> Object:
+        """Create an application that is `owner`'s, or, if `metadata.application` names one, a device.
+
+        Raises:
+            Refused: malformed, there already, or the device's application is missing.
+
+        """
+        application, device = names(given)
+        check_new(application, device)
+        stored = _managed(given, None)
+        check_text(application, device or "")
+        with self._lock:
+            if device is None:
+                if application in self._applications:
+                    raise Refused.conflict()
+                check_storable(stored)
+                self._applications[application] = stored
+                self._owners[application] = owner
+                self._devices[application] = {}
+                self._aliases[application] = {}
+                return stored
+            if application not in self._applications or is_being_deleted(self._applications[application]):
+                raise Refused.reference_not_found()
+            if device in self._devices[application]:
+                raise Refused.conflict()
+            self._store_device(application, device, stored)
+            self._changed(self._applications[application], stored)
+            return stored
+
+    def update(self, given: Mapping[str, Any]) -> Object:
+        """Put `given` in the place of an application or device, and return what it is then.
+
+        Like Drogue Cloud: `uid` and `resourceVersion` are compared if `given` has them; an update that changes nothing
+        makes no new version and no event; one that takes the last finalizer of an object that is being deleted ends it.
+
+        Raises:
+            Refused: malformed, missing, or not the current version any more.
+
+        """
+        application, device = names(given)
+        with self._lock:
+            current = self.application(application)
+            if device is not None:
+                current = self.device(application, device)
+            _expect_version(current, given["metadata"])
+            stored = _managed(given, current)
+            if is_being_deleted(stored) and "finalizers" not in stored["metadata"]:
+                self._remove(application, device)
+                return stored
+            sections = _changes(current, stored)
+            if not sections:
+                return current
+            is_new_spec = any(path.startswith(".spec.") for path in sections)
+            stored["metadata"]["generation"] = current["metadata"]["generation"] + is_new_spec
+            if device is None:
+                check_storable(stored)
+                self._applications[application] = stored
+            else:
+                self._store_device(application, device, stored)
+                for _ in sections:
+                    self._changed(self._applications[application], stored)
+            return stored
+
+    def delete(self, application: str, device: str | None = None, expected: Mapping[str, Any] | None = None) -> None:
+        """Delete a device, or an application with its devices, if it has the expected `uid` and `resourceVersion`.
+
+        An object with finalizers is only marked; so is an application of such devices.
+
+        Raises:
+            Refused: missing, being deleted already, or another version.
+
+        """
+        with self._lock:
+            current = self.application(application) if device is None else self.device(application, device)
+            if is_being_deleted(current):
+                raise Refused.not_found()
+            _expect_version(current, expected or {})
+            if device is not None:
+                self._delete_device(application, device)
+                self._changed(self._applications[application], current)
+                return
+            for name in list(self._devices[application]):
+                self._delete_device(application, name)
+            if self._devices[application]:
+                held = [*current["metadata"].get("finalizers", []), _HAS_DEVICES]
+                current = {**current, "metadata": {**current["metadata"], "finalizers": held}}
+            if "finalizers" in current["metadata"]:
+                self._applications[application] = _marked(current)
+            else:
+                self._forget_application(application)
+
+    def _store_device(self, application: str, name: str, stored: Object) -> None:
+        """Store a device under all its aliases.
+
+        Raises:
+            Refused: another device has one of them, or the database cannot hold it.
+
+        """
+        check_storable(stored)
+        known = self._aliases[application]
+        wanted = aliases(stored)
+        if len(set(wanted)) < len(wanted) or any(known.get(alias, name) != name for alias in wanted):
+            raise Refused.conflict()
+        self._forget_aliases(application, name)
+        known.update(dict.fromkeys(wanted, name))
+        self._devices[application][name] = stored
+
+    def _delete_device(self, application: str, name: str) -> None:
+        """Delete a device, or mark it if finalizers hold it."""
+        current = self._devices[application][name]
+        if "finalizers" not in current["metadata"]:
+            self._forget_aliases(application, name)
+            del self._devices[application][name]
+        elif not is_being_deleted(current):
+            self._devices[application][name] = _marked(current)
+
+    def _remove(self, application: str, device: str | None) -> None:
+        """Remove an object whose last finalizer is gone, and an application that waited for its last device."""
+        if device is None:
+            self._forget_application(application)
+            return
+        self._forget_aliases(application, device)
+        del self._devices[application][device]
+        of = self._applications[application]
+        if not is_being_deleted(of) or self._devices[application]:
+            return
+        left = [finalizer for finalizer in of["metadata"]["finalizers"] if finalizer != _HAS_DEVICES]
+        if left:
+            self._applications[application] = {**of, "metadata": {**of["metadata"], "finalizers": left}}
+        else:
+            self._forget_application(application)
+
+    def _forget_application(self, name: str) -> None:
+        for kept in (self._applications, self._owners, self._devices, self._aliases):
+            del kept[name]
+
+    def _forget_aliases(self, application: str, device: str) -> None:
+        stored = self._devices[application].get(device)
+        for alias in () if stored is None else aliases(stored):
+            self._aliases[application].pop(alias, None)
+
+
+def _expect_version(current: Object, expected: Mapping[str, Any]) -> None:
+    """Compare `uid` and `resourceVersion` with those expected, if there are any.
+
+    Raises:
+        Refused: they differ.
+
+    """
+    for key in ("uid", "resourceVersion"):
+        wanted = expected.get(key, "")
+        if not wanted:
+            continue
+        try:
+            is_same = uuid.UUID(wanted) == uuid.UUID(current["metadata"][key])
+        except ValueError:
+            is_same = False
+        if not is_same:
+            raise Refused.conflict()
+
+
+def _managed(given: Mapping[str, Any], current: Object | None) -> Object:
+    """Return `given` as it is stored in the place of `current`; its generation is still to be counted."""
+    metadata = given["metadata"]
+    then = current["metadata"] if current else {}
+    managed: Object = {
+        "metadata": {
+            **{key: metadata[key] for key in ("name", "application") if key in metadata},
+            "uid": then.get("uid") or str(uuid.uuid4()),
+            "creationTimestamp": then.get("creationTimestamp") or now(),
+            "generation": 0,
+            "resourceVersion": str(uuid.uuid4()),
+            **({"deletionTimestamp": then["deletionTimestamp"]} if "deletionTimestamp" in then else {}),
+            **{key: metadata[key] for key in _CLIENTS_METADATA if metadata.get(key)},
+        },
+        **{key: given[key] for key in ("spec", "status") if given.get(key)},
+    }
+    for entry in credentials(managed):
+        _check_password(entry)
+    return as_json(managed)
+
+
+def _changes(current: Object, new: Object) -> list[str]:
+    """Return the paths of the sections that differ: `.metadata`, `.spec.KEY`, `.status.KEY`."""
+    was, will = current["metadata"], new["metadata"]
+    paths = [".metadata"] if any(was.get(key) != will.get(key) for key in _CLIENTS_METADATA) else []
+    for part in ("spec", "status"):
+        before, after = current.get(part, {}), new.get(part, {})
+        # A section that is null differs from one that is missing, and true from 1.
+        paths += [
+            f".{part}.{key}"
+            for key in (*before, *(key for key in after if key not in before))
+            if (key in before) != (key in after) or _written(before[key]) != _written(after[key])
+        ]
+    return paths
+
+
+def _written(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _marked(current: Object) -> Object:
+    """Return an object that is being deleted."""
+    metadata = {**current["metadata"], "deletionTimestamp": now(), "resourceVersion": str(uuid.uuid4())}
+    return {**current, "metadata": metadata}
+
+
+def _check_password(entry: object) -> None:
+    password = entry.get("pass") if isinstance(entry, dict) else None
+    if isinstance(entry, dict) and isinstance(entry.get("user"), dict):
+        password = entry["user"].get("password")
+    if isinstance(password, dict) and "plain" not in password:
+        raise Refused.bad_request(f"hashed passwords ({', '.join(password)}) are not supported here: use plain")
+
+
+def _page(objects: Mapping[str, Object], selector: Selector, offset: int, limit: int | None) -> list[Object]:
+    selected = [
+        stored for _, stored in sorted(objects.items()) if selector.selects(stored["metadata"].get("labels", {}))
+    ]
+    return selected[offset : None if limit is None else offset + limit]
+
+
+def now() -> str:
+    """Return the present as RFC 3339 has it, UTC."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+def copied(stored: Object) -> Object:
+    """Return an object that may be changed."""
+    return copy.deepcopy(stored)

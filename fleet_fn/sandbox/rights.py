@@ -1,0 +1,90 @@
+"""Who asks the sandbox's APIs, and what they may do there."""
+
+import base64
+import binascii
+import hmac
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Final
+
+from fleet_fn.sandbox.refusal import Refused
+from fleet_fn.sandbox.tokens import Tokens
+
+
+class Permission(IntEnum):
+    """What an operation takes; each includes those before it."""
+
+    READ = 1
+    WRITE = 2
+    ADMIN = 3
+
+
+#: What members of an application may do, by role; its owner may do everything.
+ROLES: Final[Mapping[str, int]] = {"none": 0, "reader": Permission.READ, "manager": Permission.WRITE, "admin": 3}
+
+
+class Rights:
+    """Knows users by their credentials, and their rights in applications."""
+
+    def __init__(self, user: str, token: str, members: Mapping[str, str]) -> None:
+        """Know a user, who owns what there is at first, and members of all applications with the same token.
+
+        Args:
+            user: the owner's name.
+            token: everybody's access token; alone, as a Bearer token, it is the owner's.
+            members: roles by user name.
+
+        Raises:
+            ValueError: a role or a name that makes no sense.
+
+        """
+        for name, role in members.items():
+            if role not in ROLES:
+                raise ValueError(f"{role!r} is no role: want one of {', '.join(ROLES)}")
+            if not name or ":" in name or name == user:
+                raise ValueError(f"{name!r} cannot be a member: want a name without a colon, other than {user!r}")
+        self._owner = user
+        self._token = token.encode()
+        self._members = members
+        self.tokens: Final = Tokens(dict.fromkeys((user, *members), token))
+
+    def user(self, authorization: str | None) -> str | None:
+        """Return who sends a header `Authorization`; None is nobody in particular, as is a header without sense.
+
+        Raises:
+            Refused: credentials that are not known. Drogue Cloud never says 401.
+
+        """
+        scheme, _, value = (authorization or "").partition(" ")
+        if scheme.lower() == "bearer" and value.strip():
+            if hmac.compare_digest(value.strip().encode(), self._token):
+                return self._owner
+            user = self.tokens.user(value.strip())
+        elif (login := basic(authorization)) is not None:
+            name, separator, token = login.partition(":")
+            if not separator:
+                raise Refused(403, "Forbidden", "Invalid request: No access token provided.")
+            is_known = name == self._owner or name in self._members
+            user = name if hmac.compare_digest(token.encode(), self._token) and is_known else None
+        else:
+            return None
+        if user is None:
+            raise Refused(403, "Forbidden", "Forbidden")
+        return user
+
+    def may(self, user: str | None, owner: str | None, permission: Permission) -> bool:
+        """Return whether a user may do something with the application of an owner; one without is everybody's."""
+        if owner is None or user == owner:
+            return True
+        return user is not None and ROLES[self._members.get(user, "none")] >= permission
+
+
+def basic(authorization: str | None) -> str | None:
+    """Return what Basic credentials say; None if there are none."""
+    scheme, _, value = (authorization or "").partition(" ")
+    if scheme.lower() != "basic" or not value.strip():
+        return None
+    try:
+        return base64.b64decode(value.strip(), validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None

@@ -1,0 +1,224 @@
+"""HTTP for the sandbox: requests and answers as values, over a server that thousands may wait at."""
+
+import json
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final, Self
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from fleet_fn.sandbox.refusal import Refused
+
+#: Bytes that a request's body may have, whichever API takes it.
+MAX_BODY_BYTES: Final = 65_536
+#: Seconds for which a connection is kept while nothing comes.
+_IDLE: Final = 75
+#: Seconds that handlers get to finish what they are at.
+_GRACE: Final = 1.0
+_MAX_DIGITS: Final = 18
+#: Bytes that are read at once of a body that is too large.
+_DRAINED_BYTES: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request, decoded."""
+
+    method: str
+    #: The path's segments, each percent-decoded by itself: a name may contain an encoded slash.
+    segments: tuple[str, ...]
+    query: Mapping[str, str]
+    authorization: str | None
+    content_type: str | None
+    #: None if it is too large; whoever needs it finds out, after whatever comes before.
+    content: bytes | None
+
+    @property
+    def body(self) -> bytes:
+        """The body.
+
+        Raises:
+            Refused: it is too large.
+
+        """
+        if self.content is None:
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None, "Payload reached size limit.")
+        return self.content
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request is answered with."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def json(cls, value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Self:
+        """An answer that shows a value."""
+        return cls(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+
+class Server(ThreadingHTTPServer):
+    """A server on a loopback port: what it serves is for this machine only."""
+
+    daemon_threads = True
+    request_queue_size = 4096
+
+    def __init__(self, port: int, answer: Callable[[Request], Answer], log: Callable[[str], None]) -> None:
+        """A server that listens on `port`, or on any for 0, and asks `answer`.
+
+        Raises:
+            OSError: the port is taken.
+
+        """
+        self.answer = answer
+        self._log = log
+        self._connections: dict[threading.Thread, socket.socket] = {}
+        self._lock = threading.Lock()
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def server_bind(self) -> None:
+        """Binds, without looking our name up (which may take seconds)."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.socket.getsockname()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Starts a thread for a connection."""
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        with self._lock:
+            thread.start()
+            self._connections[thread] = request
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serves a connection until it ends."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._lock:
+                self._connections.pop(threading.current_thread(), None)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - as the base class has it
+        """Logs what a connection died of, unless it is only that the other side went away."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            self._log(f"a connection broke off: {error!r}")
+
+    def close(self) -> None:
+        """Stops listening, ends all connections and waits for their threads."""
+        self.shutdown()
+        self.server_close()
+        # Reading ends first, so that an answer under way still arrives; then, for who doesn't take it, all.
+        for how in (socket.SHUT_RD, socket.SHUT_RDWR):
+            with self._lock:
+                connections = dict(self._connections)
+            for connection in connections.values():
+                with suppress(OSError):
+                    connection.shutdown(how)
+            end = time.monotonic() + _GRACE
+            for thread in connections:
+                thread.join(max(0.0, end - time.monotonic()))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    server_version = "drogue-sandbox"
+    sys_version = ""
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # head and body of an answer in one packet
+    timeout = _IDLE
+    _is_too_large = False
+
+    def handle_method(self) -> None:
+        answer = self._answer()
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            # UTF-8 on the wire; the base class would write latin-1.
+            self.send_header(name, value.encode().decode("latin-1"))
+        if answer.status != HTTPStatus.NO_CONTENT:
+            self.send_header("Content-Length", str(len(answer.body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+        self.wfile.flush()
+        if self._is_too_large:
+            self._drain()
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = handle_method  # noqa: N815
+
+    def handle_expect_100(self) -> bool:
+        going_on = super().handle_expect_100()
+        self.wfile.flush()
+        return going_on
+
+    def log_message(self, *args: object) -> None:
+        """Nothing: what is worth a line is told elsewhere."""
+
+    def _answer(self) -> Answer:
+        try:
+            return self.server.answer(self._request())
+        except Refused as refusal:
+            return _refusal(refusal)
+
+    def _request(self) -> Request:
+        content = self._body()  # first, so that a refusal leaves nothing unread
+        path, _, query = self.path.encode("latin-1").partition(b"?")
+        if not path.startswith(b"/"):
+            raise Refused.bad_request("The target is no path")
+        content_type = self.headers.get("Content-Type")
+        try:
+            return Request(
+                method=self.command,
+                segments=tuple(unquote_to_bytes(segment).decode() for segment in path[1:].split(b"/")),
+                query=dict(parse_qsl(query.decode(), keep_blank_values=True, errors="strict")),
+                authorization=self.headers.get("Authorization"),
+                content_type=None if content_type is None else " ".join(content_type.split()),
+                content=content,
+            )
+        except UnicodeDecodeError as error:
+            raise Refused.bad_request("The target is not UTF-8") from error
+
+    def _body(self) -> bytes | None:
+        length = self.headers.get("Content-Length", "0")
+        if "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, None, "Send a Content-Length")
+        if not (length.isascii() and length.isdigit()):
+            self.close_connection = True
+            raise Refused.bad_request("Content-Length is no number")
+        if len(length) > _MAX_DIGITS or int(length) > MAX_BODY_BYTES:
+            self.close_connection = self._is_too_large = True
+            return None
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise ConnectionResetError("the request ended early")
+        return body
+
+    def _drain(self) -> None:
+        """Takes some of what is too large: closing on unread bytes would take the answer back (RFC 9112, 9.6)."""
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(_GRACE)
+        with suppress(OSError):
+            for _ in range(64):
+                if not self.rfile.read1(_DRAINED_BYTES):
+                    return
+
+
+def _refusal(refusal: Refused) -> Answer:
+    if refusal.error is None:
+        shown = str(refusal).encode() if refusal.has_body else b""
+        kind = {"Content-Type": "text/plain; charset=utf-8"} if shown else {}
+        return Answer(refusal.status, shown, {**kind, **refusal.headers})
+    code = {"code": refusal.status} if refusal.has_code else {}
+    return Answer.json({**code, "error": refusal.error, "message": str(refusal)}, refusal.status, refusal.headers)

@@ -1,0 +1,79 @@
+"""Who may be updated now: what a policy holds back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Final
+
+from fleet_fn.drogue.firmware_spec import Policy, shown
+from fleet_fn.update.window import opens_in
+
+#: A float holds 53 bits exactly (IEEE 754, binary64), so no draw is rounded, least of all up to 1.
+_DRAWN_BITS: Final = 53
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """An update must not go on now."""
+
+    #: `rollout` or `window`.
+    reason: str
+    #: Why, for people, in one line.
+    message: str
+    #: Seconds until a window opens.
+    opens_in: float | None = None
+
+
+def hold_start(policy: Policy, uid: str, labels: Mapping[str, str], version: str, now: datetime) -> Hold | None:
+    """Why a device must not start its update, if so.
+
+    Args:
+        policy: the device's over its application's. Whether it is paused is not looked at.
+        uid: the device's UID; empty where it is not known.
+        labels: the device's labels.
+        version: the target's.
+        now: any time zone.
+
+    """
+    return (
+        _hold_labels(policy.labels or {}, labels)
+        or _hold_percent(policy.percent, uid, version, policy.salt)
+        or hold_swap(policy, now)
+    )
+
+
+def hold_swap(policy: Policy, now: datetime) -> Hold | None:
+    """Why a device that has written its update must not swap to it, if so: only its window counts."""
+    window = policy.window
+    closed_for = opens_in(window, now) if window else 0.0
+    if not window or not closed_for:
+        return None
+    opening = (now.astimezone(UTC) + timedelta(seconds=closed_for)).astimezone(window.timezone)
+    return Hold("window", f"the window opens at {opening.isoformat(timespec='minutes')}", closed_for)
+
+
+def drawn(uid: str, version: str, salt: str | None) -> float:
+    """A device's place among all, from 0 up to and without 1: the same each time, and evenly spread over devices.
+
+    Each version draws anew; with `salt` they all draw the same.
+    """
+    device = uid.encode()
+    # The length tells where the UID ends, so no other pair of texts is hashed as the same bytes.
+    digest = sha256(b"%d:%b%b" % (len(device), device, (version if salt is None else salt).encode())).digest()
+    return (int.from_bytes(digest[:8], "big") >> (64 - _DRAWN_BITS)) / (1 << _DRAWN_BITS)
+
+
+def _hold_labels(wanted: Mapping[str, str], labels: Mapping[str, str]) -> Hold | None:
+    missing = ", ".join(f"{key}={value}" for key, value in wanted.items() if labels.get(key) != value)
+    return Hold("rollout", f"its labels are not {shown(missing)}") if missing else None
+
+
+def _hold_percent(percent: float | None, uid: str, version: str, salt: str | None) -> Hold | None:
+    # Everybody is in at 100, and nobody at 0, because what is drawn is below 1, and not below 0.
+    if percent is None or percent == 100:
+        return None
+    devices = f"not among the {percent:.15g} % of devices"
+    if not uid:
+        return Hold("rollout", f"{devices}: it has no UID")  # else all such devices would be drawn as one
+    return None if drawn(uid, version, salt) < percent / 100 else Hold("rollout", devices)

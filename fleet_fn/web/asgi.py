@@ -1,0 +1,136 @@
+"""The function as an ASGI application, for servers that speak nothing else."""
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from a2wsgi.wsgi import build_environ
+from werkzeug.test import run_wsgi_app
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.settings import MAX_WAITING, OURS, SPARE_THREADS, Settings
+from fleet_fn.web.arrival import DEADLINE, MAX_BODY, MAX_DISCARDED
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class ASGIFunction:
+    """The WSGI application behind ASGI 3's HTTP, with the threads that it has under gunicorn.
+
+    Threads take whole requests and give whole answers, and never wait for the event loop. Those of a2wsgi's middleware
+    do: when the server ends its loop meanwhile, such a thread waits for ever, and the process with it.
+
+    Health is told as `func` asks for it: its middleware answers `/health/liveness` and `/health/readiness` itself, from
+    `alive` and `ready`.
+    """
+
+    def __init__(self, application: "WSGIApplication", settings: Settings) -> None:
+        self._patience = settings.event_deadline * OURS
+        self._application = application
+        self._threads = ThreadPoolExecutor(settings.threads + MAX_WAITING + SPARE_THREADS, "requests")
+
+    async def handle(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        deadline = Deadline(self._patience)
+        body = await _read(receive, deadline)
+        environ = _environment(scope, body) | {DEADLINE: deadline}
+        working = asyncio.get_running_loop().run_in_executor(self._threads, _respond, self._application, environ)
+        while not working.done():
+            # A server that stops has less patience than an event may take. It is answered all the same: otherwise it
+            # would be delivered again, with its command on the way.
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(working)
+        response = working.result()
+        await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+        # What still comes of the request has to be taken: the server's end of it would wait for that, and stay.
+        discarding = asyncio.create_task(_discard(receive))
+        try:
+            await send({"type": "http.response.body", "body": response.body})
+        finally:
+            discarding.cancel()
+
+    def alive(self) -> tuple[bool, str]:
+        """Whether the process serves, and the body that says so."""
+        return True, "ok\n"
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether it can serve, whatever its upstreams do, and the body that says so."""
+        return True, "ok\n"
+
+
+# --- Requests ---------------------------------------------------------------------------------------------------------
+
+
+class _Broken(io.RawIOBase):
+    """A body that did not come whole. ASGI has no error for that, but a message that passes for the end of a body."""
+
+    def __init__(self, error: OSError) -> None:
+        self._error = error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, _: object) -> int:
+        raise self._error
+
+
+async def _read(receive: Receive, deadline: Deadline) -> io.IOBase:
+    """The body, or enough of it to see that it is too large; the rest of that is dropped, up to a point."""
+    body = bytearray()
+    dropped = 0
+    try:
+        async with asyncio.timeout(deadline.remaining):
+            while dropped <= MAX_DISCARDED:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return _Broken(ConnectionResetError("the sender went away"))
+                piece: bytes = message.get("body", b"")
+                kept = piece[: MAX_BODY + 1 - len(body)]
+                body += kept
+                dropped += len(piece) - len(kept)
+                if not message.get("more_body"):
+                    break
+    except TimeoutError as error:
+        return io.BytesIO(body) if len(body) > MAX_BODY else _Broken(error)
+    return io.BytesIO(body)
+
+
+async def _discard(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _environment(scope: Mapping[str, Any], body: io.IOBase) -> dict[str, Any]:
+    """The request as WSGI has it.
+
+    A header with an underscore is none, as under gunicorn: WSGI could not tell `ce_id` from `ce-id`. Nothing is made of
+    query strings.
+    """
+    headers = [(name, value) for name, value in scope["headers"] if b"_" not in name]
+    request: Any = {**scope, "headers": headers, "query_string": b""}
+    whole: Any = body
+    # Werkzeug takes a body in chunks for empty, unless it is told that the body ends by itself.
+    return {**build_environ(request, whole), "wsgi.input_terminated": True}
+
+
+# --- Responses --------------------------------------------------------------------------------------------------------
+
+
+class _Response(NamedTuple):
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+def _respond(application: Any, environ: dict[str, Any]) -> _Response:
+    chunks, status, headers = run_wsgi_app(application, environ, buffered=True)
+    encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    return _Response(int(status.partition(" ")[0]), encoded, b"".join(chunks))

@@ -1,0 +1,164 @@
+"""Firmware in a folder: two files each, and nothing outside."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.deadline import Deadline
+from fleet_fn.errors import Failed
+from fleet_fn.firmware.file_store import FileStore, file_reference
+from fleet_fn.firmware.store import Firmware
+from fleet_fn.firmware.verified import VerifiedFiles
+
+CONTENT = bytes(range(256)) * 4
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "firmware"
+    folder.mkdir()
+    put(folder, "pump", "1.2.3", CONTENT)
+    return folder
+
+
+@pytest.fixture
+def store(folder: Path) -> FileStore:
+    return FileStore(folder, VerifiedFiles(Background(), lambda: time.time() + 3600))
+
+
+def put(folder: Path, name: str, version: str, content: bytes) -> None:
+    (folder / f"{name}.bin").write_bytes(content)
+    metadata = {"version": version, "size": len(content), "checksum": hashlib.sha256(content).hexdigest()}
+    (folder / f"{name}.json").write_text(json.dumps(metadata))
+
+
+def find(store: FileStore, name: str = "pump") -> Firmware:
+    return store.resolve(file_reference(name), Deadline(10))
+
+
+def read(firmware: Firmware) -> bytes:
+    with firmware.open(Deadline(10)) as reader:
+        return reader.read(0, firmware.size)
+
+
+def reason(store: FileStore, name: str = "pump") -> str:
+    with pytest.raises(Failed) as caught:
+        read(find(store, name))
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("name", ["pump", "Pump v2 (north)", "pümpe", ".hidden", "a..b", "x" * 250])
+def test_a_firmware_is_what_its_description_says(store: FileStore, folder: Path, name: str) -> None:
+    put(folder, name, "4.5.6", CONTENT[::-1])
+    firmware = find(store, name)
+    assert (firmware.shape, firmware.version, firmware.size) == ("file", "4.5.6", len(CONTENT))
+    assert read(firmware) == CONTENT[::-1]
+
+
+def test_a_firmware_that_is_replaced_is_the_new_one(store: FileStore, folder: Path) -> None:
+    assert read(find(store)) == CONTENT
+    put(folder, "pump", "2", b"other")
+    assert (find(store).version, read(find(store))) == ("2", b"other")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../firmware/pump", "a/b", "/etc/passwd", "a\0b", "a\nb", "x" * 251])
+def test_a_name_is_one_component_of_a_path(name: str) -> None:
+    with pytest.raises(Failed, match=r"^invalid file name '"):
+        file_reference(name)
+
+
+@given(st.text())
+def test_no_name_leads_out_of_a_folder(name: str) -> None:
+    try:
+        file_reference(name)
+    except Failed as error:
+        assert error.reason.isprintable()
+        return
+    assert os.path.normpath(f"/folder/{name}.bin") == f"/folder/{name}.bin"
+
+
+@pytest.mark.parametrize("suffix", ["json", "bin"])
+def test_what_is_missing_is_told(store: FileStore, folder: Path, suffix: str) -> None:
+    firmware = find(store)
+    (folder / f"pump.{suffix}").unlink()
+    assert reason(store) == f"no file pump.{suffix} in FIRMWARE_DIR"
+    if suffix == "bin":
+        with pytest.raises(Failed, match=r"^no file pump\.bin"):
+            read(firmware)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "pump.json: not JSON"),
+        (b"[]", "pump.json is not a JSON object"),
+        (b"{}", "pump.json has no version"),
+        (b'{"version": "1", "size": 1}', "pump.json has no checksum that is a SHA-256 in hexadecimal"),
+        (b" " * 65537, "pump.json is larger than 65536 bytes"),
+        (b'{"version": "1", "size": 0, "checksum": "%s"}' % (b"0" * 64), "a firmware of 0 bytes: from 1 to "),
+        (b'{"version": "1", "size": 1024, "checksum": "%s"}' % (b"0" * 64), "digest mismatch: "),
+        (b'{"version": "1", "size": 1025, "checksum": "%s"}' % (b"0" * 64), "size mismatch: 1024 bytes where there"),
+    ],
+)
+def test_a_description_that_is_malformed_or_wrong_fails(
+    store: FileStore, folder: Path, content: bytes, told: str
+) -> None:
+    (folder / "pump.json").write_bytes(content)
+    assert reason(store).startswith(told)
+
+
+@pytest.mark.parametrize("suffix", ["json", "bin"])
+def test_a_link_within_the_folder_is_followed_as_volumes_need_it(store: FileStore, folder: Path, suffix: str) -> None:
+    (folder / "..data").mkdir()
+    (folder / f"pump.{suffix}").rename(folder / "..data" / f"pump.{suffix}")
+    (folder / f"pump.{suffix}").symlink_to(Path("..data", f"pump.{suffix}"))
+    assert read(find(store)) == CONTENT
+
+
+@pytest.mark.parametrize("suffix", ["json", "bin"])
+@pytest.mark.parametrize("target", ["../outside", "{}/outside"])
+def test_a_link_out_of_the_folder_is_refused(store: FileStore, folder: Path, suffix: str, target: str) -> None:
+    file = folder / f"pump.{suffix}"
+    file.rename(folder.parent / "outside")
+    file.symlink_to(target.format(folder.parent))
+    assert reason(store) == f"pump.{suffix} is a link out of FIRMWARE_DIR"
+
+
+def test_the_folder_itself_may_be_a_link(folder: Path) -> None:
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    assert read(find(FileStore(link, VerifiedFiles(Background())))) == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("become", "told"),
+    [
+        (lambda path: path.mkdir(), "is a directory|not a regular file"),
+        (os.mkfifo, "not JSON|not a regular file"),
+        (lambda path: path.symlink_to(path.name), "circle|no file pump|Too many levels"),
+        (lambda path: path.symlink_to("nowhere"), "no file pump"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["json", "bin"])
+@pytest.mark.timeout(20)
+def test_what_is_no_file_fails(
+    store: FileStore, folder: Path, suffix: str, become: Callable[[Path], object], told: str
+) -> None:
+    path = folder / f"pump.{suffix}"
+    path.unlink()
+    become(path)
+    with pytest.raises(Failed, match=rf"(?i){told}"):
+        read(find(store))
+
+
+def test_a_folder_that_is_gone_is_told(store: FileStore, folder: Path) -> None:
+    folder.rename(folder.parent / "elsewhere")
+    assert reason(store) == "FIRMWARE_DIR: No such file or directory"

@@ -1,0 +1,309 @@
+"""What a catalogue remembers of references, and for how long."""
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.deadline import Deadline
+from fleet_fn.errors import Failed, Retry, Throttled, UpstreamError
+from fleet_fn.firmware.resolver import Catalogue
+from fleet_fn.firmware.store import Firmware, Reader
+from fleet_fn.observability.log import logger
+from fleet_fn.oci.reference import Reference, parse_reference
+from tests.support.timing import Clock
+
+DIGEST = "sha256:" + "0" * 64
+
+
+@dataclass
+class CountedStore:
+    """A store whose tags move at each look-up: the version is its number."""
+
+    error: UpstreamError | None = None
+    asked: list[Reference] = field(default_factory=list)
+    known: list[str | None] = field(default_factory=list)
+
+    def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:
+        assert deadline.remaining
+        self.asked.append(reference)
+        self.known.append(known.version if known else None)
+        if self.error:
+            raise self.error
+        return Firmware(str(len(self.asked)), 1, bytes(32), "artifact", unopened)
+
+
+def unopened(deadline: Deadline) -> AbstractContextManager[Reader]:
+    raise AssertionError(f"it is opened, with {deadline.remaining} s left")
+
+
+@pytest.fixture
+def store() -> CountedStore:
+    return CountedStore()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+Resolve = Callable[..., str]
+
+
+def resolving(store: CountedStore, clock: Clock, remember: bool = True) -> Resolve:
+    catalogue = Catalogue(store, Background(), remember=remember, clock=clock)
+
+    def resolve(reference: str = "pump:1", max_age: float = 30.0, stale_age: float = 0.0, **of: str) -> str:
+        parsed = replace(parse_reference(reference, "ghcr.io/acme/"), **of)
+        return catalogue.resolve(parsed, max_age, Deadline(10), stale_age=stale_age).version
+
+    return resolve
+
+
+def test_a_tag_is_looked_up_again_when_it_is_older_than_allowed(store: CountedStore, clock: Clock) -> None:
+    resolve = resolving(store, clock)
+    assert resolve() == "1"
+    clock.now += 30
+    assert resolve() == "1"
+    assert resolve(max_age=29) == "2"
+    clock.now += 31
+    assert resolve() == "3"
+
+
+def test_with_no_age_allowed_it_is_looked_up_each_time(store: CountedStore, clock: Clock) -> None:
+    resolve = resolving(store, clock)
+    for number in "123":
+        clock.now += 0.001
+        assert resolve(max_age=0) == number
+
+
+def test_a_digest_is_looked_up_once_whatever_age_is_allowed(store: CountedStore, clock: Clock) -> None:
+    resolve = resolving(store, clock)
+    for reference in (f"pump@{DIGEST}", f"pump:1@{DIGEST}"):
+        first = resolve(reference)
+        clock.now += 1e6
+        assert resolve(reference, max_age=0) == first
+    assert len(store.asked) == 2
+
+
+def test_each_prefix_and_each_platform_has_its_own(store: CountedStore, clock: Clock) -> None:
+    resolve = resolving(store, clock)
+    mine, yours = {"prefix": "ghcr.io/mine/"}, {"prefix": "ghcr.io/yours/"}
+    assert [resolve(**mine), resolve(**yours), resolve(**mine)] == ["1", "2", "1"]
+    assert [resolve(platform="a"), resolve(platform="b"), resolve(platform="a"), resolve()] == ["3", "4", "3", "5"]
+
+
+def test_no_tag_and_latest_are_the_same(store: CountedStore, clock: Clock) -> None:
+    resolve = resolving(store, clock)
+    assert resolve("pump") == resolve("pump:latest")
+
+
+@pytest.mark.parametrize(("error", "age"), [(Failed("no tag"), 10.0), (Retry("no answer in time"), 1.0)])
+@pytest.mark.parametrize("reference", ["pump:1", f"pump@{DIGEST}"])
+def test_what_failed_is_answered_at_once_for_10_s_and_what_timed_out_for_1(
+    store: CountedStore, clock: Clock, error: UpstreamError, age: float, reference: str
+) -> None:
+    resolve = resolving(store, clock)
+    store.error = error
+    for later in (0, age / 2, age / 2):
+        clock.now += later
+        with pytest.raises(type(error)) as caught:
+            resolve(reference, max_age=0)
+        assert (type(caught.value), caught.value.reason) == (type(error), error.reason)
+    assert len(store.asked) == 1
+    store.error = None
+    clock.now += 0.01
+    assert resolve(reference, max_age=math.inf) == "2"
+
+
+def test_one_that_is_to_remember_nothing_remembers_nothing(store: CountedStore, clock: Clock) -> None:
+    resolve = resolving(store, clock, remember=False)
+    assert [resolve(f"pump@{DIGEST}", max_age=math.inf) for _ in range(3)] == ["1", "2", "3"]
+    store.error = Failed("no tag")
+    for _ in range(2):
+        with pytest.raises(Failed):
+            resolve()
+    assert len(store.asked) == 5
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**32])
+def test_no_firmware_has_a_size_that_cannot_be_sent(size: int) -> None:
+    with pytest.raises(Failed, match=r"from 1 to 4294967295 can be sent$"):
+        Firmware("1", size, bytes(32), "artifact", unopened)
+
+
+def test_the_store_is_told_what_a_reference_stood_at_so_that_it_need_not_read_it_again(
+    store: CountedStore, clock: Clock
+) -> None:
+    resolve = resolving(store, clock)
+    for _ in range(3):
+        clock.now += 0.001
+        resolve(max_age=0)
+    assert store.known == [None, "1", "2"]
+
+
+# --- Away -------------------------------------------------------------------------------------------------------------
+
+
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def log() -> Iterator[list[logging.LogRecord]]:
+    handler = Kept()
+    logger.addHandler(handler)
+    yield handler.records
+    logger.removeHandler(handler)
+
+
+def test_with_the_store_away_updates_go_on_for_as_long_as_they_may_and_the_log_says_so_once(
+    store: CountedStore, clock: Clock, log: list[logging.LogRecord]
+) -> None:
+    resolve = resolving(store, clock)
+    assert resolve(stale_age=300) == "1"
+    store.error = Retry("registry: connection refused")
+    for _ in range(3):
+        clock.now += 99.9
+        assert resolve(max_age=30, stale_age=300) == "1"
+    assert len(log) == 1
+    clock.now += 99.9
+    with pytest.raises(Retry, match="connection refused"):
+        resolve(max_age=30, stale_age=300)
+    store.error = None
+    clock.now += 2
+    assert resolve(stale_age=300) == "6"
+    store.error = Retry("registry: connection refused")
+    clock.now += 31
+    assert resolve(stale_age=300) == "6"
+    assert len(log) == 2
+
+
+def test_what_has_to_be_fresh_is_not_answered_with_what_is_stale(store: CountedStore, clock: Clock) -> None:
+    resolve = resolving(store, clock)
+    resolve()
+    store.error = Retry("registry: no answer in time")
+    clock.now += 5
+    with pytest.raises(Retry, match="no answer"):
+        resolve(max_age=1, stale_age=0)
+
+
+def test_a_reference_that_is_known_to_be_gone_is_not_gone_on_with(store: CountedStore, clock: Clock) -> None:
+    resolve = resolving(store, clock)
+    resolve()
+    clock.now += 31
+    store.error = Failed("no tag 1")
+    with pytest.raises(Failed, match="no tag 1"):
+        resolve(stale_age=300)
+    clock.now += 11
+    store.error = Retry("registry: connection refused")
+    with pytest.raises(Retry):
+        resolve(stale_age=300)
+    clock.now += 2
+    store.error = None
+    resolve(stale_age=300)
+    clock.now += 31
+    store.error = Retry("registry: connection refused")
+    assert resolve(stale_age=300) == "4"
+
+
+class Slow(CountedStore):
+    """Does not answer before it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_asked = threading.Event()
+        self.may_answer = threading.Event()
+        self.times: list[float] = []
+
+    def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:
+        self.times.append(deadline.total)
+        self.is_asked.set()
+        if not self.may_answer.wait(deadline.remaining):
+            raise Retry("registry: no answer in time")
+        return super().resolve(reference, deadline, known)
+
+
+def test_a_store_is_waited_for_only_so_long_that_going_on_is_possible_and_its_answer_counts_when_it_comes(
+    clock: Clock,
+) -> None:
+    store = Slow()
+    catalogue, reference = Catalogue(store, Background(), clock=clock), parse_reference("pump:1", "ghcr.io/acme/")
+    store.may_answer.set()
+    catalogue.resolve(reference, 0, Deadline(10), stale_age=300)
+    store.may_answer.clear()
+    clock.now += 100
+    deadline = Deadline(2)
+    assert catalogue.resolve(reference, 0, deadline, stale_age=300).version == "1"
+    assert 0.9 < deadline.elapsed < 1.9
+    # Whoever needs to know more gets it from the same look-up, with all the time that there is.
+    store.may_answer.set()
+    assert catalogue.resolve(reference, 50, Deadline(5)).version == "2"
+    assert store.times == [10, pytest.approx(2)]
+
+
+def test_who_goes_on_while_others_wait_for_the_store_already_does_not_wait_with_them(clock: Clock) -> None:
+    store = Slow()
+    catalogue, reference = Catalogue(store, Background(clock)), parse_reference("pump:1", "ghcr.io/acme/")
+    store.may_answer.set()
+    catalogue.resolve(reference, 0, Deadline(10), stale_age=300)
+    store.may_answer.clear()
+    store.is_asked.clear()
+    others = threading.Thread(target=lambda: catalogue.resolve(reference, 0, Deadline(60), stale_age=300))
+    others.start()
+    assert store.is_asked.wait(10)
+    clock.now += 31
+    deadline = Deadline(60)
+    assert catalogue.resolve(reference, 0, deadline, stale_age=300).version == "1"
+    assert deadline.elapsed < 10
+    store.may_answer.set()
+    others.join(10)
+    assert len(store.times) == 2
+
+
+def test_what_is_known_already_undoes_nothing(store: CountedStore, clock: Clock, log: list[logging.LogRecord]) -> None:
+    resolve = resolving(store, clock)
+    resolve()
+    store.error = Retry("registry: connection refused")
+    for _ in range(5):
+        clock.now += 2
+        assert resolve(max_age=0, stale_age=300) == "1"
+        assert resolve(max_age=30, stale_age=300) == "1"
+    assert len(log) == 1
+    store.error = Failed("no tag 1")
+    clock.now += 2
+    with pytest.raises(Failed):
+        resolve(max_age=0, stale_age=300)
+    assert resolve(max_age=300, stale_age=300) == "1"
+    store.error = Retry("registry: connection refused")
+    clock.now += 11
+    with pytest.raises(Retry):
+        resolve(max_age=0, stale_age=300)
+
+
+@pytest.mark.parametrize(("after", "age"), [(None, 1.0), (0, 1.0), (5, 5.0), (3600, 10.0)])
+def test_a_store_that_is_asked_too_much_is_left_alone_as_long_as_it_wants(
+    store: CountedStore, clock: Clock, after: int | None, age: float
+) -> None:
+    resolve = resolving(store, clock)
+    store.error = Throttled("registry: answered 429", after)
+    for later in (0, age):
+        clock.now += later
+        with pytest.raises(Throttled) as caught:
+            resolve()
+        assert caught.value.after == after
+    assert len(store.asked) == 1
+    clock.now += 0.01
+    with pytest.raises(Throttled):
+        resolve()
+    assert len(store.asked) == 2

@@ -1,0 +1,1180 @@
+"""Requests to upstreams that hang, trickle, reset, lie, and sometimes answer: all over real sockets."""
+
+import contextlib
+import itertools
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+import trustme
+
+from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.deadline import Deadline
+from fleet_fn.errors import Failed, Retry, Throttled
+from fleet_fn.http import client as upstream_module
+from fleet_fn.http.client import MAX_IDLE, MAX_IDLE_SECONDS, Fixed, Upstream, basic
+from fleet_fn.http.connection import MAX_BODY
+from tests.support.http import Request, Response, Server, closed_port
+
+#: Seconds that an exchange may take, and after which it is certain that it ignored that.
+DEADLINE = 0.3
+TOO_LATE = DEADLINE + 0.7
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@contextmanager
+def upstream(url: str, **options: object) -> Iterator[Upstream]:
+    kept = Upstream("cloud", url, **options)  # type: ignore[arg-type]
+    try:
+        yield kept
+    finally:
+        kept.close()
+
+
+@dataclass
+class Peer:
+    """A listener whose every connection is served by a function of the test's."""
+
+    url: str
+    #: Set when the test is over, for those who hang until then.
+    over: threading.Event
+    connections: int = 0
+
+
+@contextmanager
+def peer(serve: Callable[[socket.socket, threading.Event], None]) -> Iterator[Peer]:
+    """A raw TCP server; `serve` gets each connection, which is closed when it returns."""
+    threads: list[threading.Thread] = []
+
+    def run(connection: socket.socket) -> None:
+        with connection:
+            try:
+                serve(connection, found.over)
+            except OSError:
+                pass  # the client has gone, as most of these tests want it
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            found.connections += 1
+            threads.append(threading.Thread(target=run, args=(connection,)))
+            threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        found = Peer(f"http://127.0.0.1:{listener.getsockname()[1]}", threading.Event())
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            yield found
+        finally:
+            found.over.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            accepting.join()
+            for thread in threads:
+                thread.join()
+
+
+def read_request(connection: socket.socket) -> bytes:
+    """The head of a request without a body."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        received = connection.recv(4096)
+        if not received:
+            raise ConnectionError
+        head += received
+    return head
+
+
+def answering(content: bytes) -> Callable[[socket.socket, threading.Event], None]:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(content)
+
+    return serve
+
+
+def hanging_after(content: bytes) -> Callable[[socket.socket, threading.Event], None]:
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(content)
+        over.wait()
+
+    return serve
+
+
+def trickling(quickly: bytes, slowly: bytes, pause: float) -> Callable[[socket.socket, threading.Event], None]:
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(quickly)
+        for byte in slowly:
+            if over.wait(pause) if pause else over.is_set():
+                return
+            connection.sendall(bytes((byte,)))
+
+    return serve
+
+
+@contextmanager
+def in_time() -> Iterator[Deadline]:
+    """A deadline, which what is done with it has to keep."""
+    deadline = Deadline(DEADLINE)
+    yield deadline
+    assert deadline.elapsed < TOO_LATE
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# --- What is sent and what comes back ---------------------------------------------------------------------------------
+
+
+def test_method_path_body_and_headers_arrive_as_given() -> None:
+    with (
+        Server(lambda _: Response(202, b"{}")) as server,
+        upstream(f"{server.url}/base/", authorization=Fixed("Bearer s3cret")) as cloud,
+    ):
+        path = "/apps/a%2Fb?command=port%3A223"
+        answer = cloud.request("POST", path, Deadline(5), body=b"\x00\xff", content_type="application/cbor")
+    (request,) = server.requests
+    assert (answer.status, answer.body) == (202, b"{}")
+    assert (request.method, request.path, request.body) == ("POST", "/base/apps/a%2Fb?command=port%3A223", b"\x00\xff")
+    assert request.headers["Authorization"] == "Bearer s3cret"
+    assert request.headers["Content-Type"] == "application/cbor"
+    assert request.headers["Content-Length"] == "2"
+    assert request.headers["Host"] == f"127.0.0.1:{server.port}"
+
+
+def test_the_default_port_is_left_out_of_the_host_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(lambda _: Response()) as server:
+        address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", server.port))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda _, port, **__: [address] if port == 80 else [])
+        with upstream("http://cloud.example") as cloud:
+            cloud.request("GET", "/", Deadline(5))
+    assert server.requests[0].headers["Host"] == "cloud.example"
+
+
+def test_without_authorization_and_body_no_such_headers_are_sent() -> None:
+    with Server(lambda _: Response()) as server, upstream(server.url) as cloud:
+        cloud.request("GET", "/", Deadline(5))
+    assert not {"Authorization", "Content-Type"} & server.requests[0].headers.keys()
+
+
+class Tokens:
+    """Another token for each request; one more where there is to be one after a refusal."""
+
+    def __init__(self, *after_refusal: str) -> None:
+        self._numbers = itertools.count(1)
+        self._after_refusal = list(after_refusal)
+        self.refused: list[tuple[str, int]] = []
+
+    def header(self, _: Deadline) -> str:
+        return f"Bearer {next(self._numbers)}"
+
+    def instead_of(self, refused: str, status: int, _: Deadline) -> str | None:
+        self.refused.append((refused, status))
+        return self._after_refusal.pop() if self._after_refusal else None
+
+
+def test_authorization_is_asked_anew_for_each_request() -> None:
+    with Server(lambda _: Response()) as server, upstream(server.url, authorization=Tokens()) as cloud:
+        cloud.request("GET", "/", Deadline(5))
+        cloud.request("GET", "/", Deadline(5))
+    assert [request.headers["Authorization"] for request in server.requests] == ["Bearer 1", "Bearer 2"]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_is_refused_is_tried_once_more_with_other_credentials_where_there_are_some(
+    status: int, method: str
+) -> None:
+    tokens = Tokens("Bearer third", "Bearer other")
+    with Server(lambda _: Response(status)) as server, upstream(server.url, authorization=tokens) as cloud:
+        assert cloud.request(method, "/", Deadline(5), body=b"x").status == status
+    assert [request.headers["Authorization"] for request in server.requests] == ["Bearer 1", "Bearer other"]
+    assert [request.body for request in server.requests] == [b"x", b"x"]
+    assert tokens.refused == [("Bearer 1", status)]
+
+
+@pytest.mark.parametrize(("status", "authorization"), [(404, Tokens("x")), (401, Tokens()), (401, Fixed("Bearer 1"))])
+def test_nothing_else_is_tried_twice(status: int, authorization: object) -> None:
+    with Server(lambda _: Response(status)) as server, upstream(server.url, authorization=authorization) as cloud:
+        assert cloud.request("POST", "/", Deadline(5), body=b"x").status == status
+    assert len(server.requests) == 1
+
+
+def test_credentials_that_never_change_are_not_shown() -> None:
+    assert "s3cret" not in repr(Fixed("Bearer s3cret"))
+
+
+def test_basic_credentials_are_utf_8_in_base64() -> None:
+    assert basic("test", "123\u00a3") == "Basic dGVzdDoxMjPCow=="  # the example of RFC 7617, section 2.1
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 302, 307, 400, 401, 404, 406, 409, 418])
+def test_answers_that_are_neither_429_nor_5xx_are_returned_and_redirects_not_followed(status: int) -> None:
+    headers = {"Location": "/elsewhere"} if status // 100 == 3 else {}
+    with Server(lambda _: Response(status, headers=headers)) as server, upstream(server.url) as cloud:
+        assert cloud.request("GET", "/", Deadline(5)).status == status
+    assert [request.path for request in server.requests] == ["/"]
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "seconds"),
+    [
+        (429, "7", 7),
+        (503, "120", 120),
+        (500, None, None),
+        (502, -60.0, 0),
+        (429, 30_000_000.0, 999_999),
+        (502, "Fri, 99 Dec 2027 23:59:59 GMT", None),
+        (504, "-1", None),
+        (503, "\u00b2", None),
+        (503, "9" * 5000, 999_999),
+    ],
+)
+def test_429_and_5xx_are_to_be_retried_after_the_seconds_that_the_answer_names(
+    status: int, retry_after: str | float | None, seconds: int | None
+) -> None:
+    if isinstance(retry_after, float):  # seconds from now
+        retry_after = formatdate(time.time() + retry_after, usegmt=True)
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    with (
+        Server(lambda _: Response(status, headers=headers)) as server,
+        upstream(server.url) as cloud,
+        pytest.raises(Retry, match=rf"^cloud: answered {status}$") as caught,
+    ):
+        cloud.request("GET", "/", Deadline(5))
+    assert caught.value.after == seconds
+    assert isinstance(caught.value, Throttled) == (status == 429)
+
+
+def test_the_moment_until_which_to_wait_is_so_many_seconds_from_now() -> None:
+    headers = {"Retry-After": formatdate(time.time() + 60, usegmt=True)}
+    with (
+        Server(lambda _: Response(429, headers=headers)) as server,
+        upstream(server.url) as cloud,
+        pytest.raises(Throttled) as caught,
+    ):
+        cloud.request("GET", "/", Deadline(5))
+    assert caught.value.after in range(50, 62)
+
+
+def test_the_answer_to_a_head_has_no_body_and_its_connection_is_kept() -> None:
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        while not over.is_set():
+            read_request(connection)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\nX: y\r\n\r\n")
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        for _ in range(3):
+            answer = cloud.request("HEAD", "/", Deadline(5))
+            assert (answer.body, answer.headers["X"]) == (b"", "y")
+        cloud.close()
+    assert server.connections == 1
+
+
+def test_an_answer_that_ends_with_its_connection_is_read_to_the_end() -> None:
+    with peer(answering(b"HTTP/1.0 200 OK\r\n\r\nall of it")) as server, upstream(server.url) as cloud:
+        assert cloud.request("GET", "/", Deadline(5)).body == b"all of it"
+
+
+def test_a_chunked_answer_is_put_together_and_its_connection_kept() -> None:
+    chunked = (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nall\r\n6;x=y\r\n of it\r\n0\r\nTrailer: t\r\n\r\n"
+    )
+
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        while not over.is_set():
+            read_request(connection)
+            connection.sendall(chunked)
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        assert [cloud.request("GET", "/", Deadline(5)).body for _ in range(3)] == [b"all of it"] * 3
+        cloud.close()
+    assert server.connections == 1
+
+
+# --- Connections that are kept ----------------------------------------------------------------------------------------
+
+
+def test_one_connection_serves_request_after_request() -> None:
+    statuses = iter((200, 404, 503, 200))
+    with Server(lambda _: Response(next(statuses), b"x")) as server, upstream(server.url) as cloud:
+        for _ in range(4):
+            with contextlib.suppress(Retry):  # of the 503
+                cloud.request("GET", "/", Deadline(5))
+    assert server.connections == 1
+
+
+def test_a_connection_that_the_server_closed_while_idle_costs_no_error() -> None:
+    with Server(lambda _: Response()) as server, upstream(server.url) as cloud:
+        cloud.request("GET", "/", Deadline(5))
+        server.drop_connections()
+        assert cloud.request("GET", "/", Deadline(5)).status == 200
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+@pytest.mark.parametrize("abruptly", [False, True])
+def test_a_connection_that_the_server_closes_just_as_it_is_used_again_costs_no_error(
+    abruptly: bool, method: str
+) -> None:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(OK)
+        read_request(connection)
+        if abruptly:  # a reset instead of an end
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        assert cloud.request(method, "/", Deadline(5)).body == b"ok"
+        assert cloud.request(method, "/", Deadline(5)).body == b"ok"
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("abruptly", [False, True])
+def test_a_post_is_not_sent_again_even_over_a_connection_that_was_kept(abruptly: bool) -> None:
+    heads: list[bytes] = []
+
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        heads.append(read_request(connection))
+        connection.sendall(OK)
+        heads.append(read_request(connection))
+        if abruptly:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        cloud.request("POST", "/", Deadline(5), body=b"")
+        with pytest.raises(Retry, match=r"^cloud: connection closed without an answer$"):
+            cloud.request("POST", "/", Deadline(5), body=b"")
+        assert (len(heads), server.connections) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("rest", "connections"),
+    [
+        (b"Content-Length: 0\r\n\r\n", 1),
+        (b"Content-Length: 5\r\n\r\nhello", 1),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 1),
+        (b"Content-Length: 5\r\n\r\n", 2),
+        (b"Content-Length: 100000000\r\n\r\n" + b"x" * 1000, 2),
+        (b"Transfer-Encoding: chunked\r\n\r\nnonsense", 2),
+    ],
+)
+def test_where_the_status_is_all_that_matters_nothing_wrong_with_the_body_does(rest: bytes, connections: int) -> None:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        while read_request(connection):
+            connection.sendall(b"HTTP/1.1 202 Accepted\r\n" + rest)
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        for _ in range(2):
+            deadline = Deadline(5)
+            answer = cloud.request("POST", "/", deadline, body=b"", wants_body=False)
+            assert (answer.status, answer.body) == (202, b"")
+            assert deadline.elapsed < 1
+        assert server.connections == connections
+
+
+def test_a_connection_that_ends_with_the_answer_does_no_harm_where_the_status_is_all_that_matters() -> None:
+    with (
+        peer(answering(b"HTTP/1.1 202 Accepted\r\nConnection: close\r\n\r\nwhatever")) as server,
+        upstream(server.url) as cloud,
+    ):
+        assert cloud.request("POST", "/", Deadline(5), body=b"", wants_body=False).status == 202
+
+
+def test_a_new_connection_that_is_closed_without_an_answer_is_not_tried_twice() -> None:
+    with (
+        Server(lambda _: None) as server,
+        upstream(server.url) as cloud,
+        pytest.raises(Retry, match=r"^cloud: connection closed without an answer$"),
+    ):
+        cloud.request("POST", "/", Deadline(5), body=b"x")
+    assert len(server.requests) == 1
+
+
+def test_a_request_whose_answer_had_begun_is_not_sent_again() -> None:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(OK)
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun")
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        cloud.request("GET", "/", Deadline(5))
+        with pytest.raises(Retry, match=r"^cloud: answer cut short$"):
+            cloud.request("GET", "/", Deadline(5))
+        assert server.connections == 1
+
+
+def test_a_connection_on_which_more_came_than_was_asked_for_is_not_used_again() -> None:
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(OK)
+        answered.wait()
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong")
+        said.set()
+        over.wait()
+
+    answered, said = threading.Event(), threading.Event()
+    with peer(serve) as server, upstream(server.url) as cloud:
+        assert cloud.request("GET", "/", Deadline(5)).body == b"ok"
+        answered.set()
+        assert said.wait(5)
+        assert cloud.request("GET", "/", Deadline(5)).body == b"ok"
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("announced", ["Content-Length: 36", "Transfer-Encoding: chunked"])
+def test_a_connection_on_which_a_body_is_announced_that_there_cannot_be_is_not_used_again(announced: str) -> None:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(f"HTTP/1.1 204 No Content\r\n{announced}\r\n\r\n".encode())
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 202 Accepted\r\n\r\n")  # that body, which looks like an answer
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        for _ in range(2):
+            assert cloud.request("POST", "/", Deadline(5), wants_body=False).status == 204
+        assert server.connections == 2
+
+
+def test_a_connection_that_was_idle_for_long_is_not_trusted_to_be_there_still() -> None:
+    now = [1000.0]
+    with Server(lambda _: Response()) as server, upstream(server.url, clock=lambda: now[0]) as cloud:
+        cloud.request("GET", "/", Deadline(5))
+        now[0] += MAX_IDLE_SECONDS - 1
+        cloud.request("GET", "/", Deadline(5))
+        assert server.connections == 1
+        now[0] += MAX_IDLE_SECONDS + 1
+        cloud.request("GET", "/", Deadline(5))
+        assert server.connections == 2
+
+
+def test_a_server_that_announces_the_end_of_its_connection_is_believed() -> None:
+    with Server(lambda _: Response(headers={"Connection": "close"})) as server, upstream(server.url) as cloud:
+        cloud.request("GET", "/", Deadline(5))
+        cloud.request("GET", "/", Deadline(5))
+    assert server.connections == 2
+
+
+# --- One deadline for all of it ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "serve",
+    [
+        pytest.param(hanging_after(b""), id="before the answer"),
+        pytest.param(hanging_after(b"HTTP/1.1 20"), id="in the status line"),
+        pytest.param(hanging_after(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n"), id="in the head"),
+        pytest.param(hanging_after(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"), id="before the body"),
+        pytest.param(hanging_after(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nbody"), id="in the body"),
+        pytest.param(hanging_after(b"HTTP/1.0 200 OK\r\n\r\nbody"), id="in a body without a length"),
+        pytest.param(hanging_after(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nxx"), id="in a chunk"),
+        pytest.param(hanging_after(b"HTTP/1.1 100 Continue\r\n\r\n"), id="after an interim answer"),
+    ],
+)
+def test_a_server_that_falls_silent_costs_no_more_than_the_deadline(
+    serve: Callable[[socket.socket, threading.Event], None],
+) -> None:
+    with (
+        peer(serve) as server,
+        upstream(server.url) as cloud,
+        in_time() as deadline,
+        pytest.raises(Retry, match=r"^cloud: no answer in time$"),
+    ):
+        cloud.request("GET", "/", deadline)
+
+
+def test_what_is_given_up_is_closed_there_and_then() -> None:
+    closed = threading.Event()
+
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        connection.recv(65536)
+        # With http.client an answer without a length has the socket to itself.
+        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\nbody")
+        connection.settimeout(5)
+        if connection.recv(1) == b"":
+            closed.set()
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        with pytest.raises(Retry) as caught:
+            cloud.request("GET", "/", Deadline(0.2))
+        assert closed.wait(5), f"{caught.value!r} still holds it"
+
+
+@pytest.mark.parametrize("pause", [0.05, 0.0], ids=["slowly", "ceaselessly"])
+@pytest.mark.parametrize(
+    ("quickly", "slowly"),
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\nX: ", b"x" * MAX_BODY, id="head"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % MAX_BODY, b"x" * MAX_BODY, id="body"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 10**6, id="chunks"),
+    ],
+)
+def test_bytes_that_trickle_in_do_not_prolong_the_deadline(quickly: bytes, slowly: bytes, pause: float) -> None:
+    # A head that comes ceaselessly may hit the bound of a header line first.
+    with (
+        peer(trickling(quickly, slowly, pause)) as server,
+        upstream(server.url) as cloud,
+        in_time() as deadline,
+        pytest.raises((Retry, Failed)),
+    ):
+        cloud.request("GET", "/", deadline)
+
+
+def test_a_trickle_over_a_connection_that_was_kept_does_not_prolong_the_deadline_either() -> None:
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(OK)
+        trickling(b"", b"HTTP/1.1 200 OK\r\n" * 1000, 0.05)(connection, over)
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        cloud.request("GET", "/", Deadline(5))
+        with in_time() as deadline, pytest.raises(Retry, match=r"^cloud: no answer in time$"):
+            cloud.request("GET", "/", deadline)
+
+
+def test_interim_answers_without_end_are_an_end() -> None:
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        while not over.is_set():
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+    with (
+        peer(serve) as server,
+        upstream(server.url) as cloud,
+        in_time() as deadline,
+        pytest.raises((Retry, Failed)),
+    ):
+        cloud.request("GET", "/", deadline)
+
+
+def test_a_server_that_accepts_no_connection_costs_no_more_than_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        waiting = []
+        for _ in range(4):  # fills the backlog, after which the system drops what would begin a connection
+            waiting.append(socket.socket())
+            waiting[-1].setblocking(False)
+            waiting[-1].connect_ex(address)
+        with (
+            upstream(f"http://127.0.0.1:{address[1]}") as cloud,
+            in_time() as deadline,
+            pytest.raises(Retry, match=r"^cloud: no answer in time$"),
+        ):
+            cloud.request("GET", "/", deadline)
+        for connection in waiting:
+            connection.close()
+
+
+def test_a_server_that_does_not_read_costs_no_more_than_the_deadline() -> None:
+    def serve(_: socket.socket, over: threading.Event) -> None:
+        over.wait()
+
+    with (
+        peer(serve) as server,
+        upstream(server.url) as cloud,
+        in_time() as deadline,
+        pytest.raises(Retry, match=r"^cloud: no answer in time$"),
+    ):
+        cloud.request("POST", "/", deadline, body=bytes(64 * 1024 * 1024))
+
+
+def test_a_resolver_that_hangs_costs_no_more_than_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, threads = threading.Event(), []
+
+    def hang(*_: object, **__: object) -> list[object]:
+        threads.append(threading.current_thread())
+        answered.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "over")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    with upstream("http://cloud.example") as cloud:
+        for _ in range(3):
+            with in_time() as deadline, pytest.raises(Retry, match=r"^cloud: no answer in time$"):
+                cloud.request("GET", "/", deadline)
+    answered.set()
+    assert len(threads) == 1  # whatever hangs there hangs once, not once for each event
+    threads[0].join()
+
+
+def test_a_deadline_that_has_passed_already_sends_nothing() -> None:
+    with Server(lambda _: Response()) as server, upstream(server.url) as cloud:
+        for _ in range(2):
+            with pytest.raises(Retry, match=r"^cloud: no answer in time$"):
+                cloud.request("GET", "/", Deadline(0))
+            cloud.request("GET", "/kept", Deadline(5))
+    assert {request.path for request in server.requests} == {"/kept"}
+
+
+# --- No connection, and answers that are none -------------------------------------------------------------------------
+
+
+def test_a_refused_connection_is_to_be_retried() -> None:
+    with (
+        closed_port() as port,
+        upstream(f"http://127.0.0.1:{port}") as cloud,
+        pytest.raises(Retry, match=r"^cloud: connection refused$"),
+    ):
+        cloud.request("GET", "/", Deadline(5))
+
+
+def test_an_error_tells_whether_the_upstream_may_have_acted() -> None:
+    with closed_port() as port, upstream(f"http://127.0.0.1:{port}") as cloud, pytest.raises(Retry) as refused:
+        cloud.request("POST", "/", Deadline(5), body=b"x")
+    assert not refused.value.may_have_acted
+    for response, may_have_acted in (
+        (Response(429), False),
+        (Response(500), True),
+        (Response(503), True),
+        (None, True),
+    ):
+        with (
+            Server(lambda _, response=response: response) as server,  # type: ignore[misc]
+            upstream(server.url) as cloud,
+            pytest.raises(Retry) as error,
+        ):
+            cloud.request("POST", "/", Deadline(5), body=b"x")
+        assert error.value.may_have_acted is may_have_acted
+
+
+def test_a_host_that_is_not_found_is_to_be_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with upstream("http://cloud.example") as cloud, pytest.raises(Retry, match=r"^cloud: host not found$"):
+        cloud.request("GET", "/", Deadline(5))
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, 9999], ids=["refused", "of a family that the system lacks"])
+def test_where_one_address_does_not_work_the_next_one_is_tried(monkeypatch: pytest.MonkeyPatch, family: int) -> None:
+    with Server(lambda _: Response()) as server, closed_port() as closed:
+        addresses = [
+            (family, socket.SOCK_STREAM, 0, "", ("127.0.0.1", closed)),
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", server.port)),
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+        with upstream("http://cloud.example") as cloud:
+            assert cloud.request("GET", "/", Deadline(5)).status == 200
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", id="short"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", id="no body at all"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nsho", id="in a chunk"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n", id="no last chunk"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", id="no size of a chunk"),
+    ],
+)
+def test_a_body_that_is_cut_short_is_to_be_retried(content: bytes) -> None:
+    with (
+        peer(answering(content)) as server,
+        upstream(server.url) as cloud,
+        pytest.raises(Retry, match=r"^cloud: answer cut short$"),
+    ):
+        cloud.request("GET", "/", Deadline(5))
+
+
+#: Heads without their end: what follows may have said anything, such as how long the body is.
+CUT_HEADS = [
+    pytest.param(b"HTTP/1.1 200", id="in the first line"),
+    pytest.param(b"HTTP/1.1 200 OK\r\n", id="after it"),
+    pytest.param(b"HTTP/1.1 200 OK\r\nContent-Ty", id="in a header's name"),
+    pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 0", id="in its value"),
+    pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", id="before the empty line"),
+]
+
+
+@pytest.mark.parametrize("content", CUT_HEADS)
+def test_a_head_that_is_cut_short_is_to_be_retried_and_not_taken_for_an_empty_answer(content: bytes) -> None:
+    with peer(answering(content)) as server, upstream(server.url) as cloud:
+        with pytest.raises(Retry, match=r"^cloud: answer cut short$"):
+            cloud.request("GET", "/", Deadline(5))
+        with pytest.raises(Retry, match=r"^cloud: answer cut short$"), cloud.stream("/", Deadline(5)):
+            pass
+
+
+@pytest.mark.parametrize("content", [b"H", b"HTTP/1.", b"HTTP/1.1", b"HTTP/1.1 20"])
+@pytest.mark.parametrize("wants_body", [False, True])
+def test_a_head_that_is_cut_short_before_its_status_is_to_be_retried(content: bytes, wants_body: bool) -> None:
+    with (
+        peer(answering(content)) as server,
+        upstream(server.url) as cloud,
+        pytest.raises(Retry, match=r"^cloud: answer cut short$"),
+    ):
+        cloud.request("POST", "/", Deadline(5), wants_body=wants_body)
+
+
+@pytest.mark.parametrize("content", CUT_HEADS)
+def test_a_head_that_is_cut_short_does_not_matter_where_its_status_is_all_that_does(content: bytes) -> None:
+    with peer(answering(content)) as server, upstream(server.url) as cloud:
+        assert cloud.request("POST", "/", Deadline(5), wants_body=False).status == 200
+
+
+def test_a_reset_in_the_body_is_to_be_retried() -> None:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+
+    with peer(serve) as server, upstream(server.url) as cloud, pytest.raises(Retry, match=r"^cloud: "):
+        cloud.request("GET", "/", Deadline(5))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n", id="SSH"),
+        pytest.param(b"SSH", id="SSH, cut short"),
+        pytest.param(b"HTTP/1.1 abc OK\r\n\r\n", id="status"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n", id="a thousand headers"),
+        pytest.param(b"HTTP/1.1 200 " + b"x" * 100_000 + b"\r\n", id="a long line"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nx\r\n", id="a negative chunk"),
+        pytest.param(b"\0" * 100 + b"\r\n", id="zeros"),
+    ],
+)
+def test_what_is_not_http_fails(content: bytes) -> None:
+    with (
+        peer(answering(content)) as server,
+        upstream(server.url) as cloud,
+        pytest.raises(Failed, match=r"^cloud: answer is not HTTP \(\w+\)$"),
+    ):
+        cloud.request("GET", "/", Deadline(5))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"Content-Length: 100000000\r\n\r\n", id="announced"),
+        pytest.param(b"Connection: close\r\n\r\n", id="until the end"),
+        pytest.param(b"Transfer-Encoding: chunked\r\n\r\n5f5e100\r\n", id="chunk"),
+        pytest.param(b"Transfer-Encoding: chunked\r\n\r\n-1\r\n", id="chunk of unknown size"),
+    ],
+)
+def test_of_a_huge_answer_no_more_than_the_bound_is_read(head: bytes) -> None:
+    sent = 0
+
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        nonlocal sent
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + head)
+        while sent < 100_000_000:
+            connection.sendall(bytes(100_000))
+            sent += 100_000
+
+    with (
+        peer(serve) as server,
+        upstream(server.url) as cloud,
+        pytest.raises(Failed, match=rf"^cloud: answer (larger than {MAX_BODY} bytes|is not HTTP)"),
+    ):
+        cloud.request("GET", "/", Deadline(10))
+    assert sent < 5 * MAX_BODY  # the system's own buffers take some megabytes
+
+
+def test_an_answer_of_just_the_bound_is_taken() -> None:
+    with Server(lambda _: Response(body=bytes(MAX_BODY))) as server, upstream(server.url) as cloud:
+        assert len(cloud.request("GET", "/", Deadline(10)).body) == MAX_BODY
+
+
+# --- Piece by piece ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nall of it", id="announced"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nall of it", id="until the end"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nall\r\n6\r\n of it\r\n0\r\n\r\n", id="chunks"
+        ),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_a_streamed_answer_is_read_in_pieces_of_at_most_the_size_that_is_asked_for(content: bytes, size: int) -> None:
+    with (
+        peer(answering(content)) as server,
+        upstream(server.url) as cloud,
+        cloud.stream("/", Deadline(5), {"Accept": "*/*"}) as stream,
+    ):
+        assert stream.status == 200
+        pieces = list(iter(lambda: stream.read(size, Deadline(5)), b""))
+        assert stream.read(size, Deadline(5)) == b""
+    assert b"".join(pieces) == b"all of it"
+    assert max(map(len, pieces)) <= size
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", id="short"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nsho", id="in a chunk"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n", id="no last chunk"),
+    ],
+)
+def test_a_stream_that_is_cut_short_is_to_be_retried_and_not_taken_for_its_end(content: bytes) -> None:
+    with (
+        peer(answering(content)) as server,
+        upstream(server.url) as cloud,
+        cloud.stream("/", Deadline(5)) as stream,
+        pytest.raises(Retry, match=r"^cloud: answer cut short$"),
+    ):
+        list(iter(lambda: stream.read(100, Deadline(5)), b""))
+
+
+def test_each_piece_of_a_stream_has_a_deadline_of_its_own() -> None:
+    content = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nall"
+    with (
+        peer(trickling(content, b" of it", DEADLINE / 2)) as server,
+        upstream(server.url) as cloud,
+        cloud.stream("/", Deadline(5)) as stream,
+    ):
+        received = b"".join(iter(lambda: stream.read(100, Deadline(5)), b""))
+    assert received == b"all of it"
+    with (
+        peer(hanging_after(content)) as server,
+        upstream(server.url) as cloud,
+        cloud.stream("/", Deadline(5)) as stream,
+    ):
+        assert stream.read(100, Deadline(5)) == b"all"
+        with in_time() as deadline, pytest.raises(Retry, match=r"^cloud: no answer in time$"):
+            stream.read(100, deadline)
+
+
+def test_a_stream_may_bring_more_than_other_answers() -> None:
+    with (
+        Server(lambda _: Response(body=bytes(3 * MAX_BODY))) as server,
+        upstream(server.url) as cloud,
+        cloud.stream("/", Deadline(5)) as stream,
+    ):
+        assert sum(map(len, iter(lambda: stream.read(65536, Deadline(10)), b""))) == 3 * MAX_BODY
+
+
+def test_the_connection_of_a_stream_is_kept_if_it_was_read_to_its_end() -> None:
+    with Server(lambda _: Response(body=b"all of it")) as server, upstream(server.url) as cloud:
+        for _ in range(3):
+            with cloud.stream("/", Deadline(5)) as stream:
+                while stream.read(4, Deadline(5)):
+                    pass
+        assert server.connections == 1
+        for _ in range(3):
+            with cloud.stream("/", Deadline(5)) as stream:
+                assert stream.read(4, Deadline(5)) == b"all "
+        assert server.connections == 3
+
+
+@pytest.mark.parametrize(("status", "error"), [(429, Throttled), (503, Retry)])
+def test_an_answer_that_is_to_be_retried_is_no_stream(status: int, error: type[Retry]) -> None:
+    with (
+        Server(lambda _: Response(status)) as server,
+        upstream(server.url) as cloud,
+        pytest.raises(error, match=rf"^cloud: answered {status}$"),
+        cloud.stream("/", Deadline(5)),
+    ):
+        pass
+
+
+# --- Elsewhere --------------------------------------------------------------------------------------------------------
+
+
+def test_elsewhere_goes_only_what_is_meant_for_there() -> None:
+    with (
+        Server(lambda _: Response(body=b"home")) as home,
+        Server(lambda _: Response(body=b"elsewhere")) as server,
+        upstream(f"{home.url}/base", authorization=Fixed("Bearer secret")) as cloud,
+    ):
+        other = cloud.elsewhere(server.url, lambda _: True)
+        assert other.request("GET", "/x", Deadline(5)).body == b"elsewhere"
+        assert cloud.request("GET", "/x", Deadline(5)).body == b"home"
+        other.close()
+    assert [request.path for request in server.requests] == ["/x"]
+    assert "Authorization" not in server.requests[0].headers
+    assert [request.path for request in home.requests] == ["/base/x"]
+
+
+def test_elsewhere_only_addresses_are_connected_to_that_are_permitted() -> None:
+    asked = []
+
+    def permits(address: str) -> bool:
+        asked.append(address)
+        return False
+
+    with (
+        Server(lambda _: Response()) as server,
+        upstream("http://cloud.example") as cloud,
+        pytest.raises(Failed, match=r"^cloud, sent to 127\.0\.0\.1: no address that requests may go to$"),
+    ):
+        cloud.elsewhere(server.url, permits).request("GET", "/", Deadline(5))
+    assert asked == ["127.0.0.1"]
+    assert not server.connections
+
+
+def test_a_host_has_the_addresses_that_it_resolves_to() -> None:
+    with upstream("http://127.0.0.1:1") as cloud:
+        assert cloud.addresses(Deadline(5)) == ["127.0.0.1"]
+
+
+# --- Many at once -----------------------------------------------------------------------------------------------------
+
+
+def test_many_threads_get_each_their_own_answer() -> None:
+    def echo(request: Request) -> Response:
+        return Response(body=request.path.encode())
+
+    with Server(echo) as server, upstream(server.url) as cloud, ThreadPoolExecutor(16) as threads:
+        paths = [f"/{number}" for number in range(600)]
+        answers = threads.map(lambda path: cloud.request("GET", path, Deadline(20)).body.decode(), paths)
+        assert list(answers) == paths
+    assert server.connections <= 16
+
+
+def test_no_more_connections_are_kept_than_is_allowed() -> None:
+    together = threading.Barrier(MAX_IDLE + 8)
+
+    def all_at_once(_: Request) -> Response:
+        together.wait(20)
+        return Response()
+
+    with Server(all_at_once) as server, upstream(server.url) as cloud:
+        with ThreadPoolExecutor(MAX_IDLE + 8) as threads:
+            for answer in [threads.submit(cloud.request, "GET", "/", Deadline(20)) for _ in range(MAX_IDLE + 8)]:
+                answer.result()
+        before = open_descriptors()
+        cloud.close()
+        assert before - open_descriptors() >= MAX_IDLE
+
+
+def test_failures_leave_no_socket_open() -> None:
+    contents = [
+        b"",
+        b"nonsense\r\n",
+        b"HTTP/1.1 503 Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(MAX_BODY + 1),
+    ]
+    turn = iter(contents * 40)
+
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        answering(next(turn))(connection, over)
+
+    with peer(serve) as server, upstream(server.url) as cloud, closed_port() as port:
+        before = open_descriptors()
+        for _ in range(200):
+            with pytest.raises((Retry, Failed)):
+                cloud.request("GET", "/", Deadline(5))
+        with upstream(f"http://127.0.0.1:{port}") as refused:
+            for _ in range(50):
+                with pytest.raises(Retry):
+                    refused.request("GET", "/", Deadline(5))
+        limit = time.monotonic() + 10
+        while open_descriptors() > before and time.monotonic() < limit:
+            time.sleep(0.01)  # the server's side of the last one
+        assert open_descriptors() <= before
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a certificate authority, `ca.pem`, and certificates of it with their keys."""
+    folder = tmp_path_factory.mktemp("authority")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    for name, identity in (("server", "127.0.0.1"), ("other", "other.example")):
+        certificate = authority.issue_cert(identity)
+        certificate.private_key_and_cert_chain_pem.write_to_path(str(folder / f"{name}.pem"))
+    return folder
+
+
+@contextmanager
+def tls_peer(folder: Path, serve: Callable[[ssl.SSLSocket], None], certificate: str = "server") -> Iterator[Peer]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / f"{certificate}.pem")
+
+    def serve_secured(connection: socket.socket, _: threading.Event) -> None:
+        with context.wrap_socket(connection, server_side=True) as secured:
+            serve(secured)
+
+    with peer(serve_secured) as server:
+        server.url = server.url.replace("http:", "https:")
+        yield server
+
+
+def answer_requests(connection: ssl.SSLSocket) -> None:
+    while True:
+        read_request(connection)
+        connection.sendall(OK)
+
+
+def test_a_server_whose_authority_is_trusted_is_talked_to_over_one_connection(authority: Path) -> None:
+    with (
+        tls_peer(authority, answer_requests) as server,
+        upstream(server.url, ca_file=str(authority / "ca.pem")) as cloud,
+    ):
+        assert [cloud.request("GET", "/", Deadline(5)).body for _ in range(5)] == [b"ok"] * 5
+    assert server.connections == 1
+
+
+def test_elsewhere_the_same_authority_is_trusted_besides_the_systems(authority: Path) -> None:
+    with (
+        tls_peer(authority, answer_requests) as server,
+        upstream("http://127.0.0.1", ca_file=str(authority / "ca.pem")) as cloud,
+    ):
+        other = cloud.elsewhere(server.url, lambda _: True)
+        assert other.request("GET", "/", Deadline(5)).body == b"ok"
+        other.close()
+    assert upstream_module._wider_tls_context(str(authority / "ca.pem")).cert_store_stats()["x509_ca"] > 1
+
+
+@pytest.mark.parametrize(
+    ("trusted", "certificate", "reason"),
+    [(None, "server", "unable to get local issuer certificate"), ("ca.pem", "other", "IP address mismatch")],
+)
+def test_a_certificate_that_is_not_trusted_fails_before_anything_is_sent(
+    authority: Path, trusted: str | None, certificate: str, reason: str
+) -> None:
+    heads = []
+
+    def serve(connection: ssl.SSLSocket) -> None:
+        heads.append(read_request(connection))
+
+    with (
+        tls_peer(authority, serve, certificate) as server,
+        upstream(server.url, ca_file=trusted and str(authority / trusted)) as cloud,
+        pytest.raises(Failed, match=rf"^cloud: certificate not trusted: .*{reason}"),
+    ):
+        cloud.request("GET", "/", Deadline(5))
+    assert not heads
+
+
+@pytest.mark.parametrize("farewell", [False, True])
+def test_a_tls_connection_that_ends_just_as_it_is_used_again_costs_no_error(authority: Path, farewell: bool) -> None:
+    def serve(connection: ssl.SSLSocket) -> None:
+        read_request(connection)
+        connection.sendall(OK)
+        read_request(connection)
+        if farewell:
+            connection.unwrap().close()  # with TLS's own end, close_notify
+
+    with tls_peer(authority, serve) as server, upstream(server.url, ca_file=str(authority / "ca.pem")) as cloud:
+        assert cloud.request("GET", "/", Deadline(5)).body == b"ok"
+        assert cloud.request("GET", "/", Deadline(5)).body == b"ok"
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("from_the_start", [True, False], ids=["handshake", "answer"])
+def test_tls_bytes_that_trickle_in_do_not_prolong_the_deadline(authority: Path, from_the_start: bool) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority / "server.pem")
+
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        secured = context.wrap_bio(incoming, outgoing, server_side=True)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def send(slowly: bool) -> None:
+            content = outgoing.read()
+            if not slowly:
+                connection.sendall(content)
+                return
+            for byte in content:
+                if over.wait(0.02):
+                    raise ConnectionError
+                connection.sendall(bytes((byte,)))
+
+        def exchange(step: Callable[[], object]) -> None:
+            while True:
+                try:
+                    step()
+                except ssl.SSLWantReadError:
+                    send(from_the_start)
+                    incoming.write(connection.recv(65536))
+                else:
+                    return send(from_the_start)
+
+        exchange(secured.do_handshake)
+        exchange(lambda: secured.read(65536))
+        secured.write(OK * 100)
+        send(slowly=True)
+
+    with peer(serve) as server:
+        url = server.url.replace("http:", "https:")
+        with (
+            upstream(url, ca_file=str(authority / "ca.pem")) as cloud,
+            in_time() as deadline,
+            pytest.raises(Retry, match=r"^cloud: no answer in time$"),
+        ):
+            cloud.request("GET", "/", deadline)
+
+
+def test_a_tls_handshake_that_hangs_costs_no_more_than_the_deadline(authority: Path) -> None:
+    def serve(_: socket.socket, over: threading.Event) -> None:
+        over.wait()
+
+    with peer(serve) as server:
+        url = server.url.replace("http:", "https:")
+        with (
+            upstream(url, ca_file=str(authority / "ca.pem")) as cloud,
+            in_time() as deadline,
+            pytest.raises(Retry, match=r"^cloud: no answer in time$"),
+        ):
+            cloud.request("GET", "/", deadline)
+
+
+def test_failed_handshakes_leave_no_socket_open(authority: Path) -> None:
+    with (
+        tls_peer(authority, answer_requests, "other") as server,
+        upstream(server.url, ca_file=str(authority / "ca.pem"), background=Background()) as cloud,
+    ):
+        before = open_descriptors()
+        for _ in range(50):
+            with pytest.raises(Failed):
+                cloud.request("GET", "/", Deadline(5))
+        limit = time.monotonic() + 10
+        while open_descriptors() > before and time.monotonic() < limit:
+            time.sleep(0.01)  # the server's side of the last one
+        assert open_descriptors() <= before
+
+
+def test_neither_proxies_nor_netrc_of_the_environment_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login user password secret\n")
+    monkeypatch.setitem(os.environ, "HOME", str(tmp_path))
+    with closed_port() as nowhere, Server(lambda _: Response()) as server:
+        monkeypatch.setitem(os.environ, "http_proxy", f"http://127.0.0.1:{nowhere}")
+        with upstream(server.url) as cloud:
+            assert cloud.request("GET", "/", Deadline(5)).status == 200
+    assert "Authorization" not in server.requests[0].headers
+
+
+def test_a_server_that_does_not_speak_tls_fails_because_no_retry_will_teach_it() -> None:
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        over.wait(10)
+
+    with (
+        peer(serve) as server,
+        upstream(server.url.replace("http:", "https:")) as cloud,
+        pytest.raises(Failed, match=r"^cloud: does not speak TLS$"),
+    ):
+        cloud.request("GET", "/", Deadline(5))

@@ -1,0 +1,159 @@
+"""Observers that raise: one line is logged for each of them, and nothing else comes of it."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet_fn.concurrency.ttl_cache import Memory
+from fleet_fn.deadline import Deadline
+from fleet_fn.observability import log, metrics, tracing
+from fleet_fn.observability.log import logger
+from fleet_fn.observability.metrics_file import ReservedDict
+from fleet_fn.observability.side_effects import Guard, Guarded, guarded
+from tests.support.timing import Clock
+
+
+class Lines(logging.Handler):
+    """What has been logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def lines() -> Iterator[list[logging.LogRecord]]:
+    handler, before = Lines(), logger.handlers[:]
+    logger.handlers[:] = [handler]
+    yield handler.records
+    logger.handlers[:] = before
+
+
+def fail(*_: object, **__: object) -> None:
+    raise RuntimeError("no\nluck")
+
+
+def test_first_failure_of_each_observer_is_logged(lines: list[logging.LogRecord]) -> None:
+    for observer in (Guarded("one", fail), Guarded("another", fail)):
+        for _ in range(3):
+            observer(1, two=2)
+    fields: list[Any] = [getattr(record, "fields", None) for record in lines]
+    assert [(each["observer"], each["reason"]) for each in fields] == [
+        ("one", "RuntimeError: no\N{REPLACEMENT CHARACTER}luck"),
+        ("another", "RuntimeError: no\N{REPLACEMENT CHARACTER}luck"),
+    ]
+
+
+def test_observer_is_called_with_what_it_is_given() -> None:
+    seen = []
+    observe = guarded("list", lambda *args, **kwargs: seen.append((args, kwargs)))
+    assert observe
+    observe(1, hit=True)
+    assert seen == [((1,), {"hit": True})]
+    assert guarded("nothing", None) is None
+
+
+def test_look_up_does_not_fail_for_its_count(lines: list[logging.LogRecord]) -> None:
+    memory: Memory[str, int] = Memory(1, count=fail)
+    assert memory.get("key", 1, lambda: 7, Deadline(1)) == 7
+    assert len(lines) == 1
+
+
+@pytest.mark.usefixtures("lines")
+def test_counter_that_cannot_be_made_is_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    tried: list[float] = []
+    counted: list[int] = []
+    monkeypatch.setattr(metrics, "_counters", [])
+    monkeypatch.setattr(metrics, "_failed_at", None)
+    monkeypatch.setattr(time, "monotonic", clock)
+
+    def make() -> Any:
+        tried.append(clock.now)
+        if len(tried) == 1:
+            raise FileNotFoundError("folder")
+        return counted.append
+
+    counter = metrics._Counter(make)
+    for number in range(3):
+        counter(number)
+    assert (len(tried), counted) == (1, [])
+    clock.now += metrics._BACK_OFF_SECONDS + 1
+    counter(3)
+    assert (len(tried), counted) == (2, [3])
+
+
+def test_span_that_raises_is_none(monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord]) -> None:
+    class Span:
+        __enter__ = __exit__ = tell = fail
+
+    class Spans:
+        of_event = staticmethod(lambda *_: Span())
+        of_request = staticmethod(fail)
+
+    monkeypatch.setattr(tracing, "_spans", Spans())
+    monkeypatch.setattr(tracing, "_guard", Guard("tracing"))
+    with tracing.of_event(None, {}) as span, tracing.of_request("command", "GET", "host", 80) as other:
+        span.tell(outcome="sync")
+        other.tell(status=200)
+    assert len(lines) == 1
+    with pytest.raises(KeyError), tracing.of_event(None, {}):
+        raise KeyError  # what goes wrong within a span is not swallowed
+
+
+def test_logger_never_raises(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = logging.NullHandler()
+    monkeypatch.setattr(handler, "handle", fail)
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(log, "_complained", [])
+    for _ in range(3):
+        logger.error("event")
+    assert capsys.readouterr().err.count("lines cannot be logged") == 1
+
+
+def test_file_of_metrics_reserves_its_space(tmp_path: Path) -> None:
+    path = tmp_path / "counter_1.db"
+    values: Any = ReservedDict(str(path))
+    for number in range(1000):  # more than fit in it at first
+        values.write_value(f"{number:0100}", float(number), 0.0)
+        assert path.stat().st_blocks * 512 >= path.stat().st_size
+    values.close()
+    again: Any = ReservedDict(str(path))
+    assert again.read_value(f"{999:0100}")[0] == 999.0
+    again.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["counter_1.db"]
+
+
+def test_pipe_drops_lines_until_its_reader_takes_them() -> None:
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)
+        pipe, written = log._Pipe(writing), 0
+        line = "x" * 2999 + "\n"  # not a divisor of what a pipe holds
+        try:
+            for written in range(1000):  # noqa: B007
+                pipe.write(line)
+        except BlockingIOError:
+            pass
+        else:
+            pytest.fail("it holds any number of lines")
+        started = time.monotonic()
+        for _ in range(100):
+            with pytest.raises(BlockingIOError):
+                pipe.write(line)
+        assert time.monotonic() - started < 100 * log._PATIENCE_SECONDS
+        os.set_blocking(reading, False)
+        assert len(os.read(reading, 1 << 20)) >= written * len(line)
+        pipe.write("event\n")
+        assert os.read(reading, 1 << 20).decode().strip() == "event"
+    finally:
+        os.close(reading)
+        os.close(writing)

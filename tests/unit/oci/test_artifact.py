@@ -1,0 +1,176 @@
+"""Which firmware a manifest names, and why others name none."""
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_fn.errors import Failed
+from fleet_fn.oci.artifact import Artifact, read_artifact
+from fleet_fn.oci.manifest import Descriptor, read_descriptor
+
+OCTETS = "application/octet-stream"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+SHA256 = hashlib.sha256(b"firmware").hexdigest()
+
+
+def layer(media_type: str = OCTETS, title: str | None = None, **members: object) -> dict[str, object]:
+    annotations = {} if title is None else {"annotations": {"org.opencontainers.image.title": title}}
+    return {"mediaType": media_type, "digest": f"sha256:{SHA256}", "size": 8, **annotations, **members}
+
+
+def manifest(*layers: object, version: object = "1.2.3", **members: object) -> bytes:
+    annotations = {} if version is None else {"annotations": {"org.opencontainers.image.version": version}}
+    return json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "layers": layers, **annotations, **members}).encode()
+
+
+def test_the_firmware_is_the_layer_of_octets() -> None:
+    others = [layer("application/vnd.oci.image.layer.v1.tar+gzip"), layer("application/spdx+json", "firmware.bin")]
+    artifact = read_artifact(manifest(others[0], layer(), others[1]), "tag")
+    assert artifact == Artifact(Descriptor(OCTETS, f"sha256:{SHA256}", 8, {}), "1.2.3")
+    assert artifact.layer.checksum == hashlib.sha256(b"firmware").digest()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "tag", "version"),
+    [
+        ("1.2.3", "other", "1.2.3"),
+        ("1.2.3", None, "1.2.3"),
+        ("latest", "1.2.3", "latest"),
+        (None, "1.2.3", "1.2.3"),
+        (None, "latest", SHA256[:12]),
+        (None, None, SHA256[:12]),
+    ],
+)
+def test_the_version_is_the_annotations_else_the_tags_else_the_checksums(
+    annotation: str | None, tag: str | None, version: str
+) -> None:
+    assert read_artifact(manifest(layer(), version=annotation), tag).version == version
+
+
+def test_of_several_layers_it_is_the_one_that_is_called_firmware_bin() -> None:
+    named = layer(title="firmware.bin", size=5)
+    assert read_artifact(manifest(layer(title="a.bin"), named, layer(title="b.bin")), None).layer.size == 5
+
+
+def test_a_single_layer_may_have_any_title() -> None:
+    assert read_artifact(manifest(layer(title="pump.img")), None).layer.size == 8
+
+
+def test_a_manifest_without_a_media_type_is_taken_for_one() -> None:
+    content = json.loads(manifest(layer()))
+    del content["mediaType"]
+    assert read_artifact(json.dumps(content).encode(), None).version == "1.2.3"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (manifest(), f"no firmware: no layer of media type {OCTETS}"),
+        (manifest(layer("text/plain")), f"no firmware: no layer of media type {OCTETS}"),
+        (manifest(layer(title="a.bin"), layer(title="b.bin")), "two firmware layers: a.bin, b.bin"),
+        (manifest(*(layer(title=f"{n}.bin") for n in "abc")), "three firmware layers: a.bin, b.bin, c.bin"),
+        (
+            manifest(*(layer(title=f"{n}.bin") for n in "abcd")),
+            "4 firmware layers: a.bin, b.bin, c.bin, d.bin",
+        ),
+        (
+            manifest(layer(title="firmware.bin"), layer(title="firmware.bin")),
+            "two firmware layers: firmware.bin, firmware.bin",
+        ),
+        (manifest(layer(), layer()), f"two firmware layers: sha256:{SHA256}, sha256:{SHA256}"),
+        (manifest(layer(), version=""), "annotation org.opencontainers.image.version is empty"),
+        (manifest(layer(), version=5), "manifest has annotations that are no map of texts"),
+        (manifest(layer(), annotations=[]), "manifest has annotations that are no map of texts"),
+        (
+            manifest(layer(), mediaType="application/vnd.oci.image.index.v1+json"),
+            "index has no list of manifests",
+        ),
+        (
+            manifest(layer(), mediaType="application/vnd.docker.distribution.manifest.v1+json"),
+            "application/vnd.docker.distribution.manifest.v1+json is not read, "
+            "only images, artifacts and indexes of them",
+        ),
+        (manifest(layer(), mediaType=None), "None is not read, only images, artifacts and indexes of them"),
+        (manifest(layers=None), "manifest has no list of layers"),
+        (manifest(layers={}), "manifest has no list of layers"),
+        (b"{}", "manifest has no list of layers"),
+        (b"[]", "manifest is not a JSON object"),
+        (manifest(5, {}), "no firmware: no layer of media type application/octet-stream"),
+        (manifest(layer(size="8")), "layer 0 has no media type, digest or size"),
+        (manifest(layer(size=True)), "layer 0 has no media type, digest or size"),
+        (manifest(layer(size=8.0)), "layer 0 has no media type, digest or size"),
+        (manifest(layer(size=-1)), "layer 0 has no media type, digest or size"),
+        (manifest(layer(digest=None)), "layer 0 has no media type, digest or size"),
+        (manifest(layer(digest="md5:0")), "layer 0 has a digest that is not a sha256"),
+        (manifest(layer(digest=f"sha256:{SHA256}\n")), "layer 0 has a digest that is not a sha256"),
+        (manifest(layer(digest=f"sha256:{SHA256.upper()}")), "layer 0 has a digest that is not a sha256"),
+        (manifest(layer(digest=f"sha256:../../{SHA256[6:]}")), "layer 0 has a digest that is not a sha256"),
+        (manifest(layer(annotations={"x": 5})), "layer 0 has annotations that are no map of texts"),
+    ],
+)
+def test_a_manifest_that_names_no_one_firmware_fails(content: bytes, reason: str) -> None:
+    with pytest.raises(Failed) as caught:
+        read_artifact(content, "tag")
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not JSON"),
+        (b"\xff", "UTF-8"),
+        (b'{"layers": [], "layers": []}', "twice"),
+        (b'{"layers": NaN}', "NaN"),
+        (b'{"layers": "\\ud800"}', "Unicode"),
+        (b"[" * 100_000, "nested"),
+    ],
+)
+def test_what_is_not_strict_json_fails(content: bytes, reason: str) -> None:
+    with pytest.raises(Failed, match=rf"^manifest: .*{reason}"):
+        read_artifact(content, None)
+
+
+def test_a_reason_is_one_line_whatever_the_titles_are() -> None:
+    with pytest.raises(Failed, match=r"^two firmware layers: ") as caught:
+        read_artifact(manifest(layer(title="a\nFAKE LOG LINE"), layer(title="b\x1b[2J")), None)
+    assert caught.value.reason.isprintable()
+
+
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from([OCTETS, f"sha256:{SHA256}"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["layers", "mediaType", "digest", "size", "annotations", "schemaVersion", "x"]),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=15,
+)
+
+
+@given(values, st.none() | st.text(max_size=5))
+def test_whatever_a_manifest_holds_it_is_a_firmware_or_a_failure(content: object, tag: str | None) -> None:
+    try:
+        artifact = read_artifact(json.dumps(content).encode(), tag)
+    except Failed as error:
+        assert error.reason.isprintable()
+        return
+    assert artifact.version
+    assert len(artifact.layer.checksum) == 32
+
+
+@given(values)
+def test_whatever_a_descriptor_holds_it_is_one_or_a_failure(value: object) -> None:
+    try:
+        descriptor = read_descriptor(value, "it")
+    except Failed as error:
+        assert error.reason.startswith("it ")
+        return
+    assert len(descriptor.checksum) == 32
+    assert descriptor.size >= 0

@@ -1,0 +1,140 @@
+"""Downloads that take their time, and those that take for ever."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.errors import Failed, Retry
+from fleet_fn.oci.manifest import Descriptor, digest_of
+from fleet_fn.oci.registry_client import Distribution
+from tests.support.hostile import raw
+from tests.support.http import Request, Response, Server
+
+#: Seconds, instead of the half minute in which a download has to make progress.
+STALLED = 0.4
+CONTENT = bytes(range(256)) * 64
+BLOB = Descriptor("application/octet-stream", digest_of(CONTENT), len(CONTENT), {})
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_fn.oci.registry_client.STALLED", STALLED)
+
+
+@contextmanager
+def registry(answer: Callable[[Request], Response | None]) -> Iterator[Distribution]:
+    with Server(answer) as server:
+        distribution = Distribution(
+            f"127.0.0.1:{server.port}",
+            credentials=lambda _: None,
+            plain_http=True,
+            ca_file=None,
+            background=Background(),
+        )
+        try:
+            yield distribution
+        finally:
+            distribution.close()
+
+
+def download(distribution: Distribution, blob: Descriptor = BLOB) -> bytes:
+    with distribution.stream("acme/pump", blob) as stream:
+        return b"".join(iter(lambda: stream.read(65536), b""))
+
+
+def sending(pieces: list[bytes], pause: float, over: threading.Event) -> Callable[[Request], None]:
+    """Sends a blob piece by piece, and leaves the connection open until it is over."""
+
+    def answer(request: Request) -> None:
+        request.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(CONTENT))
+        for piece in pieces:
+            if over.wait(pause):
+                return
+            request.connection.sendall(piece)
+        over.wait()
+
+    return answer
+
+
+@pytest.fixture
+def over() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_a_download_may_take_longer_than_it_may_stand_still(over: threading.Event) -> None:
+    pieces = [CONTENT[at : at + 2048] for at in range(0, len(CONTENT), 2048)]
+    began = time.monotonic()
+    with registry(sending(pieces, STALLED / 4, over)) as distribution:
+        assert download(distribution) == CONTENT
+    assert time.monotonic() - began > STALLED
+
+
+@pytest.mark.parametrize(
+    ("pieces", "pause"),
+    [
+        pytest.param([], 0, id="nothing at all"),
+        pytest.param([CONTENT[:4096]], 0, id="nothing after a while"),
+        pytest.param([bytes((byte,)) for byte in CONTENT], STALLED / 10, id="a trickle"),
+    ],
+)
+def test_a_download_that_makes_no_progress_is_given_up(
+    over: threading.Event, pieces: list[bytes], pause: float
+) -> None:
+    began = time.monotonic()
+    with (
+        registry(sending(pieces, pause, over)) as distribution,
+        pytest.raises(Retry, match=r"^OCI registry 127\.0\.0\.1:\d+: a download made no progress for 0\.4 s$"),
+    ):
+        download(distribution)
+    assert time.monotonic() - began < STALLED * 5
+
+
+def test_a_registry_that_does_not_begin_to_answer_is_given_up(over: threading.Event) -> None:
+    def hang(_: Request) -> None:
+        over.wait()
+
+    with (
+        registry(hang) as distribution,
+        pytest.raises(Retry, match=r"^OCI registry 127\.0\.0\.1:\d+: no answer in time$"),
+    ):
+        download(distribution)
+
+
+def test_no_more_is_read_than_the_descriptor_says(over: threading.Event) -> None:
+    sent = 0
+
+    def endless(request: Request) -> None:
+        nonlocal sent
+        request.connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + CONTENT)
+        while not over.is_set() and sent < 100_000_000:
+            request.connection.sendall(bytes(100_000))
+            sent += 100_000
+
+    with registry(endless) as distribution:
+        assert download(distribution) == CONTENT
+    assert sent < 20_000_000, "what the system's buffers take"
+
+
+def test_a_blob_of_another_size_is_not_even_begun() -> None:
+    with (
+        registry(lambda _: Response(body=CONTENT[1:])) as distribution,
+        pytest.raises(
+            Failed, match=rf"^size mismatch: blob {BLOB.digest} has 16383 bytes where there should be 16384$"
+        ),
+    ):
+        download(distribution)
+
+
+@pytest.mark.parametrize("announced", ["s3cret", "1 s3cret", "-1", "\xb2"])
+def test_a_length_that_is_none_is_not_repeated(announced: str) -> None:
+    with (
+        registry(raw(f"HTTP/1.1 200 OK\r\nContent-Length: {announced}\r\n\r\n".encode("latin-1"))) as distribution,
+        pytest.raises(Failed, match=rf"^size mismatch: blob {BLOB.digest} has a size that is no number$"),
+    ):
+        download(distribution)

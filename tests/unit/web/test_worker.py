@@ -1,0 +1,142 @@
+"""How long a thread stays with a connection, and which connections make room for others."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+
+from fleet_fn.web import worker
+from fleet_fn.web.worker import Connection, ThreadWorker
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+THREADS = 3
+REQUEST = b"GET / HTTP/1.1\r\nHost: function\r\n\r\n"
+HEAD_ENDS = b"\r\n\r\n"
+
+
+def application(_: "WSGIEnvironment", start_response: "StartResponse") -> list[bytes]:
+    start_response("204 NO CONTENT", [])
+    return []
+
+
+@pytest.fixture
+def threaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A worker that has no connection yet, and more patience than a test needs."""
+    monkeypatch.setattr(worker, "_STAYS", 60_000)
+    config = Config()
+    config.set("threads", THREADS)
+    one = ThreadWorker(1, os.getppid(), [], None, 30, config, Logger(config))
+    one.wsgi = application
+    yield one
+    one.tmp.close()
+
+
+@pytest.fixture
+def handle(threaded: Any) -> Iterator[tuple[socket.socket, Callable[[], Any]]]:
+    """A client's end of a connection, and what has a thread of the worker take the other, with a first request."""
+    client, server = socket.socketpair()
+    address = ("127.0.0.1", 1)
+    connection = Connection(threaded.cfg, server, address, address, 4.0)
+
+    def start() -> Any:
+        client.sendall(REQUEST)
+        assert connection.receive()
+        return pool.submit(threaded.handle, connection)
+
+    with client, closing(connection), ThreadPoolExecutor(1) as pool:
+        client.settimeout(20)
+        yield client, start
+        client.close()  # so that a thread that waits ends
+
+
+def ask(client: socket.socket) -> bytes:
+    client.sendall(REQUEST)
+    return answer(client)
+
+
+def answer(client: socket.socket) -> bytes:
+    answer = b""
+    while not answer.endswith(HEAD_ENDS):
+        piece = client.recv(4096)
+        assert piece, answer
+        answer += piece
+    return answer
+
+
+@pytest.mark.parametrize("busy", [1, THREADS])
+def test_a_thread_stays_with_a_connection_that_asks_on(
+    threaded: Any, handle: tuple[socket.socket, Callable[[], Any]], busy: int
+) -> None:
+    client, start = handle
+    threaded.busy = busy
+    handled = start()
+    assert answer(client).startswith(b"HTTP/1.1 204")
+    for _ in range(5):
+        assert ask(client).startswith(b"HTTP/1.1 204")
+    assert not handled.done()
+    client.close()
+    assert handled.result(20) is False
+
+
+def test_a_thread_that_somebody_waits_for_leaves_the_connection_to_the_main_thread(
+    threaded: Any, handle: tuple[socket.socket, Callable[[], Any]]
+) -> None:
+    client, start = handle
+    threaded.busy = THREADS + 1
+    handled = start()
+    assert answer(client).startswith(b"HTTP/1.1 204")
+    assert handled.result(20) is True
+
+
+def test_a_worker_that_is_to_end_does_not_wait_for_another_request(
+    threaded: Any, handle: tuple[socket.socket, Callable[[], Any]]
+) -> None:
+    client, start = handle
+    threaded.alive = False
+    handled = start()
+    assert b"Connection: close" in answer(client)
+    assert handled.result(20) is False
+
+
+def test_a_connection_that_goes_quiet_is_kept_by_the_main_thread(
+    handle: tuple[socket.socket, Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_STAYS", 1)
+    client, start = handle
+    handled = start()
+    assert answer(client).startswith(b"HTTP/1.1 204")
+    assert handled.result(20) is True
+
+
+def test_a_request_that_trickles_does_not_keep_a_thread(handle: tuple[socket.socket, Callable[[], Any]]) -> None:
+    client, start = handle
+    handled = start()
+    assert answer(client).startswith(b"HTTP/1.1 204")
+    for byte in REQUEST[:-1]:
+        if handled.done():
+            break
+        client.sendall(bytes([byte]))
+        with suppress(TimeoutError):
+            handled.result(0.05)
+    assert handled.result(20) is True
+
+
+def test_a_sender_that_does_not_read_does_not_keep_a_thread(
+    threaded: Any, handle: tuple[socket.socket, Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(_: "WSGIEnvironment", start_response: "StartResponse") -> Iterator[bytes]:
+        start_response("200 OK", [])
+        while True:
+            yield bytes(1 << 20)
+
+    monkeypatch.setattr(threaded, "wsgi", endless)
+    _, start = handle
+    assert start().result(20) is False
