@@ -35,7 +35,7 @@ class UpstreamError(Exception):
         return str(self)
 
 
-class Retry(UpstreamError):
+class TransientError(UpstreamError):
     """A retry within seconds can cure it: a time-out, a refused connection, 429, 5xx."""
 
     def __init__(self, reason: str, after: int | None = None) -> None:
@@ -49,7 +49,7 @@ class Retry(UpstreamError):
         return 1.0
 
 
-class Throttled(Retry):
+class RateLimitedError(TransientError):
     """The upstream answered 429: it wants fewer requests, from whomever."""
 
     @property
@@ -58,9 +58,9 @@ class Throttled(Retry):
         return min(self.after or 1.0, 10.0)
 
 
-class Failed(UpstreamError):
+class PermanentError(UpstreamError):
     """No retry within seconds can cure it: somebody has to change something."""
 
 
-class TooLarge(Failed):
+class TooLargeError(PermanentError):
     """An answer has more bytes than are read of one."""

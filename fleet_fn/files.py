@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 
 
 def open_without_waiting(path: str | Path, flags: int = os.O_RDONLY) -> int:
@@ -16,11 +16,11 @@ def read_small(path: Path, limit: int, what: str) -> bytes:
 
     Raises:
         OSError: it cannot be read.
-        Failed: it is larger.
+        PermanentError: it is larger.
 
     """
     with open(path, "rb", opener=open_without_waiting) as file:
         content = file.read(limit + 1) or b""  # None from a FIFO
     if len(content) > limit:
-        raise Failed(f"{what} is larger than {limit} bytes")
+        raise PermanentError(f"{what} is larger than {limit} bytes")
     return content

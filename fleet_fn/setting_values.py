@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.private import UntrustedError, check_private, default_folder, private_folder
 from fleet_fn.oci.docker_config import from_docker_config
 from fleet_fn.oci.reference import LAYOUT_SCHEME, is_name, parse_reference
@@ -114,7 +114,7 @@ def _parse_image(value: str) -> str:
     _check_placeholders(value, "application", "device")
     try:
         parse_reference(re.sub(r"\{(application|device)\}", "name", value))
-    except Failed as error:
+    except PermanentError as error:
         raise ValueError(value) from error
     return value
 
@@ -218,7 +218,7 @@ def _check_writable(folder: Path) -> None:
 def _parse_docker_config(value: str) -> str:
     try:
         from_docker_config(value, "", "")
-    except Failed as error:
+    except PermanentError as error:
         raise ValueError(value) from error
     return value
 

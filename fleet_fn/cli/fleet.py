@@ -15,7 +15,7 @@ import click
 from fleet_fn.cli.fleet_display import Display, Document, Table
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.drogue.listing import list_devices
-from fleet_fn.errors import Retry, UpstreamError
+from fleet_fn.errors import TransientError, UpstreamError
 from fleet_fn.fleet.rows import State, Totals, read_row
 from fleet_fn.http.client import Upstream
 from fleet_fn.parts import make_drogue
@@ -94,8 +94,8 @@ def print_fleet(upstream: Upstream, application: str, *, echo: Callable[[str], o
         Whether an update failed, or an error stands in a device's status.
 
     Raises:
-        Failed: the application is unknown, our credentials are refused, or an answer makes no sense.
-        Retry: the registry is not there.
+        PermanentError: the application is unknown, our credentials are refused, or an answer makes no sense.
+        TransientError: the registry is not there.
 
     """
     return _show(upstream, application, None, Table(echo))
@@ -136,7 +136,7 @@ def _watch(read: Callable[[], int], interval: int, url: str) -> int:
     """Reads every `interval` seconds until it is interrupted; returns what the last reading that succeeded did.
 
     Raises:
-        Failed: it makes no sense to try again.
+        PermanentError: it makes no sense to try again.
 
     """
     signal.signal(signal.SIGTERM, _interrupt)
@@ -146,7 +146,7 @@ def _watch(read: Callable[[], int], interval: int, url: str) -> int:
             pause: float = interval
             try:
                 code = read()
-            except Retry as error:
+            except TransientError as error:
                 pause = max(interval, error.quiet)
                 _complain(f"{_with_url(error, url)}; trying again in {pause:.0f} s")
             time.sleep(pause)

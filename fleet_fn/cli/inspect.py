@@ -13,7 +13,7 @@ from fleet_fn.cli.options import access_options
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import UpstreamError, one_line
-from fleet_fn.firmware.store import Firmware, NotHere, Store
+from fleet_fn.firmware.store import Firmware, NotReadyError, Store
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
 from fleet_fn.oci.layout_writer import layout_reference
@@ -49,7 +49,7 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
             firmware = _resolve(store, replace(parsed, platform=platform))
             with firmware.open(Deadline(_PATIENCE)) as reader:
                 reader.read(0, 1)
-    except (UpstreamError, NotHere) as error:
+    except (UpstreamError, NotReadyError) as error:
         click.echo(f"inspect: {error.reason}", err=True)
         sys.exit(1)
     except OSError as error:
@@ -69,7 +69,7 @@ def _store(text: str, insecure: bool, ca_file: str | None) -> Iterator[tuple[Sto
     """The store that the function would use for what `text` names, with a cache that lasts as long; and the reference.
 
     Raises:
-        Failed: `text` names nothing.
+        PermanentError: `text` names nothing.
 
     """
     access = Access()
@@ -101,7 +101,7 @@ def _resolve(store: Store, reference: Reference) -> Firmware:
     while True:
         try:
             return store.resolve(reference, Deadline(_ANSWER))
-        except NotHere:  # an image's layers are being looked through, which goes on
+        except NotReadyError:  # an image's layers are being looked through, which goes on
             if not limit.remaining:
                 raise
         time.sleep(_PAUSE)

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import click
 
 from fleet_fn.cli.options import access_options
-from fleet_fn.errors import Failed, UpstreamError
+from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
 from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
 from fleet_fn.oci.manifest import VERSION_ANNOTATION
@@ -96,7 +96,7 @@ def _target(text: str, default_tag: str, insecure: bool, ca_file: str | None) ->
     """Where `text` says that a firmware is to be published.
 
     Raises:
-        Failed: it names no such place, or no tag.
+        PermanentError: it names no such place, or no tag.
 
     """
     if text.startswith(LAYOUT_SCHEME):
@@ -107,7 +107,7 @@ def _target(text: str, default_tag: str, insecure: bool, ca_file: str | None) ->
         access = Access(insecure, ca_file, find_credentials(reference))
         target = _Target("", reference, partial(publish_to_registry, reference, access=access))
     if reference.digest or reference.tag in (None, _NO_TAG):
-        raise Failed(f"{text!r}: name a tag, {form}")
+        raise PermanentError(f"{text!r}: name a tag, {form}")
     return target
 
 
@@ -126,7 +126,7 @@ def _seekable(file: BinaryIO) -> Iterator[BinaryIO]:
 def _padded_size(file: BinaryIO, pad_to: int | None) -> int:
     size = Content(file, pad_to or 1).size
     if not 1 <= size <= U32_MAX:
-        raise Failed(f"a firmware of {size} bytes cannot be sent: from 1 to {U32_MAX} can")
+        raise PermanentError(f"a firmware of {size} bytes cannot be sent: from 1 to {U32_MAX} can")
     return size
 
 
@@ -139,21 +139,21 @@ def _warnings(target: Reference, version: str, size: int) -> list[str]:
 
 def _annotations(version: str, given: tuple[str, ...]) -> dict[str, str]:
     if not version or not version.isprintable():
-        raise Failed(f"the version {version!r} is empty, or has characters that cannot be shown")
+        raise PermanentError(f"the version {version!r} is empty, or has characters that cannot be shown")
     # https://reproducible-builds.org/specs/source-date-epoch/
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     try:
         created = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
     except (ValueError, OverflowError) as error:
-        raise Failed(f"SOURCE_DATE_EPOCH {epoch!r}: expected seconds since 1970") from error
+        raise PermanentError(f"SOURCE_DATE_EPOCH {epoch!r}: expected seconds since 1970") from error
     annotations = {VERSION_ANNOTATION: version, _CREATED_ANNOTATION: created.isoformat(timespec="seconds")}
     for annotation in given:
         key, equals, value = annotation.partition("=")
         if not key or not equals:
-            raise Failed(f"--annotation {annotation!r}: expected KEY=VALUE")
+            raise PermanentError(f"--annotation {annotation!r}: expected KEY=VALUE")
         if key == VERSION_ANNOTATION:
-            raise Failed(f"--annotation {annotation!r}: that is what --version says")
+            raise PermanentError(f"--annotation {annotation!r}: that is what --version says")
         if not annotation.isprintable():
-            raise Failed(f"--annotation {annotation!r}: has characters that cannot be shown")
+            raise PermanentError(f"--annotation {annotation!r}: has characters that cannot be shown")
         annotations[key] = value
     return annotations

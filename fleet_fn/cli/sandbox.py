@@ -15,7 +15,7 @@ import click
 from fleet_fn.sandbox.cloud import CORE_DISABLED, Sandbox
 from fleet_fn.sandbox.deliverers import DELIVERERS, Backoff, Policy
 from fleet_fn.sandbox.objects import credentials, names
-from fleet_fn.sandbox.refusal import Refused
+from fleet_fn.sandbox.refusal import RefusedError
 from fleet_fn.sandbox.rights import ROLES
 
 #: What there is when nobody says otherwise.
@@ -142,7 +142,7 @@ def command(
             delivery=_policy(deliver_as, retry, backoff_delay, backoff_policy, timeout),
             log=_tell,
         )
-    except (Refused, ValueError) as error:
+    except (RefusedError, ValueError) as error:
         raise _Unusable(str(error)) from error
     _allow_many_connections()
     with _signals() as wait_for_signal:
@@ -217,7 +217,7 @@ def _read(file: Path) -> list[Mapping[str, Any]]:
             raise _Unusable(f"{file}: wants applications and devices, maps with metadata")
         try:
             names(given)
-        except Refused as refusal:
+        except RefusedError as refusal:
             raise _Unusable(f"{file}: {refusal}") from refusal
     return found
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Retry, UpstreamError
+from fleet_fn.errors import TransientError, UpstreamError
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Background:
 
         Raises:
             TimeoutError: it goes on beyond the deadline.
-            Retry: it could not be begun.
+            TransientError: it could not be begun.
             BaseException: whatever `function` raised.
 
         """
@@ -68,7 +68,7 @@ class Background:
                     run = copy_context().run  # what is done is part of the first one's trace
                     threading.Thread(target=run, args=(self._run, key, function, work), daemon=True).start()
                 except RuntimeError as error:
-                    raise Retry("no thread can be started") from error
+                    raise TransientError("no thread can be started") from error
                 self._running[key] = work  # only now: where no thread can be started nobody must wait for it
             elif self._clock() - work.since > deadline.total:
                 raise TimeoutError

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Retry, UpstreamError
+from fleet_fn.errors import TransientError, UpstreamError
 from fleet_fn.observability.side_effects import guarded
 
 K = TypeVar("K", bound=Hashable)
@@ -70,7 +70,7 @@ class Memory(Generic[K, V]):
         """The value of `key`, looked up when what is known is older than `max_age` seconds.
 
         Raises:
-            Retry: somebody else's look-up of the same key took until the deadline.
+            TransientError: somebody else's look-up of the same key took until the deadline.
             UpstreamError: what `look_up` raised, now or a moment ago.
 
         """
@@ -129,7 +129,7 @@ class Memory(Generic[K, V]):
             turn.wanted_by += 1
         try:
             if not turn.lock.acquire(timeout=deadline.remaining):
-                raise Retry("an earlier look-up of the same has not ended")
+                raise TransientError("an earlier look-up of the same has not ended")
             try:
                 yield turn
             finally:

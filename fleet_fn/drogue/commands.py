@@ -6,7 +6,7 @@ from urllib.parse import quote
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry import device_path
 from fleet_fn.drogue.refusals import refusal_of_command
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.http.client import Upstream
 
 _PATH: Final = "/api/command/v1alpha1/apps"
@@ -24,8 +24,8 @@ class Commands:
         """Has Drogue Cloud accept `payload` as the command named `command` for a device.
 
         Raises:
-            Failed: device unknown, command rejected, our credentials refused, or an answer that makes no sense.
-            Retry: the command API is not there; it may have accepted the command all the same.
+            PermanentError: device unknown, command rejected, our credentials refused, or an answer that makes no sense.
+            TransientError: the command API is not there; it may have accepted the command all the same.
 
         """
         path = f"{_PATH}{device_path(application, device)}?command={quote(command, safe='')}"
@@ -33,5 +33,5 @@ class Commands:
             "POST", path, deadline, body=payload, content_type=content_type, wants_body=False
         )
         if not 200 <= answer.status < 300:
-            refusal = Failed(refusal_of_command(answer.status, application, device))
+            refusal = PermanentError(refusal_of_command(answer.status, application, device))
             raise refusal.without_effect() if 400 <= answer.status < 500 else refusal

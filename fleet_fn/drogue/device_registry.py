@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from fleet_fn.concurrency.ttl_cache import Bounded, Count, Memory
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.firmware_spec import NONE, MalformedPolicy, Policy, read_policy
+from fleet_fn.drogue.firmware_spec import NONE, MalformedPolicyError, Policy, read_policy
 from fleet_fn.drogue.refusals import (
     DEVICE_REGISTRY,
     refusal_for_application,
@@ -24,7 +24,7 @@ from fleet_fn.drogue.refusals import (
 from fleet_fn.drogue.status_report import Report, Reported
 from fleet_fn.drogue.storable import storable
 from fleet_fn.drogue.update_record import Record
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.http.client import Answer, Upstream
 from fleet_fn.protocol.strict_json import parse_json
 
@@ -85,19 +85,19 @@ class HawkBit:
 Source = Image | File | HawkBit
 
 
-class NotKnown(Failed):
+class DeviceNotFoundError(PermanentError):
     """The registry does not say that there is such a device, so nothing can be sent to it."""
 
 
-class MalformedSpec(Failed):
+class MalformedSpecError(PermanentError):
     """The firmware section of a device or an application, which is known, cannot be understood."""
 
 
-class Disabled(Failed):
+class DeviceDisabledError(PermanentError):
     """Drogue Cloud's operator has switched the device, or its application, off: nothing may be sent to it."""
 
 
-class Outdated(Exception):
+class ConflictError(Exception):
     """What is noted of a device's update is not what it was any more when it was decided what to do."""
 
 
@@ -185,10 +185,10 @@ class Registry:
             of_device: another `max_age` for the device's object.
 
         Raises:
-            MalformedSpec: a section that cannot be understood.
-            NotKnown: device or application unknown, credentials refused, an answer that makes no sense.
-            Failed: an answer for the application that makes no sense.
-            Retry: the registry is not there.
+            MalformedSpecError: a section that cannot be understood.
+            DeviceNotFoundError: device or application unknown, credentials refused, an answer that makes no sense.
+            PermanentError: an answer for the application that makes no sense.
+            TransientError: the registry is not there.
 
         """
         own = self._object((application, device), max_age if of_device is None else of_device, deadline)
@@ -213,7 +213,7 @@ class Registry:
         """Return the record of another device's update; None if there is none, or no such device.
 
         Raises:
-            Retry: the registry does not answer.
+            TransientError: the registry does not answer.
 
         """
         names = (application, device)
@@ -222,7 +222,7 @@ class Registry:
         since = self._absent.now()
         try:
             return self._object(names, max_age, deadline).reported.record
-        except Failed:
+        except PermanentError:
             self._absent.put(names, since, True)
             return None
 
@@ -238,10 +238,10 @@ class Registry:
         deadline, any other one once more.
 
         Raises:
-            Outdated: the record was changed meanwhile; nothing was written.
-            NotKnown: there is no such device any more, or its object makes no sense.
-            Failed: the registry does not take it.
-            Retry: the registry is not there, or others wrote the object each time that we tried.
+            ConflictError: the record was changed meanwhile; nothing was written.
+            DeviceNotFoundError: there is no such device any more, or its object makes no sense.
+            PermanentError: the registry does not take it.
+            TransientError: the registry is not there, or others wrote the object each time that we tried.
 
         """
         names = (application, device)
@@ -256,16 +256,16 @@ class Registry:
             # Which is no fresher for it: others than us may tell the device something before its next status.
             self._objects.replace(names, known)
             if report.changes_record and known.reported.record != report.before:
-                raise Outdated
+                raise ConflictError
             if not report.is_news(known.reported):
                 return
-            status = _map(found, "status", NotKnown(f"{DEVICE_REGISTRY}: the device's status is not a map"))
+            status = _map(found, "status", DeviceNotFoundError(f"{DEVICE_REGISTRY}: the device's status is not a map"))
             section = report.written_into(status.get("firmware"), now)
             changed = {**found, "status": {**status, "firmware": _with_storable_news(section, status.get("firmware"))}}
             if self._put(names, changed, deadline):
                 self._objects.replace(names, _read_object(changed, "device"))
                 return
-        raise Retry(f"{DEVICE_REGISTRY}: others keep changing the device")
+        raise TransientError(f"{DEVICE_REGISTRY}: others keep changing the device")
 
     def give_up_reporting(self, application: str, device: str) -> None:
         """Nothing more is reported of a device for a while, and until its object has been read again."""
@@ -320,7 +320,7 @@ class Registry:
         if answer.status == 409:
             return False
         if not 200 <= answer.status < 300:
-            raise Failed(refusal_of_status(answer.status, *names))
+            raise PermanentError(refusal_of_status(answer.status, *names))
         return True
 
     def _request(self, method: str, names: tuple[str, ...], deadline: Deadline, body: bytes | None = None) -> Answer:
@@ -335,10 +335,10 @@ class Registry:
                 content_type="application/json" if body else None,
                 wants_body=not body,
             )
-        except Failed as error:
+        except PermanentError as error:
             raise _senseless(kind)(error.reason) from error
         if answer.status in (401, 403, 404):
-            raise NotKnown(_refusal(method, answer.status, names))
+            raise DeviceNotFoundError(_refusal(method, answer.status, names))
         return answer
 
 
@@ -358,7 +358,7 @@ def _with_storable_news(section: Mapping[str, Any], before: object) -> dict[str,
 
 def _understood(value: T | _Malformed) -> T:
     if isinstance(value, _Malformed):
-        raise MalformedSpec(value.reason)
+        raise MalformedSpecError(value.reason)
     return value
 
 
@@ -380,9 +380,9 @@ def _names(found: Mapping[str, Any]) -> tuple[object, object] | None:
     return (metadata.get("application"), metadata.get("name")) if isinstance(metadata, dict) else None
 
 
-def _senseless(kind: str) -> type[Failed]:
+def _senseless(kind: str) -> type[PermanentError]:
     """What is raised for an answer that makes no sense: without a device there is nobody to be told."""
-    return NotKnown if kind == "device" else Failed
+    return DeviceNotFoundError if kind == "device" else PermanentError
 
 
 def _read_object(found: Mapping[str, Any], kind: str) -> _Object:
@@ -418,7 +418,7 @@ def gateways_of(spec: object) -> tuple[str, ...]:
 def _source(spec: Mapping[str, Any], where: str) -> Source | _Malformed | None:
     try:
         return _section_source(spec, where)
-    except MalformedSpec as error:
+    except MalformedSpecError as error:
         return _Malformed(error.reason)
 
 
@@ -427,7 +427,7 @@ def _policy(section: object, where: str) -> Policy | _Malformed:
         return NONE
     try:
         return read_policy(section)
-    except MalformedPolicy as error:
+    except MalformedPolicyError as error:
         return _Malformed(f"{where}.{error}")
 
 
@@ -435,7 +435,7 @@ def device_path(application: str, device: str) -> str:
     """`/APPLICATION/devices/DEVICE`, percent-encoded.
 
     Raises:
-        Failed: a name that no path can carry.
+        PermanentError: a name that no path can carry.
 
     """
     return "".join(_segments((application, device)))
@@ -443,38 +443,38 @@ def device_path(application: str, device: str) -> str:
 
 def _segments(names: tuple[str, ...]) -> list[str]:
     if any(name in (".", "..") for name in names):
-        raise Failed("a name that no URL can carry")  # dot segments are removed on the way (RFC 3986, 5.2.4)
+        raise PermanentError("a name that no URL can carry")  # dot segments are removed on the way (RFC 3986, 5.2.4)
     encoded = [name if _PLAIN.fullmatch(name) else quote(name, safe="") for name in names]
     return [f"/{encoded[0]}", *(f"/devices/{name}" for name in encoded[1:])]
 
 
 def _section_source(spec: Mapping[str, Any], where: str) -> Source | None:
-    section = _map(spec, "firmware", MalformedSpec(f"{where} is not a map"))
+    section = _map(spec, "firmware", MalformedSpecError(f"{where} is not a map"))
     sources = [kind for kind in ("container", "oci", "file", "hawkbit") if section.get(kind) is not None]
     if not sources:
         return None
     if len(sources) > 1:
-        raise MalformedSpec(f"{where} has two sources: {' and '.join(sources)}")
+        raise MalformedSpecError(f"{where} has two sources: {' and '.join(sources)}")
     kind = sources[0]
-    source = _map(section, kind, MalformedSpec(f"{where}.{kind} is not a map"))
+    source = _map(section, kind, MalformedSpecError(f"{where}.{kind} is not a map"))
     if kind == "hawkbit":
         return HawkBit()
     if kind == "file":
         name = source.get("name")
         if not isinstance(name, str) or not name:
-            raise MalformedSpec(f"{where}.file has no name")
+            raise MalformedSpecError(f"{where}.file has no name")
         return File(name)
     reference, policy, platform = (source.get(key) for key in ("image", "imagePullPolicy", "platform"))
     if not isinstance(reference, str) or not reference:
-        raise MalformedSpec(f"{where}.{kind} has no image")
+        raise MalformedSpecError(f"{where}.{kind} has no image")
     if policy not in (None, "IfNotPresent", "Always"):
-        raise MalformedSpec(f"{where}.{kind}.imagePullPolicy is neither IfNotPresent nor Always")
+        raise MalformedSpecError(f"{where}.{kind}.imagePullPolicy is neither IfNotPresent nor Always")
     if platform is not None and (not isinstance(platform, str) or not platform):
-        raise MalformedSpec(f"{where}.{kind}.platform is no text")
+        raise MalformedSpecError(f"{where}.{kind}.platform is no text")
     return Image(reference, always=policy == "Always", platform=platform)
 
 
-def _map(parent: object, key: str, error: Failed) -> Mapping[str, Any]:
+def _map(parent: object, key: str, error: PermanentError) -> Mapping[str, Any]:
     """The map at `key` of the map `parent`; absent and null are an empty one; for anything else `error` is raised."""
     value = parent.get(key, {}) if isinstance(parent, dict) else None
     if isinstance(parent, dict) and value is None:

@@ -52,7 +52,7 @@ _UNENCODED = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", 
 _PLAIN: Final = re.compile(r"[\x20-\x24\x26-\x7e]*")
 
 
-class InvalidEvent(Exception):
+class InvalidEventError(Exception):
     """A request is no CloudEvent, or not one that Drogue Cloud makes. The text says why, in one line."""
 
     def __init__(self, reason: str) -> None:
@@ -108,14 +108,15 @@ class Event(NamedTuple):
         """Return the bytes of the status, and their media type if the event names one.
 
         Raises:
-            InvalidEvent: no device is named, its name is in doubt, or an uplink of The Things Network has no payload.
+            InvalidEventError: no device is named, its name is in doubt, or an uplink of The Things Network has no
+                payload.
 
         """
         if self.doubt:
-            raise InvalidEvent(self.doubt)
+            raise InvalidEventError(self.doubt)
         for name in ("application", "device"):
             if not getattr(self, name):
-                raise InvalidEvent(f"attribute {name!r} is missing")
+                raise InvalidEventError(f"attribute {name!r} is missing")
         if self.is_lorawan:
             return _lorawan_payload(self.payload), None
         return self.payload, self.content_type
@@ -129,7 +130,7 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
         body: the request's body.
 
     Raises:
-        InvalidEvent: the request is no CloudEvent 1.0.
+        InvalidEventError: the request is no CloudEvent 1.0.
 
     """
     decode: Callable[[str], str] = _decoded
@@ -139,14 +140,14 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
         if mode == "application/cloudevents+json":
             cloud_event, decode = _structured(body), _unchanged
         elif mode.startswith("application/cloudevents"):
-            raise InvalidEvent(f"content type {mode!r}: one event, in binary or in JSON mode, is what is taken")
+            raise InvalidEventError(f"content type {mode!r}: one event, in binary or in JSON mode, is what is taken")
         else:
             cloud_event = _Received(_attributes(fields), body)
     except CloudEventValidationError as error:
-        raise InvalidEvent("; ".join(str(e) for errors in error.errors.values() for e in errors)) from error
+        raise InvalidEventError("; ".join(str(e) for errors in error.errors.values() for e in errors)) from error
     # A time may lie beyond the calendar's end, and data that could be read may nest too deeply to be written again.
     except (ValueError, OverflowError, RecursionError) as error:
-        raise InvalidEvent(str(error)) from error
+        raise InvalidEventError(str(error)) from error
     attributes = cloud_event.get_attributes()
     payload = cloud_event.get_data()
     source = cloud_event.get_source()
@@ -187,7 +188,7 @@ def _about(source: str, application: str | None, device: str | None, decode: Cal
         source: the event's source.
         application: the attribute as it came; None if there is none.
         device: the attribute as it came; None if there is none.
-        decode: returns what an attribute says if no source tells; it may raise InvalidEvent.
+        decode: returns what an attribute says if no source tells; it may raise InvalidEventError.
 
     """
     if named := _named_by(source):
@@ -199,7 +200,7 @@ def _about(source: str, application: str | None, device: str | None, decode: Cal
         return _About(*named)
     try:
         application, device = decode(application or ""), decode(device or "")
-    except InvalidEvent as error:
+    except InvalidEventError as error:
         return _About("", "", str(error))
     # Some tools write names into such a source as they are. A "?" may be what a deliverer made of a character.
     if source.startswith(_CLOUD) and ("?" in source or source != f"{_CLOUD}{application}/{device}"):
@@ -324,13 +325,13 @@ def _decoded(value: str) -> str:
     """Return the name in a header of a sender whose source does not tell it: encoded by the HTTP binding, or UTF-8.
 
     Raises:
-        InvalidEvent: it is not UTF-8.
+        InvalidEventError: it is not UTF-8.
 
     """
     try:
         return _percent_decoded(value.encode("latin-1").decode())
     except UnicodeError as error:
-        raise InvalidEvent(f"the name {_shown(value)} in a header is not UTF-8") from error
+        raise InvalidEventError(f"the name {_shown(value)} in a header is not UTF-8") from error
 
 
 def _percent_decoded(text: str) -> str:
@@ -342,7 +343,7 @@ def _percent_decoded(text: str) -> str:
 def _text(attributes: Mapping[str, Any], name: str) -> str | None:
     value = attributes.get(name)
     if value is not None and not isinstance(value, str):
-        raise InvalidEvent(f"attribute {name!r} is not a string")
+        raise InvalidEventError(f"attribute {name!r} is not a string")
     return value
 
 
@@ -353,16 +354,16 @@ def _lorawan_payload(payload: bytes) -> bytes:
     try:
         uplink = parse_json(payload)
     except ValueError as error:
-        raise InvalidEvent(str(error)) from error
+        raise InvalidEventError(str(error)) from error
     if "uplink_message" not in uplink:
         return payload
     message = uplink["uplink_message"]
     if not isinstance(message, dict) or "frm_payload" not in message:
-        raise InvalidEvent("the uplink has no uplink_message.frm_payload")
+        raise InvalidEventError("the uplink has no uplink_message.frm_payload")
     try:
         return _base64(message["frm_payload"], "uplink_message.frm_payload")
     except ValueError as error:
-        raise InvalidEvent(str(error)) from error
+        raise InvalidEventError(str(error)) from error
 
 
 def _base64(value: object, name: str) -> bytes:

@@ -29,7 +29,7 @@ _TIME_TAKES: Final = '"HH:MM" in quotes'
 _TIMEZONE_TAKES: Final = "the IANA name of a time zone, such as Europe/Oslo"
 
 
-class MalformedPolicy(ValueError):
+class MalformedPolicyError(ValueError):
     """A policy cannot be understood. Its text is one line that names the key, what it got and what it takes."""
 
 
@@ -86,7 +86,7 @@ def read_policy(section: Mapping[str, Any]) -> Policy:
     """The policy in a `spec.firmware` section; null counts as not said.
 
     Raises:
-        MalformedPolicy: a policy key is unknown, or has a value that it does not take.
+        MalformedPolicyError: a policy key is unknown, or has a value that it does not take.
 
     """
     if _SECTION_KEYS.isdisjoint(section):
@@ -113,7 +113,7 @@ def _map(value: object, path: str, keys: Sequence[str]) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise _malformed(path, value, takes)
     if unknown := [key for key in value if key not in keys]:
-        raise MalformedPolicy(f"{path}: got {shown(', '.join(unknown))}, takes {takes}")
+        raise MalformedPolicyError(f"{path}: got {shown(', '.join(unknown))}, takes {takes}")
     return value
 
 
@@ -186,7 +186,7 @@ def _window(value: object) -> Window | None:
 def _minutes(value: object, path: str, *, can_be_24: bool = False) -> int:
     """Minutes from midnight, 0 to 1440."""
     if value is None:
-        raise MalformedPolicy(f"{path}: missing, takes {_TIME_TAKES}")
+        raise MalformedPolicyError(f"{path}: missing, takes {_TIME_TAKES}")
     if not isinstance(value, str):
         hint = ": YAML makes a number of 22:00 without quotes" if isinstance(value, int | float) else ""
         raise _malformed(path, value, _TIME_TAKES + hint)
@@ -227,8 +227,8 @@ def _day(name: object, takes: str) -> int:
     return _DAYS.index(name.lower())
 
 
-def _malformed(path: str, value: object, takes: str) -> MalformedPolicy:
-    return MalformedPolicy(f"{path}: got {_quoted(value)}, takes {takes}")
+def _malformed(path: str, value: object, takes: str) -> MalformedPolicyError:
+    return MalformedPolicyError(f"{path}: got {_quoted(value)}, takes {takes}")
 
 
 def _quoted(value: object) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry import gateways_of
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY, refusal_for_application
-from fleet_fn.errors import Failed, TooLarge
+from fleet_fn.errors import PermanentError, TooLargeError
 from fleet_fn.http.client import Upstream
 
 #: Devices that a page has at most, and names that are remembered so that none is listed twice.
@@ -47,8 +47,8 @@ def list_devices(
         patience: seconds that each page may take.
 
     Raises:
-        Failed: the application is unknown, our credentials are refused, or an answer makes no sense.
-        Retry: the registry is not there.
+        PermanentError: the application is unknown, our credentials are refused, or an answer makes no sense.
+        TransientError: the registry is not there.
 
     """
     path = _path(application)
@@ -60,7 +60,7 @@ def list_devices(
         deadline = Deadline(patience)
         try:
             answer = upstream.request("GET", target, deadline)
-        except TooLarge:
+        except TooLargeError:
             if limit == 1:
                 raise
             limit //= 2
@@ -76,22 +76,22 @@ def list_devices(
             return
         repeated = 0 if unlisted else repeated + len(page)
         if repeated > _PAGE:
-            raise Failed(f"{DEVICE_REGISTRY}: lists the same devices again and again")
+            raise PermanentError(f"{DEVICE_REGISTRY}: lists the same devices again and again")
         offset += limit
 
 
 def _path(application: str) -> str:
     if application in (".", ".."):
         # Dot segments are removed on the way (RFC 3986, section 5.2.4).
-        raise Failed(f"{DEVICE_REGISTRY}: no URL can carry an application's name {application}")
+        raise PermanentError(f"{DEVICE_REGISTRY}: no URL can carry an application's name {application}")
     return f"{_APPS}/{quote(application, safe='', errors='replace')}/devices"
 
 
-def _error(status: int, application: str, said: str) -> Failed:
+def _error(status: int, application: str, said: str) -> PermanentError:
     """Return the error for a status other than 200; `said` is the registry's own explanation."""
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
-        return Failed(refusal_for_application(DEVICE_REGISTRY, status, application))
-    return Failed(f"{DEVICE_REGISTRY}: answered {status} for the devices{said}")
+        return PermanentError(refusal_for_application(DEVICE_REGISTRY, status, application))
+    return PermanentError(f"{DEVICE_REGISTRY}: answered {status} for the devices{said}")
 
 
 def _devices(body: bytes, application: str) -> list[Device]:
@@ -100,9 +100,9 @@ def _devices(body: bytes, application: str) -> list[Device]:
     try:
         page = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Failed(f"{DEVICE_REGISTRY}: answer for the devices is not JSON") from error
+        raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices is not JSON") from error
     if not isinstance(page, list):
-        raise Failed(f"{DEVICE_REGISTRY}: answer for the devices is no list")
+        raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices is no list")
     return [_device(entry, application) for entry in page]
 
 
@@ -110,9 +110,9 @@ def _device(entry: object, application: str) -> Device:
     metadata = entry.get("metadata") if isinstance(entry, dict) else None
     name = metadata.get("name") if isinstance(metadata, dict) else None
     if not isinstance(entry, dict) or not isinstance(name, str):
-        raise Failed(f"{DEVICE_REGISTRY}: answer for the devices has an entry that is no device")
+        raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices has an entry that is no device")
     if isinstance(metadata, dict) and metadata.get("application", application) != application:
-        raise Failed(f"{DEVICE_REGISTRY}: answer for the devices is another application's")
+        raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices is another application's")
     return Device(name, entry.get("status"), gateways_of(entry.get("spec")))
 
 

@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import quote_plus, urlencode
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry, UpstreamError
+from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.http.client import Upstream, basic
 from fleet_fn.protocol.strict_json import parse_json
 
@@ -74,8 +74,8 @@ class ClientCredentials:
         """The `Authorization` with a token that is valid for a while.
 
         Raises:
-            Failed: the provider refuses us, or its answer makes no sense.
-            Retry: it does not answer in time.
+            PermanentError: the provider refuses us, or its answer makes no sense.
+            TransientError: it does not answer in time.
 
         """
         token = self._token
@@ -85,7 +85,7 @@ class ClientCredentials:
         """The `Authorization` with another token than the one that was refused, where that is worth a try.
 
         Raises:
-            Failed, Retry: as with `header`.
+            PermanentError, TransientError: as with `header`.
 
         """
         token = self._token
@@ -99,7 +99,7 @@ class ClientCredentials:
         """A token that is not the one refused; those who want one at the same time share it, or its failure."""
         asked = self._clock()
         if not self._turn.acquire(timeout=deadline.remaining):
-            raise Retry("token endpoint: an earlier request for a token has not ended")
+            raise TransientError("token endpoint: an earlier request for a token has not ended")
         try:
             token = self._token
             if token and token.header != refused and self._clock() < token.until:
@@ -119,7 +119,7 @@ class ClientCredentials:
         """Raises what went wrong since somebody asked, or so shortly before that it would again."""
         if self._failure:
             since, error = self._failure
-            if since > asked - (error.quiet if isinstance(error, Retry) else _FAILED_AGE):
+            if since > asked - (error.quiet if isinstance(error, TransientError) else _FAILED_AGE):
                 raise copy(error)
 
     def _fetch(self, deadline: Deadline) -> _Token:
@@ -133,9 +133,9 @@ class ClientCredentials:
             content_type="application/x-www-form-urlencoded",
         )
         if answer.status in (400, 401, 403):
-            raise Failed("token endpoint: our credentials were refused")
+            raise PermanentError("token endpoint: our credentials were refused")
         if answer.status != 200:
-            raise Failed(f"token endpoint: answered {answer.status}")
+            raise PermanentError(f"token endpoint: answered {answer.status}")
         token, lifetime = _read_answer(answer.body)
         return _Token(f"Bearer {token}", since, since + lifetime - min(_MARGIN, lifetime / 4))
 
@@ -148,12 +148,12 @@ def _read_answer(body: bytes) -> tuple[str, int]:
     except ValueError:
         found = None  # and the error is dropped: it may quote the token
     if not isinstance(found, dict):
-        raise Failed("token endpoint: the answer is no JSON object")
+        raise PermanentError("token endpoint: the answer is no JSON object")
     token, kind, lifetime = found.get("access_token"), found.get("token_type", "Bearer"), found.get("expires_in")
     if not isinstance(token, str) or not re.fullmatch(r"[!-~]{1,65536}", token):
-        raise Failed("token endpoint: the answer has no access_token that a header can carry")
+        raise PermanentError("token endpoint: the answer has no access_token that a header can carry")
     if not isinstance(kind, str) or kind.lower() != "bearer":
-        raise Failed("token endpoint: the token is not of type Bearer")
+        raise PermanentError("token endpoint: the token is not of type Bearer")
     if isinstance(lifetime, bool) or not isinstance(lifetime, int | float) or lifetime < 1:
         lifetime = _LIFETIME
     return token, min(int(lifetime), _MAX_LIFETIME)

@@ -19,10 +19,10 @@ from typing import Final, NamedTuple
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.concurrency.ttl_cache import Count
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry, UpstreamError
+from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.firmware.private import UntrustedFileError, is_private, open_file
-from fleet_fn.firmware.store import NotHere, Reader
-from fleet_fn.firmware.verified import Mismatch, VerifiedFiles, check_digest, check_size, hash_of
+from fleet_fn.firmware.store import NotReadyError, Reader
+from fleet_fn.firmware.verified import MismatchError, VerifiedFiles, check_digest, check_size, hash_of
 from fleet_fn.observability.log import logger
 from fleet_fn.observability.side_effects import guarded
 
@@ -84,7 +84,7 @@ class Cache:
         #: What sources are known to have as they claim.
         self._proved: set[_Wanted] = set()
         #: When which source was found to be away.
-        self._away: dict[tuple[object, ...], tuple[float, Retry]] = {}
+        self._away: dict[tuple[object, ...], tuple[float, TransientError]] = {}
 
     @contextmanager
     def open(
@@ -100,15 +100,17 @@ class Cache:
         that tells something else of itself than it has is not to be believed because others have what it tells.
 
         Raises:
-            NotHere: fetching or verifying them takes longer than the deadline, and goes on; or there is no room while
-                other firmware is being fetched or read.
-            Failed: they are larger than the cache; or what was fetched is something else, or cannot be written; or
-                whatever `fill` raised.
-            Retry: as `fill` raised it.
+            NotReadyError: fetching or verifying them takes longer than the deadline, and goes on; or there is no room
+                while other firmware is being fetched or read.
+            PermanentError: they are larger than the cache; or what was fetched is something else, or cannot be
+                written; or whatever `fill` raised.
+            TransientError: as `fill` raised it.
 
         """
         if size > self.bound:
-            raise Failed(f"firmware of {size} bytes is larger than the cache (FIRMWARE_CACHE_BYTES={self.bound})")
+            raise PermanentError(
+                f"firmware of {size} bytes is larger than the cache (FIRMWARE_CACHE_BYTES={self.bound})"
+            )
         wanted = _Wanted(checksum.hex(), size, checksum, source, is_claim)
         hit = True
         with ExitStack() as opened:
@@ -122,7 +124,7 @@ class Cache:
                 self._fetch(wanted, fill, deadline)
                 if reader := look():
                     return reader
-                raise NotHere("the firmware went from the cache as soon as it was there")
+                raise NotReadyError("the firmware went from the cache as soon as it was there")
 
             def anew() -> Reader:
                 return look() or fetch()
@@ -153,7 +155,7 @@ class Cache:
         def keep() -> None:
             try:
                 self._store(_Wanted(name, len(content), checksum), lambda write: write(content))
-            except (Failed, NotHere) as error:
+            except (PermanentError, NotReadyError) as error:
                 logger.warning("small content is not cached", extra={"fields": {"reason": error.reason}})
 
         with suppress(TimeoutError):
@@ -180,7 +182,7 @@ class Cache:
         path = self._folder.path / wanted.name
         try:
             return self._files.reader(descriptor, path, wanted.size, wanted.checksum, deadline)
-        except Failed:
+        except PermanentError:
             return None  # whoever fetches it looks at it again, alone
 
     def _fetch(self, wanted: "_Wanted", fill: Fill, deadline: Deadline) -> None:
@@ -192,13 +194,13 @@ class Cache:
         try:
             self._background.result(key, lambda: self._store(wanted, fill), deadline, keeps_error=True)
         except TimeoutError as error:
-            raise NotHere(self._progress(wanted)) from error
-        except (UpstreamError, NotHere) as error:
-            if isinstance(error, Retry):
+            raise NotReadyError(self._progress(wanted)) from error
+        except (UpstreamError, NotReadyError) as error:
+            if isinstance(error, TransientError):
                 self._remember_away(key, error)
             raise copy(error) from error  # others hear the same one at the same time
 
-    def _remember_away(self, key: tuple[object, ...], error: Retry) -> None:
+    def _remember_away(self, key: tuple[object, ...], error: TransientError) -> None:
         now = self._clock()
         young = {other: entry for other, entry in self._away.items() if now - entry[0] < entry[1].quiet}
         self._away = {**young, key: (now, copy(error))}
@@ -207,9 +209,9 @@ class Cache:
         """Has the file hold the right bytes, which `fill` writes if it does not.
 
         Raises:
-            NotHere: there is no room now.
-            Failed: `fill` wrote something else, or nothing can be written; or as `fill` raised it.
-            Retry: as `fill` raised it.
+            NotReadyError: there is no room now.
+            PermanentError: `fill` wrote something else, or nothing can be written; or as `fill` raised it.
+            TransientError: as `fill` raised it.
 
         """
         try:
@@ -284,7 +286,7 @@ class _CachedFile:
         """Exactly `size` bytes from `offset` on; see `Cache.open` and `Reader.read`."""
         try:
             return self._file.read(offset, size)
-        except Mismatch:
+        except MismatchError:
             self._file = self._fetch()
             return self._file.read(offset, size)
 
@@ -303,12 +305,12 @@ class _Download:
         """Appends `piece`.
 
         Raises:
-            NotHere: there is no room now.
-            Failed: there are more bytes than there should be, or they cannot be written.
+            NotReadyError: there is no room now.
+            PermanentError: there are more bytes than there should be, or they cannot be written.
 
         """
         if self.written + len(piece) > self.size:
-            raise Mismatch(f"size mismatch: more than {self.size} bytes")
+            raise MismatchError(f"size mismatch: more than {self.size} bytes")
         self._digest.update(piece)
         rest = memoryview(piece)
         try:
@@ -324,7 +326,7 @@ class _Download:
             raise _failed(error) from error
 
     def check(self, checksum: bytes) -> None:
-        """Raises `Mismatch` if these are not the bytes that there should be."""
+        """Raises `MismatchError` if these are not the bytes that there should be."""
         check_size(self.written, self.size)
         check_digest(self._digest.digest(), checksum)
 
@@ -333,8 +335,8 @@ def _small(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest() + ".small"
 
 
-def _failed(error: OSError) -> Failed:
-    return Failed(f"firmware cache: {error.strerror}")
+def _failed(error: OSError) -> PermanentError:
+    return PermanentError(f"firmware cache: {error.strerror}")
 
 
 # --- The folder -------------------------------------------------------------------------------------------------------
@@ -398,7 +400,7 @@ class _Folder:
         """Whether the file `name` has the right bytes. One that has not goes.
 
         Raises:
-            Mismatch: it has, and they are not `size`.
+            MismatchError: it has, and they are not `size`.
             OSError: it cannot be opened; or it has not, and cannot be removed.
 
         """
@@ -461,7 +463,7 @@ class _Folder:
         """Evicts what was used least recently until `size` bytes fit in for the file `part`. It takes a turn.
 
         Raises:
-            NotHere: what would have to go is being read or written.
+            NotReadyError: what would have to go is being read or written.
 
         """
         entries = [entry for entry in self._entries() if entry.path != part and not _is_expelled(entry)]
@@ -476,7 +478,7 @@ class _Folder:
                     excess -= entry.size
         # Only now, lest any go in vain.
         if excess > 0 or not all(self._evict(entry) for entry in victims):
-            raise NotHere("the firmware cache has no room while other firmware is being fetched or read")
+            raise NotReadyError("the firmware cache has no room while other firmware is being fetched or read")
 
     def _evict(self, entry: "_Entry") -> bool:
         with _claimed(entry.path) as is_free:
@@ -574,7 +576,7 @@ class _Part:
         """Takes `size` bytes of the cache and of the disk.
 
         Raises:
-            NotHere: the cache has no room now.
+            NotReadyError: the cache has no room now.
             OSError: the disk is full.
 
         """
@@ -636,7 +638,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _has(descriptor: int, checksum: bytes) -> bool:
     try:
         return hash_of(descriptor) == checksum
-    except Failed:
+    except PermanentError:
         return False
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.files import read_small
 from fleet_fn.firmware.metadata import read_metadata
 from fleet_fn.firmware.store import Firmware, Reader
@@ -30,7 +30,7 @@ class FileStore:
         """The firmware that is called as `reference` says.
 
         Raises:
-            Failed: there is none, its description is malformed, or its files are links out of the folder.
+            PermanentError: there is none, its description is malformed, or its files are links out of the folder.
 
         """
         name = reference.name
@@ -49,34 +49,34 @@ class FileStore:
             with self._files.open(self._inside(f"{name}.bin"), size, checksum, deadline) as file:
                 yield file
         except FileNotFoundError as error:
-            raise Failed(f"no file {name}.bin in FIRMWARE_DIR") from error
+            raise PermanentError(f"no file {name}.bin in FIRMWARE_DIR") from error
 
     def _description(self, name: str) -> bytes:
         path = self._inside(f"{name}.json")
         try:
             return read_small(path, _MAX_METADATA, f"{name}.json")
         except OSError as error:
-            raise Failed(f"{name}.json: {error.strerror}") from error
+            raise PermanentError(f"{name}.json: {error.strerror}") from error
 
     def _inside(self, file: str) -> Path:
         """The path of a file of the folder with all links resolved.
 
         Raises:
-            Failed: there is no such file, or it is somewhere else.
+            PermanentError: there is no such file, or it is somewhere else.
 
         """
         try:
             folder = self._folder.resolve(strict=True)
         except (OSError, RuntimeError) as error:
-            raise Failed(f"FIRMWARE_DIR: {_told(error)}") from error
+            raise PermanentError(f"FIRMWARE_DIR: {_told(error)}") from error
         try:
             path = (folder / file).resolve(strict=True)
         except FileNotFoundError as error:
-            raise Failed(f"no file {file} in FIRMWARE_DIR") from error
+            raise PermanentError(f"no file {file} in FIRMWARE_DIR") from error
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-            raise Failed(f"{file}: {_told(error)}") from error
+            raise PermanentError(f"{file}: {_told(error)}") from error
         if not path.is_relative_to(folder):
-            raise Failed(f"{file} is a link out of FIRMWARE_DIR")
+            raise PermanentError(f"{file} is a link out of FIRMWARE_DIR")
         return path
 
 
@@ -84,11 +84,11 @@ def file_reference(name: str) -> Reference:
     """The reference of the firmware `name`, which has to be one component of a path.
 
     Raises:
-        Failed: it is none.
+        PermanentError: it is none.
 
     """
     if name in ("", ".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > _MAX_NAME:
-        raise Failed(f"invalid file name {name[:100]!r}: it has to be one component of a path")
+        raise PermanentError(f"invalid file name {name[:100]!r}: it has to be one component of a path")
     return Reference("", name, None, None)
 
 

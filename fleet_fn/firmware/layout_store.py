@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.files import open_without_waiting
 from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import Firmware, Reader
@@ -29,8 +29,8 @@ class LayoutStore:
         """The firmware that `reference` names in the layout of its name.
 
         Raises:
-            NotHere: an image has to be looked through first, which goes on.
-            Failed: no such layout, tag or digest, or something in it is malformed.
+            NotReadyError: an image has to be looked through first, which goes on.
+            PermanentError: no such layout, tag or digest, or something in it is malformed.
 
         """
         layout = Layout(Path(reference.prefix, reference.name))
@@ -63,7 +63,7 @@ class _Repository:
             with self._files.open(self._layout.blob(blob.digest), blob.size, blob.checksum, deadline) as file:
                 yield file
         except FileNotFoundError as error:
-            raise Failed(f"blob {blob.digest} is missing from the layout") from error
+            raise PermanentError(f"blob {blob.digest} is missing from the layout") from error
 
     @contextmanager
     def stream(self, blob: Descriptor) -> Iterator[Readable]:
@@ -83,25 +83,27 @@ class _Blob:
         try:
             self._file = open(path, "rb", buffering=0, opener=open_without_waiting)  # noqa: SIM115 - see `close`
         except FileNotFoundError as error:
-            raise Failed(f"blob {blob.digest} is missing from the layout") from error
+            raise PermanentError(f"blob {blob.digest} is missing from the layout") from error
         except OSError as error:
-            raise Failed(f"blob {blob.digest}: {error.strerror}") from error
+            raise PermanentError(f"blob {blob.digest}: {error.strerror}") from error
         size = os.fstat(self._file.fileno()).st_size
         if size != blob.size:
             self._file.close()
-            raise Failed(f"size mismatch: blob {blob.digest} has {size} bytes where there should be {blob.size}")
+            raise PermanentError(
+                f"size mismatch: blob {blob.digest} has {size} bytes where there should be {blob.size}"
+            )
 
     def read(self, size: int, /) -> bytes:
         """What comes next, at most `size` bytes; none at the end.
 
         Raises:
-            Failed: the file cannot be read.
+            PermanentError: the file cannot be read.
 
         """
         try:
             return self._file.read(size) or b""
         except OSError as error:
-            raise Failed(f"blob {self._digest}: {error.strerror}") from error
+            raise PermanentError(f"blob {self._digest}: {error.strerror}") from error
 
     def close(self) -> None:
         self._file.close()

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.oci.manifest import read_json_object
 
 
@@ -21,15 +21,15 @@ def read_metadata(content: bytes, what: str) -> Metadata:
     """The description of a firmware in `content`, a piece of JSON called `what`.
 
     Raises:
-        Failed: it is none; the reason tells what is wrong with it.
+        PermanentError: it is none; the reason tells what is wrong with it.
 
     """
     value = read_json_object(content, what)
     version, size, checksum = value.get("version"), value.get("size"), value.get("checksum")
     if not isinstance(version, str) or not version:
-        raise Failed(f"{what} has no version")
+        raise PermanentError(f"{what} has no version")
     if type(size) is not int or size < 0:
-        raise Failed(f"{what} has no size")
+        raise PermanentError(f"{what} has no size")
     if not isinstance(checksum, str) or not re.fullmatch(r"[A-Fa-f0-9]{64}", checksum):
-        raise Failed(f"{what} has no checksum that is a SHA-256 in hexadecimal")
+        raise PermanentError(f"{what} has no checksum that is a SHA-256 in hexadecimal")
     return Metadata(version, size, bytes.fromhex(checksum))

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import Firmware, Reader
@@ -32,9 +32,10 @@ class RegistryStore:
         """The firmware that `reference` names right now; `known` is it again if its tag has not moved.
 
         Raises:
-            NotHere: an image has to be looked through first, which goes on.
-            Failed: no such tag or digest, or something in it is malformed, or the registry does not let us see it.
-            Retry: the registry does not answer in time.
+            NotReadyError: an image has to be looked through first, which goes on.
+            PermanentError: no such tag or digest, or something in it is malformed, or the registry does not let us see
+                it.
+            TransientError: the registry does not answer in time.
 
         """
         path = _path(reference)
@@ -106,7 +107,7 @@ def _path(reference: Reference) -> str:
     """What the registry calls the repository."""
     name = reference.prefix.partition("/")[2] + reference.name
     if not is_name(name):
-        raise Failed(f"invalid reference {str(reference)!r}: {name[:300]!r} is no name of a repository")
+        raise PermanentError(f"invalid reference {str(reference)!r}: {name[:300]!r} is no name of a repository")
     return name
 
 

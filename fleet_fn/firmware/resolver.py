@@ -9,8 +9,8 @@ from typing import Final
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.concurrency.ttl_cache import Count, Memory
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry, UpstreamError
-from fleet_fn.firmware.store import Firmware, NotHere, Store
+from fleet_fn.errors import PermanentError, TransientError, UpstreamError
+from fleet_fn.firmware.store import Firmware, NotReadyError, Store
 from fleet_fn.observability.log import logger
 from fleet_fn.oci.reference import Reference
 
@@ -55,9 +55,9 @@ class Catalogue:
             stale_age: seconds that it may be old where the store does not answer.
 
         Raises:
-            NotHere: the store has to do something first, which goes on.
-            Failed: the reference names nothing, or something malformed.
-            Retry: the store is not there.
+            NotReadyError: the store has to do something first, which goes on.
+            PermanentError: the reference names nothing, or something malformed.
+            TransientError: the store is not there.
 
         """
         if reference.digest:
@@ -74,9 +74,9 @@ class Catalogue:
             )
         except TimeoutError:
             reason = "no answer in time"
-        except Retry as error:
+        except TransientError as error:
             reason = error.reason
-        except (Failed, NotHere) as error:
+        except (PermanentError, NotReadyError) as error:
             raise copy(error) from error  # others hear the same one at the same time
         if reference not in self._gone_on_with:
             _add(self._gone_on_with, reference)
@@ -89,7 +89,7 @@ class Catalogue:
             known = self._resolved.known(reference)
             try:
                 firmware = self._store.resolve(reference, deadline, known)
-            except Failed:
+            except PermanentError:
                 if known is not None:
                     _add(self._gone, reference)
                 raise
@@ -107,4 +107,4 @@ def _add(references: set[Reference], reference: Reference) -> None:
 
 
 def _error_age(error: UpstreamError) -> float:
-    return error.quiet if isinstance(error, Retry) else _FAILED_AGE
+    return error.quiet if isinstance(error, TransientError) else _FAILED_AGE

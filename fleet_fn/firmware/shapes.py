@@ -14,10 +14,10 @@ from typing import Final, Protocol
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.concurrency.ttl_cache import Memory
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.metadata import Metadata, read_metadata
-from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotHere, Reader
+from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError, Reader
 from fleet_fn.oci.artifact import FIRMWARE_LAYER, artifact_in
 from fleet_fn.oci.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Allowance, Entry, Readable, root_entries
 from fleet_fn.oci.manifest import (
@@ -66,8 +66,8 @@ class Repository(Protocol):
         """The verified bytes of a manifest or an index, 4 MiB at most.
 
         Raises:
-            Failed: it is not there, or is something else.
-            Retry: the place is not there.
+            PermanentError: it is not there, or is something else.
+            TransientError: the place is not there.
 
         """
 
@@ -75,7 +75,7 @@ class Repository(Protocol):
         """The verified bytes of a small blob, 4 MiB at most.
 
         Raises:
-            Failed, Retry: as with `manifest`.
+            PermanentError, TransientError: as with `manifest`.
 
         """
 
@@ -86,12 +86,12 @@ class Repository(Protocol):
         """The bytes of a blob as they come, never more than its descriptor says, and not verified.
 
         Raises:
-            Failed, Retry: as with `manifest`; when reading, too.
+            PermanentError, TransientError: as with `manifest`; when reading, too.
 
         """
 
 
-class NoFirmware(Failed):
+class NoFirmwareError(PermanentError):
     """A manifest has none of the shapes."""
 
 
@@ -114,9 +114,9 @@ class Shapes:
             deadline: for finding out.
 
         Raises:
-            NotHere: an image's layers have to be looked through first, which goes on.
-            Failed: there is no firmware in it, or several, or something is malformed; the reason tells.
-            Retry: the repository is not there.
+            NotReadyError: an image's layers have to be looked through first, which goes on.
+            PermanentError: there is no firmware in it, or several, or something is malformed; the reason tells.
+            TransientError: the repository is not there.
 
         """
         manifest = read_manifest(content)
@@ -131,30 +131,34 @@ class Shapes:
             if media_type_of(entry) in MANIFESTS
         ]
         if not entries:
-            raise NoFirmware("no manifest in the index")
+            raise NoFirmwareError("no manifest in the index")
         chosen = {entry.digest: entry for entry in entries if _suits(entry, reference.platform)}
         if not chosen:
-            raise Failed(f"no manifest for the platform {reference.platform!r} in the index: it has {_told(entries)}")
+            raise PermanentError(
+                f"no manifest for the platform {reference.platform!r} in the index: it has {_told(entries)}"
+            )
         if len(chosen) > _MAX_MANIFESTS:
-            raise Failed(f"index of {len(chosen)} manifests; at most {_MAX_MANIFESTS} are looked into: {_NAME_ONE}")
+            raise PermanentError(
+                f"index of {len(chosen)} manifests; at most {_MAX_MANIFESTS} are looked into: {_NAME_ONE}"
+            )
         found: list[tuple[Descriptor, Firmware]] = []
-        none: NoFirmware | None = None
+        none: NoFirmwareError | None = None
         for digest, entry in chosen.items():
             try:
                 content = repository.manifest(digest, deadline)
                 if len(content) != entry.size:
-                    raise Failed(
+                    raise PermanentError(
                         f"size mismatch: manifest {digest} has {len(content)} bytes where there should be {entry.size}"
                     )
                 manifest = read_manifest(content)
                 if isinstance(manifest, Manifest):
                     found.append((entry, self._in_manifest(manifest, reference, repository, deadline)))
-            except NoFirmware as error:
+            except NoFirmwareError as error:
                 none = error
         if len(found) > 1:
-            raise Failed(f"ambiguous index: firmware for {_told(entry for entry, _ in found)}; {_NAME_ONE}")
+            raise PermanentError(f"ambiguous index: firmware for {_told(entry for entry, _ in found)}; {_NAME_ONE}")
         if not found:
-            raise none or NoFirmware("no manifest in the index")
+            raise none or NoFirmwareError("no manifest in the index")
         return found[0][1]
 
     def _in_manifest(
@@ -164,7 +168,7 @@ class Shapes:
             layer = artifact.layer
             return Firmware(artifact.version, layer.size, layer.checksum, "artifact", partial(repository.open, layer))
         if media_type_of(manifest.config) not in _IMAGE_CONFIGS:
-            raise NoFirmware(f"no firmware: no layer of media type {FIRMWARE_LAYER}, and no image")
+            raise NoFirmwareError(f"no firmware: no layer of media type {FIRMWARE_LAYER}, and no image")
         layers = _tar_layers(manifest)
         config = read_descriptor(manifest.config, "config")
         if label := _label(repository.config(config, deadline)):
@@ -197,9 +201,9 @@ class Shapes:
             try:
                 description = self._background.result(key, look, deadline.leaving(KEPT_FOR_WAIT), keeps_error=True)
             except TimeoutError as error:
-                raise NotHere(f"looking for {_METADATA_FILE} in the image's layers") from error
+                raise NotReadyError(f"looking for {_METADATA_FILE} in the image's layers") from error
         if not description:
-            raise NoFirmware(f"no firmware: neither a label {_LABEL} nor a file {_METADATA_FILE} in the image")
+            raise NoFirmwareError(f"no firmware: neither a label {_LABEL} nor a file {_METADATA_FILE} in the image")
         return read_metadata(description, _METADATA_FILE)
 
 
@@ -209,7 +213,7 @@ class Shapes:
 def _tar_layers(manifest: Manifest) -> list[Descriptor]:
     """The layers that are tar archives, compressed or not, in the order in which they are laid over each other."""
     if len(manifest.layers) > _MAX_LAYERS:
-        raise Failed(f"image of {len(manifest.layers)} layers; at most {_MAX_LAYERS} are read")
+        raise PermanentError(f"image of {len(manifest.layers)} layers; at most {_MAX_LAYERS} are read")
     return [
         read_descriptor(layer, f"layer {number}")
         for number, layer in enumerate(manifest.layers)
@@ -223,7 +227,7 @@ def _label(config: bytes) -> str | None:
     labels = section.get("Labels") if isinstance(section, dict) else None
     label = labels.get(_LABEL) if isinstance(labels, dict) else None
     if label is not None and not isinstance(label, str):
-        raise Failed(f"label {_LABEL} is no text")
+        raise PermanentError(f"label {_LABEL} is no text")
     return label
 
 
@@ -237,8 +241,8 @@ def _unpack(
     """Writes the firmware in an image's layers: the file of one of `names` in the root of the last layer that has it.
 
     Raises:
-        Failed: there is none, or it has another size than it should; or a layer is malformed.
-        Retry: the repository is not there.
+        PermanentError: there is none, or it has another size than it should; or a layer is malformed.
+        TransientError: the repository is not there.
 
     """
     visible = _Visible(names, _MAX_BESIDES + metadata.size)
@@ -248,13 +252,13 @@ def _unpack(
         with repository.stream(layer) as stream:
             for entry in visible.entries(stream):
                 if entry.size != metadata.size:
-                    raise Failed(
+                    raise PermanentError(
                         f"size mismatch: {entry.name} has {entry.size} bytes where there should be {metadata.size}"
                     )
                 while piece := entry.read(_CHUNK):
                     write(piece)
                 return
-    raise Failed(f"no file {' or '.join(sorted(names))} in the root of the image's layers")
+    raise PermanentError(f"no file {' or '.join(sorted(names))} in the root of the image's layers")
 
 
 def _find_description(layers: Sequence[Descriptor], repository: Repository, max_firmware: int) -> bytes:
@@ -263,8 +267,8 @@ def _find_description(layers: Sequence[Descriptor], repository: Repository, max_
     Each layer is read to its end, because its digest vouches for it.
 
     Raises:
-        Failed: the file or a layer is malformed.
-        Retry: the repository is not there.
+        PermanentError: the file or a layer is malformed.
+        TransientError: the repository is not there.
 
     """
     visible = _Visible({_METADATA_FILE}, _MAX_BESIDES + max_firmware)
@@ -277,7 +281,7 @@ def _find_description(layers: Sequence[Descriptor], repository: Repository, max_
             for entry in visible.entries(hashed):
                 content = _small(entry)
         if hashed.digest.digest() != layer.checksum:
-            raise Failed(f"digest mismatch: layer {layer.digest} has other bytes")
+            raise PermanentError(f"digest mismatch: layer {layer.digest} has other bytes")
         if content is not None:
             return content
     return b""
@@ -290,7 +294,7 @@ def _told_layers(layers: Sequence[Descriptor], repository: Repository) -> str:
 
 def _small(entry: Entry) -> bytes:
     if entry.size > _MAX_METADATA:
-        raise Failed(f"{entry.name} has {entry.size} bytes; at most {_MAX_METADATA} are read")
+        raise PermanentError(f"{entry.name} has {entry.size} bytes; at most {_MAX_METADATA} are read")
     content = b""
     while piece := entry.read(_CHUNK):
         content += piece
@@ -315,7 +319,7 @@ class _Visible:
                 hidden.add(entry.name.removeprefix(WHITEOUT_PREFIX))
             elif entry.name in self.names:
                 if not entry.is_file:
-                    raise Failed(f"{entry.name} in the image is not a regular file")
+                    raise PermanentError(f"{entry.name} in the image is not a regular file")
                 yield entry
         self.names -= hidden
 

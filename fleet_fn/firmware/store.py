@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.oci.reference import Reference
 from fleet_fn.protocol.messages import U32_MAX
 
@@ -14,7 +14,7 @@ from fleet_fn.protocol.messages import U32_MAX
 KEPT_FOR_WAIT: Final = 0.25
 
 
-class NotHere(Exception):
+class NotReadyError(Exception):
     """The firmware is known, but its bytes cannot be served yet; what has to happen first goes on meanwhile."""
 
     @property
@@ -30,8 +30,9 @@ class Reader(Protocol):
         """Exactly `size` bytes from `offset` on.
 
         Raises:
-            NotHere: they are being changed, or verifying them takes longer than the deadline that the store was given.
-            Failed: they are not what they should be, or cannot be read.
+            NotReadyError: they are being changed, or verifying them takes longer than the deadline that the store was
+                given.
+            PermanentError: they are not what they should be, or cannot be read.
 
         """
 
@@ -54,17 +55,17 @@ class Firmware:
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= U32_MAX:
-            raise Failed(f"a firmware of {self.size} bytes: from 1 to {U32_MAX} can be sent")
+            raise PermanentError(f"a firmware of {self.size} bytes: from 1 to {U32_MAX} can be sent")
         if "\0" in self.version:
-            raise Failed(f"a firmware version with U+0000, which Drogue Cloud cannot store: {self.version}")
+            raise PermanentError(f"a firmware version with U+0000, which Drogue Cloud cannot store: {self.version}")
 
     def open(self, deadline: Deadline) -> AbstractContextManager[Reader]:
         """The bytes, verified against size and checksum before the first of them is served.
 
         Raises:
-            NotHere: that takes longer than the deadline; a later call finds the work done.
-            Retry: the place where they lie is not there.
-            Failed: the bytes are not what they should be, or not there.
+            NotReadyError: that takes longer than the deadline; a later call finds the work done.
+            TransientError: the place where they lie is not there.
+            PermanentError: the bytes are not what they should be, or not there.
 
         """
         return self.opener(deadline)
@@ -77,8 +78,8 @@ class Store(Protocol):
         """The firmware that `reference` names right now; `known` is what it named before, where that is remembered.
 
         Raises:
-            NotHere: finding out takes longer than the deadline; a later call finds the work done.
-            Failed: there is none, or it is malformed.
-            Retry: the place is not there.
+            NotReadyError: finding out takes longer than the deadline; a later call finds the work done.
+            PermanentError: there is none, or it is malformed.
+            TransientError: the place is not there.
 
         """

@@ -15,9 +15,9 @@ from weakref import WeakValueDictionary
 
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.files import open_without_waiting
-from fleet_fn.firmware.store import NotHere, Reader
+from fleet_fn.firmware.store import NotReadyError, Reader
 from fleet_fn.observability.log import logger
 
 #: Bytes that are read and hashed at once: few, since many threads may be at it.
@@ -54,15 +54,15 @@ class _Fingerprint(NamedTuple):
     def of(cls, descriptor: int) -> "_Fingerprint":
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise Failed("firmware: not a regular file")
+            raise PermanentError("firmware: not a regular file")
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-class Mismatch(Failed):
+class MismatchError(PermanentError):
     """A file has another size or other bytes than it should."""
 
 
-class Unreadable(Mismatch):
+class UnreadableError(MismatchError):
     """The disk does not give a file's bytes."""
 
 
@@ -90,7 +90,7 @@ class _Verdict:
         """Hash the whole open file.
 
         Raises:
-            Unreadable: the disk does not give all of it.
+            UnreadableError: the disk does not give all of it.
 
         """
         began, chunk_bytes = time.monotonic(), _chunk_bytes(fingerprint.size)
@@ -110,8 +110,8 @@ class _Verdict:
         """Return `size` bytes of the open file, or None if its times tell of a change.
 
         Raises:
-            Mismatch: they are not the bytes that were hashed; or `Unreadable`.
-            Failed: the file has no such bytes.
+            MismatchError: they are not the bytes that were hashed; or `UnreadableError`.
+            PermanentError: the file has no such bytes.
 
         """
         chunk_bytes = self._chunk_bytes
@@ -124,7 +124,7 @@ class _Verdict:
         at = first * _CHUNK_HASH_BYTES
         hashes = _hash_chunks(read, chunk_bytes)
         if hashes != self._chunk_hashes[at : at + chunks * _CHUNK_HASH_BYTES]:
-            raise Mismatch("digest mismatch: the bytes are not those that were verified")
+            raise MismatchError("digest mismatch: the bytes are not those that were verified")
         return _whole(read[offset - start : offset - start + size], offset, size)
 
 
@@ -177,8 +177,8 @@ class VerifiedFiles:
 
         Raises:
             FileNotFoundError: there is no such file.
-            NotHere: hashing it takes longer than the deadline, and goes on; or it is being replaced.
-            Failed: it has other bytes, or cannot be read.
+            NotReadyError: hashing it takes longer than the deadline, and goes on; or it is being replaced.
+            PermanentError: it has other bytes, or cannot be read.
 
         """
         with ExitStack() as opened:
@@ -189,7 +189,7 @@ class VerifiedFiles:
                 except FileNotFoundError:
                     raise
                 except OSError as error:
-                    raise Failed(f"firmware: {error.strerror}") from error
+                    raise PermanentError(f"firmware: {error.strerror}") from error
                 opened.callback(os.close, descriptor)
                 return self.reader(descriptor, path, size, checksum, deadline)
 
@@ -207,7 +207,7 @@ class VerifiedFiles:
         """The file at `path` as above, of which `descriptor` was opened: it stays the caller's to close.
 
         Raises:
-            NotHere, Failed: as above; `Mismatch` where it has another size or other bytes.
+            NotReadyError, PermanentError: as above; `MismatchError` where it has another size or other bytes.
 
         """
         fingerprint = _Fingerprint.of(descriptor)
@@ -272,19 +272,19 @@ class VerifiedFiles:
             # Opened anew: the event that asked may be gone before this ends.
             with open(path, "rb", buffering=0, opener=open_without_waiting) as file:
                 if _Fingerprint.of(file.fileno()) != fingerprint:
-                    raise NotHere("the file is being replaced")
+                    raise NotReadyError("the file is being replaced")
                 verdict = _Verdict.of(file.fileno(), fingerprint)
                 if _Fingerprint.of(file.fileno()) != fingerprint:
-                    raise NotHere("the file is being changed")
+                    raise NotReadyError("the file is being changed")
             self._remember(str(path), verdict)
             return verdict
 
         try:
             return self._background.result(("hash", path, fingerprint), hash_file, deadline)
         except TimeoutError as error:
-            raise NotHere("verifying") from error
+            raise NotReadyError("verifying") from error
         except OSError as error:
-            raise Failed(f"firmware: {error.strerror}") from error
+            raise PermanentError(f"firmware: {error.strerror}") from error
 
     def _remember(self, path: str, verdict: _Verdict) -> None:
         with self._lock:
@@ -323,18 +323,18 @@ class _SettledFile:
         """Return exactly `size` bytes from `offset` on.
 
         Raises:
-            NotHere: the file was changed since it was verified.
-            Mismatch: it was, although its times do not tell; or `Unreadable`.
-            Failed: it has no such bytes.
+            NotReadyError: the file was changed since it was verified.
+            MismatchError: it was, although its times do not tell; or `UnreadableError`.
+            PermanentError: it has no such bytes.
 
         """
         try:
             block = self._verdict.read(self._descriptor, offset, size)
-        except Mismatch:
+        except MismatchError:
             self._forget()
             raise
         if block is None:
-            raise NotHere("the file is being changed")
+            raise NotReadyError("the file is being changed")
         return block
 
 
@@ -364,7 +364,7 @@ class _KeptFile:
         if self._file is None:
             try:
                 block = self._kept.verdict.read(self._kept.descriptor, offset, size)
-            except Mismatch:
+            except MismatchError:
                 self._forget()
                 block = None
             if block is not None:
@@ -386,14 +386,14 @@ class _UnsettledFile:
         """Exactly `size` bytes from `offset` on.
 
         Raises:
-            NotHere: hashing the file takes longer than the deadline.
-            Mismatch: the file has other bytes.
-            Failed: it has no such ones, or cannot be read.
+            NotReadyError: hashing the file takes longer than the deadline.
+            MismatchError: the file has other bytes.
+            PermanentError: it has no such ones, or cannot be read.
 
         """
         mine = self._queue.joined(offset, size)
         if not self._queue.turn.acquire(timeout=self._deadline.remaining):
-            raise NotHere("verifying")
+            raise NotReadyError("verifying")
         try:
             if mine.digest is None:
                 self._queue.begin(mine)
@@ -421,7 +421,7 @@ class _Pass:
                 block += piece[max(0, offset - position) : max(0, offset + size - position)]
             position += len(piece)
             if not deadline.remaining:
-                raise NotHere("verifying")
+                raise NotReadyError("verifying")
         self.blocks, self.digest = blocks, digest.digest()
 
 
@@ -447,27 +447,27 @@ class _Queue:
 
 def _whole(block: bytes, offset: int, size: int) -> bytes:
     if len(block) != size:
-        raise Failed(f"firmware: {size} bytes from {offset} on are not all there")
+        raise PermanentError(f"firmware: {size} bytes from {offset} on are not all there")
     return block
 
 
 def check_size(actual: int, size: int) -> None:
-    """Raises `Mismatch` where there are not as many bytes as there should be."""
+    """Raises `MismatchError` where there are not as many bytes as there should be."""
     if actual != size:
-        raise Mismatch(f"size mismatch: {actual} bytes where there should be {size}")
+        raise MismatchError(f"size mismatch: {actual} bytes where there should be {size}")
 
 
 def check_digest(digest: bytes, checksum: bytes) -> None:
-    """Raises `Mismatch` where a SHA-256 is not what it should be."""
+    """Raises `MismatchError` where a SHA-256 is not what it should be."""
     if digest != checksum:
-        raise Mismatch("digest mismatch: the bytes have another SHA-256 than they should")
+        raise MismatchError("digest mismatch: the bytes have another SHA-256 than they should")
 
 
 def hash_of(descriptor: int) -> bytes:
     """The SHA-256 of an open file.
 
     Raises:
-        Unreadable: the disk does not give all of it.
+        UnreadableError: the disk does not give all of it.
 
     """
     digest = hashlib.sha256()
@@ -490,4 +490,4 @@ def _pread(descriptor: int, size: int, offset: int) -> bytes:
     try:
         return os.pread(descriptor, size, offset)
     except OSError as error:
-        raise Unreadable(f"firmware: {error.strerror}") from error
+        raise UnreadableError(f"firmware: {error.strerror}") from error

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 
 #: NAT64 (RFC 6052): the last 32 bits are an IPv4 address.
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
@@ -54,8 +54,8 @@ def split_url(url: str, *, plain_http: bool, registry: str) -> tuple[str, str]:
         registry: the registry's name in reasons.
 
     Raises:
-        Failed: it is none that a request may go to. The reason has its scheme and host, not the rest, which may be
-            secret.
+        PermanentError: it is none that a request may go to. The reason has its scheme and host, not the rest, which
+            may be secret.
 
     """
     try:
@@ -63,12 +63,12 @@ def split_url(url: str, *, plain_http: bool, registry: str) -> tuple[str, str]:
         host, port = parts.hostname or "", parts.port
         host.encode("idna")  # raises UnicodeError where the resolver would
     except ValueError as error:  # UnicodeError is one
-        raise Failed(f"{registry}: sends us to a malformed URL") from error
+        raise PermanentError(f"{registry}: sends us to a malformed URL") from error
     # A host in which every reader sees the same one.
     if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or "@" in parts.netloc or port == 0:
-        raise Failed(f"{registry}: sends us to what is no http or https URL")
+        raise PermanentError(f"{registry}: sends us to what is no http or https URL")
     if parts.scheme == "http" and not plain_http:
-        raise Failed(f"{registry}: sends us to http://{host}, and plain HTTP is not allowed")
+        raise PermanentError(f"{registry}: sends us to http://{host}, and plain HTTP is not allowed")
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
     query = "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~") if parts.query else ""
     return f"{parts.scheme}://{parts.netloc}", path + query

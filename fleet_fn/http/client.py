@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry, Throttled, TooLarge, UpstreamError
+from fleet_fn.errors import PermanentError, RateLimitedError, TooLargeError, TransientError, UpstreamError
 from fleet_fn.http.connection import (
     MAX_BODY,
     MAX_EXCHANGE,
@@ -103,7 +103,7 @@ class Authorization(Protocol):
         """The value of `Authorization`; None sends none.
 
         Raises:
-            Retry, Failed: there is none to be had.
+            TransientError, PermanentError: there is none to be had.
 
         """
 
@@ -111,7 +111,7 @@ class Authorization(Protocol):
         """Another value, worth one more try after a 401 or 403 to the one `refused`; None if there is none.
 
         Raises:
-            Retry, Failed: as with `header`.
+            TransientError, PermanentError: as with `header`.
 
         """
 
@@ -222,10 +222,10 @@ class Upstream:
             wants_body: whether the answer's body matters; if not it is left empty, and nothing wrong with it does.
 
         Raises:
-            Retry: no answer within the deadline, or no connection, or 5xx.
-            Throttled: 429.
-            TooLarge: an answer larger than `MAX_BODY`.
-            Failed: an answer that is not HTTP; a certificate that is not trusted; a host
+            TransientError: no answer within the deadline, or no connection, or 5xx.
+            RateLimitedError: 429.
+            TooLargeError: an answer larger than `MAX_BODY`.
+            PermanentError: an answer that is not HTTP; a certificate that is not trusted; a host
                 without an address that may be connected to.
 
         """
@@ -257,7 +257,7 @@ class Upstream:
             headers: what to send besides.
 
         Raises:
-            Retry, Throttled, Failed: as with `request`.
+            TransientError, RateLimitedError, PermanentError: as with `request`.
 
         """
         request = self._request("GET", path, headers, None, False, deadline)
@@ -275,7 +275,7 @@ class Upstream:
         """The IP addresses that the host's name resolves to.
 
         Raises:
-            Retry: there are none, or the resolver takes longer than the deadline.
+            TransientError: there are none, or the resolver takes longer than the deadline.
 
         """
         with self._reasons():
@@ -285,7 +285,7 @@ class Upstream:
         """Whether what somebody said has our credentials in it: some servers repeat what they were asked.
 
         Raises:
-            Retry, Failed: as with `request`, where there are none to be had.
+            TransientError, PermanentError: as with `request`, where there are none to be had.
 
         """
         scheme, _, value = (self._authorization.header(deadline) or "").partition(" ")
@@ -323,25 +323,25 @@ class Upstream:
         try:
             yield
         except TimeoutError as error:
-            raise Retry(f"{self.name}: no answer in time") from error
+            raise TransientError(f"{self.name}: no answer in time") from error
         except ssl.SSLCertVerificationError as error:
-            raise Failed(f"{self.name}: certificate not trusted: {error.verify_message}") from error
+            raise PermanentError(f"{self.name}: certificate not trusted: {error.verify_message}") from error
         except ssl.SSLError as error:
             if error.reason == "WRONG_VERSION_NUMBER":  # which is what TLS makes of "HTTP/1.1 400"
-                raise Failed(f"{self.name}: does not speak TLS") from error
-            raise Retry(f"{self.name}: {_told(error)}") from error
+                raise PermanentError(f"{self.name}: does not speak TLS") from error
+            raise TransientError(f"{self.name}: {_told(error)}") from error
         except http.client.IncompleteRead as error:
-            raise Retry(f"{self.name}: answer cut short") from error
+            raise TransientError(f"{self.name}: answer cut short") from error
         except OSError as error:
-            raise Retry(f"{self.name}: {_told(error)}") from error
+            raise TransientError(f"{self.name}: {_told(error)}") from error
         except http.client.HTTPException as error:
-            raise Failed(f"{self.name}: answer is not HTTP ({type(error).__name__})") from error
+            raise PermanentError(f"{self.name}: answer is not HTTP ({type(error).__name__})") from error
 
     def _raise_for_status(self, status: int, headers: http.client.HTTPMessage) -> None:
         if status == 429:
-            raise Throttled(f"{self.name}: answered {status}", _retry_after(headers)).without_effect()
+            raise RateLimitedError(f"{self.name}: answered {status}", _retry_after(headers)).without_effect()
         if status >= 500:
-            raise Retry(f"{self.name}: answered {status}", _retry_after(headers))
+            raise TransientError(f"{self.name}: answered {status}", _retry_after(headers))
 
     def close(self) -> None:
         """Closes the connections that are kept; a later request makes a new one."""
@@ -400,7 +400,7 @@ class Upstream:
     def _whole_body(self, response: Response) -> bytes:
         body = _body(response)
         if len(body) > MAX_BODY:
-            raise TooLarge(f"{self.name}: answer larger than {MAX_BODY} bytes")
+            raise TooLargeError(f"{self.name}: answer larger than {MAX_BODY} bytes")
         if response.length:  # what read(n) does not tell: the body is shorter than announced
             raise http.client.IncompleteRead(body, response.length)
         return body
@@ -427,7 +427,7 @@ class Upstream:
         if self._permits is not None:
             addresses = [known for known in addresses if self._permits(str(known[-1][0]))]
             if not addresses:
-                raise Failed(f"{self.name}: no address that requests may go to")
+                raise PermanentError(f"{self.name}: no address that requests may go to")
         failure: OSError = TimeoutError()
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
             sock = None
@@ -479,8 +479,8 @@ class Stream:
         """What comes next of the body: at least 1 byte and at most `size`, or none at its end.
 
         Raises:
-            Retry: nothing came within the deadline, or the connection broke.
-            Failed: what comes is not HTTP.
+            TransientError: nothing came within the deadline, or the connection broke.
+            PermanentError: what comes is not HTTP.
 
         """
         # A chunk of one byte takes six.

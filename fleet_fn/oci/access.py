@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.oci.docker_config import Credentials, from_docker_config
 from fleet_fn.oci.reference import Reference, parse_reference
 
@@ -31,27 +31,27 @@ class Access:
         """What TLS connections are made with.
 
         Raises:
-            Failed: `ca_file` is no such file.
+            PermanentError: `ca_file` is no such file.
 
         """
         try:
             return ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:  # SSLError is one
-            raise Failed(f"--ca-file {self.ca_file}: not a readable file of certificates (PEM)") from error
+            raise PermanentError(f"--ca-file {self.ca_file}: not a readable file of certificates (PEM)") from error
 
 
 def registry_reference(text: str, default_tag: str | None = None) -> Reference:
     """The reference that `HOST[:PORT]/NAME[:TAG|@DIGEST]` spells; its prefix is the host.
 
     Raises:
-        Failed: it spells none.
+        PermanentError: it spells none.
 
     """
     host, slash, rest = text.partition("/")
     if "@" in host:  # what stands before it may be a password
-        raise Failed(f"a reference has no user name or password in it; {_EXPECTED}")
+        raise PermanentError(f"a reference has no user name or password in it; {_EXPECTED}")
     if not slash or not _is_host(host):
-        raise Failed(f"{text!r}: {_EXPECTED}")
+        raise PermanentError(f"{text!r}: {_EXPECTED}")
     if default_tag and not re.search("[:@]", rest):
         rest = f"{rest}:{default_tag}"
     return parse_reference(rest, f"{host}/")
@@ -61,14 +61,14 @@ def find_credentials(reference: Reference) -> Credentials | None:
     """The credentials for the repository of `reference`: the environment's, else those that docker or podman saved.
 
     Raises:
-        Failed: they are malformed, or of a kind that is not supported.
+        PermanentError: they are malformed, or of a kind that is not supported.
 
     """
     user, token = (os.environ.get(f"FIRMWARE_REGISTRY_{name}") or None for name in ("USER", "TOKEN"))
     if token:
         return Credentials(user, token)
     if user:
-        raise Failed("FIRMWARE_REGISTRY_USER is set, but FIRMWARE_REGISTRY_TOKEN is not")
+        raise PermanentError("FIRMWARE_REGISTRY_USER is set, but FIRMWARE_REGISTRY_TOKEN is not")
     for config in _saved_credentials():
         if found := from_docker_config(config, reference.prefix.rstrip("/"), reference.name):
             return found

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.oci.manifest import (
     TITLE_ANNOTATION,
     VERSION_ANNOTATION,
@@ -34,7 +34,7 @@ def artifact_in(manifest: Manifest, tag: str | None) -> Artifact | None:
         tag: the tag that led to it, which is the version where no annotation tells it; None where a digest did.
 
     Raises:
-        Failed: there are several firmware layers, or something is malformed; the reason tells.
+        PermanentError: there are several firmware layers, or something is malformed; the reason tells.
 
     """
     layer = _firmware_layer(manifest)
@@ -44,7 +44,7 @@ def artifact_in(manifest: Manifest, tag: str | None) -> Artifact | None:
     if version is None:
         version = tag if tag not in (None, "latest") else layer.checksum.hex()[:12]
     if not version:
-        raise Failed(f"annotation {VERSION_ANNOTATION} is empty")
+        raise PermanentError(f"annotation {VERSION_ANNOTATION} is empty")
     return Artifact(layer, version)
 
 
@@ -52,13 +52,13 @@ def read_artifact(content: bytes, tag: str | None) -> Artifact:
     """The artifact that a manifest is; see `artifact_in`.
 
     Raises:
-        Failed: it is none.
+        PermanentError: it is none.
 
     """
     manifest = read_manifest(content)
     artifact = artifact_in(manifest, tag) if isinstance(manifest, Manifest) else None
     if artifact is None:
-        raise Failed(f"no firmware: no layer of media type {FIRMWARE_LAYER}")
+        raise PermanentError(f"no firmware: no layer of media type {FIRMWARE_LAYER}")
     return artifact
 
 
@@ -75,4 +75,4 @@ def _firmware_layer(manifest: Manifest) -> Descriptor | None:
         return titled[0]
     number = {2: "two", 3: "three"}.get(len(candidates), str(len(candidates)))
     names = ", ".join(layer.annotations.get(TITLE_ANNOTATION, layer.digest) for layer in candidates)
-    raise Failed(f"{number} firmware layers: {names}")
+    raise PermanentError(f"{number} firmware layers: {names}")

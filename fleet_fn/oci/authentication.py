@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import quote, urlencode
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry, Throttled
+from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
 from fleet_fn.http.client import Answer, basic
 from fleet_fn.oci.docker_config import Credentials
 from fleet_fn.protocol.strict_json import parse_json
@@ -119,7 +119,7 @@ class _Repository:
     turn: threading.Lock = field(default_factory=threading.Lock)
     token: _Token | None = None
     #: The last that went wrong with fetching one, and when.
-    failure: tuple[float, Failed | Throttled] | None = None
+    failure: tuple[float, PermanentError | RateLimitedError] | None = None
 
 
 class Authorization:
@@ -144,7 +144,8 @@ class Authorization:
 
         Args:
             host: the registry's own host, without port.
-            credentials: gives what is configured for a repository, perhaps something else each time; may raise Failed.
+            credentials: gives what is configured for a repository, perhaps something else each time. It may
+                raise PermanentError.
             fetch: GETs a URL with headers, wherever requests may go; answers with any status but 429 and 5xx.
             clock: seconds, never stepping.
             name: the registry's name in reasons; `OCI registry HOST` by default.
@@ -167,7 +168,7 @@ class Authorization:
         registry has asked for these before, for whichever repository.
 
         Raises:
-            Failed: what `credentials` raises.
+            PermanentError: what `credentials` raises.
 
         """
         known = self._repositories.get(repository)
@@ -189,14 +190,15 @@ class Authorization:
             deadline: when the token, if there has to be one, has to be here.
 
         Raises:
-            Failed: there is nothing to show, or it was refused, or the challenges or the realm's answer make no sense.
-            Retry: the realm does not answer in time.
+            PermanentError: there is nothing to show, or it was refused, or the challenges or the realm's answer make
+                no sense.
+            TransientError: the realm does not answer in time.
 
         """
         asked = self._clock()
         known = self._known(repository)
         if not known.turn.acquire(timeout=deadline.remaining):
-            raise Retry(f"{self._name}: an earlier request for a token has not ended")
+            raise TransientError(f"{self._name}: an earlier request for a token has not ended")
         try:
             if (token := self._current(known)) and token.value != refused:
                 return token.value
@@ -206,15 +208,15 @@ class Authorization:
         finally:
             known.turn.release()
 
-    def refusal(self, repository: str, refused: str | None) -> Failed:
+    def refusal(self, repository: str, refused: str | None) -> PermanentError:
         """Why the registry does not let us have what a repository has, by the `Authorization` that it refused."""
         known = self._repositories.get(repository)
         if known and known.token and known.token.value == refused:
             return self._failed(known.token.if_refused)
         return self._failed(_REFUSED if refused else "access denied, and no credentials were asked for")
 
-    def _failed(self, problem: str) -> Failed:
-        return Failed(f"{self._name}: {problem}")
+    def _failed(self, problem: str) -> PermanentError:
+        return PermanentError(f"{self._name}: {problem}")
 
     def _known(self, repository: str) -> _Repository:
         with self._lock:
@@ -242,7 +244,7 @@ class Authorization:
             self._scheme = None
             try:
                 known.token = self._token(bearer, credentials, repository, deadline)
-            except (Failed, Throttled) as error:
+            except (PermanentError, RateLimitedError) as error:
                 known.failure = self._clock(), copy(error)  # a copy leaves behind the frames, and whatever these hold
                 raise
             return known.token.value
@@ -339,10 +341,10 @@ def _read_token(body: bytes, registry: str) -> tuple[str, int]:
     with suppress(ValueError):  # and nothing is raised from there: the error may quote the token
         found = parse_json(body)
     if not isinstance(found, dict):
-        raise Failed(f"{registry}: the token realm's answer is no JSON object")
+        raise PermanentError(f"{registry}: the token realm's answer is no JSON object")
     token, lifetime = found.get("token") or found.get("access_token"), found.get("expires_in")
     if not isinstance(token, str) or not re.fullmatch(r"[!-~]{1,65536}", token):
-        raise Failed(f"{registry}: the token realm's answer has no token that a header can carry")
+        raise PermanentError(f"{registry}: the token realm's answer has no token that a header can carry")
     if not isinstance(lifetime, int) or isinstance(lifetime, bool) or lifetime < 1:
         lifetime = _LIFETIME
     return token, min(lifetime, _MAX_LIFETIME)

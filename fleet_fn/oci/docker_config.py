@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.files import read_small
 from fleet_fn.oci.reference import api_host
 from fleet_fn.protocol.strict_json import parse_json
@@ -24,7 +24,7 @@ class Credentials:
     """Credentials for a registry, which a header can carry.
 
     Raises:
-        Failed: no header can (RFC 7617, section 2; RFC 6750, section 2.1).
+        PermanentError: no header can (RFC 7617, section 2; RFC 6750, section 2.1).
 
     """
 
@@ -35,9 +35,9 @@ class Credentials:
     def __post_init__(self) -> None:
         if self.user is None:
             if not re.fullmatch(r"[!-~]+", self.secret):
-                raise Failed("OCI registry credentials: a token that no header can carry")
+                raise PermanentError("OCI registry credentials: a token that no header can carry")
         elif ":" in self.user or not self.user.isprintable() or not self.secret.isprintable():
-            raise Failed("OCI registry credentials: a user name or password that no header can carry")
+            raise PermanentError("OCI registry credentials: a user name or password that no header can carry")
 
 
 def from_docker_config(config: str | Path, host: str, repository: str) -> Credentials | None:
@@ -53,7 +53,8 @@ def from_docker_config(config: str | Path, host: str, repository: str) -> Creden
         repository: the repository's name.
 
     Raises:
-        Failed: the configuration cannot be read or understood, or has nothing for the host but what is not supported.
+        PermanentError: the configuration cannot be read or understood, or has nothing for the host but what is not
+            supported.
 
     """
     found = _read(Path(config))
@@ -61,13 +62,13 @@ def from_docker_config(config: str | Path, host: str, repository: str) -> Creden
     entries = _entries(found, "auths", wanted)
     for entry in entries:
         if not isinstance(entry, dict):
-            raise Failed(f"{_WHERE} the entry for the registry is no object")
+            raise PermanentError(f"{_WHERE} the entry for the registry is no object")
         if credentials := _credentials(entry):
             return credentials
     if any(entry.get("identitytoken") for entry in entries):
-        raise Failed(f"{_WHERE} identity tokens are not supported: {_WAY_OUT}")
+        raise PermanentError(f"{_WHERE} identity tokens are not supported: {_WAY_OUT}")
     if any(_entries(found, "credHelpers", wanted)) or (entries and found.get("credsStore")):
-        raise Failed(f"{_WHERE} credential helpers are not supported: {_WAY_OUT}")
+        raise PermanentError(f"{_WHERE} credential helpers are not supported: {_WAY_OUT}")
     return None
 
 
@@ -79,7 +80,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise Failed(f"{_WHERE} {path.name}: {error.strerror}") from error
+        raise PermanentError(f"{_WHERE} {path.name}: {error.strerror}") from error
     found: object = None
     problem = "not a JSON object"
     try:
@@ -88,7 +89,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         problem = str(error)
     # Not raised above: some of those errors quote what they could not decode, and it would stay with ours.
     if not isinstance(found, dict):
-        raise Failed(f"{_WHERE} {path.name}: {problem}")
+        raise PermanentError(f"{_WHERE} {path.name}: {problem}")
     return found
 
 
@@ -101,7 +102,7 @@ def _entries(found: Mapping[str, Any], section: str, wanted: list[str]) -> list[
     if values is None:
         return []
     if not isinstance(values, dict):
-        raise Failed(f"{_WHERE} {section} is no object")
+        raise PermanentError(f"{_WHERE} {section} is no object")
     keys = [key for key in values if (parts := _components(key)) == wanted[: len(parts)]]
     keys.sort(key=lambda key: (-len(_components(key)), "://" in key))
     return [values[key] for key in keys]
@@ -131,7 +132,7 @@ def _credentials(entry: Mapping[str, Any]) -> Credentials | None:
     if user and secret:
         return Credentials(user, secret)
     if (user or secret) and not entry.get("identitytoken"):
-        raise Failed(f"{_WHERE} the entry for the registry lacks a {'password' if user else 'user name'}")
+        raise PermanentError(f"{_WHERE} the entry for the registry lacks a {'password' if user else 'user name'}")
     return None
 
 
@@ -140,7 +141,7 @@ def _text(entry: Mapping[str, Any], key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Failed(f"{_WHERE} {key} of the entry for the registry is no string")
+        raise PermanentError(f"{_WHERE} {key} of the entry for the registry is no string")
     return value
 
 
@@ -151,5 +152,5 @@ def _decoded(auth: str) -> tuple[str, str]:
         text = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True).decode()
     user, colon, secret = text.partition(":")
     if not colon:
-        raise Failed(f"{_WHERE} auth of the entry for the registry is not user:password in base64")
+        raise PermanentError(f"{_WHERE} auth of the entry for the registry is not user:password in base64")
     return user, secret.strip("\0")  # which Docker leaves at the end of some

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 
 #: What begins the name of an entry that removes what the rest of its name tells (OCI image specification, "Whiteouts").
 WHITEOUT_PREFIX: Final = ".wh."
@@ -70,7 +70,7 @@ class Entry:
         """Up to `size` bytes of the content, b"" at its end.
 
         Raises:
-            Failed: the layer is malformed or cut short.
+            PermanentError: the layer is malformed or cut short.
             UpstreamError: what reading the layer raises.
             ValueError: the iterator that gave this entry has gone on; or `size` is negative.
 
@@ -108,14 +108,14 @@ def root_entries(layer: Readable, allowance: Allowance) -> Iterator[Entry]:
         allowance: what it may expand to; it is used up as that is unpacked.
 
     Raises:
-        Failed: it is malformed, cut short, or more than is read; the reason tells.
+        PermanentError: it is malformed, cut short, or more than is read; the reason tells.
         UpstreamError: what reading `layer` raises.
 
     """
     tar = _Tar(_unpacked(layer), allowance)
     for number, header in enumerate(_headers(tar)):
         if number == _MAX_ENTRIES:
-            raise Failed(f"layer: more than {_MAX_ENTRIES} entries")
+            raise PermanentError(f"layer: more than {_MAX_ENTRIES} entries")
         if header.size > tar.left:
             raise tar.too_large()
         end = tar.position + header.size + -header.size % _BLOCK
@@ -162,8 +162,8 @@ class _Tar:
         """Bytes to the limit."""
         return self._limit - self.position
 
-    def too_large(self) -> Failed:
-        return Failed(f"layer: expands to more than {self._allowance.limit} bytes")
+    def too_large(self) -> PermanentError:
+        return PermanentError(f"layer: expands to more than {self._allowance.limit} bytes")
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, b"" at the end."""
@@ -178,7 +178,7 @@ class _Tar:
         """One to `size` bytes."""
         piece = self.read(size)
         if not piece:
-            raise Failed("layer: tar is cut short")
+            raise PermanentError("layer: tar is cut short")
         return piece
 
     def read_all(self, size: int) -> bytes:
@@ -218,9 +218,9 @@ def _headers(tar: _Tar) -> Iterator[_Header]:
             extensions, records = set(), {}
             continue
         if kind in extensions:
-            raise Failed("layer: two extension headers of one kind for one entry")
+            raise PermanentError("layer: two extension headers of one kind for one entry")
         if size > _MAX_EXTENSION:
-            raise Failed(f"layer: an extension header of more than {_MAX_EXTENSION} bytes")
+            raise PermanentError(f"layer: an extension header of more than {_MAX_EXTENSION} bytes")
         extensions.add(kind)
         body = tar.read_all(size)
         tar.skip(-size % _BLOCK)
@@ -230,11 +230,11 @@ def _headers(tar: _Tar) -> Iterator[_Header]:
             for keyword, value in _pax_records(body):
                 number_of_records += 1
                 if number_of_records > _MAX_RECORDS:
-                    raise Failed(f"layer: more than {_MAX_RECORDS} pax records")
+                    raise PermanentError(f"layer: more than {_MAX_RECORDS} pax records")
                 if keyword in (b"path", b"size", *_SPARSE):
                     records[keyword] = value
     if extensions - {tarfile.XGLTYPE}:
-        raise Failed("layer: tar is cut short")
+        raise PermanentError("layer: tar is cut short")
 
 
 def _header_block(tar: _Tar) -> bytes:
@@ -243,7 +243,7 @@ def _header_block(tar: _Tar) -> bytes:
     if block != _ZEROS:
         return block
     if tar.read_block() not in (_ZEROS, b""):
-        raise Failed("layer: a block of zeros between entries")
+        raise PermanentError("layer: a block of zeros between entries")
     return b""
 
 
@@ -252,10 +252,10 @@ def _size(block: bytes) -> int:
     try:
         size = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size
     except tarfile.TarError as error:
-        raise Failed(f"layer: tar header: {error}") from error
+        raise PermanentError(f"layer: tar header: {error}") from error
     # Anything else is negative, or readers understand it differently.
     if not re.fullmatch(rb" *[0-7]*[ \0]*|\x80.*", block[124:136], re.DOTALL):
-        raise Failed("layer: tar header: malformed size")
+        raise PermanentError("layer: tar header: malformed size")
     return size
 
 
@@ -292,21 +292,21 @@ def _pax_records(body: bytes) -> Iterator[tuple[bytes, bytes]]:
         end = start + _decimal(length)
         keyword, equals, value = body[start + len(length) + 1 : end - 1].partition(b"=")
         if not keyword or not equals or body[end - 1 : end] != b"\n":
-            raise Failed("layer: malformed pax header")
+            raise PermanentError("layer: malformed pax header")
         yield keyword, value
         start = end
 
 
 def _decimal(digits: bytes) -> int:
     if not digits.isdigit() or len(digits) > 20:
-        raise Failed("layer: malformed pax header")
+        raise PermanentError("layer: malformed pax header")
     return int(digits)
 
 
 def _root_name(path: bytes) -> str | None:
     """The name that `path` is in the root; None where it leads elsewhere, or is the root."""
     if len(path) > _MAX_PATH:
-        raise Failed(f"layer: a name of more than {_MAX_PATH} bytes")
+        raise PermanentError(f"layer: a name of more than {_MAX_PATH} bytes")
     folder, _, name = path.rstrip(b"/").rpartition(b"/")
     components = set(folder.split(b"/"))
     if path.startswith(b"/") or not components <= {b"", b"."} or name in (b"", b".", b".."):
@@ -321,7 +321,7 @@ def _unpacked(layer: Readable) -> Readable:
     """The tar that `layer` is, or that it has been compressed from."""
     packed = _Peeked(layer, len(_ZSTD))
     if packed.head.startswith(_ZSTD):
-        raise Failed("layer: zstd layers are not read, only plain and gzipped ones")
+        raise PermanentError("layer: zstd layers are not read, only plain and gzipped ones")
     return _Gunzipped(packed) if packed.head.startswith(_GZIP) else packed
 
 
@@ -363,14 +363,14 @@ class _Gunzipped:
                 # Without input, too: what it was given before can expand to more.
                 piece = self._member.decompress(self._chunk, size)
             except zlib.error as error:
-                raise Failed(f"layer: gzip: {error}") from error
+                raise PermanentError(f"layer: gzip: {error}") from error
             self._chunk = self._member.unconsumed_tail
             if piece:
                 return piece
             if not self._member.eof:
                 self._chunk = self._packed.read(_CHUNK)
                 if not self._chunk:
-                    raise Failed("layer: gzip stream is cut short")
+                    raise PermanentError("layer: gzip stream is cut short")
 
     def _next_member(self) -> bool:
         rest = self._member.unused_data.lstrip(b"\0")
@@ -380,7 +380,7 @@ class _Gunzipped:
                 return False
             rest = chunk.lstrip(b"\0")
         if self._members == _MAX_ENTRIES:
-            raise Failed(f"layer: more than {_MAX_ENTRIES} gzip members")
+            raise PermanentError(f"layer: more than {_MAX_ENTRIES} gzip members")
         self._members += 1
         self._member, self._chunk = zlib.decompressobj(_GZIP_FORMAT), rest
         return True

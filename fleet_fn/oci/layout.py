@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.files import read_small
 from fleet_fn.oci.manifest import MAX_MANIFEST, digest_of, read_descriptor, read_json_object
 from fleet_fn.oci.reference import Reference
@@ -29,22 +29,22 @@ class Layout:
         """The entries of the layout's index, of whatever kind: some may be of none that is known here.
 
         Raises:
-            Failed: this is no layout, or its index is malformed.
+            PermanentError: this is no layout, or its index is malformed.
 
         """
         marker = read_json_object(self._read(self.folder / LAYOUT_FILE), LAYOUT_FILE)
         if marker.get("imageLayoutVersion") != LAYOUT_VERSION:
-            raise Failed(f"image layout of version {marker.get('imageLayoutVersion')!r}, not {LAYOUT_VERSION}")
+            raise PermanentError(f"image layout of version {marker.get('imageLayoutVersion')!r}, not {LAYOUT_VERSION}")
         manifests = read_json_object(self._read(self.folder / "index.json"), "index.json").get("manifests")
         if not isinstance(manifests, list):
-            raise Failed("index.json has no list of manifests")
+            raise PermanentError("index.json has no list of manifests")
         return manifests
 
     def manifest(self, reference: Reference) -> bytes:
         """The verified bytes of the manifest or the index that a reference names.
 
         Raises:
-            Failed: there is none, or its bytes are not what its descriptor says.
+            PermanentError: there is none, or its bytes are not what its descriptor says.
 
         """
         tagged = [entry for entry in self.index() if tag_of(entry) == reference.tag]
@@ -53,13 +53,15 @@ class Layout:
             return self.content(reference.digest)
         descriptors = {d.digest: d for d in (read_descriptor(entry, f"tag {reference.tag}") for entry in tagged)}
         if not descriptors:
-            raise Failed(f"no tag {reference.tag} in the layout {reference.name}")
+            raise PermanentError(f"no tag {reference.tag} in the layout {reference.name}")
         if len(descriptors) > 1:
-            raise Failed(f"tag {reference.tag} stands at {len(descriptors)} manifests in the layout {reference.name}")
+            raise PermanentError(
+                f"tag {reference.tag} stands at {len(descriptors)} manifests in the layout {reference.name}"
+            )
         (descriptor,) = descriptors.values()
         content = self.content(descriptor.digest)
         if len(content) != descriptor.size:
-            raise Failed(
+            raise PermanentError(
                 f"manifest {descriptor.digest} has {len(content)} bytes where there should be {descriptor.size}"
             )
         return content
@@ -68,12 +70,12 @@ class Layout:
         """The verified bytes of a small blob.
 
         Raises:
-            Failed: it is not there, is larger than `MAX_MANIFEST`, or has other bytes than its digest says.
+            PermanentError: it is not there, is larger than `MAX_MANIFEST`, or has other bytes than its digest says.
 
         """
         content = self._read(self.blob(digest))
         if digest_of(content) != digest:
-            raise Failed(f"blob {digest} has another digest than its name")
+            raise PermanentError(f"blob {digest} has another digest than its name")
         return content
 
     def _read(self, path: Path) -> bytes:
@@ -82,9 +84,9 @@ class Layout:
             return read_small(path, MAX_MANIFEST, f"{what} in the layout {self.folder.name}")
         except (FileNotFoundError, NotADirectoryError) as error:
             reason = f"no {what} in the layout" if path.name != LAYOUT_FILE else "no image layout"
-            raise Failed(f"{reason} {self.folder.name}") from error
+            raise PermanentError(f"{reason} {self.folder.name}") from error
         except OSError as error:
-            raise Failed(f"{what} in the layout {self.folder.name}: {error.strerror}") from error
+            raise PermanentError(f"{what} in the layout {self.folder.name}: {error.strerror}") from error
 
 
 def tag_of(entry: object) -> object:

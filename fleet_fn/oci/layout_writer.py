@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.oci.layout import LAYOUT_FILE, LAYOUT_VERSION, TAG_ANNOTATION, Layout, tag_of
 from fleet_fn.oci.manifest import INDEX, MANIFEST, digest_of
 from fleet_fn.oci.publication import (
@@ -30,7 +30,7 @@ def layout_reference(text: str, default_tag: str | None = None) -> Reference:
     """The reference that `oci-layout:DIR[:TAG|@DIGEST]` spells.
 
     Raises:
-        Failed: it spells none.
+        PermanentError: it spells none.
 
     """
     rest = text.removeprefix(LAYOUT_SCHEME)
@@ -40,7 +40,7 @@ def layout_reference(text: str, default_tag: str | None = None) -> Reference:
     if colon and "/" not in tail:
         folder, tag = head, tail
     if not folder or (colon and not tail):
-        raise Failed(f"{text!r}: expected {LAYOUT_SCHEME}DIR:TAG")
+        raise PermanentError(f"{text!r}: expected {LAYOUT_SCHEME}DIR:TAG")
     # The folder is the caller's own and may have any name; tag and digest are checked as everywhere.
     checked = parse_reference(f"name{f':{tag}' if tag else ''}{f'@{digest}' if at else ''}")
     path = Path(folder).absolute()
@@ -69,7 +69,7 @@ def publish_to_layout(
         force: the tag may be moved from other bytes.
 
     Raises:
-        Failed: the tag has other bytes, or the layout cannot be read.
+        PermanentError: the tag has other bytes, or the layout cannot be read.
         OSError: the layout cannot be written.
 
     """
@@ -99,7 +99,7 @@ def _mixed(
 ) -> Iterator[str]:
     """Tags where the version has other bytes."""
     for tag in filter(None, map(tag_of, entries)):
-        with suppress(Failed):  # a manifest of another kind
+        with suppress(PermanentError):  # a manifest of another kind
             tagged = Reference(reference.prefix, reference.name, str(tag), None)
             if mixes(layout.manifest(tagged), str(tag), sha256, annotations):
                 yield str(tag)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.oci.reference import is_digest
 from fleet_fn.protocol.strict_json import parse_json
 
@@ -68,7 +68,7 @@ def read_manifest(content: bytes) -> Manifest | Index:
     """The manifest or the index that `content` is, which whoever fetched it has verified against its digest.
 
     Raises:
-        Failed: it is neither; the reason tells what is wrong with it.
+        PermanentError: it is neither; the reason tells what is wrong with it.
 
     """
     value = read_json_object(content, "manifest")
@@ -77,16 +77,16 @@ def read_manifest(content: bytes) -> Manifest | Index:
     if "mediaType" not in value:
         # Optional with OCI. What has both lists means different things to different readers (CVE-2021-41190).
         if layers is not None and manifests is not None:
-            raise Failed("manifest has layers and manifests, and no media type to tell which count")
+            raise PermanentError("manifest has layers and manifests, and no media type to tell which count")
         media_type = INDEX if manifests is not None else MANIFEST
     if media_type in INDEXES:
         if not isinstance(manifests, list):
-            raise Failed("index has no list of manifests")
+            raise PermanentError("index has no list of manifests")
         return Index(manifests)
     if media_type not in MANIFESTS:
-        raise Failed(f"{str(media_type)[:100]} is not read, only images, artifacts and indexes of them")
+        raise PermanentError(f"{str(media_type)[:100]} is not read, only images, artifacts and indexes of them")
     if not isinstance(layers, list):
-        raise Failed("manifest has no list of layers")
+        raise PermanentError("manifest has no list of layers")
     return Manifest(value.get("config"), layers, _annotations(value, "manifest"))
 
 
@@ -94,16 +94,16 @@ def read_descriptor(value: object, what: str) -> Descriptor:
     """The descriptor that `value`, a piece of JSON called `what`, holds.
 
     Raises:
-        Failed: it is none, or its digest is not a SHA-256.
+        PermanentError: it is none, or its digest is not a SHA-256.
 
     """
     if not isinstance(value, dict):
-        raise Failed(f"{what} is no descriptor")
+        raise PermanentError(f"{what} is no descriptor")
     media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
     if not isinstance(media_type, str) or not isinstance(digest, str) or type(size) is not int or size < 0:
-        raise Failed(f"{what} has no media type, digest or size")
+        raise PermanentError(f"{what} has no media type, digest or size")
     if not is_digest(digest):
-        raise Failed(f"{what} has a digest that is not a sha256")
+        raise PermanentError(f"{what} has a digest that is not a sha256")
     return Descriptor(media_type, digest, size, _annotations(value, what), _platform(value.get("platform"), what))
 
 
@@ -116,15 +116,15 @@ def read_json_object(content: bytes, what: str) -> dict[str, Any]:
     """The JSON object that `content` is.
 
     Raises:
-        Failed: it is none.
+        PermanentError: it is none.
 
     """
     try:
         value = parse_json(content)
     except ValueError as error:
-        raise Failed(f"{what}: {error}") from error
+        raise PermanentError(f"{what}: {error}") from error
     if not isinstance(value, dict):
-        raise Failed(f"{what} is not a JSON object")
+        raise PermanentError(f"{what} is not a JSON object")
     return value
 
 
@@ -133,7 +133,7 @@ def _annotations(value: Mapping[str, Any], what: str) -> Mapping[str, str]:
     if annotations is None:
         return {}
     if not isinstance(annotations, dict) or not all(isinstance(text, str) for text in annotations.values()):
-        raise Failed(f"{what} has annotations that are no map of texts")
+        raise PermanentError(f"{what} has annotations that are no map of texts")
     return annotations
 
 
@@ -142,5 +142,5 @@ def _platform(value: object, what: str) -> str | None:
         return None
     parts = [value.get(key) for key in ("os", "architecture", "variant")] if isinstance(value, dict) else []
     if not parts or not all(part is None or isinstance(part, str) for part in parts):
-        raise Failed(f"{what} has a platform that is no map of texts")
+        raise PermanentError(f"{what} has a platform that is no map of texts")
     return "/".join(part for part in parts if part) or None

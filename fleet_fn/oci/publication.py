@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.oci.artifact import FIRMWARE_LAYER, FIRMWARE_TITLE, read_artifact
 from fleet_fn.oci.manifest import MANIFEST, TITLE_ANNOTATION, VERSION_ANNOTATION, digest_of
 from fleet_fn.protocol.dialects import EMBEDDED_VERSION_BYTES
@@ -57,7 +57,7 @@ class Content:
         """The bytes in chunks.
 
         Raises:
-            Failed: the file cannot be read, or has become shorter.
+            PermanentError: the file cannot be read, or has become shorter.
 
         """
         try:
@@ -67,16 +67,16 @@ class Content:
                 left -= len(chunk)
                 yield chunk
         except OSError as error:
-            raise Failed(f"the firmware cannot be read: {error.strerror}") from error
+            raise PermanentError(f"the firmware cannot be read: {error.strerror}") from error
         if left:
-            raise Failed("the firmware's file has become shorter meanwhile")
+            raise PermanentError("the firmware's file has become shorter meanwhile")
         yield _PADDING * (self.size - self._in_file)
 
     def sha256(self) -> str:
         """The SHA-256 of all bytes, in hexadecimal.
 
         Raises:
-            Failed: as with iterating.
+            PermanentError: as with iterating.
 
         """
         digest = hashlib.sha256()
@@ -136,7 +136,7 @@ def describe(media_type: str, content: bytes) -> dict[str, Any]:
 
 def mixes(manifest: bytes, tag: str, sha256: str, annotations: Mapping[str, str]) -> bool:
     """Whether the manifest at a tag has other bytes for the version that is to be published."""
-    with suppress(Failed):  # a manifest of another kind
+    with suppress(PermanentError):  # a manifest of another kind
         artifact = read_artifact(manifest, tag)
         return artifact.version == annotations.get(VERSION_ANNOTATION) and artifact.layer.checksum.hex() != sha256
     return False
@@ -146,10 +146,10 @@ def refuse_to_move(manifest: bytes, tag: str | None, sha256: str) -> None:
     """Checks that the manifest at a tag has the very bytes that are to be published under it.
 
     Raises:
-        Failed: it has others, or none that could be compared.
+        PermanentError: it has others, or none that could be compared.
 
     """
-    with suppress(Failed):  # a manifest of another kind
+    with suppress(PermanentError):  # a manifest of another kind
         if read_artifact(manifest, tag).layer.checksum.hex() == sha256:
             return
-    raise Failed(f"tag {tag} has other bytes already: publish another version, or move it with --force")
+    raise PermanentError(f"tag {tag} has other bytes already: publish another version, or move it with --force")

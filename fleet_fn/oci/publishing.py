@@ -47,8 +47,8 @@ def publish_to_registry(
         force: the tag may be moved from other bytes.
 
     Raises:
-        Failed: the tag has other bytes, or the registry does not take the firmware; the reason tells why.
-        Retry: the registry is not there.
+        PermanentError: the tag has other bytes, or the registry does not take the firmware; the reason tells why.
+        TransientError: the registry is not there.
 
     """
     assert reference.tag  # noqa: S101 - `registry_reference` gave it one

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 
 #: Begins the text that names an image layout in a folder, instead of a repository in a registry.
 LAYOUT_SCHEME: Final = "oci-layout:"
@@ -50,17 +50,17 @@ def parse_reference(text: str, prefix: str = "") -> Reference:
     """The reference that `text` spells: `name`, `name:tag` or `name@digest`; with neither, the tag is `latest`.
 
     Raises:
-        Failed: it is none, or tries to leave `prefix`.
+        PermanentError: it is none, or tries to leave `prefix`.
 
     """
     rest, at, digest = text.partition("@")
     name, colon, tag = rest.partition(":")
     if not is_name(name):
-        raise Failed(f"invalid reference {_quoted(text)}: the name is not a path of lower-case components")
+        raise PermanentError(f"invalid reference {_quoted(text)}: the name is not a path of lower-case components")
     if colon and not is_tag(tag):
-        raise Failed(f"invalid reference {_quoted(text)}: not a tag after the colon")
+        raise PermanentError(f"invalid reference {_quoted(text)}: not a tag after the colon")
     if at and not is_digest(digest):
-        raise Failed(f"invalid reference {_quoted(text)}: not a sha256 digest after the @")
+        raise PermanentError(f"invalid reference {_quoted(text)}: not a sha256 digest after the @")
     return Reference(prefix, name, tag or (None if at else "latest"), digest or None)
 
 
@@ -68,7 +68,7 @@ def image_reference(text: str, prefix: str, application: str, platform: str | No
     """The reference that `text` spells below `prefix`, in which `{application}` is replaced.
 
     Raises:
-        Failed: it spells none, or the application's name cannot stand there.
+        PermanentError: it spells none, or the application's name cannot stand there.
 
     """
     reference = parse_reference(text, fill_in(prefix, {"application": application}))
@@ -94,13 +94,15 @@ def fill_in(template: str, names: Mapping[str, str]) -> str:
     """`template` with `{application}` and such replaced by the names of that application and such.
 
     Raises:
-        Failed: a name that is not one valid path component would be put in.
+        PermanentError: a name that is not one valid path component would be put in.
 
     """
     for placeholder, name in names.items():
         if f"{{{placeholder}}}" in template:
             if not re.fullmatch(_COMPONENT, name) or len(name) > _MAX_NAME:
-                raise Failed(f"{placeholder} name {_quoted(name)} is not one valid path component of a reference")
+                raise PermanentError(
+                    f"{placeholder} name {_quoted(name)} is not one valid path component of a reference"
+                )
             template = template.replace(f"{{{placeholder}}}", name)
     return template
 

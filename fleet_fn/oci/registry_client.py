@@ -8,7 +8,7 @@ from urllib.parse import urljoin
 
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.http.address_policy import permitting, split_url
 from fleet_fn.http.client import Answer, Count, Stream, Upstream
 from fleet_fn.oci.authentication import Authorization
@@ -54,22 +54,23 @@ class Distribution:
         """What a tag stands at right now: a manifest's or an index's digest and bytes.
 
         Raises:
-            Failed: there is no such tag, or the registry does not let us see it, or what it answers makes no sense.
-            Retry: the registry does not answer in time.
+            PermanentError: there is no such tag, or the registry does not let us see it, or what it answers makes no
+                sense.
+            TransientError: the registry does not answer in time.
 
         """
         answer = self._manifest(repository, tag, deadline)
         digest = digest_of(answer.body)
         told = _told_digest(answer.headers)
         if told not in (None, digest):
-            raise Failed(f"digest mismatch: the registry says that tag {tag} is {told}, but sends {digest}")
+            raise PermanentError(f"digest mismatch: the registry says that tag {tag} is {told}, but sends {digest}")
         return digest, answer.body
 
     def digest(self, repository: str, tag: str, deadline: Deadline) -> str | None:
         """The digest that a tag stands at right now, for the price of a HEAD; None where the registry does not tell.
 
         Raises:
-            Failed, Retry: as with `tagged`.
+            PermanentError, TransientError: as with `tagged`.
 
         """
         answer, _ = self._ask_for_manifest("HEAD", repository, tag, deadline)
@@ -80,7 +81,7 @@ class Distribution:
         """The verified bytes of the manifest or index that has a digest.
 
         Raises:
-            Failed, Retry: as with `tagged`.
+            PermanentError, TransientError: as with `tagged`.
 
         """
         return _verified(self._manifest(repository, digest, deadline).body, digest)
@@ -89,12 +90,12 @@ class Distribution:
         """The verified bytes of a small blob: `MAX_MANIFEST` at most.
 
         Raises:
-            Failed: as with `tagged`; or the blob is larger.
-            Retry: as with `tagged`.
+            PermanentError: as with `tagged`; or the blob is larger.
+            TransientError: as with `tagged`.
 
         """
         if blob.size > MAX_MANIFEST:
-            raise Failed(f"blob {blob.digest} has {blob.size} bytes; at most {MAX_MANIFEST} are read")
+            raise PermanentError(f"blob {blob.digest} has {blob.size} bytes; at most {MAX_MANIFEST} are read")
         content = bytearray()
         with self._blob(repository, blob, deadline) as stream:
             while len(content) < blob.size and (piece := stream.read(blob.size - len(content), deadline)):
@@ -108,8 +109,8 @@ class Distribution:
         However large it is, it may take its time as long as there is progress.
 
         Raises:
-            Failed: there is no such blob, or it has another size.
-            Retry: the registry does not answer, or nothing comes any more; when reading, too.
+            PermanentError: there is no such blob, or it has another size.
+            TransientError: the registry does not answer, or nothing comes any more; when reading, too.
 
         """
         with self._blob(repository, blob, Deadline(STALLED)) as stream:
@@ -153,19 +154,19 @@ class Distribution:
                 stack.close()
                 redirects += 1
                 if redirects > _MAX_REDIRECTS:
-                    raise Failed(f"{self._name}: more than {_MAX_REDIRECTS} redirects for a blob")
+                    raise PermanentError(f"{self._name}: more than {_MAX_REDIRECTS} redirects for a blob")
                 # Credentials stay behind, even where the host is the same.
                 url, authorization = _joined(url, location, self._name), None
                 upstream, path = self._elsewhere(url, deadline)
                 stream = stack.enter_context(upstream.stream(path, deadline, _ACCEPT_BLOBS))
             if redirects and stream.status != 200:
-                raise Failed(f"{upstream.name}: answered {stream.status} for a blob")
+                raise PermanentError(f"{upstream.name}: answered {stream.status} for a blob")
             self._raise_for_status(stream.status, f"no blob {blob.digest} in {repository}", repository, authorization)
             announced = stream.headers.get("Content-Length")
             if announced is not None and announced != str(blob.size):
                 if not (announced.isascii() and announced.isdigit()):  # not repeated: it may be what we were known by
-                    raise Failed(f"size mismatch: blob {blob.digest} has a size that is no number")
-                raise Failed(
+                    raise PermanentError(f"size mismatch: blob {blob.digest} has a size that is no number")
+                raise PermanentError(
                     f"size mismatch: blob {blob.digest} has {announced} bytes where there should be {blob.size}"
                 )
             yield stream
@@ -177,13 +178,13 @@ class Distribution:
         return self._authorization.answer_to(repository, refused, challenges, deadline)
 
     def _raise_for_status(self, status: int, missing: str, repository: str, authorization: str | None) -> None:
-        """Raises `Failed` for any answer but one that brings what was asked for."""
+        """Raises `PermanentError` for any answer but one that brings what was asked for."""
         if status == 404:
-            raise Failed(missing)
+            raise PermanentError(missing)
         if status in (401, 403):
             raise self._authorization.refusal(repository, authorization)
         if status != 200:
-            raise Failed(f"{self._name}: answered {status}")
+            raise PermanentError(f"{self._name}: answered {status}")
 
     def _fetch_token(self, url: str, headers: Mapping[str, str], deadline: Deadline) -> Answer:
         upstream, path = self._elsewhere(url, deadline)
@@ -193,7 +194,7 @@ class Distribution:
         """Whom to ask at a URL that the registry sent us to, and the path there.
 
         Raises:
-            Failed: no request may go there.
+            PermanentError: no request may go there.
 
         """
         origin, path = split_url(url, plain_http=self._plain_http, registry=self._name)
@@ -216,18 +217,18 @@ class _Download:
         """What comes next, at most `size` bytes; none after as many as the descriptor says, or where it ends early.
 
         Raises:
-            Retry: the connection broke, or nothing comes any more.
-            Failed: what comes is not HTTP.
+            TransientError: the connection broke, or nothing comes any more.
+            PermanentError: what comes is not HTTP.
 
         """
         if not self._left:
             return b""
         try:
             piece = self._stream.read(min(size, self._left), self._window)
-        except Retry as error:
+        except TransientError as error:
             if self._window.remaining:
                 raise
-            raise Retry(f"{self._registry}: a download made no progress for {STALLED:g} s") from error
+            raise TransientError(f"{self._registry}: a download made no progress for {STALLED:g} s") from error
         self._left -= len(piece)
         self._progress += len(piece)
         if self._progress >= _PROGRESS:
@@ -247,7 +248,7 @@ def _told_digest(headers: http.client.HTTPMessage) -> str | None:
 def _verified(content: bytes, digest: str) -> bytes:
     actual = digest_of(content)
     if actual != digest:
-        raise Failed(f"digest mismatch: the registry sends {actual} for {digest}")
+        raise PermanentError(f"digest mismatch: the registry sends {actual} for {digest}")
     return content
 
 
@@ -255,4 +256,4 @@ def _joined(base: str, location: str, registry: str) -> str:
     try:
         return urljoin(base, location)
     except ValueError as error:
-        raise Failed(f"{registry}: sends us to a malformed URL") from error
+        raise PermanentError(f"{registry}: sends us to a malformed URL") from error

@@ -23,7 +23,7 @@ from oras.provider import Registry
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 
-from fleet_fn.errors import Failed, Retry, UpstreamError
+from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.oci.access import Access
 from fleet_fn.oci.authentication import parse_challenges
 from fleet_fn.oci.docker_config import Credentials
@@ -62,7 +62,7 @@ class RegistryClient:
         """The repository `name` of the registry at `host`, perhaps with a port.
 
         Raises:
-            Failed: the file of trust anchors cannot be read.
+            PermanentError: the file of trust anchors cannot be read.
 
         """
         self._host = host
@@ -84,7 +84,7 @@ class RegistryClient:
         """The manifest or index that a tag stands at, or None where there is no such tag.
 
         Raises:
-            Failed, Retry: the registry does not tell.
+            PermanentError, TransientError: the registry does not tell.
 
         """
         accept = {"Accept": ", ".join(MANIFESTS + INDEXES)}
@@ -95,7 +95,7 @@ class RegistryClient:
         """The tags of the repository; of many, the first thousand or so.
 
         Raises:
-            Failed, Retry: the registry does not tell.
+            PermanentError, TransientError: the registry does not tell.
 
         """
         answer = self._request("GET", f"{self._repository}/tags/list?n=1000")
@@ -106,18 +106,18 @@ class RegistryClient:
         """Brings a blob, whose digest is `sha256:…`, into the repository, unless it is there.
 
         Raises:
-            Failed: the registry does not take it, or the content cannot be read.
-            Retry: the registry is not there.
+            PermanentError: the registry does not take it, or the content cannot be read.
+            TransientError: the registry is not there.
 
         """
         if self._request("HEAD", f"{self._repository}/blobs/{digest}", missing=(404,)).status != 404:
             return
         session = self._request("POST", f"{self._repository}/blobs/uploads/")
         if not (location := session.headers.get("Location")):
-            raise Failed(f"{self._host}: does not say where to upload to: is it a registry?")
+            raise PermanentError(f"{self._host}: does not say where to upload to: is it a registry?")
         url = urljoin(session.url, location)
         if self._origin.startswith("https:") and not url.startswith("https:"):
-            raise Failed(f"{self._host}: wants the upload sent to where there is no TLS")
+            raise PermanentError(f"{self._host}: wants the upload sent to where there is no TLS")
         self._request(
             "PUT",
             f"{url}{'&' if '?' in url else '?'}digest={digest}",
@@ -129,7 +129,8 @@ class RegistryClient:
         """Has `tag` stand at a manifest, and makes sure that it does.
 
         Raises:
-            Failed, Retry: the registry does not take the manifest; or the tag stands at something else afterwards.
+            PermanentError, TransientError: the registry does not take the manifest; or the tag stands at something
+                else afterwards.
 
         """
         url, digest = f"{self._repository}/manifests/{tag}", digest_of(manifest)
@@ -139,7 +140,7 @@ class RegistryClient:
             found = digest_of(self.manifest(tag) or b"")
         if found != digest:
             elsewhere = found if is_digest(found) else "something else"  # what is no digest may be a secret of ours
-            raise Failed(
+            raise PermanentError(
                 f"{self._host}: the tag {tag} stands at {elsewhere} instead of {digest}, which was sent: is "
                 "somebody else publishing to it?"
             )
@@ -156,7 +157,7 @@ class RegistryClient:
         """The answer to a request: one of success, or one whose status is among `missing`.
 
         Raises:
-            Failed, Retry: any other answer, or none.
+            PermanentError, TransientError: any other answer, or none.
 
         """
         try:
@@ -166,36 +167,36 @@ class RegistryClient:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise self._reason(error) from error
         if len(body) > MAX_MANIFEST:
-            raise Failed(f"{self._host}: answers with more than {MAX_MANIFEST} bytes")
+            raise PermanentError(f"{self._host}: answers with more than {MAX_MANIFEST} bytes")
         self._raise_for_status(answer, method, missing)
         return answer
 
     def _raise_for_status(self, answer: _Answer, method: str, missing: tuple[int, ...]) -> None:
         status, said = answer.status, self._said(answer.body)
         if status == 429 or status >= 500:
-            raise Retry(f"{self._host}: answered {status}{said}")
+            raise TransientError(f"{self._host}: answered {status}{said}")
         if status == 401:
-            raise Failed(
+            raise PermanentError(
                 f"{self._host}: the credentials were refused{said}"
                 if self._auth.credentials
                 else f"{self._host}: wants credentials: set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, "
                 f"or log in as docker does{said}"
             )
         if status == 403:
-            raise Failed(f"{self._host}: this is not allowed in {self._name}{said}")
+            raise PermanentError(f"{self._host}: this is not allowed in {self._name}{said}")
         if status == 413:
-            raise Failed(f"{self._host}: that is too large for it{said}")
+            raise PermanentError(f"{self._host}: that is too large for it{said}")
         if status == 400 and b"HTTPS server" in answer.body and self._insecure:
-            raise Failed(f"{self._host}: speaks TLS: leave --insecure out")
+            raise PermanentError(f"{self._host}: speaks TLS: leave --insecure out")
         if status in missing:
             return
         if method != "HEAD" and answer.headers.get("Content-Type", "").lower().startswith("text/html"):
-            raise Failed(f"{self._host}: answers with a web page: is it a registry?")
+            raise PermanentError(f"{self._host}: answers with a web page: is it a registry?")
         if 200 <= status < 300:
             return
         if status == 404:
-            raise Failed(f"{self._host}: no {self._name}, or no such interface{said}")
-        raise Failed(f"{self._host}: answered {status} to a {method}{said}")
+            raise PermanentError(f"{self._host}: no {self._name}, or no such interface{said}")
+        raise PermanentError(f"{self._host}: answered {status} to a {method}{said}")
 
     def _said(self, body: bytes) -> str:
         """What the registry said besides (OCI distribution specification, "Error Codes"), without our secrets."""
@@ -214,27 +215,27 @@ class RegistryClient:
         if told := _first(causes, UpstreamError):  # of the content that was to be sent
             return told
         if _first(causes, requests.exceptions.ProxyError):
-            return Retry(f"{host}: the proxy that the environment names does not lead there")
+            return TransientError(f"{host}: the proxy that the environment names does not lead there")
         if untrusted := _first(causes, ssl.SSLCertVerificationError):
             advice = "; --ca-file names whom to trust" if untrusted.verify_code in _UNKNOWN_ISSUER else ""
-            return Failed(f"{host}: certificate not trusted: {untrusted.verify_message}{advice}")
+            return PermanentError(f"{host}: certificate not trusted: {untrusted.verify_message}{advice}")
         if tls := _first(causes, ssl.SSLError):
             if tls.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-                return Failed(f"{host}: does not speak TLS; --insecure is for plain HTTP")
-            return Retry(f"{host}: TLS: {tls.reason or 'handshake failed'}")
+                return PermanentError(f"{host}: does not speak TLS; --insecure is for plain HTTP")
+            return TransientError(f"{host}: TLS: {tls.reason or 'handshake failed'}")
         if _first(causes, socket.gaierror):
-            return Failed(f"{host}: host not found")
+            return PermanentError(f"{host}: host not found")
         if _first(causes, ConnectionRefusedError):
-            return Retry(f"{host}: connection refused")
+            return TransientError(f"{host}: connection refused")
         if _first(causes, TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError):
-            return Retry(f"{host}: no answer in time")
+            return TransientError(f"{host}: no answer in time")
         if _first(causes, ConnectionError, http.client.IncompleteRead):
-            return Retry(f"{host}: connection closed without an answer")
+            return TransientError(f"{host}: connection closed without an answer")
         if _first(causes, http.client.HTTPException):
-            return Failed(f"{host}: answer is not HTTP")
+            return PermanentError(f"{host}: answer is not HTTP")
         if (network := _first(causes, OSError)) and network.strerror:
-            return Retry(f"{host}: {network.strerror}")
-        return Failed(f"{host}: answers what makes no sense ({type(error).__name__})")
+            return TransientError(f"{host}: {network.strerror}")
+        return PermanentError(f"{host}: answers what makes no sense ({type(error).__name__})")
 
 
 class _Registry(Registry):  # type: ignore[misc] # oras-py has no types
@@ -332,7 +333,7 @@ class _Auth(TokenAuth):  # type: ignore[misc] # oras-py has no types
             return None
         is_plain = realm.scheme == "http" and (self.prefix, self._host) != ("http", realm.hostname)
         if self.credentials and is_plain:
-            raise Failed("the registry wants our credentials sent to where there is no TLS")
+            raise PermanentError("the registry wants our credentials sent to where there is no TLS")
         try:
             token = self.request_token(authHeader(parameters))
         except (AttributeError, RecursionError):  # oras-py takes whatever JSON comes for an object

@@ -25,7 +25,7 @@ EMBEDDED_VERSION_BYTES = 16
 MAX_VERSION_BYTES = 255
 
 
-class InvalidStatus(Exception):
+class InvalidStatusError(Exception):
     """A payload is no status. The text tells a device's developer why, in one line."""
 
 
@@ -75,16 +75,16 @@ def decode_status(payload: bytes, content_type: str | None = None) -> tuple[Stat
         content_type: what the device said they are; anything but CBOR and JSON is told from the bytes themselves.
 
     Raises:
-        InvalidStatus: the payload is no status of any dialect.
+        InvalidStatusError: the payload is no status of any dialect.
 
     """
     encoding = _encoding(payload, content_type)
     try:
         fields = _parse_cbor(payload) if encoding is Encoding.CBOR else _parse_json(payload)
     except ValueError as error:
-        raise InvalidStatus(str(error)) from error
+        raise InvalidStatusError(str(error)) from error
     if not isinstance(fields, Mapping):
-        raise InvalidStatus("a status is a map")
+        raise InvalidStatusError("a status is a map")
     return _read_packed(fields) if _has(fields, 0) else _read_named(fields, encoding)
 
 
@@ -98,12 +98,12 @@ def _encoding(payload: bytes, content_type: str | None) -> Encoding:
         return Encoding.CBOR
     if payload.lstrip(b" \t\r\n").startswith(b"{"):
         return Encoding.JSON
-    raise InvalidStatus("neither a CBOR map nor a JSON object" if payload else "the payload is empty")
+    raise InvalidStatusError("neither a CBOR map nor a JSON object" if payload else "the payload is empty")
 
 
 def _read_packed(fields: Mapping[Any, Any]) -> tuple[Status, AnswerForm]:
     if _has(fields, "version"):
-        raise InvalidStatus("a version under the integer key 0 and another under the text key 'version'")
+        raise InvalidStatusError("a version under the integer key 0 and another under the text key 'version'")
     status = Status(
         version=_version(fields, 0, "version (key 0)"),
         mtu=_mtu(fields, 1, "mtu (key 1)"),
@@ -128,7 +128,7 @@ def _read_named(fields: Mapping[Any, Any], encoding: Encoding) -> tuple[Status, 
     try:
         version.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidStatus("version: not UTF-8, and this dialect's answers have versions as text") from error
+        raise InvalidStatusError("version: not UTF-8, and this dialect's answers have versions as text") from error
     return Status(version, mtu, None, progress), AnswerForm(Dialect.DOCUMENTED, encoding)
 
 
@@ -144,24 +144,24 @@ def _get(fields: Mapping[Any, Any], key: int | str) -> Any:
 def _version(fields: Mapping[Any, Any], key: int | str, name: str) -> bytes:
     value = _get(fields, key)
     if not isinstance(value, bytes | str):
-        raise InvalidStatus(f"{name}: {'missing' if value is None else 'neither text nor a byte string'}")
+        raise InvalidStatusError(f"{name}: {'missing' if value is None else 'neither text nor a byte string'}")
     version = value.encode("utf-8") if isinstance(value, str) else value
     if len(version) > MAX_VERSION_BYTES:
-        raise InvalidStatus(f"{name}: {len(version)} bytes, at most {MAX_VERSION_BYTES} are taken")
+        raise InvalidStatusError(f"{name}: {len(version)} bytes, at most {MAX_VERSION_BYTES} are taken")
     return version
 
 
 def _u32(fields: Mapping[Any, Any], key: int | str, name: str) -> int | None:
     value = _get(fields, key)
     if value is not None and (type(value) is not int or not 0 <= value <= U32_MAX):
-        raise InvalidStatus(f"{name}: not an integer from 0 to 4294967295")
+        raise InvalidStatusError(f"{name}: not an integer from 0 to 4294967295")
     return value
 
 
 def _mtu(fields: Mapping[Any, Any], key: int | str, name: str) -> int | None:
     mtu = _u32(fields, key, name)
     if mtu == 0:
-        raise InvalidStatus(f"{name}: a block has at least 1 byte")
+        raise InvalidStatusError(f"{name}: a block has at least 1 byte")
     return mtu
 
 
@@ -172,10 +172,10 @@ def _progress(
     if inner is None:
         return None
     if not isinstance(inner, Mapping):
-        raise InvalidStatus(f"{name}: not a map")
+        raise InvalidStatusError(f"{name}: not a map")
     position = _u32(inner, offset, f"offset in {name}")
     if position is None:
-        raise InvalidStatus(f"offset in {name}: missing")
+        raise InvalidStatusError(f"offset in {name}: missing")
     return Progress(_version(inner, version, f"version in {name}"), position)
 
 

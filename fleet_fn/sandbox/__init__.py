@@ -1,6 +1,6 @@
 """A Drogue Cloud on this machine, to try devices and the function against."""
 
 from fleet_fn.sandbox.cloud import Sandbox
-from fleet_fn.sandbox.refusal import Refused
+from fleet_fn.sandbox.refusal import RefusedError
 
-__all__ = ["Refused", "Sandbox"]
+__all__ = ["RefusedError", "Sandbox"]

@@ -11,7 +11,7 @@ from fleet_fn.sandbox.delivery import Delivery, Sink, authorization
 from fleet_fn.sandbox.endpoints import Endpoints
 from fleet_fn.sandbox.events import registry_event
 from fleet_fn.sandbox.objects import Object
-from fleet_fn.sandbox.refusal import Refused
+from fleet_fn.sandbox.refusal import RefusedError
 from fleet_fn.sandbox.registry import Registry, copied
 from fleet_fn.sandbox.rights import Rights
 from fleet_fn.sandbox.server import Server
@@ -66,7 +66,7 @@ class Sandbox:
             log: takes one line, without secrets, for each thing that happens.
 
         Raises:
-            Refused: an object that Drogue Cloud would not take, or that the sandbox has no means for.
+            RefusedError: an object that Drogue Cloud would not take, or that the sandbox has no means for.
             ValueError: an option makes no sense.
 
         """
@@ -155,7 +155,7 @@ class Sandbox:
         """A copy of an application, or of one of its devices.
 
         Raises:
-            Refused: there is none.
+            RefusedError: there is none.
 
         """
         registry = self._registry
@@ -167,12 +167,12 @@ class Sandbox:
         A `resourceVersion` in its metadata has to be the current one; leave it out to overwrite whatever is there.
 
         Raises:
-            Refused: malformed, or another version.
+            RefusedError: malformed, or another version.
 
         """
         try:
             return copied(self._registry.update(given))
-        except Refused as refusal:
+        except RefusedError as refusal:
             if refusal.status != 404:
                 raise
             return copied(self._registry.create(given, self._owner))
@@ -181,7 +181,7 @@ class Sandbox:
         """Deletes an application with its devices, or one of its devices.
 
         Raises:
-            Refused: there is none.
+            RefusedError: there is none.
 
         """
         self._registry.delete(application, device)

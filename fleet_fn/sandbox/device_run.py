@@ -158,7 +158,7 @@ def run_device(
     return DeviceRun(options, on_line=on_line, stop=stop, bootable=bootable).run()
 
 
-class _NoAnswer(Exception):
+class _NoAnswerError(Exception):
     """A status was not answered; the next one may be.
 
     Args:
@@ -172,11 +172,11 @@ class _NoAnswer(Exception):
         self.pause = pause
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The endpoint will not have this device, or is none: another status would not change that."""
 
 
-class _Bricked(Exception):
+class _BrickedError(Exception):
     """Nothing boots: the device reports no more."""
 
 
@@ -230,7 +230,7 @@ class DeviceRun:
                     if options.once and (self._in_sync or self._out_of_patience()):
                         break
                     self._stop.wait(pause)
-        except (_Refused, _Bricked) as error:
+        except (_RefusedError, _BrickedError) as error:
             self._in_sync, self._end = False, str(error)
             self._say(self._end)
         return self.report()
@@ -265,7 +265,7 @@ class DeviceRun:
                 self._lost += 1
                 return ERROR_PAUSE / speed
             command, correlation_id = decode_command(*answer)
-        except _NoAnswer as error:
+        except _NoAnswerError as error:
             self._set_back(str(error))
             return max(ERROR_PAUSE / speed, error.pause)
         except CommandError as error:
@@ -319,16 +319,16 @@ class DeviceRun:
             requests.exceptions.InvalidSchema,
             requests.exceptions.MissingSchema,
         ) as error:
-            raise _Refused(f"check --url: {error}") from error
+            raise _RefusedError(f"check --url: {error}") from error
         except requests.ConnectionError as error:
             reason = f"cannot reach {options.url}: is the sandbox, or the cloud, running there?"
-            raise (_NoAnswer(reason) if self._reached else _Refused(reason)) from error
+            raise (_NoAnswerError(reason) if self._reached else _RefusedError(reason)) from error
         except requests.RequestException as error:
-            raise _NoAnswer(f"{options.url} does not answer: {error}", self._pause_after(sent)) from error
+            raise _NoAnswerError(f"{options.url} does not answer: {error}", self._pause_after(sent)) from error
         self._reached = True
         self._check(response, user)
         if not response.content:
-            raise _NoAnswer(f"no command within {self._timeout} s", self._pause_after(sent))
+            raise _NoAnswerError(f"no command within {self._timeout} s", self._pause_after(sent))
         return response.content, response.headers.get("Content-Type")
 
     def _pause_after(self, sent: float) -> float:
@@ -338,20 +338,22 @@ class DeviceRun:
     def _check(self, response: requests.Response, user: str) -> None:
         code = response.status_code
         if code in (401, 403):
-            raise _Refused(
+            raise _RefusedError(
                 f"refused as {user} ({code}): check --device, --application, --password and, with a gateway, --gateway"
             )
         if code == 406:
-            raise _Refused(f"the endpoint does not take a status in {self._options.encoding} (406): check --encoding")
+            raise _RefusedError(
+                f"the endpoint does not take a status in {self._options.encoding} (406): check --encoding"
+            )
         if code == 404:
-            raise _Refused(f"{self._options.url} has no /v1/dfu (404): is --url a Drogue HTTP endpoint?")
+            raise _RefusedError(f"{self._options.url} has no /v1/dfu (404): is --url a Drogue HTTP endpoint?")
         if code == 429 or code >= 500:
-            raise _NoAnswer(f"the endpoint answered {code}")
+            raise _NoAnswerError(f"the endpoint answered {code}")
         if code not in (200, 202):
-            raise _Refused(f"the endpoint answered {code}: is --url a Drogue HTTP endpoint?")
+            raise _RefusedError(f"the endpoint answered {code}: is --url a Drogue HTTP endpoint?")
         name = response.headers.get("command", "dfu")
         if name != "dfu":
-            raise _NoAnswer(f"a command named {name!r}, not dfu")
+            raise _NoAnswerError(f"a command named {name!r}, not dfu")
 
     def _follow(self, command: Command, step: Step) -> None:
         """Tells what a command did, and lets happen what is to befall the device."""
@@ -377,7 +379,7 @@ class DeviceRun:
                 self._setback = f"{_text(self._device.boots[-1].version)} does not come up, rolled back to {version}"
                 self._say(self._setback)
             case Outcome.BRICKED:
-                raise _Bricked(step.reason)
+                raise _BrickedError(step.reason)
             case _:
                 self._set_back(step.reason or step.outcome.value)
 
@@ -397,7 +399,7 @@ class DeviceRun:
             self._device.power_cycle()
             self._say(f"lost power at byte {end}")
             if self._device.is_bricked:
-                raise _Bricked(BRICKED)
+                raise _BrickedError(BRICKED)
 
     def _say_tenth(self, start: int, end: int) -> None:
         size = self._options.size

@@ -8,10 +8,10 @@ from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from fleet_fn.sandbox import objects
-from fleet_fn.sandbox.events import Event, NotAcceptable, device_event, published
+from fleet_fn.sandbox.events import Event, NotAcceptableError, device_event, published
 from fleet_fn.sandbox.labels import Selector
 from fleet_fn.sandbox.objects import Core, Object
-from fleet_fn.sandbox.refusal import Refused
+from fleet_fn.sandbox.refusal import RefusedError
 from fleet_fn.sandbox.registry import Registry
 from fleet_fn.sandbox.rights import Permission, Rights, basic
 from fleet_fn.sandbox.server import Answer, Request
@@ -58,7 +58,7 @@ class Endpoints:
         """Return the answer to a request.
 
         Raises:
-            Refused: the request is not granted.
+            RefusedError: the request is not granted.
 
         """
         match request.segments:
@@ -74,7 +74,7 @@ class Endpoints:
                 user = self._rights.user(request.authorization)
                 _only(request, "POST")
                 return self._command(request, user, application, device)
-        raise Refused.silently(404, "no such endpoint")
+        raise RefusedError.silently(404, "no such endpoint")
 
     # The device endpoint.
 
@@ -85,7 +85,7 @@ class Endpoints:
         device = self._proxied(application, sender, login, request.query.get("as"))
         try:
             event = device_event(application, sender, device, channel, payload, request.content_type)
-        except NotAcceptable:
+        except NotAcceptableError:
             return Answer(406)
         if not seconds:
             self._publish(event)
@@ -118,7 +118,7 @@ class Endpoints:
             device = user if "application" in request.query else unquote(in_user)
         try:
             found = self._registry.application(application)
-        except Refused:
+        except RefusedError:
             raise _unauthenticated() from None
         sender = self._registry.device_by_alias(application, device)
         if sender is None or any(map(objects.is_being_deleted, (found, sender))):
@@ -145,20 +145,20 @@ class Endpoints:
 
     def _command(self, request: Request, user: str | None, application: str, device: str) -> Answer:
         if not self._may(user, application, Permission.READ):
-            raise Refused(404, "NotFound", f"Resource not found: Application / {application}")
+            raise RefusedError(404, "NotFound", f"Resource not found: Application / {application}")
         name = request.query.get("command")
         if not name or not name.isprintable():
-            raise Refused.bad_request("Query deserialize error: missing field `command`")
+            raise RefusedError.bad_request("Query deserialize error: missing field `command`")
         payload = request.body
         try:
             target = self._registry.device(application, device)
-        except Refused:
+        except RefusedError:
             return Answer(406)
         if not self._takes_commands(target):
             return Answer(406)
         try:
             payload, _ = published(payload, request.content_type)
-        except NotAcceptable:
+        except NotAcceptableError:
             return Answer(406)
         command = Command(name, payload)
         targets = [device, *self._gateways(application, target)]
@@ -174,7 +174,7 @@ class Endpoints:
         for name in objects.gateways(device):
             try:
                 gateway = self._registry.device(application, name)
-            except Refused:
+            except RefusedError:
                 continue
             if self._takes_commands(gateway):
                 found.append(name)
@@ -209,48 +209,48 @@ class Endpoints:
                 if request.method == "POST":
                     return self._create(request, user, application)
                 selector, offset, limit = _listing(request.query)
-                self._expect(user, application, Permission.READ, Refused.not_found)
+                self._expect(user, application, Permission.READ, RefusedError.not_found)
                 return Answer.json(self._registry.devices(application, selector, offset, limit))
             case [application, "devices", device] if device:
                 _only(request, "GET", "PUT", "DELETE")
                 return self._device(request, user, application, device)
-        raise Refused.silently(404, "no such endpoint")
+        raise RefusedError.silently(404, "no such endpoint")
 
     def _application(self, request: Request, user: str | None, name: str) -> Answer:
         if request.method == "PUT":
             given = _object(request, is_device=False)
             if objects.names(given) != (name, None):
-                raise Refused.silently(400, "metadata names another object than the path")
-            self._expect(user, name, Permission.WRITE, Refused.not_authorized)
+                raise RefusedError.silently(400, "metadata names another object than the path")
+            self._expect(user, name, Permission.WRITE, RefusedError.not_authorized)
             self._registry.update(given)
             return Answer(204)
         if request.method == "DELETE":
-            self._expect(user, name, Permission.ADMIN, Refused.not_authorized)
+            self._expect(user, name, Permission.ADMIN, RefusedError.not_authorized)
             self._registry.delete(name, expected=_preconditions(request))
             return Answer(204)
         try:
             found = self._registry.application(name)
-        except Refused as refusal:
+        except RefusedError as refusal:
             raise _without_body(refusal) from None
-        self._expect(user, name, Permission.READ, Refused.not_authorized)
+        self._expect(user, name, Permission.READ, RefusedError.not_authorized)
         return Answer.json(found)
 
     def _device(self, request: Request, user: str | None, application: str, name: str) -> Answer:
         if request.method == "PUT":
             given = _object(request, is_device=True)
             if objects.names(given) != (application, name):
-                raise Refused.silently(400, "metadata names another object than the path")
-            self._expect(user, application, Permission.WRITE, Refused.not_found)
+                raise RefusedError.silently(400, "metadata names another object than the path")
+            self._expect(user, application, Permission.WRITE, RefusedError.not_found)
             self._registry.update(given)
             return Answer(204)
         if request.method == "DELETE":
-            self._expect(user, application, Permission.WRITE, Refused.not_found)
+            self._expect(user, application, Permission.WRITE, RefusedError.not_found)
             self._registry.delete(application, name, _preconditions(request))
             return Answer(204)
-        self._expect(user, application, Permission.READ, Refused.not_found)
+        self._expect(user, application, Permission.READ, RefusedError.not_found)
         try:
             return Answer.json(self._registry.device(application, name))
-        except Refused as refusal:
+        except RefusedError as refusal:
             raise _without_body(refusal) from None
 
     def _create(self, request: Request, user: str | None, application: str | None) -> Answer:
@@ -259,31 +259,33 @@ class Endpoints:
         # As released: a device comes into the application that it names, whatever the path says.
         objects.check_new(of, device)
         if device is not None:
-            self._expect(user, of, Permission.WRITE, Refused.reference_not_found)
+            self._expect(user, of, Permission.WRITE, RefusedError.reference_not_found)
         self._registry.create(given, user)
         location = f"{_APPS}/{of}" if device is None else f"{_APPS}/{application}/devices/{quote(device, safe='')}"
         return Answer(201, headers={"Location": location})
 
     def _expect(
-        self, user: str | None, application: str, permission: Permission, refusal: Callable[[], Refused]
+        self, user: str | None, application: str, permission: Permission, refusal: Callable[[], RefusedError]
     ) -> None:
         """Check that an application is there and that a user may do something with it.
 
         Raises:
-            Refused: it is missing, or `refusal`.
+            RefusedError: it is missing, or `refusal`.
 
         """
         try:
             self._registry.application(application)
-        except Refused as missing:
-            raise refusal() if missing.status == 404 and refusal is Refused.reference_not_found else missing from None
+        except RefusedError as missing:
+            raise (
+                refusal() if missing.status == 404 and refusal is RefusedError.reference_not_found else missing
+            ) from None
         if not self._may(user, application, permission):
             raise refusal()
 
     def _may(self, user: str | None, application: str, permission: Permission) -> bool:
         try:
             self._registry.application(application)
-        except Refused:
+        except RefusedError:
             return False
         return self._rights.may(user, self._registry.owner(application), permission)
 
@@ -292,14 +294,14 @@ class Endpoints:
         return owner is not None and self._rights.may(user, owner, Permission.READ)
 
 
-def _unauthenticated() -> Refused:
+def _unauthenticated() -> RefusedError:
     """Return one answer for every reason, so that nobody can probe for devices."""
-    return Refused(403, "AuthenticationError", "Authentication failed", has_code=True)
+    return RefusedError(403, "AuthenticationError", "Authentication failed", has_code=True)
 
 
-def _without_body(refusal: Refused) -> Refused:
+def _without_body(refusal: RefusedError) -> RefusedError:
     """Return how a GET of one object is refused: a missing one without a body."""
-    return Refused.silently(404, str(refusal)) if refusal.status == 404 else refusal
+    return RefusedError.silently(404, str(refusal)) if refusal.status == 404 else refusal
 
 
 def _is_on(stored: Object) -> bool:
@@ -327,27 +329,27 @@ def _matches(entry: object, device: Object, login: str, username: str | None, pa
 def _only(request: Request, *methods: str) -> None:
     if request.method not in methods:
         allowed = ", ".join(methods)
-        raise Refused(405, None, f"Only {allowed} here", {"Allow": allowed}, has_body=False)
+        raise RefusedError(405, None, f"Only {allowed} here", {"Allow": allowed}, has_body=False)
 
 
 def _object(request: Request, *, is_device: bool) -> dict[str, Any]:
     """Return the object that a request carries.
 
     Raises:
-        Refused: it is no JSON, or not what such an object looks like.
+        RefusedError: it is no JSON, or not what such an object looks like.
 
     """
     if not _is_json(request.content_type):
-        raise Refused.bad_request("Content type error")
+        raise RefusedError.bad_request("Content type error")
     try:
         given = json.loads(request.body.decode())
     except (ValueError, RecursionError) as error:
-        raise Refused.bad_request(f"Json deserialize error: {error}") from error
+        raise RefusedError.bad_request(f"Json deserialize error: {error}") from error
     if not isinstance(given, dict) or not isinstance(given.get("metadata"), dict):
-        raise Refused.bad_request("Json deserialize error: invalid type, expected an object with metadata")
+        raise RefusedError.bad_request("Json deserialize error: invalid type, expected an object with metadata")
     if ("application" in given["metadata"]) is not is_device:
         problem = "missing field `application`" if is_device else "unknown field `application`"
-        raise Refused.bad_request(f"Json deserialize error: {problem}")
+        raise RefusedError.bad_request(f"Json deserialize error: {problem}")
     given.pop("kind", None)  # of use in files only
     objects.check(given)
     return given
@@ -373,7 +375,7 @@ def _listing(query: Mapping[str, str]) -> tuple[Selector, int, int | None]:
     try:
         return Selector.parse(query.get("labels", "")), offset or 0, limit
     except ValueError as error:
-        raise Refused(400, "InvalidRequest", str(error)) from error
+        raise RefusedError(400, "InvalidRequest", str(error)) from error
 
 
 def _number(query: Mapping[str, str], key: str) -> int | None:
@@ -381,5 +383,5 @@ def _number(query: Mapping[str, str], key: str) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit()):
-        raise Refused.bad_request(f"Query deserialize error: {key}: invalid digit found in string")
+        raise RefusedError.bad_request(f"Query deserialize error: {key}: invalid digit found in string")
     return min(int(text[:20]), _MAX_NUMBER)

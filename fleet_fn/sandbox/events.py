@@ -11,7 +11,7 @@ from fleet_fn.sandbox.registry import now
 _INSTANCE: Final = "sandbox"
 
 
-class NotAcceptable(Exception):
+class NotAcceptableError(Exception):
     """A payload that claims to be JSON, and isn't."""
 
 
@@ -38,7 +38,7 @@ def device_event(
     """The event of a payload that `sender`, a gateway or the device itself, transmitted about `device`.
 
     Raises:
-        NotAcceptable: it claims to be JSON and isn't.
+        NotAcceptableError: it claims to be JSON and isn't.
 
     """
     data, content_type = published(payload, content_type)
@@ -93,7 +93,7 @@ def published(payload: bytes, content_type: str | None) -> tuple[bytes, str]:
     """Return a payload and its content type as Drogue Cloud passes them on: JSON is written anew.
 
     Raises:
-        NotAcceptable: it claims to be JSON and isn't.
+        NotAcceptableError: it claims to be JSON and isn't.
 
     """
     claims_json = content_type is not None and (
@@ -106,7 +106,7 @@ def published(payload: bytes, content_type: str | None) -> tuple[bytes, str]:
         written = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (ValueError, RecursionError):
         if claims_json:
-            raise NotAcceptable from None
+            raise NotAcceptableError from None
         return payload, "application/octet-stream"
     return written, "application/json"  # whatever kind of JSON it was
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 
 PROGRAM: Final = "docker-registry"
 #: Seconds within which it has started.
@@ -29,12 +29,12 @@ def local_registry(folder: Path, settings: Mapping[str, Mapping[str, Any]] | Non
             that replace or complete ours; without any it keeps all in memory, and lets everybody in.
 
     Raises:
-        Failed: it is not installed, or does not start.
+        PermanentError: it is not installed, or does not start.
 
     """
     program = shutil.which(PROGRAM)
     if program is None:
-        raise Failed(f"{PROGRAM} is not installed: apt-get install {PROGRAM}, on Debian and Ubuntu")
+        raise PermanentError(f"{PROGRAM} is not installed: apt-get install {PROGRAM}, on Debian and Ubuntu")
     sections = {"storage": {"inmemory": {}, "delete": {"enabled": True}}, **(settings or {})}
     sections["http"] = {"addr": "127.0.0.1:0", **sections.get("http", {})}
     configuration, log = folder / "registry.yml", folder / "registry.log"
@@ -64,4 +64,4 @@ def _port(process: "subprocess.Popen[bytes]", log: Path) -> int:
         if listening := _LISTENING.search(log.read_bytes()):
             return int(listening[1])
         time.sleep(0.02)
-    raise Failed(f"{PROGRAM} did not start: {log.read_text(errors='replace')[-1000:]}")
+    raise PermanentError(f"{PROGRAM} did not start: {log.read_text(errors='replace')[-1000:]}")

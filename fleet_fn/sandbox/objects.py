@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Final
 
-from fleet_fn.sandbox.refusal import Refused
+from fleet_fn.sandbox.refusal import RefusedError
 
 #: What Drogue Cloud stores, `{"metadata": …, "spec": …, "status": …}`: never changed once stored, only replaced.
 Object = dict[str, Any]
@@ -34,7 +34,7 @@ def names(given: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return an application's name and None, or the names of a device's application and of the device.
 
     Raises:
-        Refused: the object has no such names, or Drogue Cloud could not read it.
+        RefusedError: the object has no such names, or Drogue Cloud could not read it.
 
     """
     check(given)
@@ -42,7 +42,7 @@ def names(given: Mapping[str, Any]) -> tuple[str, str | None]:
     name: str = metadata["name"]
     kind = given.get("kind")
     if kind is not None and str(kind).lower() != ("device" if "application" in metadata else "application"):
-        raise Refused.silently(400, "only devices, and all of them, have metadata.application")
+        raise RefusedError.silently(400, "only devices, and all of them, have metadata.application")
     return (metadata["application"], name) if "application" in metadata else (name, None)
 
 
@@ -50,17 +50,17 @@ def check(given: Mapping[str, Any]) -> None:
     """Check the types of everything that Drogue Cloud reads of an object; it is a device if it has an application.
 
     Raises:
-        Refused: Drogue Cloud could not read it.
+        RefusedError: Drogue Cloud could not read it.
 
     """
     metadata = given.get("metadata")
     if not isinstance(metadata, dict):
         raise _unreadable("metadata", "a map", metadata)
     if "name" not in metadata:
-        raise Refused.bad_request("Json deserialize error: missing field `name`")
+        raise RefusedError.bad_request("Json deserialize error: missing field `name`")
     for key, value in metadata.items():
         if key not in _METADATA:
-            raise Refused.bad_request(f"Json deserialize error: unknown field `{key}`")
+            raise RefusedError.bad_request(f"Json deserialize error: unknown field `{key}`")
         expected, is_valid = _METADATA[key]
         if not is_valid(value):
             raise _unreadable(key, expected, value)
@@ -73,14 +73,16 @@ def check_new(application: str, device: str | None) -> None:
     """Check the name of an object that is to be created.
 
     Raises:
-        Refused: Drogue Cloud does not allow it.
+        RefusedError: Drogue Cloud does not allow it.
 
     """
     if device is not None:
         if not 0 < len(device.encode(errors="replace")) <= _MAX_DEVICE_NAME_BYTES:
-            raise Refused.silently(400, f"metadata.name must be text of 1 to {_MAX_DEVICE_NAME_BYTES} bytes")
+            raise RefusedError.silently(400, f"metadata.name must be text of 1 to {_MAX_DEVICE_NAME_BYTES} bytes")
     elif not _HOST_NAME.fullmatch(application) or len(application) > 253:
-        raise Refused.silently(400, f"{application!r} is no name of an application: use lower-case letters and digits")
+        raise RefusedError.silently(
+            400, f"{application!r} is no name of an application: use lower-case letters and digits"
+        )
     elif len(application) > _MAX_APPLICATION_NAME:
         raise _too_long(_MAX_APPLICATION_NAME)
 
@@ -89,23 +91,25 @@ def check_text(*names: str) -> None:
     """Check names that the database is asked for.
 
     Raises:
-        Refused: it cannot read them.
+        RefusedError: it cannot read them.
 
     """
     if any("\0" in name for name in names):
-        raise Refused.by_database('invalid byte sequence for encoding "UTF8": 0x00')
+        raise RefusedError.by_database('invalid byte sequence for encoding "UTF8": 0x00')
 
 
 def check_storable(stored: Object) -> None:
     """Check that PostgreSQL can hold an object, which is proven to be JSON.
 
     Raises:
-        Refused: it cannot.
+        RefusedError: it cannot.
 
     """
     finalizers = stored["metadata"].get("finalizers", [])
     if _has_nul(stored):
-        raise Refused.by_database("unsupported Unicode escape sequence\nDETAIL: \\u0000 cannot be converted to text.")
+        raise RefusedError.by_database(
+            "unsupported Unicode escape sequence\nDETAIL: \\u0000 cannot be converted to text."
+        )
     if any(len(finalizer) > _MAX_FINALIZER for finalizer in finalizers):
         raise _too_long(_MAX_FINALIZER)
     if any(len(alias) > _MAX_ALIAS for alias in aliases(stored)):
@@ -116,14 +120,14 @@ def as_json(given: Object) -> Object:
     """Return a copy of an object.
 
     Raises:
-        Refused: the API could not show it.
+        RefusedError: the API could not show it.
 
     """
     try:
         copied: Object = json.loads(json.dumps(given, allow_nan=False))
         json.dumps(copied, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
-        raise Refused.bad_request(f"not JSON (a date wants quotes): {error}") from error
+        raise RefusedError.bad_request(f"not JSON (a date wants quotes): {error}") from error
     return copied
 
 
@@ -182,13 +186,13 @@ def _has_nul(value: object) -> bool:
     return isinstance(value, list) and any(map(_has_nul, value))
 
 
-def _too_long(limit: int) -> Refused:
-    return Refused.by_database(f"value too long for type character varying({limit})")
+def _too_long(limit: int) -> RefusedError:
+    return RefusedError.by_database(f"value too long for type character varying({limit})")
 
 
-def _unreadable(key: str, expected: str, value: object) -> Refused:
+def _unreadable(key: str, expected: str, value: object) -> RefusedError:
     kind = {bool: "boolean", str: "string", type(None): "null", list: "sequence", dict: "map"}
-    return Refused.bad_request(
+    return RefusedError.bad_request(
         f"Json deserialize error: {key}: invalid type: {kind.get(type(value), 'number')}, expected {expected}"
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Self
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that is not granted: an HTTP status, and what the answer says.
 
     Drogue Cloud refuses in three ways: with an error and a message as JSON, with plain text, and without a body.

@@ -20,7 +20,7 @@ from fleet_fn.sandbox.objects import (
     is_being_deleted,
     names,
 )
-from fleet_fn.sandbox.refusal import Refused
+from fleet_fn.sandbox.refusal import RefusedError
 
 #: What clients may say in metadata beside names; the rest is the cloud's.
 _CLIENTS_METADATA: Final = ("labels", "annotations", "finalizers")
@@ -48,7 +48,7 @@ class Registry:
             owner: whose the applications are.
 
         Raises:
-            Refused: an object that Drogue Cloud would not take, or that the sandbox has no means for.
+            RefusedError: an object that Drogue Cloud would not take, or that the sandbox has no means for.
 
         """
         self._applications: dict[str, Object] = {}
@@ -66,13 +66,13 @@ class Registry:
         """Return an application.
 
         Raises:
-            Refused: there is none of that name.
+            RefusedError: there is none of that name.
 
         """
         check_text(name)
         with self._lock:
             if name not in self._applications:
-                raise Refused.not_found()
+                raise RefusedError.not_found()
             return self._applications[name]
 
     def owner(self, application: str) -> str | None:
@@ -84,13 +84,13 @@ class Registry:
         """Return a device.
 
         Raises:
-            Refused: there is none of that name, or no such application.
+            RefusedError: there is none of that name, or no such application.
 
         """
         check_text(application, name)
         with self._lock:
             if name not in self._devices.get(application, {}):
-                raise Refused.not_found()
+                raise RefusedError.not_found()
             return self._devices[application][name]
 
     def device_by_alias(self, application: str, alias: str) -> Object | None:
@@ -115,7 +115,7 @@ class Registry:
         """Return the devices of an application that `selector` selects, by name.
 
         Raises:
-            Refused: no such application.
+            RefusedError: no such application.
 
         """
         with self._lock:
@@ -126,7 +126,7 @@ class Registry:
         """Create an application that is `owner`'s, or, if `metadata.application` names one, a device.
 
         Raises:
-            Refused: malformed, there already, or the device's application is missing.
+            RefusedError: malformed, there already, or the device's application is missing.
 
         """
         application, device = names(given)
@@ -136,7 +136,7 @@ class Registry:
         with self._lock:
             if device is None:
                 if application in self._applications:
-                    raise Refused.conflict()
+                    raise RefusedError.conflict()
                 check_storable(stored)
                 self._applications[application] = stored
                 self._owners[application] = owner
@@ -144,9 +144,9 @@ class Registry:
                 self._aliases[application] = {}
                 return stored
             if application not in self._applications or is_being_deleted(self._applications[application]):
-                raise Refused.reference_not_found()
+                raise RefusedError.reference_not_found()
             if device in self._devices[application]:
-                raise Refused.conflict()
+                raise RefusedError.conflict()
             self._store_device(application, device, stored)
             self._changed(self._applications[application], stored)
             return stored
@@ -158,7 +158,7 @@ class Registry:
         makes no new version and no event; one that takes the last finalizer of an object that is being deleted ends it.
 
         Raises:
-            Refused: malformed, missing, or not the current version any more.
+            RefusedError: malformed, missing, or not the current version any more.
 
         """
         application, device = names(given)
@@ -191,13 +191,13 @@ class Registry:
         An object with finalizers is only marked; so is an application of such devices.
 
         Raises:
-            Refused: missing, being deleted already, or another version.
+            RefusedError: missing, being deleted already, or another version.
 
         """
         with self._lock:
             current = self.application(application) if device is None else self.device(application, device)
             if is_being_deleted(current):
-                raise Refused.not_found()
+                raise RefusedError.not_found()
             _expect_version(current, expected or {})
             if device is not None:
                 self._delete_device(application, device)
@@ -217,14 +217,14 @@ class Registry:
         """Store a device under all its aliases.
 
         Raises:
-            Refused: another device has one of them, or the database cannot hold it.
+            RefusedError: another device has one of them, or the database cannot hold it.
 
         """
         check_storable(stored)
         known = self._aliases[application]
         wanted = aliases(stored)
         if len(set(wanted)) < len(wanted) or any(known.get(alias, name) != name for alias in wanted):
-            raise Refused.conflict()
+            raise RefusedError.conflict()
         self._forget_aliases(application, name)
         known.update(dict.fromkeys(wanted, name))
         self._devices[application][name] = stored
@@ -268,7 +268,7 @@ def _expect_version(current: Object, expected: Mapping[str, Any]) -> None:
     """Compare `uid` and `resourceVersion` with those expected, if there are any.
 
     Raises:
-        Refused: they differ.
+        RefusedError: they differ.
 
     """
     for key in ("uid", "resourceVersion"):
@@ -280,7 +280,7 @@ def _expect_version(current: Object, expected: Mapping[str, Any]) -> None:
         except ValueError:
             is_same = False
         if not is_same:
-            raise Refused.conflict()
+            raise RefusedError.conflict()
 
 
 def _managed(given: Mapping[str, Any], current: Object | None) -> Object:
@@ -334,7 +334,7 @@ def _check_password(entry: object) -> None:
     if isinstance(entry, dict) and isinstance(entry.get("user"), dict):
         password = entry["user"].get("password")
     if isinstance(password, dict) and "plain" not in password:
-        raise Refused.bad_request(f"hashed passwords ({', '.join(password)}) are not supported here: use plain")
+        raise RefusedError.bad_request(f"hashed passwords ({', '.join(password)}) are not supported here: use plain")
 
 
 def _page(objects: Mapping[str, Object], selector: Selector, offset: int, limit: int | None) -> list[Object]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
 
-from fleet_fn.sandbox.refusal import Refused
+from fleet_fn.sandbox.refusal import RefusedError
 from fleet_fn.sandbox.tokens import Tokens
 
 
@@ -52,7 +52,7 @@ class Rights:
         """Return who sends a header `Authorization`; None is nobody in particular, as is a header without sense.
 
         Raises:
-            Refused: credentials that are not known. Drogue Cloud never says 401.
+            RefusedError: credentials that are not known. Drogue Cloud never says 401.
 
         """
         scheme, _, value = (authorization or "").partition(" ")
@@ -63,13 +63,13 @@ class Rights:
         elif (login := basic(authorization)) is not None:
             name, separator, token = login.partition(":")
             if not separator:
-                raise Refused(403, "Forbidden", "Invalid request: No access token provided.")
+                raise RefusedError(403, "Forbidden", "Invalid request: No access token provided.")
             is_known = name == self._owner or name in self._members
             user = name if hmac.compare_digest(token.encode(), self._token) and is_known else None
         else:
             return None
         if user is None:
-            raise Refused(403, "Forbidden", "Forbidden")
+            raise RefusedError(403, "Forbidden", "Forbidden")
         return user
 
     def may(self, user: str | None, owner: str | None, permission: Permission) -> bool:

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from fleet_fn.sandbox.refusal import Refused
+from fleet_fn.sandbox.refusal import RefusedError
 
 #: Bytes that a request's body may have, whichever API takes it.
 MAX_BODY_BYTES: Final = 65_536
@@ -45,11 +45,11 @@ class Request:
         """The body.
 
         Raises:
-            Refused: it is too large.
+            RefusedError: it is too large.
 
         """
         if self.content is None:
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None, "Payload reached size limit.")
+            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None, "Payload reached size limit.")
         return self.content
 
 
@@ -168,14 +168,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> Answer:
         try:
             return self.server.answer(self._request())
-        except Refused as refusal:
+        except RefusedError as refusal:
             return _refusal(refusal)
 
     def _request(self) -> Request:
         content = self._body()  # first, so that a refusal leaves nothing unread
         path, _, query = self.path.encode("latin-1").partition(b"?")
         if not path.startswith(b"/"):
-            raise Refused.bad_request("The target is no path")
+            raise RefusedError.bad_request("The target is no path")
         content_type = self.headers.get("Content-Type")
         try:
             return Request(
@@ -187,16 +187,16 @@ class _Handler(BaseHTTPRequestHandler):
                 content=content,
             )
         except UnicodeDecodeError as error:
-            raise Refused.bad_request("The target is not UTF-8") from error
+            raise RefusedError.bad_request("The target is not UTF-8") from error
 
     def _body(self) -> bytes | None:
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers:
             self.close_connection = True
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, None, "Send a Content-Length")
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, None, "Send a Content-Length")
         if not (length.isascii() and length.isdigit()):
             self.close_connection = True
-            raise Refused.bad_request("Content-Length is no number")
+            raise RefusedError.bad_request("Content-Length is no number")
         if len(length) > _MAX_DIGITS or int(length) > MAX_BODY_BYTES:
             self.close_connection = self._is_too_large = True
             return None
@@ -215,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
                     return
 
 
-def _refusal(refusal: Refused) -> Answer:
+def _refusal(refusal: RefusedError) -> Answer:
     if refusal.error is None:
         shown = str(refusal).encode() if refusal.has_body else b""
         kind = {"Content-Type": "text/plain; charset=utf-8"} if shown else {}

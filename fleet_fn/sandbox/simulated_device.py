@@ -298,7 +298,7 @@ class _DeviceError(Exception):
     """The device refuses a command; the updater's loop ends, and is run again after a pause."""
 
 
-class _Panic(Exception):
+class _PanicError(Exception):
     """The device resets."""
 
 
@@ -381,7 +381,7 @@ class UpdaterDevice(SimulatedDevice):
         except _DeviceError as error:
             self._in_loop = False
             return Step(Outcome.FAILED, ERROR_PAUSE, str(error))
-        except _Panic as error:
+        except _PanicError as error:
             self.power_cycle()
             if self.is_bricked:
                 return Step(Outcome.BRICKED, ERROR_PAUSE, BRICKED)
@@ -436,7 +436,7 @@ class FirmwareManagerDevice(UpdaterDevice):
 
     def _start(self, version: bytes) -> None:
         if len(version) > VERSION_BYTES:
-            raise _Panic(f"the version is longer than {VERSION_BYTES} bytes")
+            raise _PanicError(f"the version is longer than {VERSION_BYTES} bytes")
         self._next_version = version  # even if the bootloader refuses
         self._prepare_update(version)
 

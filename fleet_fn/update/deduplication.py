@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Retry
+from fleet_fn.errors import TransientError
 
 #: Added to the age at which an event counts as stale: for clocks that differ, and for redeliveries under way.
 MARGIN_SECONDS: Final = 60.0
@@ -52,7 +52,7 @@ class Answered:
         """Wait until no other thread answers the event `key`; remember the event if the turn is over then.
 
         Raises:
-            Retry: an earlier delivery of the event is being answered until the deadline.
+            TransientError: an earlier delivery of the event is being answered until the deadline.
 
         """
         while True:
@@ -68,7 +68,7 @@ class Answered:
                 yield turn
                 return
             if not earlier.wait(deadline.remaining):
-                raise Retry("an earlier delivery of this event is still being answered")
+                raise TransientError("an earlier delivery of this event is still being answered")
         try:
             yield turn
         finally:

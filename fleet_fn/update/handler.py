@@ -11,7 +11,16 @@ from typing import Final, NamedTuple
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
-from fleet_fn.drogue.device_registry import Desired, Disabled, File, HawkBit, Image, NotKnown, Outdated, Registry
+from fleet_fn.drogue.device_registry import (
+    ConflictError,
+    Desired,
+    DeviceDisabledError,
+    DeviceNotFoundError,
+    File,
+    HawkBit,
+    Image,
+    Registry,
+)
 from fleet_fn.drogue.events import REGISTRY_EVENT, Event
 from fleet_fn.drogue.firmware_spec import FINISH, RESTART
 from fleet_fn.drogue.status_report import (
@@ -29,10 +38,10 @@ from fleet_fn.drogue.status_report import (
 )
 from fleet_fn.drogue.storable import storable
 from fleet_fn.drogue.update_record import LastAnswered, Origin
-from fleet_fn.errors import Failed, Retry, Throttled, UpstreamError
+from fleet_fn.errors import PermanentError, RateLimitedError, TransientError, UpstreamError
 from fleet_fn.firmware.file_store import file_reference
 from fleet_fn.firmware.resolver import Catalogue
-from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotHere
+from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError
 from fleet_fn.observability.log import logger
 from fleet_fn.oci.reference import Reference, fill_in, image_reference
 from fleet_fn.protocol.dialects import (
@@ -155,7 +164,7 @@ class Updater:
         """Answers `event`, once, with a command for its device.
 
         Raises:
-            InvalidEvent, InvalidStatus: what the device sent is no status.
+            InvalidEventError, InvalidStatusError: what the device sent is no status.
 
         """
         if event.type == REGISTRY_EVENT:
@@ -178,16 +187,16 @@ class Updater:
             if outcome is decision.outcome:
                 self._report(event, decision, deadline)
             return outcome
-        except Failed as error:
+        except PermanentError as error:
             return Outcome("failed", error.reason)
-        except Retry as error:
+        except TransientError as error:
             return Outcome("retry", error.reason, retry_after=error.after)
 
     def decide(self, event: Event, deadline: Deadline) -> Decision:
         """What to tell the device that `event` is about, whether or not it has been told already; nothing is sent.
 
         Raises:
-            InvalidEvent, InvalidStatus: what the device sent is no status.
+            InvalidEventError, InvalidStatusError: what the device sent is no status.
 
         """
         return self._decide(event._replace(id="", time=None), deadline)
@@ -201,15 +210,15 @@ class Updater:
             form = form._replace(encoding=Encoding.CBOR, text_versions=form.dialect is Dialect.NAMED)
         try:
             return self._next_step(event, status, form, deadline)
-        except NotHere as error:
+        except NotReadyError as error:
             return Decision(Outcome("wait", error.reason), _wait(form, self._settings.wait), form)
-        except Retry as error:
+        except TransientError as error:
             return Decision(Outcome("retry", error.reason, retry_after=error.after), None, form)
-        except Disabled as error:
+        except DeviceDisabledError as error:
             return self._failure(event, status, form, error.reason)._replace(command=None)
-        except NotKnown as error:
+        except DeviceNotFoundError as error:
             return Decision(Outcome("failed", error.reason), None, form)
-        except Failed as error:
+        except PermanentError as error:
             return self._failure(event, status, form, error.reason)
 
     def _next_step(self, event: Event, status: Status, form: AnswerForm, deadline: Deadline) -> Decision:
@@ -241,12 +250,12 @@ class Updater:
 
     def _look(self, event: Event, status: Status, form: AnswerForm, ages: "_Ages", deadline: Deadline) -> "_View":
         """Return what is desired for the device, and what that comes to."""
-        with self._worth_a_retry(event, NotKnown):
+        with self._worth_a_retry(event, DeviceNotFoundError):
             desired = self._registry.desired(
                 event.application, event.device, ages.application(), deadline, of_device=ages.device()
             )
         if desired.disabled:
-            raise Disabled("device disabled")
+            raise DeviceDisabledError("device disabled")
         situation = self._situation(event, status, form, desired)
         syncs_first = confirm(status, None, situation)
         try:
@@ -255,7 +264,7 @@ class Updater:
             if firmware is None:
                 return _View(desired)
             served = self._begun(event, status, form, desired, firmware, ages, until) or firmware
-        except (UpstreamError, NotHere) as error:
+        except (UpstreamError, NotReadyError) as error:
             if syncs_first is None:
                 raise
             _warn("target not resolved", event, error)
@@ -344,14 +353,14 @@ class Updater:
         source = self._source(event, desired)
         if source is None:
             return None
-        with self._worth_a_retry(event, Failed):
+        with self._worth_a_retry(event, PermanentError):
             if isinstance(source, Image):
                 max_age = ages.always() if source.always else ages.manifest()
                 return self._images.resolve(self._reference(event, source), max_age, deadline, stale_age=ages.stale)
             if isinstance(source, File) and self._files is not None:
                 # Unlike a blob's, its bytes may be others by now: what describes them is read each time.
                 return self._files.resolve(file_reference(source.name), 0.0, deadline)
-        raise Failed("unsupported-source")
+        raise PermanentError("unsupported-source")
 
     def _reference(self, event: Event, image: Image) -> Reference:
         return image_reference(image.reference, self._settings.firmware_prefix, event.application, image.platform)
@@ -390,7 +399,7 @@ class Updater:
             return None
         try:
             begun = self._firmware(event, _at(desired, record.origin), ages, deadline)
-        except Failed as error:
+        except PermanentError as error:
             _warn("firmware that the device has begun is gone", event, error)
             return None
         if begun is None or begun.checksum.hex() != record.checksum:
@@ -430,16 +439,16 @@ class Updater:
         """Return the command that brings the device closer to a firmware.
 
         Raises:
-            Failed: the device cannot hold the version, or the bytes are not what they should be.
-            NotHere, Retry: the bytes cannot be served yet.
+            PermanentError: the device cannot hold the version, or the bytes are not what they should be.
+            NotReadyError, TransientError: the bytes cannot be served yet.
 
         """
         version = firmware.version.encode()
         if not form.takes_version(version) or len(version) > _MAX_VERSION:
-            raise Failed("version-too-long")
+            raise PermanentError("version-too-long")
         if isinstance(step, Swap):
             return Decision(Outcome("swap", version=firmware.version), step, form)
-        with self._worth_a_retry(event, Failed):
+        with self._worth_a_retry(event, PermanentError):
             write = _read(firmware, step, deadline)
         return Decision(Outcome("write", version=firmware.version, offset=step.offset, size=step.size), write, form)
 
@@ -539,22 +548,22 @@ class Updater:
         Returns the decision, or another one if the record was changed meanwhile.
 
         Raises:
-            Failed, Retry: the record cannot be written, so nothing is sent.
+            PermanentError, TransientError: the record cannot be written, so nothing is sent.
 
         """
         for _ in range(_MAX_DECISIONS):
             if not decision.records_first or decision.report is None or self._is_stale(event):
                 return decision
             if deadline.remaining < _KEPT_FOR_RECORD * deadline.total:
-                raise Retry("no time is left to record the update")
+                raise TransientError("no time is left to record the update")
             try:
-                with self._worth_a_retry(event, Failed):
+                with self._worth_a_retry(event, PermanentError):
                     self._write(event, decision.report, deadline)
-            except Outdated:
+            except ConflictError:
                 decision = self._decide(event, deadline)
             else:
                 return decision._replace(report=None, recorded=decision.report)
-        raise Retry("device registry: the record of the device's update keeps changing")
+        raise TransientError("device registry: the record of the device's update keeps changing")
 
     def _explain(self, event: Event, decision: Decision, error: UpstreamError, deadline: Deadline) -> None:
         """Report that a command was not accepted, best effort.
@@ -562,7 +571,7 @@ class Updater:
         A command that had no effect leaves the record as it was before, so that a redelivery of the event sends it.
         """
         recorded, had_no_effect = decision.recorded, not error.may_have_acted
-        is_final = isinstance(error, Failed) and not isinstance(error, NotKnown)
+        is_final = isinstance(error, PermanentError) and not isinstance(error, DeviceNotFoundError)
         if not self._settings.report_status or not (is_final or (recorded and had_no_effect)):
             return
         reported = self._registry.reported(event.application, event.device) or Reported()
@@ -582,9 +591,9 @@ class Updater:
             return
         try:
             self._write(event, taken_back, deadline)
-        except Outdated:
+        except ConflictError:
             pass  # another process has recorded a later status
-        except (Failed, Retry) as refusal:
+        except (PermanentError, TransientError) as refusal:
             _warn("status not reported", event, refusal)
             if recorded and had_no_effect:
                 self._remember_unsent(event)
@@ -596,11 +605,11 @@ class Updater:
             return
         try:
             self._write(event, decision.report, deadline)
-        except Outdated:
+        except ConflictError:
             # Another process has recorded something since; what there is to say beside that is still worth it.
             if once_more and (later := self._decide(event, deadline)).outcome == decision.outcome:
                 self._report(event, later, deadline, once_more=False)
-        except (Failed, Retry) as error:
+        except (PermanentError, TransientError) as error:
             self._registry.give_up_reporting(*names)
             _warn("status not reported", event, error)
 
@@ -608,7 +617,7 @@ class Updater:
         """Writes a report into the device's object.
 
         Raises:
-            Outdated, Failed, Retry: see `Registry.report`.
+            ConflictError, PermanentError, TransientError: see `Registry.report`.
 
         """
         now = datetime.fromtimestamp(self._now(), UTC)
@@ -618,7 +627,7 @@ class Updater:
         """Sends what was decided, unless the device has stopped waiting for it meanwhile.
 
         Raises:
-            Failed, Retry: the command was not accepted.
+            PermanentError, TransientError: the command was not accepted.
 
         """
         if decision.command is None or decision.form is None:
@@ -637,11 +646,11 @@ class Updater:
         self._unsent.pop(event.key, None)
         payload = encode_command(decision.command, decision.form)
         try:
-            with self._worth_a_retry(event, Failed):
+            with self._worth_a_retry(event, PermanentError):
                 self._commands.send(
                     event.application, event.device, event.command, payload, decision.form.encoding.value, deadline
                 )
-        except (Failed, Retry) as error:
+        except (PermanentError, TransientError) as error:
             if decision.outcome.name != "failed":
                 self._explain(event, decision, error, deadline)
                 raise
@@ -667,7 +676,7 @@ class Updater:
             return max_age
         return max_age - (datetime.fromtimestamp(self._now(), UTC) - event.time).total_seconds()
 
-    def _worth_a_retry(self, event: Event, otherwise: type[Failed]) -> "_WorthARetry":
+    def _worth_a_retry(self, event: Event, otherwise: type[PermanentError]) -> "_WorthARetry":
         return _WorthARetry(otherwise, lambda: self._time_left(event))
 
 
@@ -676,7 +685,7 @@ class _WorthARetry:
 
     __slots__ = ("_otherwise", "_time_left")
 
-    def __init__(self, otherwise: type[Failed], time_left: Callable[[], float]) -> None:
+    def __init__(self, otherwise: type[PermanentError], time_left: Callable[[], float]) -> None:
         self._otherwise = otherwise
         self._time_left = time_left
 
@@ -684,7 +693,7 @@ class _WorthARetry:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Throttled) and error.after is not None and error.after > self._time_left():
+        if isinstance(error, RateLimitedError) and error.after is not None and error.after > self._time_left():
             other = self._otherwise(f"{error.reason}, and wants to be left alone for too long")
             other.may_have_acted = error.may_have_acted
             raise other from error
@@ -720,7 +729,7 @@ class _View(NamedTuple):
         return self.verdict.rests_on if self.verdict else Look.MEMORY
 
 
-def _warn(what: str, event: Event, error: UpstreamError | NotHere) -> None:
+def _warn(what: str, event: Event, error: UpstreamError | NotReadyError) -> None:
     """Logs what an upstream would not do, where that is not what comes of the event."""
     fields = {"application": event.application, "device": event.device, "reason": error.reason, "id": event.id}
     if event.trace:

@@ -17,10 +17,10 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.events import Event, InvalidEvent, read_event
+from fleet_fn.drogue.events import Event, InvalidEventError, read_event
 from fleet_fn.observability import log, metrics, tracing
 from fleet_fn.observability.side_effects import Guarded
-from fleet_fn.protocol.dialects import InvalidStatus, documented_json
+from fleet_fn.protocol.dialects import InvalidStatusError, documented_json
 from fleet_fn.settings import MAX_WAITING, OURS, Settings
 from fleet_fn.update.handler import Decision, Outcome, Updater
 from fleet_fn.web.arrival import DEADLINE, MAX_BODY, MAX_DISCARDED
@@ -151,11 +151,11 @@ def _deadline(settings: Settings, request: Request) -> Deadline:
     return deadline or Deadline(settings.event_deadline * OURS)
 
 
-class _TooLarge(Exception):
+class _TooLargeError(Exception):
     """The body of an event is larger than `MAX_BODY`."""
 
 
-class _Busy(Exception):
+class _BusyError(Exception):
     """As many events as may be are being answered, and either too many wait already or the deadline came first."""
 
 
@@ -187,13 +187,13 @@ def _take(
                     slots.give_back()
             else:
                 decision = use(event)
-    except _Busy:
+    except _BusyError:
         decision = Decision(Outcome("retry", f"busy with {settings.threads} other events"))
-    except _TooLarge:
+    except _TooLargeError:
         _discard_body(request)
         decision = Decision(Outcome("invalid", f"the body is larger than {MAX_BODY} bytes"))
         status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    except (InvalidEvent, InvalidStatus) as error:
+    except (InvalidEventError, InvalidStatusError) as error:
         decision = Decision(Outcome("invalid", str(error)))
     except Exception:  # noqa: BLE001 - the one boundary
         # A mistake of ours does not mend itself within seconds: 5xx would have the event delivered for ever.
@@ -213,16 +213,16 @@ class _Slots:
         """Takes a place, which has to be given back.
 
         Raises:
-            _Busy: too many wait for one already, or none is free until the deadline.
+            _BusyError: too many wait for one already, or none is free until the deadline.
 
         """
         if self._working.acquire(blocking=False):
             return
         if not self._waiting.acquire(blocking=False):
-            raise _Busy
+            raise _BusyError
         try:
             if not self._working.acquire(timeout=deadline.remaining):
-                raise _Busy
+                raise _BusyError
         finally:
             self._waiting.release()
 
@@ -243,20 +243,20 @@ def _headers(environ: "WSGIEnvironment") -> Iterator[tuple[str, str]]:
 def _body(request: Request, deadline: Deadline) -> bytes:
     announced = request.content_length
     if announced is not None and announced > MAX_BODY:
-        raise _TooLarge
+        raise _TooLargeError
     try:
         with _patience.with_sender(_sender(request), deadline):
             body = request.stream.read(MAX_BODY + 1)
     except TimeoutError as error:
-        raise InvalidEvent("the body did not come in time") from error
+        raise InvalidEventError("the body did not come in time") from error
     except (OSError, ParseException) as error:
         if not deadline.remaining:
-            raise InvalidEvent("the body did not come in time") from error
-        raise InvalidEvent("the body is cut short, or is not chunked as it should be") from error
+            raise InvalidEventError("the body did not come in time") from error
+        raise InvalidEventError("the body is cut short, or is not chunked as it should be") from error
     if len(body) > MAX_BODY:
-        raise _TooLarge
+        raise _TooLargeError
     if announced is not None and len(body) < announced:
-        raise InvalidEvent("the body ended early" if deadline.remaining else "the body did not come in time")
+        raise InvalidEventError("the body ended early" if deadline.remaining else "the body did not come in time")
     return body
 
 

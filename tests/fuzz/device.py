@@ -2,7 +2,7 @@
 
 The input is the application's JSON and the device's, with an empty line in between. What must hold:
 
-- What is desired is read, or is `Failed`, with a reason of one line.
+- What is desired is read, or is `PermanentError`, with a reason of one line.
 - A policy is within what policies take, and can be asked at any moment; when it says that a window opens, it does.
 - A report leaves everything as it was in the device's object but its own, and is no news the second time.
 - What is noted of an update is read as it was written.
@@ -15,11 +15,11 @@ from http.client import HTTPMessage
 from typing import Any, cast
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.device_registry import Desired, File, Image, Outdated, Registry
+from fleet_fn.drogue.device_registry import ConflictError, Desired, File, Image, Registry
 from fleet_fn.drogue.firmware_spec import Policy
 from fleet_fn.drogue.status_report import IN_SYNC, PROGRESS, Condition, Report
 from fleet_fn.drogue.update_record import Record, record_for
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.http.client import Answer, Upstream
 from fleet_fn.protocol.step import Target
 from fleet_fn.update.policy import hold_start
@@ -58,14 +58,14 @@ def one_input(data: bytes) -> None:
     try:
         with bounded():
             desired = registry.desired("a", "d", 0.0, Deadline(10))
-    except Failed as failed:
+    except PermanentError as failed:
         _check_reason(failed)
         return
     _check_desired(desired)
     _check_report(cloud, desired)
 
 
-def _check_reason(failed: Failed) -> None:
+def _check_reason(failed: PermanentError) -> None:
     assert failed.reason
     assert failed.reason.isprintable()
 
@@ -106,11 +106,11 @@ def _check_report(cloud: _Cloud, desired: Desired) -> None:
             Registry(cast(Upstream, cloud)).report("a", "d", report, _NOW, Deadline(10))
         assert cloud.writes == report.is_news(desired.reported)
         Registry(cast(Upstream, cloud)).report("a", "d", again, _NOW, Deadline(10))
-    except Failed as failed:
+    except PermanentError as failed:
         _check_reason(failed)
         assert not cloud.writes
         return
-    except Outdated as error:
+    except ConflictError as error:
         raise AssertionError("nobody else noted anything") from error
     assert cloud.writes == report.is_news(desired.reported)
     after = json.loads(cloud.device)

@@ -2,14 +2,14 @@
 
 The input is the request: lines of headers, an empty line, the body. What must hold:
 
-- What is no event is `InvalidEvent`, with a reason of one line; nothing else is raised.
+- What is no event is `InvalidEventError`, with a reason of one line; nothing else is raised.
 - What an event has is text of Unicode, and a time with its offset from UTC, with which the function can reckon.
 - In structured mode each attribute is what the JSON says, and the payload is its data; in binary mode the payload is
   the body. Nothing is invented.
 - Application and device are those of Drogue Cloud's source, in both modes; other sources leave it to the attributes. If
   the two disagree, there is no status.
 - A status of LoRaWAN's port is the bytes of the uplink's base64, or the payload as it came.
-- Whatever payload it is, decoding it gives a status or `InvalidStatus`.
+- Whatever payload it is, decoding it gives a status or `InvalidStatusError`.
 """
 
 import base64
@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
-from fleet_fn.drogue.events import LORAWAN_PORT, Event, InvalidEvent, read_event
-from fleet_fn.protocol.dialects import InvalidStatus, decode_status
+from fleet_fn.drogue.events import LORAWAN_PORT, Event, InvalidEventError, read_event
+from fleet_fn.protocol.dialects import InvalidStatusError, decode_status
 from tests.fuzz.bounds import bounded
 
 _ATTRIBUTES = {
@@ -40,7 +40,7 @@ def one_input(data: bytes) -> None:
     try:
         with bounded():
             event = read_event(headers, body)
-    except InvalidEvent as error:
+    except InvalidEventError as error:
         assert str(error)
         assert str(error).isprintable()
         return
@@ -89,7 +89,7 @@ def _check_status(event: Event) -> None:
     try:
         with bounded():
             payload, content_type = event.status_payload()
-    except InvalidEvent as error:
+    except InvalidEventError as error:
         assert str(error)
         assert str(error).isprintable()
         return
@@ -100,7 +100,7 @@ def _check_status(event: Event) -> None:
         assert payload == _decoded(json.loads(event.payload)["uplink_message"]["frm_payload"])
     try:
         decode_status(payload, content_type)
-    except InvalidStatus as refusal:
+    except InvalidStatusError as refusal:
         assert str(refusal)
 
 

@@ -3,7 +3,7 @@
 The first byte's lowest bit asks for the checksums of tar headers to be mended, which no fuzzer guesses; the next one
 for the rest to be gzipped. What must hold:
 
-- A layer is read to its end, or is `Failed`, with a reason of one line.
+- A layer is read to its end, or is `PermanentError`, with a reason of one line.
 - What comes out are names of one component, and contents of the sizes that were told.
 - Of a layer that was read to its end, Python's gzip and tarfile give the same files.
 """
@@ -12,7 +12,7 @@ import gzip
 import io
 import tarfile
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.oci.layer import Allowance, root_entries
 from tests.fuzz.bounds import bounded
 
@@ -36,7 +36,7 @@ def one_input(data: bytes) -> None:
                 assert len(content) == entry.size
                 if entry.is_file:
                     files.append((entry.name, content))
-    except Failed as failed:
+    except PermanentError as failed:
         assert failed.reason.startswith("layer: ")
         assert failed.reason.isprintable()
         return

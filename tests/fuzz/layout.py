@@ -4,7 +4,7 @@ The input is `index.json` and the blobs, with lines of `----` in between. `@N` s
 `$N` for that in hex, `"#N"` for its size: no fuzzer finds a blob's digest. Only later blobs can be named.
 What must hold:
 
-- There is firmware in it, or it is `Failed`, with a reason of one line.
+- There is firmware in it, or it is `PermanentError`, with a reason of one line.
 - What is served has the size and the checksum that were told, and is one of the blobs, or a file that tarfile finds in
   one of them.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.layout_store import LayoutStore
 from fleet_fn.firmware.shapes import Shapes
@@ -80,7 +80,7 @@ def _served(folder: Path, platform: str | None) -> bytes | None:
             firmware = store.resolve(reference, Deadline(_SECONDS))
             with firmware.open(Deadline(_SECONDS)) as reader:
                 content = reader.read(0, firmware.size)
-    except Failed as failed:
+    except PermanentError as failed:
         assert failed.reason
         assert failed.reason.isprintable()
         return None

@@ -2,7 +2,7 @@
 
 What must hold:
 
-- Each reader gives what the JSON says, or is `Failed`, with a reason of one line that is not long.
+- Each reader gives what the JSON says, or is `PermanentError`, with a reason of one line that is not long.
 - An artifact's layer is one of the manifest's, and its version is that of the annotation where there is one.
 - Written in another order and with other white space, the same JSON is read as the same.
 """
@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.metadata import Metadata, read_metadata
 from fleet_fn.oci.artifact import FIRMWARE_LAYER, Artifact, read_artifact
 from fleet_fn.oci.manifest import (
@@ -60,7 +60,7 @@ def _read(read: Callable[[], T]) -> T | str:
     try:
         with bounded():
             return read()
-    except Failed as failed:
+    except PermanentError as failed:
         assert failed.reason
         assert failed.reason.isprintable()
         assert len(failed.reason) < 1100

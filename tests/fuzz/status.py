@@ -3,7 +3,7 @@
 The first byte chooses the content type, the rest is the payload. What must hold:
 
 - `decode_status` takes exactly the statuses of the protocol, and reads in each what a plain reader of the same bytes
-  finds there; all else is `InvalidStatus`, with a reason.
+  finds there; all else is `InvalidStatusError`, with a reason.
 - What was read, written again by the simulated device, is read as the same.
 - The decision on it lies within the firmware, and within what the device can take.
 - Each answer in the status's form is what the simulated device understands it to be.
@@ -13,7 +13,7 @@ from typing import Any
 
 import cbor2
 
-from fleet_fn.protocol.dialects import AnswerForm, Dialect, Encoding, InvalidStatus, decode_status, encode_command
+from fleet_fn.protocol.dialects import AnswerForm, Dialect, Encoding, InvalidStatusError, decode_status, encode_command
 from fleet_fn.protocol.messages import U32_MAX, Command, Progress, Status, Swap, Sync, Wait, Write
 from fleet_fn.protocol.step import Block, Target, next_command
 from fleet_fn.sandbox.device_wire import decode_command, encode_status
@@ -37,7 +37,7 @@ def one_input(data: bytes) -> None:
     try:
         with bounded():
             status, form = decode_status(payload, content_type)
-    except InvalidStatus as refusal:
+    except InvalidStatusError as refusal:
         assert str(refusal)
         assert _expected(payload, content_type) is None, f"refused: {refusal}"
         return

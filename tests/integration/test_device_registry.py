@@ -12,9 +12,9 @@ import cbor2
 import pytest
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.device_registry import Desired, Image, MalformedSpec, Registry
+from fleet_fn.drogue.device_registry import Desired, Image, MalformedSpecError, Registry
 from fleet_fn.drogue.status_report import Condition, Report
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.http.client import Fixed, Upstream, basic
 from tests.support.drogue import TOKEN, USER, Drogue
 from tests.support.firmware import publish
@@ -63,7 +63,7 @@ def test_a_malformed_mtu_or_midway_is_the_devices_error(
     drogue: Drogue, registry: Registry, section: dict[str, Any]
 ) -> None:
     drogue.put(APPLICATION, DEVICE, spec={"firmware": section})
-    with pytest.raises(MalformedSpec, match=r"the device.s spec\.firmware"):
+    with pytest.raises(MalformedSpecError, match=r"the device.s spec\.firmware"):
         desired(registry)
 
 
@@ -204,7 +204,7 @@ def test_a_report_leaves_what_others_have_in_the_section_as_it_is() -> None:
 
         drogue.write_answers[APPLICATION, DEVICE] = take
         report = Report("1\0", "2", (Condition("InSync", "False", "", "3\0"),))
-        with pytest.raises(Failed):
+        with pytest.raises(PermanentError):
             registry.report(APPLICATION, DEVICE, report, datetime.now(UTC), Deadline(4))
     (section,) = written
     assert (section["current"], section["other"]) == ("1\\x00", "a\0b")

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from fleet_fn.cli.fleet import command, print_fleet
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.drogue.listing import list_devices
-from fleet_fn.errors import Failed, Retry, one_line
+from fleet_fn.errors import PermanentError, TransientError, one_line
 from fleet_fn.http.client import Upstream
 from fleet_fn.http.connection import MAX_BODY
 from fleet_fn.parts import make_drogue
@@ -390,13 +390,16 @@ def test_devices_may_be_so_large_that_each_is_a_page() -> None:
 
 
 def test_a_device_that_is_larger_than_any_answer_is_an_error() -> None:
-    with Server(Fleet(numbered(2), spec={"bytes": "x" * MAX_BODY})) as server, pytest.raises(Failed, match="larger"):
+    with (
+        Server(Fleet(numbered(2), spec={"bytes": "x" * MAX_BODY})) as server,
+        pytest.raises(PermanentError, match="larger"),
+    ):
         listed(server)
 
 
 def test_a_registry_that_takes_no_notice_of_pages_is_found_out() -> None:
     body = json.dumps([{"metadata": {"name": name}} for name in numbered(100)]).encode()
-    with Server(lambda _: Response(200, body)) as server, pytest.raises(Failed, match="again and again"):
+    with Server(lambda _: Response(200, body)) as server, pytest.raises(PermanentError, match="again and again"):
         listed(server)
     body = json.dumps([{"metadata": {"name": name}} for name in numbered(130)]).encode()
     with Server(lambda _: Response(200, body)) as server:
@@ -532,7 +535,7 @@ def test_a_registry_that_has_no_time_is_told(status: int) -> None:
 def test_a_registry_that_hangs_is_waited_for_no_longer_than_that() -> None:
     gate = Gate(Response())
     with Server(gate) as server:
-        with pytest.raises(Retry, match="no answer in time"), closing(Upstream("cloud", server.url)) as cloud:
+        with pytest.raises(TransientError, match="no answer in time"), closing(Upstream("cloud", server.url)) as cloud:
             next(list_devices(cloud, "shop", patience=0.1))
         gate.opened.set()
 

@@ -23,7 +23,7 @@ import requests
 from click.testing import CliRunner
 
 from fleet_fn.cli.sandbox import command
-from fleet_fn.sandbox import Refused, Sandbox
+from fleet_fn.sandbox import RefusedError, Sandbox
 from tests.support.http import Request, Response, Server, closed_port
 
 PATIENCE = 10.0
@@ -585,7 +585,7 @@ class TestRegistry:
         before = sandbox.get("shop", "till")
         answer = call(sandbox, "PUT", path, {**stale, "spec": {}})
         assert (answer.status_code, answer.json()["error"]) == (409, "Conflict")
-        with pytest.raises(Refused, match="Conflict"):
+        with pytest.raises(RefusedError, match="Conflict"):
             sandbox.put(stale)
         assert sandbox.get("shop", "till") == before
 
@@ -689,7 +689,7 @@ class TestRegistry:
         ],
     )
     def test_objects_that_it_cannot_serve_are_refused_at_once(self, given: list[Mapping[str, Any]]) -> None:
-        with pytest.raises(Refused):
+        with pytest.raises(RefusedError):
             Sandbox(given)
 
 

@@ -13,7 +13,7 @@ import requests
 from click.testing import CliRunner
 
 from fleet_fn.cli.sandbox import command
-from fleet_fn.sandbox import Refused, Sandbox
+from fleet_fn.sandbox import RefusedError, Sandbox
 from tests.support.http import Request, Response, Server
 
 PATIENCE = 10.0
@@ -685,5 +685,5 @@ class TestCommandLine:
     def test_objects_are_read_as_strictly_as_by_the_api(
         self, change: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> None:
-        with pytest.raises(Refused):
+        with pytest.raises(RefusedError):
             Sandbox([change(application())])

@@ -8,7 +8,7 @@ import pytest
 
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Retry
+from fleet_fn.errors import TransientError
 from tests.support.timing import Clock
 
 
@@ -103,7 +103,7 @@ def test_where_no_thread_can_be_started_nobody_waits_for_it_later(monkeypatch: p
             raise RuntimeError("can't start new thread")
 
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(Retry, match=r"^no thread can be started$"):
+        with pytest.raises(TransientError, match=r"^no thread can be started$"):
             background.result("key", lambda: 42, Deadline(5))
     assert background.result("key", lambda: 42, Deadline(5)) == 42
 
@@ -136,9 +136,9 @@ def fails_unheard(background: Background, error: Exception, *, keeps_error: bool
 
 def test_an_error_that_nobody_waited_for_is_raised_for_the_next_and_only_for_that_one() -> None:
     background = Background()
-    fails_unheard(background, Retry("away", 7))
+    fails_unheard(background, TransientError("away", 7))
     assert background.result("other", lambda: 42, Deadline(5)) == 42
-    with pytest.raises(Retry, match="away") as caught:
+    with pytest.raises(TransientError, match="away") as caught:
         background.result("key", lambda: 42, Deadline(0))
     assert caught.value.after == 7
     assert background.result("key", lambda: 42, Deadline(5)) == 42

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fleet_fn.concurrency.ttl_cache import Memory, deep_size
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry, UpstreamError
+from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from tests.support.timing import Clock
 
 
@@ -83,10 +83,10 @@ def test_one_who_allows_less_refreshes_it_for_all() -> None:
 
 
 def test_an_error_is_answered_for_its_own_age_counted_from_its_end_whatever_age_is_asked_for() -> None:
-    source = Source(takes=100, error=Failed("no"))
+    source = Source(takes=100, error=PermanentError("no"))
     remembered = memory(source, error_age=10)
     for _ in range(2):
-        with pytest.raises(Failed, match="no"):
+        with pytest.raises(PermanentError, match="no"):
             remembered.get("key", 0, source, Deadline(5))
         source.clock.now += 9
     assert source.look_ups == 1
@@ -96,9 +96,9 @@ def test_an_error_is_answered_for_its_own_age_counted_from_its_end_whatever_age_
 
 
 def test_errors_without_an_age_are_not_remembered() -> None:
-    source = Source(error=Retry("down"))
+    source = Source(error=TransientError("down"))
     remembered = memory(source)
-    with pytest.raises(Retry):
+    with pytest.raises(TransientError):
         remembered.get("key", math.inf, source, Deadline(5))
     source.error = None
     assert remembered.get("key", math.inf, source, Deadline(5)) == 2
@@ -109,21 +109,21 @@ def test_a_value_that_is_young_enough_outlives_a_later_error() -> None:
     remembered = memory(source, error_age=10.0)
     assert remembered.get("key", 30, source, Deadline(5)) == 1
     source.clock.now += 5
-    source.error = Retry("down")
-    with pytest.raises(Retry):  # for one who wants it fresh
+    source.error = TransientError("down")
+    with pytest.raises(TransientError):  # for one who wants it fresh
         remembered.get("key", 1, source, Deadline(5))
     assert remembered.get("key", 30, source, Deadline(5)) == 1
-    with pytest.raises(Retry):
+    with pytest.raises(TransientError):
         remembered.get("key", 1, source, Deadline(5))
     assert source.look_ups == 2
 
 
 def test_an_error_that_is_answered_often_does_not_grow() -> None:
-    source = Source(error=Failed("no"))
+    source = Source(error=PermanentError("no"))
     remembered = memory(source, error_age=1000)
     depths = set()
     for _ in range(20):
-        with pytest.raises(Failed) as caught:
+        with pytest.raises(PermanentError) as caught:
             remembered.get("key", 0, source, Deadline(5))
         depths.add(len(caught.traceback))
     assert len(depths) <= 2
@@ -309,7 +309,7 @@ def test_who_waits_for_the_look_up_of_another_waits_until_the_own_deadline() -> 
         slowly = threads.submit(remembered.get, "key", 60, slow, Deadline(10))
         assert began.wait(10)
         deadline = Deadline(0.1)
-        with pytest.raises(Retry, match=r"^an earlier look-up of the same has not ended$"):
+        with pytest.raises(TransientError, match=r"^an earlier look-up of the same has not ended$"):
             remembered.get("key", 60, slow, deadline)
         assert deadline.elapsed < 1
         may_end.set()

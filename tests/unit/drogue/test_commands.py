@@ -6,7 +6,7 @@ import pytest
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.http.client import Fixed, Upstream, basic
 from tests.support.http import Response, Server, closed_port
 
@@ -65,9 +65,9 @@ def test_names_are_percent_encoded(
 def test_a_name_that_a_path_would_swallow_fails_before_anything_is_sent(
     server: Server, commands: Commands, name: str
 ) -> None:
-    with pytest.raises(Failed, match=r"^a name that no URL can carry$"):
+    with pytest.raises(PermanentError, match=r"^a name that no URL can carry$"):
         send(commands, device=name)
-    with pytest.raises(Failed, match=r"^a name that no URL can carry$"):
+    with pytest.raises(PermanentError, match=r"^a name that no URL can carry$"):
         send(commands, application=name)
     assert not server.requests
 
@@ -99,7 +99,7 @@ def test_what_no_retry_can_cure_fails_and_is_not_sent_again(
     server: Server, commands: Commands, status: int, reason: str
 ) -> None:
     server.answer = lambda _: Response(status, b"a secret")
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         send(commands)
     assert caught.value.reason == reason
     assert len(server.requests) == 1
@@ -108,12 +108,12 @@ def test_what_no_retry_can_cure_fails_and_is_not_sent_again(
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_what_a_retry_can_cure_is_to_be_retried(server: Server, commands: Commands, status: int) -> None:
     server.answer = lambda _: Response(status, headers={"Retry-After": "2"})
-    with pytest.raises(Retry) as caught:
+    with pytest.raises(TransientError) as caught:
         send(commands)
     assert caught.value.after == 2
     assert len(server.requests) == 1
 
 
 def test_a_command_api_that_is_not_there_is_to_be_retried() -> None:
-    with closed_port() as port, pytest.raises(Retry):
+    with closed_port() as port, pytest.raises(TransientError):
         send(Commands(Upstream("command API", f"http://127.0.0.1:{port}")))

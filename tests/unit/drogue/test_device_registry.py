@@ -13,8 +13,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.device_registry import File, HawkBit, Image, MalformedSpec, NotKnown, Registry, Source, device_path
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.drogue.device_registry import (
+    DeviceNotFoundError,
+    File,
+    HawkBit,
+    Image,
+    MalformedSpecError,
+    Registry,
+    Source,
+    device_path,
+)
+from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.http.client import Upstream
 from tests.support.http import Request, Response, Server, closed_port
 from tests.support.timing import Clock
@@ -167,7 +176,7 @@ def test_a_section_that_cannot_be_understood_is_an_error(
 ) -> None:
     cloud.has_sections(**{whose: section})
     for max_age in (0.0, math.inf):  # as read, and as remembered
-        with pytest.raises(MalformedSpec) as caught:
+        with pytest.raises(MalformedSpecError) as caught:
             cloud.desired(max_age)
         assert caught.value.reason == reason.format(whose)
     assert len(cloud.asked) == 2
@@ -175,7 +184,7 @@ def test_a_section_that_cannot_be_understood_is_an_error(
 
 def test_a_malformed_section_of_the_device_does_not_fall_back_to_the_applications(cloud: Cloud) -> None:
     cloud.has_sections(device={"container": {}}, application=image("shared:1"))
-    with pytest.raises(MalformedSpec, match="the device's"):
+    with pytest.raises(MalformedSpecError, match="the device's"):
         cloud.desired()
 
 
@@ -211,7 +220,7 @@ def test_whatever_the_registry_says_it_is_a_source_or_none_or_a_failure(device: 
     registry = Registry(Scripted("registry", "http://127.0.0.1"))
     try:
         source = registry.desired("fleet", "pump", 0, Deadline(5)).source
-    except Failed as error:
+    except PermanentError as error:
         assert error.reason
     else:
         assert source is None or isinstance(source, Image | File | HawkBit)
@@ -233,7 +242,7 @@ def test_whatever_the_registry_says_it_is_a_source_or_none_or_a_failure(device: 
 )
 def test_a_refusal_names_the_object_and_all_possible_causes(cloud: Cloud, whose: str, status: int, causes: str) -> None:
     cloud.has(**{whose: Response(status, b"secret")})
-    with pytest.raises(NotKnown) as caught:
+    with pytest.raises(DeviceNotFoundError) as caught:
         cloud.desired()
     what = {"device": "device pump of application fleet", "application": "application fleet"}[whose]
     assert caught.value.reason == f"device registry: {status} for {what} ({causes})"
@@ -243,11 +252,11 @@ def test_a_refusal_names_the_object_and_all_possible_causes(cloud: Cloud, whose:
 @pytest.mark.parametrize("whose", ["device", "application"])
 def test_other_statuses_are_a_failure(cloud: Cloud, whose: str, status: int) -> None:
     cloud.has(**{whose: Response(status)})
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         cloud.desired()
     assert caught.value.reason == f"device registry: answered {status} for the {whose}"
     # Where it is not certain that the cloud knows the device, nothing is sent to it.
-    assert isinstance(caught.value, NotKnown) == (whose == "device")
+    assert isinstance(caught.value, DeviceNotFoundError) == (whose == "device")
 
 
 @pytest.mark.parametrize(
@@ -269,9 +278,11 @@ def test_other_statuses_are_a_failure(cloud: Cloud, whose: str, status: int) -> 
 @pytest.mark.parametrize("whose", ["device", "application"])
 def test_an_answer_that_makes_no_sense_is_a_failure(cloud: Cloud, whose: str, body: bytes, reason: str) -> None:
     cloud.has(**{whose: Response(200, body)})
-    with pytest.raises(Failed, match=rf"^device registry: answer for the {whose}.*{reason.format(whose)}") as caught:
+    with pytest.raises(
+        PermanentError, match=rf"^device registry: answer for the {whose}.*{reason.format(whose)}"
+    ) as caught:
         cloud.desired()
-    assert isinstance(caught.value, NotKnown) == (whose == "device")
+    assert isinstance(caught.value, DeviceNotFoundError) == (whose == "device")
     assert caught.value.reason.isprintable()
 
 
@@ -279,7 +290,7 @@ def test_an_answer_that_makes_no_sense_is_a_failure(cloud: Cloud, whose: str, bo
 @pytest.mark.parametrize("whose", ["device", "application"])
 def test_a_spec_that_is_no_map_is_a_failure(cloud: Cloud, whose: str, spec: object) -> None:
     cloud.has(**{whose: {"spec": spec}})
-    with pytest.raises(Failed, match=rf"^device registry: answer for the {whose} is no {whose} object$"):
+    with pytest.raises(PermanentError, match=rf"^device registry: answer for the {whose} is no {whose} object$"):
         cloud.desired()
 
 
@@ -299,7 +310,7 @@ def test_another_object_than_asked_for_is_a_failure_and_its_connection_is_not_us
 ) -> None:
     cloud.has(**{whose: {"metadata": metadata, "spec": {"firmware": image()}}})
     for _ in range(2):
-        with pytest.raises(Failed, match=rf"^device registry: answer for the {whose} is another object$"):
+        with pytest.raises(PermanentError, match=rf"^device registry: answer for the {whose} is another object$"):
             cloud.desired()
     assert cloud.server.connections == 2
 
@@ -308,7 +319,7 @@ def test_another_object_than_asked_for_is_a_failure_and_its_connection_is_not_us
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_registry_that_is_not_well_is_to_be_asked_again(cloud: Cloud, whose: str, status: int) -> None:
     cloud.has(**{whose: Response(status, headers={"Retry-After": "3"})})
-    with pytest.raises(Retry) as caught:
+    with pytest.raises(TransientError) as caught:
         cloud.desired(math.inf)
     assert caught.value.after == 3
     cloud.has(**{whose: PLAIN})
@@ -316,7 +327,7 @@ def test_a_registry_that_is_not_well_is_to_be_asked_again(cloud: Cloud, whose: s
 
 
 def test_a_registry_that_is_not_there_is_to_be_asked_again() -> None:
-    with closed_port() as port, pytest.raises(Retry, match="refused"):
+    with closed_port() as port, pytest.raises(TransientError, match="refused"):
         Registry(Upstream("device registry", f"http://127.0.0.1:{port}")).desired("fleet", "pump", 0, Deadline(5))
 
 
@@ -337,9 +348,9 @@ def test_a_registry_that_is_not_there_is_to_be_asked_again() -> None:
     ],
 )
 def test_names_are_percent_encoded_in_paths(cloud: Cloud, name: str, encoded: str) -> None:
-    with pytest.raises(NotKnown):
+    with pytest.raises(DeviceNotFoundError):
         cloud.registry.desired("fleet", name, 0, Deadline(5))
-    with pytest.raises(NotKnown):
+    with pytest.raises(DeviceNotFoundError):
         cloud.registry.desired(name, "pump", 0, Deadline(5))
     assert cloud.asked == [f"{APPLICATION}/devices/{encoded}", f"/api/registry/v1alpha1/apps/{encoded}/devices/pump"]
     assert device_path(name, name) == f"/{encoded}/devices/{encoded}"
@@ -348,9 +359,9 @@ def test_names_are_percent_encoded_in_paths(cloud: Cloud, name: str, encoded: st
 @pytest.mark.parametrize("name", [".", ".."])
 def test_names_that_a_path_would_swallow_fail_before_anything_is_asked(cloud: Cloud, name: str) -> None:
     for application, device in (("fleet", name), (name, "pump")):
-        with pytest.raises(Failed, match=r"^a name that no URL can carry$"):
+        with pytest.raises(PermanentError, match=r"^a name that no URL can carry$"):
             cloud.registry.desired(application, device, 0, Deadline(5))
-        with pytest.raises(Failed):
+        with pytest.raises(PermanentError):
             device_path(application, device)
     assert not cloud.asked
 
@@ -423,7 +434,7 @@ def test_a_change_during_the_look_up_keeps_what_was_read_from_being_remembered(c
 def test_unknown_devices_are_asked_for_each_time(cloud: Cloud) -> None:
     cloud.has(device=Response(404))
     for _ in range(2):
-        with pytest.raises(NotKnown):
+        with pytest.raises(DeviceNotFoundError):
             cloud.desired(math.inf)
     assert cloud.asked.count(DEVICE) == 2
 
@@ -482,7 +493,7 @@ def test_both_look_ups_together_keep_the_deadline(cloud: Cloud) -> None:
 
     cloud.server.answer = slowly
     deadline = Deadline(0.4)
-    with pytest.raises(Retry, match="no answer in time"):
+    with pytest.raises(TransientError, match="no answer in time"):
         cloud.registry.desired("fleet", "pump", 0, deadline)
     assert deadline.elapsed < 0.9
     over.set()

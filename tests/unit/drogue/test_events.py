@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from fleet_fn.drogue.events import Event, InvalidEvent, read_event
+from fleet_fn.drogue.events import Event, InvalidEventError, read_event
 
 #: An event as the cloud makes it.
 ATTRIBUTES = {
@@ -104,12 +104,12 @@ def test_other_headers_may_hold_anything() -> None:
 @pytest.mark.parametrize("name", ["specversion", "id", "source", "type"])
 def test_an_event_without_a_required_attribute_is_invalid(name: str) -> None:
     for read in (binary, structured):
-        with pytest.raises(InvalidEvent, match=rf"^Missing required attribute: '{name}'$"):
+        with pytest.raises(InvalidEventError, match=rf"^Missing required attribute: '{name}'$"):
             read(**{name: None})
 
 
 def test_all_missing_attributes_are_named() -> None:
-    with pytest.raises(InvalidEvent) as caught:
+    with pytest.raises(InvalidEventError) as caught:
         read_event([], b"{}")
     assert all(name in str(caught.value) for name in ("specversion", "id", "source", "type"))
 
@@ -117,21 +117,21 @@ def test_all_missing_attributes_are_named() -> None:
 @pytest.mark.parametrize("name", ["id", "source", "type", "subject"])
 def test_an_event_with_an_empty_attribute_is_invalid(name: str) -> None:
     for read in (binary, structured):
-        with pytest.raises(InvalidEvent, match=rf"'{name}'"):
+        with pytest.raises(InvalidEventError, match=rf"'{name}'"):
             read(**{name: ""})
 
 
 @pytest.mark.parametrize("version", ["0.3", "1.1", "1", "2.0", ""])
 def test_only_version_1_0_is_taken(version: str) -> None:
     for read in (binary, structured):
-        with pytest.raises(InvalidEvent, match=r"'specversion' must be '1\.0'"):
+        with pytest.raises(InvalidEventError, match=r"'specversion' must be '1\.0'"):
             read(specversion=version)
 
 
 @pytest.mark.parametrize("name", ["id", "source", "type", "subject", "datacontenttype", "application", "device"])
 @pytest.mark.parametrize("value", [5, True, ["x"], {"x": 1}])
 def test_attributes_of_another_type_than_text_are_invalid(name: str, value: object) -> None:
-    with pytest.raises(InvalidEvent, match=name):
+    with pytest.raises(InvalidEventError, match=name):
         structured(**{name: value})
 
 
@@ -147,7 +147,7 @@ def test_members_that_are_null_are_absent() -> None:
     members = ATTRIBUTES | {"source": "/t", "time": None, "subject": None, "application": None, "dataschema": None}
     event = structured(members)
     assert (event.time, event.subject, event.application) == (None, "", "")
-    with pytest.raises(InvalidEvent, match="Missing required attribute: 'id'"):
+    with pytest.raises(InvalidEventError, match="Missing required attribute: 'id'"):
         structured(ATTRIBUTES | {"id": None})
 
 
@@ -209,7 +209,7 @@ def test_in_structured_mode_names_are_what_they_are(name: str) -> None:
 @pytest.mark.parametrize("value", ["\xff", "a\xc3", "\xed\xa0\x80"])
 @pytest.mark.parametrize("name", ["application", "device"])
 def test_a_name_that_is_not_utf_8_is_invalid_if_no_source_tells_it(name: str, value: str) -> None:
-    with pytest.raises(InvalidEvent, match=r"^the name '.+' in a header is not UTF-8$"):
+    with pytest.raises(InvalidEventError, match=r"^the name '.+' in a header is not UTF-8$"):
         binary(**{"source": "/tool", name: value}).status_payload()
 
 
@@ -276,7 +276,7 @@ def test_an_encoded_source_reaches_its_device_or_none(application: str, device: 
     source = quote(cloud_source(application, device), safe=UNENCODED)
     event = sent("encoded", source, application, device)
     if event.device != device and source != f"drogue://{application}/{quote(quote(device, safe=UNENCODED), safe='')}":
-        with pytest.raises(InvalidEvent):
+        with pytest.raises(InvalidEventError):
             event.status_payload()
 
 
@@ -291,7 +291,7 @@ def test_attributes_of_another_device_are_invalid_or_look_like_it(
     event = sent(sender, cloud_source(application, device), other, another)
     try:
         event.status_payload()
-    except InvalidEvent as error:
+    except InvalidEventError as error:
         assert "but the source names" in str(error)
     else:
         mangled = [each(device).strip(" \t") for each in SENDERS.values()]
@@ -328,7 +328,7 @@ def test_in_structured_mode_the_source_tells_too(application: str, device: str) 
 )
 def test_an_attribute_that_contradicts_the_source_is_invalid(attributes: dict[str, str | None], reason: str) -> None:
     for read in (binary, structured):
-        with pytest.raises(InvalidEvent, match=f"^{re.escape(reason)}$"):
+        with pytest.raises(InvalidEventError, match=f"^{re.escape(reason)}$"):
             read(**attributes).status_payload()
 
 
@@ -351,7 +351,7 @@ def test_an_attribute_that_contradicts_the_source_is_invalid(attributes: dict[st
 )
 def test_a_source_that_only_begins_as_the_clouds_is_invalid(source: str) -> None:
     for read in (binary, structured):
-        with pytest.raises(InvalidEvent, match=r"is not drogue://APPLICATION/PERCENT-ENCODED-DEVICE$"):
+        with pytest.raises(InvalidEventError, match=r"is not drogue://APPLICATION/PERCENT-ENCODED-DEVICE$"):
             read(source=source).status_payload()
 
 
@@ -362,7 +362,7 @@ def test_a_source_with_the_names_as_they_are_is_fine_if_it_is_certain(name: str)
     for event in (binary(source=raw(source), device=raw(name)), structured(source=source, device=name)):
         try:
             event.status_payload()
-        except InvalidEvent:
+        except InvalidEventError:
             assert re.search(r"[?%]", name)
         else:
             assert event.device in (name, unquote(name))
@@ -436,15 +436,15 @@ def test_times_are_read_with_nanoseconds_and_offsets(text: str, time: datetime) 
     ],
 )
 def test_times_that_are_none_are_invalid(text: str) -> None:
-    with pytest.raises(InvalidEvent):
+    with pytest.raises(InvalidEventError):
         binary(time=raw(text))
-    with pytest.raises(InvalidEvent):
+    with pytest.raises(InvalidEventError):
         structured(time=text)
 
 
 @pytest.mark.parametrize("value", [0, 1700000000, 1.5, True, [], {}])
 def test_a_time_that_is_no_text_is_invalid(value: object) -> None:
-    with pytest.raises(InvalidEvent, match=r"^attribute 'time' is not a string$"):
+    with pytest.raises(InvalidEventError, match=r"^attribute 'time' is not a string$"):
         structured(time=value)
 
 
@@ -492,7 +492,7 @@ def test_in_structured_mode_the_payload_is_in_data_or_data_base64(members: dict[
     ],
 )
 def test_data_that_cannot_be_had_is_invalid(members: dict[str, Any], reason: str) -> None:
-    with pytest.raises(InvalidEvent, match=rf"^{re.escape(reason)}$"):
+    with pytest.raises(InvalidEventError, match=rf"^{re.escape(reason)}$"):
         structured(ATTRIBUTES | members)
 
 
@@ -529,7 +529,7 @@ def with_member(member: bytes) -> bytes:
     ],
 )
 def test_what_two_readers_could_understand_differently_is_invalid(body: bytes, reason: str) -> None:
-    with pytest.raises(InvalidEvent, match=reason) as caught:
+    with pytest.raises(InvalidEventError, match=reason) as caught:
         read_event(STRUCTURED, body)
     assert str(caught.value).isprintable()
 
@@ -540,7 +540,7 @@ def test_at_whatever_depth_nesting_becomes_too_deep_it_is_the_event_that_is_inva
     for depth in range(5, 1200, 3):
         try:
             read_event(STRUCTURED, with_member(b'"data": ' + opening * depth + b"1" + closing * depth))
-        except InvalidEvent as error:
+        except InvalidEventError as error:
             assert str(error) == "nested too deeply"
             assert depth > 100
 
@@ -555,7 +555,7 @@ def test_at_whatever_depth_nesting_becomes_too_deep_it_is_the_event_that_is_inva
     ],
 )
 def test_batches_and_other_formats_are_invalid(content_type: str) -> None:
-    with pytest.raises(InvalidEvent, match=r"^content type 'application/cloudevents.*': one event"):
+    with pytest.raises(InvalidEventError, match=r"^content type 'application/cloudevents.*': one event"):
         read_event([("Content-Type", content_type)], b"[]")
 
 
@@ -585,7 +585,7 @@ def test_whatever_comes_is_an_event_or_invalid_for_a_reason_of_one_line(
     try:
         event = read_event(headers, body)
         event.status_payload()
-    except InvalidEvent as error:
+    except InvalidEventError as error:
         assert str(error)
         assert str(error).isprintable()
 
@@ -594,7 +594,7 @@ def test_whatever_comes_is_an_event_or_invalid_for_a_reason_of_one_line(
 def test_whatever_the_members_are_it_is_an_event_or_invalid(members: dict[str, str | None]) -> None:
     try:
         event = structured(ATTRIBUTES | members)
-    except InvalidEvent:
+    except InvalidEventError:
         return
     assert event.id
     assert event.source
@@ -631,7 +631,7 @@ def test_a_status_on_dfu_is_answered_there_and_read_as_its_content_type_says() -
 
 @pytest.mark.parametrize("name", ["application", "device"])
 def test_a_status_of_nobody_is_invalid(name: str) -> None:
-    with pytest.raises(InvalidEvent, match=rf"^attribute '{name}' is missing$"):
+    with pytest.raises(InvalidEventError, match=rf"^attribute '{name}' is missing$"):
         binary(**{name: None}).status_payload()
 
 
@@ -682,7 +682,7 @@ def test_an_uplink_in_the_data_of_a_structured_event_is_read_too() -> None:
     ],
 )
 def test_a_malformed_uplink_is_invalid(body: bytes, reason: str) -> None:
-    with pytest.raises(InvalidEvent, match=reason):
+    with pytest.raises(InvalidEventError, match=reason):
         binary(body, subject="223").status_payload()
 
 
@@ -690,7 +690,7 @@ def test_a_malformed_uplink_is_invalid(body: bytes, reason: str) -> None:
 def test_whatever_an_uplink_holds_it_has_a_payload_or_is_invalid(body: bytes) -> None:
     try:
         payload, content_type = binary(body, subject="223").status_payload()
-    except InvalidEvent:
+    except InvalidEventError:
         return
     assert isinstance(payload, bytes)
     assert content_type is None

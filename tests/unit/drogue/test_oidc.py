@@ -10,7 +10,7 @@ import pytest
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.oidc import ClientCredentials
-from fleet_fn.errors import Failed, Retry, Throttled
+from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
 from fleet_fn.http.client import Upstream
 from tests.support.http import Request, Response, closed_port
 from tests.support.oidc import CLIENT, SECRET, Provider
@@ -78,7 +78,7 @@ def test_who_has_less_time_than_a_fetch_takes_does_not_wait_for_its_end(client: 
         header = pool.submit(client.header)
         try:
             assert gate.reached.wait(10)
-            with pytest.raises(Retry, match=r"^token endpoint: an earlier request for a token has not ended$"):
+            with pytest.raises(TransientError, match=r"^token endpoint: an earlier request for a token has not ended$"):
                 client.header(0.1)
         finally:
             gate.opened.set()
@@ -118,7 +118,7 @@ def test_the_same_token_once_more_is_no_other_to_try(client: Client) -> None:
 def test_credentials_that_are_refused_are_a_failure_that_is_remembered_for_a_while(client: Client, status: int) -> None:
     answers(client, status, b'{"error": "invalid_client"}')
     for _ in range(3):
-        with pytest.raises(Failed, match=r"^token endpoint: our credentials were refused$"):
+        with pytest.raises(PermanentError, match=r"^token endpoint: our credentials were refused$"):
             client.header()
         client.clock.now += 4.9
     assert client.provider.asked == 1
@@ -130,7 +130,7 @@ def test_credentials_that_are_refused_are_a_failure_that_is_remembered_for_a_whi
 def test_a_provider_that_is_not_well_is_to_be_asked_again_a_moment_later(client: Client, status: int) -> None:
     answers(client, status)
     for _ in range(3):
-        with pytest.raises(Retry, match=f"token endpoint: answered {status}"):
+        with pytest.raises(TransientError, match=f"token endpoint: answered {status}"):
             client.header()
     assert client.provider.asked == 1
     client.provider.answer_instead = None
@@ -141,7 +141,7 @@ def test_a_provider_that_is_not_well_is_to_be_asked_again_a_moment_later(client:
 def test_a_provider_that_wants_fewer_requests_is_left_alone_for_as_long_as_it_says(client: Client) -> None:
     answers(client, 429, headers={"Retry-After": "5"})
     for _ in range(3):
-        with pytest.raises(Throttled, match="token endpoint: answered 429"):
+        with pytest.raises(RateLimitedError, match="token endpoint: answered 429"):
             client.header()
         client.clock.now += 2.4
     assert client.provider.asked == 1
@@ -153,7 +153,7 @@ def test_each_is_told_of_a_failure_by_an_error_of_his_own(client: Client) -> Non
     answers(client, 401)
     errors = []
     for _ in range(3):
-        with pytest.raises(Failed) as raised:
+        with pytest.raises(PermanentError) as raised:
             client.header()
         errors.append(raised.value)
     assert len({id(error) for error in errors}) == 3
@@ -171,7 +171,7 @@ def test_nobody_waits_for_a_provider_that_hangs_longer_than_until_his_deadline_n
     client.provider.answer_instead = hang
     with ThreadPoolExecutor(8) as pool:
         waits = [pool.submit(client.header, 0.3) for _ in range(8)]
-        assert all(isinstance(wait.exception(10), Retry) for wait in waits)
+        assert all(isinstance(wait.exception(10), TransientError) for wait in waits)
     over.set()
     assert client.provider.asked == 1
 
@@ -179,7 +179,7 @@ def test_nobody_waits_for_a_provider_that_hangs_longer_than_until_his_deadline_n
 def test_a_provider_that_is_not_there_is_to_be_asked_again() -> None:
     with closed_port() as port:
         upstream = Upstream("token endpoint", f"http://127.0.0.1:{port}")
-        with pytest.raises(Retry, match="token endpoint: connection refused"):
+        with pytest.raises(TransientError, match="token endpoint: connection refused"):
             ClientCredentials(upstream, "/", CLIENT, SECRET).header(Deadline(5))
 
 
@@ -201,7 +201,7 @@ def test_an_answer_that_makes_no_sense_is_a_failure_that_does_not_quote_it(
     client: Client, body: bytes, reason: str
 ) -> None:
     answers(client, 200, body)
-    with pytest.raises(Failed, match=reason) as raised:
+    with pytest.raises(PermanentError, match=reason) as raised:
         client.header()
     assert "secret" not in repr(raised.value)
     # An error of the parser's would hold the whole text.
@@ -223,7 +223,7 @@ def test_a_lifetime_that_makes_no_sense_is_a_short_one(client: Client, lifetime:
 @pytest.mark.parametrize("status", [302, 404, 405])
 def test_other_answers_are_a_failure_that_names_their_status(client: Client, status: int) -> None:
     answers(client, status)
-    with pytest.raises(Failed, match=rf"^token endpoint: answered {status}$"):
+    with pytest.raises(PermanentError, match=rf"^token endpoint: answered {status}$"):
         client.header()
 
 

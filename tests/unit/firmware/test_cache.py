@@ -29,9 +29,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.firmware.cache import Cache
-from fleet_fn.firmware.store import NotHere, Reader
+from fleet_fn.firmware.store import NotReadyError, Reader
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.settings import Settings
 from tests.support.firmware import random_bytes
@@ -189,7 +189,7 @@ def test_any_block_is_served_and_the_bytes_are_fetched_once(folder: Path, wall: 
 
 
 def test_a_block_beyond_the_end_is_a_failure_not_a_short_one(cache: Cache) -> None:
-    with opened(cache) as reader, pytest.raises(Failed, match="are not all there"):
+    with opened(cache) as reader, pytest.raises(PermanentError, match="are not all there"):
         reader.read(2047, 2)
 
 
@@ -216,7 +216,7 @@ def test_using_a_file_leaves_its_times_as_they_are(cache: Cache, folder: Path) -
 
 
 def test_firmware_larger_than_the_cache_fails_before_anything_else(folder: Path) -> None:
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         get(make_cache(folder, 2047), source=never)
     assert caught.value.reason == "firmware of 2048 bytes is larger than the cache (FIRMWARE_CACHE_BYTES=2047)"
     assert not folder.exists()
@@ -241,7 +241,7 @@ def test_a_source_that_lies_fails_leaves_nothing_and_is_asked_again_by_the_next(
 ) -> None:
     for _ in range(2):
         source = Source(lie)
-        with pytest.raises(Failed) as caught:
+        with pytest.raises(PermanentError) as caught:
             get(cache, source=source)
         assert caught.value.reason == reason
         assert source.runs == 1
@@ -258,13 +258,15 @@ def test_a_source_without_end_is_stopped_at_the_size(cache: Cache, folder: Path)
             asked += 1
             write(bytes(1000))
 
-    with pytest.raises(Failed, match=r"^size mismatch: more than 2048 bytes$"):
+    with pytest.raises(PermanentError, match=r"^size mismatch: more than 2048 bytes$"):
         get(cache, source=endless)
     assert asked == 3
     assert not kept(folder)
 
 
-@pytest.mark.parametrize("error", [Failed("blob missing"), Retry("registry away", 7), KeyError("a mistake")])
+@pytest.mark.parametrize(
+    "error", [PermanentError("blob missing"), TransientError("registry away", 7), KeyError("a mistake")]
+)
 def test_what_the_source_raises_is_raised_and_leaves_nothing(cache: Cache, folder: Path, error: Exception) -> None:
     def broken(write: Write) -> None:
         write(RIGHT[:1000])
@@ -281,7 +283,7 @@ def test_whoever_expects_another_size_of_the_same_bytes_is_told_so_and_harms_nob
     get(cache)
     for size in (2047, 2049):
         with (
-            pytest.raises(Failed, match=rf"^size mismatch: 2048 bytes where there should be {size}$"),
+            pytest.raises(PermanentError, match=rf"^size mismatch: 2048 bytes where there should be {size}$"),
             cache.open(size, hashlib.sha256(RIGHT).digest(), FROM, never, Deadline(20)),
         ):
             pass
@@ -362,11 +364,11 @@ def test_a_file_that_somebody_changed_is_not_served_where_it_cannot_be_fetched_a
     cache: Cache, folder: Path, damage: Callable[[Path], None]
 ) -> None:
     def broken(_: Write) -> None:
-        raise Retry("registry away")
+        raise TransientError("registry away")
 
     get(cache)
     damage(path_of(folder))
-    with pytest.raises(Retry, match="registry away"):
+    with pytest.raises(TransientError, match="registry away"):
         get(cache, source=broken)
     assert not kept(folder)
 
@@ -379,7 +381,7 @@ def test_a_file_that_is_changed_while_it_is_open_is_not_served(folder: Path, wal
         assert reader.read(1000, 100) == RIGHT[1000:1100]
         tick(path_of(folder))
         flip(path_of(folder))
-        with suppress(NotHere):
+        with suppress(NotReadyError):
             assert reader.read(1000, 100) == RIGHT[1000:1100]
     assert get(cache, source=source) == RIGHT
     assert source.runs == 2
@@ -404,7 +406,7 @@ def test_links_that_somebody_laid_are_not_followed(cache: Cache, folder: Path, t
     folder.mkdir(parents=True)
     part = part_of(folder)
     part.symlink_to(victim)
-    with pytest.raises(Failed, match=r"^firmware cache: "):
+    with pytest.raises(PermanentError, match=r"^firmware cache: "):
         get(cache)
     part.unlink()
     (folder / f".{path_of(folder).name}.used").symlink_to(victim)
@@ -419,10 +421,10 @@ def test_links_that_somebody_laid_are_not_followed(cache: Cache, folder: Path, t
 def test_a_download_beyond_the_deadline_goes_on_and_a_later_event_finds_it(cache: Cache) -> None:
     source, deadline = Slow(), Deadline(0.1)
     with background_ends():
-        with pytest.raises(NotHere) as caught:
+        with pytest.raises(NotReadyError) as caught:
             get(cache, source=source, seconds=0)
         assert source.begun.wait(10)
-        with pytest.raises(NotHere) as caught:
+        with pytest.raises(NotReadyError) as caught:
             get(cache, source=source, seconds=0.05)
         assert caught.value.reason == "downloading, 1024 of 2048 bytes"
         assert deadline.elapsed < 5
@@ -435,12 +437,12 @@ def test_whoever_comes_late_to_a_long_download_does_not_wait(folder: Path) -> No
     clock, source = Clock(0.0), Slow()
     cache = make_cache(folder, clock=clock)
     with background_ends():
-        with pytest.raises(NotHere):
+        with pytest.raises(NotReadyError):
             get(cache, source=source, seconds=0)
         assert source.begun.wait(10)
         clock.now += 30.5
         deadline = Deadline(30)
-        with pytest.raises(NotHere, match="1024 of 2048"):
+        with pytest.raises(NotReadyError, match="1024 of 2048"):
             get(cache, source=source, seconds=30)
         assert deadline.elapsed < 5
         with ThreadPoolExecutor() as threads:  # one who could have waited since it began may wait now
@@ -451,18 +453,18 @@ def test_whoever_comes_late_to_a_long_download_does_not_wait(folder: Path) -> No
 
 
 def test_an_error_that_nobody_waited_for_is_told_to_the_next_and_only_to_that_one(cache: Cache) -> None:
-    source = Slow(error=Failed("blob missing"))
+    source = Slow(error=PermanentError("blob missing"))
     with background_ends():
-        with pytest.raises(NotHere):
+        with pytest.raises(NotReadyError):
             get(cache, source=source, seconds=0)
         source.may_end.set()
-    with pytest.raises(Failed, match=r"^blob missing$"):
+    with pytest.raises(PermanentError, match=r"^blob missing$"):
         get(cache, source=never)
     assert get(cache) == RIGHT
 
 
 def test_an_error_that_was_heard_is_not_kept(cache: Cache) -> None:
-    with pytest.raises(Failed, match=r"^size mismatch"):
+    with pytest.raises(PermanentError, match=r"^size mismatch"):
         get(cache, source=Source(b"x"))
     assert get(cache) == RIGHT
 
@@ -474,11 +476,11 @@ def test_a_source_that_is_away_is_left_alone_for_a_second(folder: Path) -> None:
     def away(_: Write) -> None:
         nonlocal runs
         runs += 1
-        raise Retry("registry away", 3)
+        raise TransientError("registry away", 3)
 
     for now, expected in [(0.0, 1), (0.9, 1), (1.1, 2), (2.0, 2)]:
         clock.now = now
-        with pytest.raises(Retry, match="registry away") as caught:
+        with pytest.raises(TransientError, match="registry away") as caught:
             get(cache, source=away)
         assert caught.value.after == 3
         assert runs == expected
@@ -488,7 +490,7 @@ def test_a_source_that_is_away_is_left_alone_for_a_second(folder: Path) -> None:
 
 def test_hashing_a_file_that_has_only_just_come_ends_at_the_deadline(folder: Path) -> None:
     get(make_cache(folder))
-    with pytest.raises(NotHere, match=r"^verifying$"):
+    with pytest.raises(NotReadyError, match=r"^verifying$"):
         get(make_cache(folder), source=never, seconds=0)
 
 
@@ -510,10 +512,10 @@ def test_however_many_threads_ask_at_once_it_is_fetched_once(cache: Cache) -> No
 
 
 def test_who_hears_of_the_same_failure_hears_of_it_in_an_error_of_its_own(cache: Cache) -> None:
-    source = Slow(error=Failed("blob missing"))
+    source = Slow(error=PermanentError("blob missing"))
 
     def ask(_: int) -> Exception:
-        with pytest.raises(Failed, match="blob missing") as caught:
+        with pytest.raises(PermanentError, match="blob missing") as caught:
             get(cache, source=source)
         return caught.value
 
@@ -533,7 +535,7 @@ def test_two_that_expect_different_sizes_do_not_hear_of_each_others_failure(cach
         wrong = threads.submit(cache.open(100, hashlib.sha256(RIGHT).digest(), FROM, Source(), Deadline(20)).__enter__)
         honest.may_end.set()
         assert right.result() == RIGHT
-        with pytest.raises(Failed, match=r"^size mismatch: 2048 bytes where there should be 100$"):
+        with pytest.raises(PermanentError, match=r"^size mismatch: 2048 bytes where there should be 100$"):
             wrong.result()
 
 
@@ -613,7 +615,7 @@ def test_what_a_killed_process_leaves_is_fetched_by_the_next_even_by_one_that_wa
 ) -> None:
     source = Source()
     with fetching_half(folder) as process:
-        with pytest.raises(NotHere, match=r"^downloading$"):
+        with pytest.raises(NotReadyError, match=r"^downloading$"):
             get(cache, source=source, seconds=0.05)
         assert source.runs == 0
         assert process.pid is not None
@@ -689,7 +691,7 @@ def test_where_all_is_being_read_there_is_no_room_for_a_while(folder: Path) -> N
     cache, large = make_cache(folder), random_bytes(5000, "large")
     get(cache, A)
     with opened(cache, B), opened(make_cache(folder), C):
-        with pytest.raises(NotHere) as caught:
+        with pytest.raises(NotReadyError) as caught:
             get(cache, large)
         assert caught.value.reason == "the firmware cache has no room while other firmware is being fetched or read"
         assert holds(folder, A, B, C)  # nor did anything go in vain
@@ -704,12 +706,12 @@ def test_a_download_takes_its_room_when_it_begins(
         monkeypatch.setattr(os, "posix_fallocate", unsupported)
     source, large = Slow(random_bytes(8000, "slow")), random_bytes(3000, "large")
     with background_ends():
-        with pytest.raises(NotHere):
+        with pytest.raises(NotReadyError):
             get(cache, source.content, source, seconds=0)
         assert source.begun.wait(10)
         assert total(folder) == 8000
         for other in (cache, make_cache(folder)):
-            with pytest.raises(NotHere, match="no room while other firmware is being fetched"):
+            with pytest.raises(NotReadyError, match="no room while other firmware is being fetched"):
                 get(other, large)
         assert get(cache, RIGHT[:2000]) == RIGHT[:2000]
         source.may_end.set()
@@ -748,7 +750,7 @@ def test_a_folder_that_cannot_be_made_is_a_failure_that_says_so(tmp_path: Path) 
     (tmp_path / "loop").symlink_to("loop")
     for folder, why in [("file", errno.ENOTDIR), ("file/below", errno.ENOTDIR), ("loop", errno.ELOOP)]:
         cache = make_cache(tmp_path / folder)
-        with pytest.raises(Failed) as caught:
+        with pytest.raises(PermanentError) as caught:
             get(cache, source=never)
         assert caught.value.reason in (f"firmware cache: {os.strerror(code)}" for code in (why, errno.EEXIST))
 
@@ -775,7 +777,7 @@ def outcome(action: Callable[[], object]) -> str:
     """What an action raises, in words, or its result's type."""
     try:
         return type(action()).__name__
-    except (Failed, Retry, NotHere) as error:
+    except (PermanentError, TransientError, NotReadyError) as error:
         return f"{type(error).__name__}: {error.reason}"
 
 
@@ -791,7 +793,7 @@ def fetch_with_little_disk(folder: Path, limit: int) -> list[str]:
 
 
 def test_where_the_disk_is_full_the_event_fails_and_the_half_file_goes(folder: Path) -> None:
-    why = f"Failed: firmware cache: {os.strerror(errno.EFBIG)}"
+    why = f"PermanentError: firmware cache: {os.strerror(errno.EFBIG)}"
     assert run_in_process(fetch_with_little_disk, folder, 2500) == [why, why, "bytes"]
     assert holds(folder, RIGHT)
 
@@ -810,9 +812,11 @@ def test_where_room_cannot_be_taken_in_advance_writing_tells(
         try:
             write(B)
         except OSError as error:
-            raise Retry("registry: connection lost") from error  # a source must not take it for its own trouble
+            raise TransientError(
+                "registry: connection lost"
+            ) from error  # a source must not take it for its own trouble
 
-    with pytest.raises(Failed, match=r"^firmware cache: No space left on device$"):
+    with pytest.raises(PermanentError, match=r"^firmware cache: No space left on device$"):
         get(cache, B, fragile)
     assert holds(folder, A)
 
@@ -834,7 +838,7 @@ def use_folder_that_is_read_only(folder: Path) -> list[str]:
 def test_a_folder_that_is_read_only_serves_what_it_has(cache: Cache, folder: Path) -> None:
     get(cache)
     try:
-        why = f"Failed: firmware cache: {os.strerror(errno.EACCES)}"
+        why = f"PermanentError: firmware cache: {os.strerror(errno.EACCES)}"
         assert run_in_process(use_folder_that_is_read_only, folder) == ["bytes", why, "None"]
     finally:
         folder.chmod(0o700)
@@ -848,7 +852,7 @@ def test_a_folder_that_is_deleted_during_a_download_gets_nothing_of_it(cache: Ca
         shutil.rmtree(folder)
         with fetching_half(folder):  # somebody else has begun anew, and is not disturbed
             source.may_end.set()
-            with pytest.raises(NotHere, match="went from the cache as soon as it was there"):
+            with pytest.raises(NotReadyError, match="went from the cache as soon as it was there"):
                 early.result()
             assert kept(folder) == {part_of(folder).name}
     assert get(cache) == RIGHT
@@ -866,12 +870,12 @@ def test_who_waits_for_its_turn_in_a_folder_that_is_deleted_waits_for_it_in_the_
         return file
 
     with background_ends(), lock() as old:
-        with pytest.raises(NotHere):
+        with pytest.raises(NotReadyError):
             get(cache, source=source, seconds=0.2)
         (folder / ".lock").unlink()
         with lock():
             old.close()
-            with pytest.raises(NotHere):
+            with pytest.raises(NotReadyError):
                 get(cache, source=source, seconds=0.4)
             assert total(folder) == 0
     assert get(cache, source=source) == RIGHT
@@ -882,18 +886,18 @@ def test_a_download_of_which_nothing_comes_has_nobody_evicted(cache: Cache, fold
     get(cache, A)
 
     def refuse(_: Write) -> None:
-        raise Failed("size mismatch: the blob has other bytes than it should")
+        raise PermanentError("size mismatch: the blob has other bytes than it should")
 
-    with pytest.raises(Failed, match="size mismatch"), cache.open(BOUND, bytes(32), FROM, refuse, Deadline(20)):
+    with pytest.raises(PermanentError, match="size mismatch"), cache.open(BOUND, bytes(32), FROM, refuse, Deadline(20)):
         pass
     assert holds(folder, A)
 
 
 def test_what_is_wrong_with_one_source_is_not_in_the_way_of_another(cache: Cache, folder: Path) -> None:
     checksum = hashlib.sha256(RIGHT).digest()
-    stuck = Slow(error=Failed("access denied"))
+    stuck = Slow(error=PermanentError("access denied"))
     with background_ends():
-        with pytest.raises(NotHere), cache.open(len(RIGHT), checksum, "mine", stuck, Deadline(0)):
+        with pytest.raises(NotReadyError), cache.open(len(RIGHT), checksum, "mine", stuck, Deadline(0)):
             pass
         assert stuck.begun.wait(10)
         for other in (cache, make_cache(folder)):
@@ -910,7 +914,7 @@ def test_a_claim_is_believed_only_once_its_source_has_proved_it(folder: Path) ->
 
     get(make_cache(folder))
     for cache in (make_cache(folder), make_cache(folder)):
-        with pytest.raises(Failed, match="mismatch"):
+        with pytest.raises(PermanentError, match="mismatch"):
             claimed(cache, "liar", Source(b"something else"))
     honest, before = Source(), path_of(folder).stat().st_ino
     first = make_cache(folder)
@@ -918,7 +922,7 @@ def test_a_claim_is_believed_only_once_its_source_has_proved_it(folder: Path) ->
         assert claimed(cache, "honest", honest) == RIGHT
     assert honest.runs == 1
     assert path_of(folder).stat().st_ino == before, "whoever reads it is not disturbed"
-    with pytest.raises(Failed, match="mismatch"):
+    with pytest.raises(PermanentError, match="mismatch"):
         claimed(first, "liar", Source(bytes(len(RIGHT))))
     assert get(first, source=never) == RIGHT
 
@@ -934,7 +938,7 @@ def use_without_descriptors(folder: Path) -> list[str]:
 
 
 def test_too_many_open_files_cost_no_file(folder: Path) -> None:
-    why = f"Failed: firmware cache: {os.strerror(errno.EMFILE)}"
+    why = f"PermanentError: firmware cache: {os.strerror(errno.EMFILE)}"
     assert run_in_process(use_without_descriptors, folder) == [why, "bytes"]
 
 
@@ -945,10 +949,10 @@ def test_whatever_happens_no_descriptor_stays_open(cache: Cache, folder: Path) -
                 get(cache)
                 damage(path_of(folder))
                 for source in (Source(b""), Source(RIGHT * 2), Source(RIGHT[::-1])):
-                    with pytest.raises(Failed):
+                    with pytest.raises(PermanentError):
                         get(cache, source=source)
             for content in (A, B, C, D):
-                with suppress(NotHere):
+                with suppress(NotReadyError):
                     get(cache, content, seconds=0)
                 cache.save("key", content[:100], Deadline(5))
         shutil.rmtree(folder)
@@ -1139,11 +1143,11 @@ def test_a_folder_that_became_another_users_is_not_used(tmp_path: Path, cache: C
         os.chown(elsewhere, POD, POD)
     before = kept(elsewhere)
     fresh = make_cache(folder)
-    with pytest.raises(Failed, match=r"^firmware cache: Not a directory$"):
+    with pytest.raises(PermanentError, match=r"^firmware cache: Not a directory$"):
         get(fresh)
     assert fresh.noted("key", 100) is None
     if is_root():
-        with pytest.raises(Failed, match=rf"^firmware cache: '{elsewhere}' belongs to user {POD}$"):
+        with pytest.raises(PermanentError, match=rf"^firmware cache: '{elsewhere}' belongs to user {POD}$"):
             get(make_cache(elsewhere))
     assert kept(elsewhere) == before
 
@@ -1216,13 +1220,13 @@ class Pod(RuleBasedStateMachine):
         content = FIRMWARE[number]
         try:
             assert get(self.caches[process], content) == content
-        except NotHere as error:
+        except NotReadyError as error:
             assert "no room" in error.reason
             assert self.being_read
 
     @rule(number=numbers, process=st.integers(0, 1))
     def begin_to_read(self, number: int, process: int) -> None:
-        with ExitStack() as stack, suppress(NotHere):
+        with ExitStack() as stack, suppress(NotReadyError):
             reader = stack.enter_context(opened(self.caches[process], FIRMWARE[number]))
             self.being_read.append((FIRMWARE[number], reader, stack.pop_all()))
 
@@ -1230,12 +1234,12 @@ class Pod(RuleBasedStateMachine):
     @rule(number=st.integers(0))
     def end_to_read(self, number: int) -> None:
         content, reader, stack = self.being_read.pop(number % len(self.being_read))
-        with stack, suppress(NotHere):
+        with stack, suppress(NotReadyError):
             assert reader.read(0, len(content)) == content
 
     @rule(number=numbers, lie=st.binary(max_size=10))
     def be_lied_to(self, number: int, lie: bytes) -> None:
-        with suppress(Failed, NotHere):
+        with suppress(PermanentError, NotReadyError):
             assert get(self.caches[0], FIRMWARE[number], Source(lie)) == FIRMWARE[number]
 
     @rule(key=st.sampled_from("ab"), content=st.binary(max_size=50))

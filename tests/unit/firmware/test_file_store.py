@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.file_store import FileStore, file_reference
 from fleet_fn.firmware.store import Firmware
 from fleet_fn.firmware.verified import VerifiedFiles
@@ -50,7 +50,7 @@ def read(firmware: Firmware) -> bytes:
 
 
 def reason(store: FileStore, name: str = "pump") -> str:
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         read(find(store, name))
     return caught.value.reason
 
@@ -71,7 +71,7 @@ def test_a_firmware_that_is_replaced_is_the_new_one(store: FileStore, folder: Pa
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../firmware/pump", "a/b", "/etc/passwd", "a\0b", "a\nb", "x" * 251])
 def test_a_name_is_one_component_of_a_path(name: str) -> None:
-    with pytest.raises(Failed, match=r"^invalid file name '"):
+    with pytest.raises(PermanentError, match=r"^invalid file name '"):
         file_reference(name)
 
 
@@ -79,7 +79,7 @@ def test_a_name_is_one_component_of_a_path(name: str) -> None:
 def test_no_name_leads_out_of_a_folder(name: str) -> None:
     try:
         file_reference(name)
-    except Failed as error:
+    except PermanentError as error:
         assert error.reason.isprintable()
         return
     assert os.path.normpath(f"/folder/{name}.bin") == f"/folder/{name}.bin"
@@ -91,7 +91,7 @@ def test_what_is_missing_is_told(store: FileStore, folder: Path, suffix: str) ->
     (folder / f"pump.{suffix}").unlink()
     assert reason(store) == f"no file pump.{suffix} in FIRMWARE_DIR"
     if suffix == "bin":
-        with pytest.raises(Failed, match=r"^no file pump\.bin"):
+        with pytest.raises(PermanentError, match=r"^no file pump\.bin"):
             read(firmware)
 
 
@@ -155,7 +155,7 @@ def test_what_is_no_file_fails(
     path = folder / f"pump.{suffix}"
     path.unlink()
     become(path)
-    with pytest.raises(Failed, match=rf"(?i){told}"):
+    with pytest.raises(PermanentError, match=rf"(?i){told}"):
         read(find(store))
 
 

@@ -13,11 +13,11 @@ import pytest
 
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.layout_store import LayoutStore
 from fleet_fn.firmware.shapes import Shapes
-from fleet_fn.firmware.store import Firmware, NotHere
+from fleet_fn.firmware.store import Firmware, NotReadyError
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.reference import parse_reference
 from tests.support.firmware import Published, blob_path, publish, random_bytes
@@ -96,7 +96,7 @@ def test_a_digest_leads_to_it_too_whatever_the_tags_are(folder: Path, store: Lay
 
 
 def test_without_a_tag_it_is_latest(folder: Path, store: LayoutStore, published: Published) -> None:
-    with pytest.raises(Failed, match=r"^no tag latest in the layout pump$"):
+    with pytest.raises(PermanentError, match=r"^no tag latest in the layout pump$"):
         resolve(store, folder, "pump")
     publish(folder, "pump", "0.1.2", b"newer", tag="latest")
     assert resolve(store, folder, "pump").version == "0.1.2"
@@ -137,7 +137,7 @@ def test_the_largest_firmware_that_can_be_sent_is_taken(folder: Path, store: Lay
 def test_firmware_whose_verification_outlasts_the_deadline_is_not_here_yet(folder: Path, store: LayoutStore) -> None:
     publish(folder, "pump", "large", bytes(16 * 1024 * 1024))
     firmware = resolve(store, folder, "pump:large")
-    with pytest.raises(NotHere, match=r"^verifying$"), firmware.open(Deadline(0)):
+    with pytest.raises(NotReadyError, match=r"^verifying$"), firmware.open(Deadline(0)):
         pass
     assert read(firmware) == bytes(16 * 1024 * 1024)
 
@@ -156,7 +156,7 @@ def test_firmware_whose_verification_outlasts_the_deadline_is_not_here_yet(folde
 )
 @pytest.mark.usefixtures("published")
 def test_what_is_not_there_fails_and_is_named(folder: Path, store: LayoutStore, reference: str, reason: str) -> None:
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         resolve(store, folder, reference)
     assert caught.value.reason == reason
 
@@ -182,7 +182,7 @@ def test_a_layout_without_its_files_is_none(
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(Failed, match=reason.format(name)):
+    with pytest.raises(PermanentError, match=reason.format(name)):
         resolve(store, folder, "pump:0.1.1")
 
 
@@ -208,7 +208,7 @@ def test_an_index_that_makes_no_sense_fails(
     folder: Path, store: LayoutStore, edit: Callable[[dict[str, Any]], object], reason: str
 ) -> None:
     edit_index(folder, edit)
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         resolve(store, folder, "pump:0.1.1")
     assert caught.value.reason == reason
 
@@ -248,14 +248,14 @@ def test_a_damaged_manifest_fails(
     reason: str,
 ) -> None:
     damage(folder / "pump" / "blobs" / "sha256" / published.digest.removeprefix("sha256:"))
-    with pytest.raises(Failed, match=reason):
+    with pytest.raises(PermanentError, match=reason):
         resolve(store, folder, f"pump@{published.digest}" if by_digest else "pump:0.1.1")
 
 
 def test_the_digest_of_the_firmware_is_none_of_a_manifest(
     folder: Path, store: LayoutStore, published: Published
 ) -> None:
-    with pytest.raises(Failed, match=r"^manifest: "):
+    with pytest.raises(PermanentError, match=r"^manifest: "):
         resolve(store, folder, f"pump@sha256:{published.checksum.hex()}")
 
 
@@ -265,7 +265,7 @@ def test_a_firmware_of_a_size_that_cannot_be_sent_fails_when_it_is_resolved(
     folder: Path, store: LayoutStore, size: int
 ) -> None:
     edit_manifest(folder, lambda manifest: manifest["layers"][0].update(size=size))
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         resolve(store, folder, "pump:0.1.1")
     assert caught.value.reason == f"a firmware of {size} bytes: from 1 to 4294967295 can be sent"
 
@@ -300,21 +300,21 @@ def test_a_damaged_firmware_fails_and_not_a_byte_of_it_is_served(
         assert read(firmware) == CONTENT
     damage(blob_path(folder, "pump", published))
     for _ in range(2):
-        with pytest.raises(Failed, match=reason):
+        with pytest.raises(PermanentError, match=reason):
             read(firmware)
 
 
 @pytest.mark.usefixtures("published")
 def test_a_manifest_that_lies_about_the_size_fails(folder: Path, store: LayoutStore) -> None:
     edit_manifest(folder, lambda manifest: manifest["layers"][0].update(size=2044))
-    with pytest.raises(Failed, match=r"^size mismatch: 2048 bytes where there should be 2044$"):
+    with pytest.raises(PermanentError, match=r"^size mismatch: 2048 bytes where there should be 2044$"):
         read(resolve(store, folder, "pump:0.1.1"))
 
 
 def test_a_firmware_that_is_mended_is_served_again(folder: Path, store: LayoutStore, published: Published) -> None:
     firmware = resolve(store, folder, "pump:0.1.1")
     corrupt(blob_path(folder, "pump", published))
-    with pytest.raises(Failed):
+    with pytest.raises(PermanentError):
         read(firmware)
     publish(folder, "pump", "0.1.1", CONTENT)
     assert read(firmware) == CONTENT
@@ -329,5 +329,5 @@ def test_a_folder_that_may_not_be_read_fails_and_says_so(
     monkeypatch.setattr("fleet_fn.files.open", deny, raising=False)
     monkeypatch.setattr(Path, "stat", deny)
     for reference in ("pump:0.1.1", f"pump@{published.digest}"):
-        with pytest.raises(Failed, match=r"^oci-layout in the layout pump: Permission denied$"):
+        with pytest.raises(PermanentError, match=r"^oci-layout in the layout pump: Permission denied$"):
             resolve(store, folder, reference)

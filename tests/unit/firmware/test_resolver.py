@@ -11,7 +11,7 @@ import pytest
 
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry, Throttled, UpstreamError
+from fleet_fn.errors import PermanentError, RateLimitedError, TransientError, UpstreamError
 from fleet_fn.firmware.resolver import Catalogue
 from fleet_fn.firmware.store import Firmware, Reader
 from fleet_fn.observability.log import logger
@@ -103,7 +103,9 @@ def test_no_tag_and_latest_are_the_same(store: CountedStore, clock: Clock) -> No
     assert resolve("pump") == resolve("pump:latest")
 
 
-@pytest.mark.parametrize(("error", "age"), [(Failed("no tag"), 10.0), (Retry("no answer in time"), 1.0)])
+@pytest.mark.parametrize(
+    ("error", "age"), [(PermanentError("no tag"), 10.0), (TransientError("no answer in time"), 1.0)]
+)
 @pytest.mark.parametrize("reference", ["pump:1", f"pump@{DIGEST}"])
 def test_what_failed_is_answered_at_once_for_10_s_and_what_timed_out_for_1(
     store: CountedStore, clock: Clock, error: UpstreamError, age: float, reference: str
@@ -124,16 +126,16 @@ def test_what_failed_is_answered_at_once_for_10_s_and_what_timed_out_for_1(
 def test_one_that_is_to_remember_nothing_remembers_nothing(store: CountedStore, clock: Clock) -> None:
     resolve = resolving(store, clock, remember=False)
     assert [resolve(f"pump@{DIGEST}", max_age=math.inf) for _ in range(3)] == ["1", "2", "3"]
-    store.error = Failed("no tag")
+    store.error = PermanentError("no tag")
     for _ in range(2):
-        with pytest.raises(Failed):
+        with pytest.raises(PermanentError):
             resolve()
     assert len(store.asked) == 5
 
 
 @pytest.mark.parametrize("size", [0, -1, 2**32])
 def test_no_firmware_has_a_size_that_cannot_be_sent(size: int) -> None:
-    with pytest.raises(Failed, match=r"from 1 to 4294967295 can be sent$"):
+    with pytest.raises(PermanentError, match=r"from 1 to 4294967295 can be sent$"):
         Firmware("1", size, bytes(32), "artifact", unopened)
 
 
@@ -172,18 +174,18 @@ def test_with_the_store_away_updates_go_on_for_as_long_as_they_may_and_the_log_s
 ) -> None:
     resolve = resolving(store, clock)
     assert resolve(stale_age=300) == "1"
-    store.error = Retry("registry: connection refused")
+    store.error = TransientError("registry: connection refused")
     for _ in range(3):
         clock.now += 99.9
         assert resolve(max_age=30, stale_age=300) == "1"
     assert len(log) == 1
     clock.now += 99.9
-    with pytest.raises(Retry, match="connection refused"):
+    with pytest.raises(TransientError, match="connection refused"):
         resolve(max_age=30, stale_age=300)
     store.error = None
     clock.now += 2
     assert resolve(stale_age=300) == "6"
-    store.error = Retry("registry: connection refused")
+    store.error = TransientError("registry: connection refused")
     clock.now += 31
     assert resolve(stale_age=300) == "6"
     assert len(log) == 2
@@ -192,9 +194,9 @@ def test_with_the_store_away_updates_go_on_for_as_long_as_they_may_and_the_log_s
 def test_what_has_to_be_fresh_is_not_answered_with_what_is_stale(store: CountedStore, clock: Clock) -> None:
     resolve = resolving(store, clock)
     resolve()
-    store.error = Retry("registry: no answer in time")
+    store.error = TransientError("registry: no answer in time")
     clock.now += 5
-    with pytest.raises(Retry, match="no answer"):
+    with pytest.raises(TransientError, match="no answer"):
         resolve(max_age=1, stale_age=0)
 
 
@@ -202,18 +204,18 @@ def test_a_reference_that_is_known_to_be_gone_is_not_gone_on_with(store: Counted
     resolve = resolving(store, clock)
     resolve()
     clock.now += 31
-    store.error = Failed("no tag 1")
-    with pytest.raises(Failed, match="no tag 1"):
+    store.error = PermanentError("no tag 1")
+    with pytest.raises(PermanentError, match="no tag 1"):
         resolve(stale_age=300)
     clock.now += 11
-    store.error = Retry("registry: connection refused")
-    with pytest.raises(Retry):
+    store.error = TransientError("registry: connection refused")
+    with pytest.raises(TransientError):
         resolve(stale_age=300)
     clock.now += 2
     store.error = None
     resolve(stale_age=300)
     clock.now += 31
-    store.error = Retry("registry: connection refused")
+    store.error = TransientError("registry: connection refused")
     assert resolve(stale_age=300) == "4"
 
 
@@ -230,7 +232,7 @@ class Slow(CountedStore):
         self.times.append(deadline.total)
         self.is_asked.set()
         if not self.may_answer.wait(deadline.remaining):
-            raise Retry("registry: no answer in time")
+            raise TransientError("registry: no answer in time")
         return super().resolve(reference, deadline, known)
 
 
@@ -274,20 +276,20 @@ def test_who_goes_on_while_others_wait_for_the_store_already_does_not_wait_with_
 def test_what_is_known_already_undoes_nothing(store: CountedStore, clock: Clock, log: list[logging.LogRecord]) -> None:
     resolve = resolving(store, clock)
     resolve()
-    store.error = Retry("registry: connection refused")
+    store.error = TransientError("registry: connection refused")
     for _ in range(5):
         clock.now += 2
         assert resolve(max_age=0, stale_age=300) == "1"
         assert resolve(max_age=30, stale_age=300) == "1"
     assert len(log) == 1
-    store.error = Failed("no tag 1")
+    store.error = PermanentError("no tag 1")
     clock.now += 2
-    with pytest.raises(Failed):
+    with pytest.raises(PermanentError):
         resolve(max_age=0, stale_age=300)
     assert resolve(max_age=300, stale_age=300) == "1"
-    store.error = Retry("registry: connection refused")
+    store.error = TransientError("registry: connection refused")
     clock.now += 11
-    with pytest.raises(Retry):
+    with pytest.raises(TransientError):
         resolve(max_age=0, stale_age=300)
 
 
@@ -296,14 +298,14 @@ def test_a_store_that_is_asked_too_much_is_left_alone_as_long_as_it_wants(
     store: CountedStore, clock: Clock, after: int | None, age: float
 ) -> None:
     resolve = resolving(store, clock)
-    store.error = Throttled("registry: answered 429", after)
+    store.error = RateLimitedError("registry: answered 429", after)
     for later in (0, age):
         clock.now += later
-        with pytest.raises(Throttled) as caught:
+        with pytest.raises(RateLimitedError) as caught:
             resolve()
         assert caught.value.after == after
     assert len(store.asked) == 1
     clock.now += 0.01
-    with pytest.raises(Throttled):
+    with pytest.raises(RateLimitedError):
         resolve()
     assert len(store.asked) == 2

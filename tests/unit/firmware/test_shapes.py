@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.firmware.cache import Cache
-from fleet_fn.firmware.shapes import NoFirmware, Shapes
-from fleet_fn.firmware.store import Firmware, NotHere, Reader
+from fleet_fn.firmware.shapes import NoFirmwareError, Shapes
+from fleet_fn.firmware.store import Firmware, NotReadyError, Reader
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.layer import Readable
 from fleet_fn.oci.manifest import Descriptor
@@ -100,7 +100,7 @@ class Folder:
 
     def manifest(self, digest: str, deadline: Deadline) -> bytes:
         if digest not in self.blobs:
-            raise Failed(f"no {digest}, with {deadline.remaining} s left")
+            raise PermanentError(f"no {digest}, with {deadline.remaining} s left")
         return self.blobs[digest]
 
     def config(self, blob: Descriptor, deadline: Deadline) -> bytes:
@@ -119,7 +119,7 @@ class Folder:
             self.gate.wait(30)
         self.streamed.append(blob.digest)
         if blob.digest not in self.blobs:
-            raise Retry("registry: connection refused")
+            raise TransientError("registry: connection refused")
         yield io.BytesIO(self.blobs[blob.digest])
 
 
@@ -159,7 +159,7 @@ def read(firmware: Firmware) -> bytes:
 
 
 def reason(shapes: Shapes, folder: Folder, manifest: bytes, platform: str | None = None) -> str:
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         read(find(shapes, folder, manifest, platform=platform))
     return caught.value.reason
 
@@ -275,7 +275,7 @@ def test_an_image_that_describes_what_others_have_is_not_believed(shapes: Shapes
     label = json.dumps(described())
     assert read(find(shapes, folder, folder.image(folder.layer({"firmware": FIRMWARE}), label=label))) == FIRMWARE
     for files in ({"firmware": FIRMWARE[::-1]}, {"firmware": b"other"}, {"README": b""}, {"firmware": None}):
-        with pytest.raises(Failed):
+        with pytest.raises(PermanentError):
             read(find(shapes, folder, folder.image(folder.layer(files), label=label)))
 
 
@@ -344,7 +344,7 @@ def test_what_was_found_in_layers_is_known_to_other_processes_and_when_the_regis
     del folder.blobs[layer["digest"]]
     assert read(find(make_shapes(tmp_path), folder, image)) == FIRMWARE
     folder.name = "ghcr.io/acme/other"
-    with pytest.raises(Retry):
+    with pytest.raises(TransientError):
         find(make_shapes(tmp_path), folder, image)
 
 
@@ -398,10 +398,10 @@ def test_looking_through_an_image_for_long_goes_on_and_is_found_later(shapes: Sh
     folder.gate = threading.Event()
     reference = Reference("ghcr.io/acme/", "pump", "1", None)
     began = time.monotonic()
-    with pytest.raises(NotHere, match=r"^looking for firmware\.json in the image's layers$"):
+    with pytest.raises(NotReadyError, match=r"^looking for firmware\.json in the image's layers$"):
         shapes.firmware(image, reference, folder, Deadline(2))
     assert time.monotonic() - began < 2, "there is time left for telling the device to wait"
-    with pytest.raises(NotHere):
+    with pytest.raises(NotReadyError):
         shapes.firmware(image, reference, folder, Deadline(0))
     folder.gate.set()
     assert find(shapes, folder, image).version == "1.2.3"
@@ -410,7 +410,7 @@ def test_looking_through_an_image_for_long_goes_on_and_is_found_later(shapes: Sh
 def test_a_repository_that_is_away_is_to_be_asked_again(shapes: Shapes, folder: Folder) -> None:
     layer = folder.layer({"firmware.json": json.dumps(described()).encode(), "firmware.bin": FIRMWARE})
     content = folder.blobs.pop(layer["digest"])
-    with pytest.raises(Retry, match="connection refused"):
+    with pytest.raises(TransientError, match="connection refused"):
         find(shapes, folder, folder.image(layer))
     folder.blobs[layer["digest"]] = content
     assert read(find(shapes, folder, folder.image(layer))) == FIRMWARE
@@ -498,7 +498,7 @@ def test_an_index_without_manifests_of_ours_has_no_firmware(shapes: Shapes, fold
     assert reason(shapes, folder, folder.index(disguised)) == "no manifest in the index"
     config = folder.put(b"{}", "application/vnd.oci.empty.v1+json")
     other = folder.put(folder.artifact(config=config), OCI_MANIFEST)
-    with pytest.raises(NoFirmware, match=r"^no firmware: no layer of media type"):
+    with pytest.raises(NoFirmwareError, match=r"^no firmware: no layer of media type"):
         find(shapes, folder, folder.index(other))
 
 

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.firmware import verified
-from fleet_fn.firmware.store import NotHere
-from fleet_fn.firmware.verified import Mismatch, Unreadable, VerifiedFiles
+from fleet_fn.firmware.store import NotReadyError
+from fleet_fn.firmware.verified import MismatchError, UnreadableError, VerifiedFiles
 from tests.support.firmware import random_bytes
 from tests.support.mappings import mapped
 
@@ -132,7 +132,7 @@ def test_a_block_beyond_the_end_is_a_failure_not_a_short_one(
 ) -> None:
     with (
         files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file,
-        pytest.raises(Failed, match="are not all there"),
+        pytest.raises(PermanentError, match="are not all there"),
     ):
         file.read(offset, size)
 
@@ -150,11 +150,11 @@ def test_a_file_that_changed_just_now_is_hashed_with_each_read(path: Path, backg
     with files.open(path, len(RIGHT), checksum, Deadline(10)) as file:
         assert file.read(100, 50) == RIGHT[100:150]
         overwrite(path, WRONG)  # which its times need not show
-        with pytest.raises(Failed, match=r"^digest mismatch"):
+        with pytest.raises(PermanentError, match=r"^digest mismatch"):
             file.read(100, 50)
         overwrite(path, RIGHT)
         assert file.read(2000, 48) == RIGHT[2000:]
-        with pytest.raises(Failed, match="are not all there"):
+        with pytest.raises(PermanentError, match="are not all there"):
             file.read(2000, 49)
     assert background.runs == 0
 
@@ -233,7 +233,7 @@ def test_those_who_come_while_a_file_is_hashed_get_nothing_of_what_was_read_befo
         first, *others = go_on()
         assert first.result() == RIGHT[100:150]  # which it was when it was hashed
         for other in others:
-            with pytest.raises(Mismatch, match=r"^digest mismatch"):
+            with pytest.raises(MismatchError, match=r"^digest mismatch"):
                 other.result()
 
 
@@ -243,10 +243,10 @@ def test_who_runs_out_of_time_while_hashing_for_others_leaves_it_to_them(path: P
             deadline.left = 0.0
         *others, last = go_on()
         assert last.result() == RIGHT[100:150]
-        with pytest.raises(NotHere, match=r"^verifying$"):
+        with pytest.raises(NotReadyError, match=r"^verifying$"):
             others[0].result()
         for other in others:
-            with suppress(NotHere):
+            with suppress(NotReadyError):
                 assert other.result() == RIGHT[100:150]
 
 
@@ -266,7 +266,7 @@ def test_blocks_of_several_readers_are_told_apart(path: Path) -> None:
 
 
 def test_hashing_a_file_that_changed_just_now_ends_at_the_deadline(path: Path, background: Watched) -> None:
-    with pytest.raises(NotHere, match=r"^verifying$"):
+    with pytest.raises(NotReadyError, match=r"^verifying$"):
         read(VerifiedFiles(background, just_now), path, seconds=0)
 
 
@@ -292,7 +292,7 @@ def test_a_file_of_another_size_fails_before_it_is_hashed(
     files: VerifiedFiles, path: Path, background: Watched, content: bytes
 ) -> None:
     path.write_bytes(content)
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         read(files, path)
     assert caught.value.reason == f"size mismatch: {len(content)} bytes where there should be 2048"
     assert background.runs == 0
@@ -300,7 +300,7 @@ def test_a_file_of_another_size_fails_before_it_is_hashed(
 
 def test_a_file_of_other_bytes_fails_each_time(files: VerifiedFiles, path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(Failed, match=r"^digest mismatch"):
+        with pytest.raises(PermanentError, match=r"^digest mismatch"):
             read(files, path, WRONG)
 
 
@@ -310,7 +310,7 @@ def test_a_file_that_changes_after_it_was_verified_is_verified_anew(
 ) -> None:
     assert read(files, path) == RIGHT
     change(path, WRONG)
-    with pytest.raises(Failed, match=r"^digest mismatch"):
+    with pytest.raises(PermanentError, match=r"^digest mismatch"):
         read(files, path)
     tick(path)
     change(path, RIGHT)
@@ -320,7 +320,7 @@ def test_a_file_that_changes_after_it_was_verified_is_verified_anew(
 
 def test_what_is_remembered_of_a_file_vouches_for_no_other_checksum(files: VerifiedFiles, path: Path) -> None:
     assert read(files, path) == RIGHT
-    with pytest.raises(Failed, match=r"^digest mismatch"):
+    with pytest.raises(PermanentError, match=r"^digest mismatch"):
         read(files, path, WRONG)
     assert read(files, path) == RIGHT
 
@@ -331,7 +331,7 @@ def test_a_file_that_changes_before_it_is_read_is_not_served_with_the_new_bytes(
 ) -> None:
     with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file:
         change(path, WRONG)
-        with pytest.raises(NotHere, match=r"^the file is being changed$"):
+        with pytest.raises(NotReadyError, match=r"^the file is being changed$"):
             file.read(0, 512)
 
 
@@ -339,13 +339,13 @@ def test_a_file_that_is_cut_before_it_is_read_is_not_served(files: VerifiedFiles
     with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file:
         os.truncate(path, 1024)
         for offset in (0, 512, 1024):
-            with pytest.raises(NotHere, match=r"^the file is being changed$"):
+            with pytest.raises(NotReadyError, match=r"^the file is being changed$"):
                 file.read(offset, 512)
 
 
 def test_a_file_that_is_replaced_before_it_is_hashed_is_not_here(path: Path) -> None:
     files = VerifiedFiles(Watched(before=lambda: replace(path, RIGHT)), later)
-    with pytest.raises(NotHere, match=r"^the file is being replaced$"):
+    with pytest.raises(NotReadyError, match=r"^the file is being replaced$"):
         read(files, path)
 
 
@@ -366,7 +366,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_here(
     files, checksum = VerifiedFiles(background, later), hashlib.sha256(RIGHT).digest()
     monkeypatch.setattr("fleet_fn.firmware.verified.hashlib", SimpleNamespace(sha256=ChangedMeanwhile))
     with (
-        pytest.raises(NotHere, match=r"^the file is being changed$"),
+        pytest.raises(NotReadyError, match=r"^the file is being changed$"),
         files.open(path, len(RIGHT), checksum, Deadline(10)),
     ):
         pass
@@ -393,7 +393,7 @@ def test_whatever_happens_to_a_file_nothing_else_than_the_right_bytes_is_served(
         try:
             assert read(files, path) == RIGHT
             assert change == "right"
-        except (Failed, FileNotFoundError):
+        except (PermanentError, FileNotFoundError):
             assert change != "right"
 
 
@@ -408,7 +408,7 @@ def test_a_file_that_is_not_there_is_told_apart(files: VerifiedFiles, tmp_path: 
 
 
 def test_a_file_that_goes_before_it_is_hashed_fails(path: Path) -> None:
-    with pytest.raises(Failed, match=r"^firmware: No such file or directory$"):
+    with pytest.raises(PermanentError, match=r"^firmware: No such file or directory$"):
         read(VerifiedFiles(Watched(before=path.unlink), later), path)
 
 
@@ -428,7 +428,7 @@ def odd(tmp_path: Path) -> Path:
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("name", ["folder", "fifo", "to-fifo", "to-folder", "zero", "loop", "file/below", "x" * 300])
 def test_what_is_no_regular_file_fails_at_once(files: VerifiedFiles, odd: Path, name: str) -> None:
-    with pytest.raises(Failed, match=r"^firmware: ") as caught:
+    with pytest.raises(PermanentError, match=r"^firmware: ") as caught:
         read(files, odd / name)
     assert caught.value.reason.isprintable()
 
@@ -439,16 +439,16 @@ def test_a_file_that_becomes_a_fifo_before_it_is_hashed_does_not_hang(path: Path
         path.unlink()
         os.mkfifo(path)
 
-    with pytest.raises(Failed, match=r"^firmware: not a regular file$"):
+    with pytest.raises(PermanentError, match=r"^firmware: not a regular file$"):
         read(VerifiedFiles(Watched(before=become_fifo), later), path)
 
 
 def test_whatever_fails_no_descriptor_stays_open(files: VerifiedFiles, odd: Path) -> None:
     def try_all() -> None:
         for name in ("folder", "fifo", "zero", "nowhere", "loop", "file"):
-            with suppress(Failed, FileNotFoundError):
+            with suppress(PermanentError, FileNotFoundError):
                 read(files, odd / name, WRONG)
-            with suppress(Failed, FileNotFoundError):
+            with suppress(PermanentError, FileNotFoundError):
                 read(files, odd / name, RIGHT)
 
     try_all()
@@ -467,7 +467,7 @@ def test_hashing_beyond_the_deadline_is_not_here_and_goes_on(path: Path) -> None
     files = VerifiedFiles(background, later)
     for seconds in (0, 0.05):
         deadline = Deadline(seconds)
-        with pytest.raises(NotHere, match=r"^verifying$"):
+        with pytest.raises(NotReadyError, match=r"^verifying$"):
             read(files, path, seconds=seconds)
         assert deadline.elapsed < 1
     may_hash.set()
@@ -480,11 +480,11 @@ def test_who_comes_late_to_a_long_hashing_does_not_wait(path: Path) -> None:
     now, may_hash = [0.0], threading.Event()
     background = Watched(before=may_hash.wait, clock=lambda: now[0])
     files = VerifiedFiles(background, later)
-    with pytest.raises(NotHere):
+    with pytest.raises(NotReadyError):
         read(files, path, seconds=0)
     now[0] = 30.5
     deadline = Deadline(30)
-    with pytest.raises(NotHere, match=r"^verifying$"):
+    with pytest.raises(NotReadyError, match=r"^verifying$"):
         read(files, path, seconds=30)
     assert deadline.elapsed < 10
     may_hash.set()
@@ -496,9 +496,9 @@ def test_a_file_that_somebody_else_opened_is_verified_in_the_same_way(files: Ver
     with path.open("rb") as file:
         reader = files.reader(file.fileno(), path, len(RIGHT), checksum, Deadline(10))
         assert reader.read(100, 50) == RIGHT[100:150]
-        with pytest.raises(Mismatch, match=r"^digest mismatch"):
+        with pytest.raises(MismatchError, match=r"^digest mismatch"):
             files.reader(file.fileno(), path, len(RIGHT), hashlib.sha256(WRONG).digest(), Deadline(10))
-        with pytest.raises(Mismatch, match=r"^size mismatch"):
+        with pytest.raises(MismatchError, match=r"^size mismatch"):
             files.reader(file.fileno(), path, len(RIGHT) + 1, checksum, Deadline(10))
 
 
@@ -528,7 +528,7 @@ def test_readers_of_a_file_that_changes_back_and_forth_never_see_the_wrong_one(p
 
     def read_often() -> None:
         for _ in range(150):
-            with suppress(Failed, NotHere):
+            with suppress(PermanentError, NotReadyError):
                 seen.add(read(files, path))
 
     with ThreadPoolExecutor(5) as threads:
@@ -574,7 +574,7 @@ def test_a_file_that_took_the_place_of_an_open_one_is_verified(files: VerifiedFi
     assert read(files, path) == RIGHT
     replace(path, RIGHT[::-1])
     tick(path)
-    with pytest.raises(Mismatch):
+    with pytest.raises(MismatchError):
         read(files, path)
     assert read(files, path, RIGHT[::-1]) == RIGHT[::-1]
 
@@ -592,7 +592,7 @@ def test_no_more_files_stay_open_than_a_few(files: VerifiedFiles, tmp_path: Path
 def test_a_block_that_an_open_file_does_not_have_is_a_failure(files: VerifiedFiles, path: Path) -> None:
     assert read(files, path) == RIGHT
     with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), Deadline(10)) as file:
-        with pytest.raises(Failed, match="are not all there"):
+        with pytest.raises(PermanentError, match="are not all there"):
             file.read(len(RIGHT) - 1, 2)
         assert file.read(0, 1) == RIGHT[:1]
 
@@ -663,7 +663,7 @@ def test_damage_anywhere_at_any_time_is_never_served(tmp_path: Path, steps: list
                 size = min(number, len(LARGE) - position)
                 try:
                     assert block_of(files, path, position, size) == LARGE[position : position + size]
-                except Mismatch:
+                except MismatchError:
                     # Or it is mended, and not hashed again as yet.
                     continue
 
@@ -676,9 +676,9 @@ def test_a_block_with_a_damaged_byte_is_refused_however_it_is_read(large: Path, 
             files._kept.clear()
         mapping.flip(200_000)
         read_block = file.read if holds == "a reader" else partial(block_of, files, large)
-        with pytest.raises(Mismatch, match=r"^digest mismatch"):
+        with pytest.raises(MismatchError, match=r"^digest mismatch"):
             read_block(199_900, 512)
-        with pytest.raises(Mismatch):
+        with pytest.raises(MismatchError):
             block_of(files, large, 0, 512)  # all of it is hashed again
 
 
@@ -756,7 +756,7 @@ def test_a_block_that_the_disk_does_not_give_has_the_file_hashed_anew(
     monkeypatch.setattr(os, "pread", failing)
     assert block_of(files, large, 199_900, 512) == LARGE[199_900:200_412]
     broken.set()
-    with pytest.raises(Unreadable, match=r"^firmware: Input/output error$"):
+    with pytest.raises(UnreadableError, match=r"^firmware: Input/output error$"):
         block_of(files, large, 199_900, 512)
     broken.clear()
     assert block_of(files, large, 199_900, 512) == LARGE[199_900:200_412]
@@ -772,12 +772,12 @@ def test_a_wrong_read_of_a_right_file_is_no_verdict_for_ever(large: Path, monkey
 
     monkeypatch.setattr(os, "pread", flipping)
     broken.set()
-    with pytest.raises(Mismatch):
+    with pytest.raises(MismatchError):
         block_of(files, large, 0, 512)
     broken.clear()
     limit = time.monotonic() + 10
     while True:
-        with suppress(Mismatch):
+        with suppress(MismatchError):
             assert block_of(files, large, 0, 512) == LARGE[:512]
             return
         assert time.monotonic() < limit
@@ -789,7 +789,7 @@ def test_damage_is_told_once_with_the_file(large: Path, caplog: pytest.LogCaptur
         assert block_of(files, large, 0, 512) == LARGE[:512]
         mapping.flip(100)
         for _ in range(3):
-            with pytest.raises(Mismatch):
+            with pytest.raises(MismatchError):
                 block_of(files, large, 0, 512)
     (record,) = caplog.records
     assert record.getMessage() == "firmware on disk changed without a trace"

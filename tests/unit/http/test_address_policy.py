@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.http.address_policy import permitting, split_url
 
 GLOBAL = ["140.82.121.33", "2606:50c0:8000::154", "64:ff9b::8c52:7921"]
@@ -75,7 +75,7 @@ def test_a_url_is_an_origin_and_what_to_ask_for_there(url: str, split: tuple[str
 def test_plain_http_only_where_it_is_allowed() -> None:
     assert split_url("http://cdn.example/x", plain_http=True, registry=NAME) == ("http://cdn.example", "/x")
     with pytest.raises(
-        Failed,
+        PermanentError,
         match=r"^OCI registry registry\.example: sends us to http://cdn\.example, and plain HTTP is not allowed$",
     ):
         split_url("http://cdn.example/x?secret", plain_http=False, registry=NAME)
@@ -106,7 +106,7 @@ def test_plain_http_only_where_it_is_allowed() -> None:
     ],
 )
 def test_what_is_no_url_for_a_request_is_refused_and_not_quoted(url: str) -> None:
-    with pytest.raises(Failed, match=r"^OCI registry registry\.example: sends us to ") as caught:
+    with pytest.raises(PermanentError, match=r"^OCI registry registry\.example: sends us to ") as caught:
         split_url(url, plain_http=True, registry=NAME)
     assert "secret" not in caught.value.reason
 
@@ -116,7 +116,7 @@ def test_any_text_is_split_into_what_a_request_line_can_carry_or_refused(text: s
     for url in (text, f"https://cdn.example/{text}", f"https://cdn.example?{text}", f"https://{text}/"):
         try:
             _, path = split_url(url, plain_http=plain_http, registry=NAME)
-        except Failed:
+        except PermanentError:
             continue
         assert path.startswith("/")
         assert path.isascii()

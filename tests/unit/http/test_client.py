@@ -19,7 +19,7 @@ import trustme
 
 from fleet_fn.concurrency.single_flight import Background
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry, Throttled
+from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
 from fleet_fn.http import client as upstream_module
 from fleet_fn.http.client import MAX_IDLE, MAX_IDLE_SECONDS, Fixed, Upstream, basic
 from fleet_fn.http.connection import MAX_BODY
@@ -256,11 +256,11 @@ def test_429_and_5xx_are_to_be_retried_after_the_seconds_that_the_answer_names(
     with (
         Server(lambda _: Response(status, headers=headers)) as server,
         upstream(server.url) as cloud,
-        pytest.raises(Retry, match=rf"^cloud: answered {status}$") as caught,
+        pytest.raises(TransientError, match=rf"^cloud: answered {status}$") as caught,
     ):
         cloud.request("GET", "/", Deadline(5))
     assert caught.value.after == seconds
-    assert isinstance(caught.value, Throttled) == (status == 429)
+    assert isinstance(caught.value, RateLimitedError) == (status == 429)
 
 
 def test_the_moment_until_which_to_wait_is_so_many_seconds_from_now() -> None:
@@ -268,7 +268,7 @@ def test_the_moment_until_which_to_wait_is_so_many_seconds_from_now() -> None:
     with (
         Server(lambda _: Response(429, headers=headers)) as server,
         upstream(server.url) as cloud,
-        pytest.raises(Throttled) as caught,
+        pytest.raises(RateLimitedError) as caught,
     ):
         cloud.request("GET", "/", Deadline(5))
     assert caught.value.after in range(50, 62)
@@ -316,7 +316,7 @@ def test_one_connection_serves_request_after_request() -> None:
     statuses = iter((200, 404, 503, 200))
     with Server(lambda _: Response(next(statuses), b"x")) as server, upstream(server.url) as cloud:
         for _ in range(4):
-            with contextlib.suppress(Retry):  # of the 503
+            with contextlib.suppress(TransientError):  # of the 503
                 cloud.request("GET", "/", Deadline(5))
     assert server.connections == 1
 
@@ -360,7 +360,7 @@ def test_a_post_is_not_sent_again_even_over_a_connection_that_was_kept(abruptly:
 
     with peer(serve) as server, upstream(server.url) as cloud:
         cloud.request("POST", "/", Deadline(5), body=b"")
-        with pytest.raises(Retry, match=r"^cloud: connection closed without an answer$"):
+        with pytest.raises(TransientError, match=r"^cloud: connection closed without an answer$"):
             cloud.request("POST", "/", Deadline(5), body=b"")
         assert (len(heads), server.connections) == (2, 1)
 
@@ -402,7 +402,7 @@ def test_a_new_connection_that_is_closed_without_an_answer_is_not_tried_twice() 
     with (
         Server(lambda _: None) as server,
         upstream(server.url) as cloud,
-        pytest.raises(Retry, match=r"^cloud: connection closed without an answer$"),
+        pytest.raises(TransientError, match=r"^cloud: connection closed without an answer$"),
     ):
         cloud.request("POST", "/", Deadline(5), body=b"x")
     assert len(server.requests) == 1
@@ -417,7 +417,7 @@ def test_a_request_whose_answer_had_begun_is_not_sent_again() -> None:
 
     with peer(serve) as server, upstream(server.url) as cloud:
         cloud.request("GET", "/", Deadline(5))
-        with pytest.raises(Retry, match=r"^cloud: answer cut short$"):
+        with pytest.raises(TransientError, match=r"^cloud: answer cut short$"):
             cloud.request("GET", "/", Deadline(5))
         assert server.connections == 1
 
@@ -496,7 +496,7 @@ def test_a_server_that_falls_silent_costs_no_more_than_the_deadline(
         peer(serve) as server,
         upstream(server.url) as cloud,
         in_time() as deadline,
-        pytest.raises(Retry, match=r"^cloud: no answer in time$"),
+        pytest.raises(TransientError, match=r"^cloud: no answer in time$"),
     ):
         cloud.request("GET", "/", deadline)
 
@@ -513,7 +513,7 @@ def test_what_is_given_up_is_closed_there_and_then() -> None:
             closed.set()
 
     with peer(serve) as server, upstream(server.url) as cloud:
-        with pytest.raises(Retry) as caught:
+        with pytest.raises(TransientError) as caught:
             cloud.request("GET", "/", Deadline(0.2))
         assert closed.wait(5), f"{caught.value!r} still holds it"
 
@@ -533,7 +533,7 @@ def test_bytes_that_trickle_in_do_not_prolong_the_deadline(quickly: bytes, slowl
         peer(trickling(quickly, slowly, pause)) as server,
         upstream(server.url) as cloud,
         in_time() as deadline,
-        pytest.raises((Retry, Failed)),
+        pytest.raises((TransientError, PermanentError)),
     ):
         cloud.request("GET", "/", deadline)
 
@@ -546,7 +546,7 @@ def test_a_trickle_over_a_connection_that_was_kept_does_not_prolong_the_deadline
 
     with peer(serve) as server, upstream(server.url) as cloud:
         cloud.request("GET", "/", Deadline(5))
-        with in_time() as deadline, pytest.raises(Retry, match=r"^cloud: no answer in time$"):
+        with in_time() as deadline, pytest.raises(TransientError, match=r"^cloud: no answer in time$"):
             cloud.request("GET", "/", deadline)
 
 
@@ -560,7 +560,7 @@ def test_interim_answers_without_end_are_an_end() -> None:
         peer(serve) as server,
         upstream(server.url) as cloud,
         in_time() as deadline,
-        pytest.raises((Retry, Failed)),
+        pytest.raises((TransientError, PermanentError)),
     ):
         cloud.request("GET", "/", deadline)
 
@@ -576,7 +576,7 @@ def test_a_server_that_accepts_no_connection_costs_no_more_than_the_deadline() -
         with (
             upstream(f"http://127.0.0.1:{address[1]}") as cloud,
             in_time() as deadline,
-            pytest.raises(Retry, match=r"^cloud: no answer in time$"),
+            pytest.raises(TransientError, match=r"^cloud: no answer in time$"),
         ):
             cloud.request("GET", "/", deadline)
         for connection in waiting:
@@ -591,7 +591,7 @@ def test_a_server_that_does_not_read_costs_no_more_than_the_deadline() -> None:
         peer(serve) as server,
         upstream(server.url) as cloud,
         in_time() as deadline,
-        pytest.raises(Retry, match=r"^cloud: no answer in time$"),
+        pytest.raises(TransientError, match=r"^cloud: no answer in time$"),
     ):
         cloud.request("POST", "/", deadline, body=bytes(64 * 1024 * 1024))
 
@@ -607,7 +607,7 @@ def test_a_resolver_that_hangs_costs_no_more_than_the_deadline(monkeypatch: pyte
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     with upstream("http://cloud.example") as cloud:
         for _ in range(3):
-            with in_time() as deadline, pytest.raises(Retry, match=r"^cloud: no answer in time$"):
+            with in_time() as deadline, pytest.raises(TransientError, match=r"^cloud: no answer in time$"):
                 cloud.request("GET", "/", deadline)
     answered.set()
     assert len(threads) == 1  # whatever hangs there hangs once, not once for each event
@@ -617,7 +617,7 @@ def test_a_resolver_that_hangs_costs_no_more_than_the_deadline(monkeypatch: pyte
 def test_a_deadline_that_has_passed_already_sends_nothing() -> None:
     with Server(lambda _: Response()) as server, upstream(server.url) as cloud:
         for _ in range(2):
-            with pytest.raises(Retry, match=r"^cloud: no answer in time$"):
+            with pytest.raises(TransientError, match=r"^cloud: no answer in time$"):
                 cloud.request("GET", "/", Deadline(0))
             cloud.request("GET", "/kept", Deadline(5))
     assert {request.path for request in server.requests} == {"/kept"}
@@ -630,13 +630,13 @@ def test_a_refused_connection_is_to_be_retried() -> None:
     with (
         closed_port() as port,
         upstream(f"http://127.0.0.1:{port}") as cloud,
-        pytest.raises(Retry, match=r"^cloud: connection refused$"),
+        pytest.raises(TransientError, match=r"^cloud: connection refused$"),
     ):
         cloud.request("GET", "/", Deadline(5))
 
 
 def test_an_error_tells_whether_the_upstream_may_have_acted() -> None:
-    with closed_port() as port, upstream(f"http://127.0.0.1:{port}") as cloud, pytest.raises(Retry) as refused:
+    with closed_port() as port, upstream(f"http://127.0.0.1:{port}") as cloud, pytest.raises(TransientError) as refused:
         cloud.request("POST", "/", Deadline(5), body=b"x")
     assert not refused.value.may_have_acted
     for response, may_have_acted in (
@@ -648,7 +648,7 @@ def test_an_error_tells_whether_the_upstream_may_have_acted() -> None:
         with (
             Server(lambda _, response=response: response) as server,  # type: ignore[misc]
             upstream(server.url) as cloud,
-            pytest.raises(Retry) as error,
+            pytest.raises(TransientError) as error,
         ):
             cloud.request("POST", "/", Deadline(5), body=b"x")
         assert error.value.may_have_acted is may_have_acted
@@ -659,7 +659,7 @@ def test_a_host_that_is_not_found_is_to_be_retried(monkeypatch: pytest.MonkeyPat
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with upstream("http://cloud.example") as cloud, pytest.raises(Retry, match=r"^cloud: host not found$"):
+    with upstream("http://cloud.example") as cloud, pytest.raises(TransientError, match=r"^cloud: host not found$"):
         cloud.request("GET", "/", Deadline(5))
 
 
@@ -689,7 +689,7 @@ def test_a_body_that_is_cut_short_is_to_be_retried(content: bytes) -> None:
     with (
         peer(answering(content)) as server,
         upstream(server.url) as cloud,
-        pytest.raises(Retry, match=r"^cloud: answer cut short$"),
+        pytest.raises(TransientError, match=r"^cloud: answer cut short$"),
     ):
         cloud.request("GET", "/", Deadline(5))
 
@@ -707,9 +707,9 @@ CUT_HEADS = [
 @pytest.mark.parametrize("content", CUT_HEADS)
 def test_a_head_that_is_cut_short_is_to_be_retried_and_not_taken_for_an_empty_answer(content: bytes) -> None:
     with peer(answering(content)) as server, upstream(server.url) as cloud:
-        with pytest.raises(Retry, match=r"^cloud: answer cut short$"):
+        with pytest.raises(TransientError, match=r"^cloud: answer cut short$"):
             cloud.request("GET", "/", Deadline(5))
-        with pytest.raises(Retry, match=r"^cloud: answer cut short$"), cloud.stream("/", Deadline(5)):
+        with pytest.raises(TransientError, match=r"^cloud: answer cut short$"), cloud.stream("/", Deadline(5)):
             pass
 
 
@@ -719,7 +719,7 @@ def test_a_head_that_is_cut_short_before_its_status_is_to_be_retried(content: by
     with (
         peer(answering(content)) as server,
         upstream(server.url) as cloud,
-        pytest.raises(Retry, match=r"^cloud: answer cut short$"),
+        pytest.raises(TransientError, match=r"^cloud: answer cut short$"),
     ):
         cloud.request("POST", "/", Deadline(5), wants_body=wants_body)
 
@@ -736,7 +736,7 @@ def test_a_reset_in_the_body_is_to_be_retried() -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
 
-    with peer(serve) as server, upstream(server.url) as cloud, pytest.raises(Retry, match=r"^cloud: "):
+    with peer(serve) as server, upstream(server.url) as cloud, pytest.raises(TransientError, match=r"^cloud: "):
         cloud.request("GET", "/", Deadline(5))
 
 
@@ -756,7 +756,7 @@ def test_what_is_not_http_fails(content: bytes) -> None:
     with (
         peer(answering(content)) as server,
         upstream(server.url) as cloud,
-        pytest.raises(Failed, match=r"^cloud: answer is not HTTP \(\w+\)$"),
+        pytest.raises(PermanentError, match=r"^cloud: answer is not HTTP \(\w+\)$"),
     ):
         cloud.request("GET", "/", Deadline(5))
 
@@ -785,7 +785,7 @@ def test_of_a_huge_answer_no_more_than_the_bound_is_read(head: bytes) -> None:
     with (
         peer(serve) as server,
         upstream(server.url) as cloud,
-        pytest.raises(Failed, match=rf"^cloud: answer (larger than {MAX_BODY} bytes|is not HTTP)"),
+        pytest.raises(PermanentError, match=rf"^cloud: answer (larger than {MAX_BODY} bytes|is not HTTP)"),
     ):
         cloud.request("GET", "/", Deadline(10))
     assert sent < 5 * MAX_BODY  # the system's own buffers take some megabytes
@@ -836,7 +836,7 @@ def test_a_stream_that_is_cut_short_is_to_be_retried_and_not_taken_for_its_end(c
         peer(answering(content)) as server,
         upstream(server.url) as cloud,
         cloud.stream("/", Deadline(5)) as stream,
-        pytest.raises(Retry, match=r"^cloud: answer cut short$"),
+        pytest.raises(TransientError, match=r"^cloud: answer cut short$"),
     ):
         list(iter(lambda: stream.read(100, Deadline(5)), b""))
 
@@ -856,7 +856,7 @@ def test_each_piece_of_a_stream_has_a_deadline_of_its_own() -> None:
         cloud.stream("/", Deadline(5)) as stream,
     ):
         assert stream.read(100, Deadline(5)) == b"all"
-        with in_time() as deadline, pytest.raises(Retry, match=r"^cloud: no answer in time$"):
+        with in_time() as deadline, pytest.raises(TransientError, match=r"^cloud: no answer in time$"):
             stream.read(100, deadline)
 
 
@@ -882,8 +882,8 @@ def test_the_connection_of_a_stream_is_kept_if_it_was_read_to_its_end() -> None:
         assert server.connections == 3
 
 
-@pytest.mark.parametrize(("status", "error"), [(429, Throttled), (503, Retry)])
-def test_an_answer_that_is_to_be_retried_is_no_stream(status: int, error: type[Retry]) -> None:
+@pytest.mark.parametrize(("status", "error"), [(429, RateLimitedError), (503, TransientError)])
+def test_an_answer_that_is_to_be_retried_is_no_stream(status: int, error: type[TransientError]) -> None:
     with (
         Server(lambda _: Response(status)) as server,
         upstream(server.url) as cloud,
@@ -921,7 +921,7 @@ def test_elsewhere_only_addresses_are_connected_to_that_are_permitted() -> None:
     with (
         Server(lambda _: Response()) as server,
         upstream("http://cloud.example") as cloud,
-        pytest.raises(Failed, match=r"^cloud, sent to 127\.0\.0\.1: no address that requests may go to$"),
+        pytest.raises(PermanentError, match=r"^cloud, sent to 127\.0\.0\.1: no address that requests may go to$"),
     ):
         cloud.elsewhere(server.url, permits).request("GET", "/", Deadline(5))
     assert asked == ["127.0.0.1"]
@@ -979,11 +979,11 @@ def test_failures_leave_no_socket_open() -> None:
     with peer(serve) as server, upstream(server.url) as cloud, closed_port() as port:
         before = open_descriptors()
         for _ in range(200):
-            with pytest.raises((Retry, Failed)):
+            with pytest.raises((TransientError, PermanentError)):
                 cloud.request("GET", "/", Deadline(5))
         with upstream(f"http://127.0.0.1:{port}") as refused:
             for _ in range(50):
-                with pytest.raises(Retry):
+                with pytest.raises(TransientError):
                     refused.request("GET", "/", Deadline(5))
         limit = time.monotonic() + 10
         while open_descriptors() > before and time.monotonic() < limit:
@@ -1061,7 +1061,7 @@ def test_a_certificate_that_is_not_trusted_fails_before_anything_is_sent(
     with (
         tls_peer(authority, serve, certificate) as server,
         upstream(server.url, ca_file=trusted and str(authority / trusted)) as cloud,
-        pytest.raises(Failed, match=rf"^cloud: certificate not trusted: .*{reason}"),
+        pytest.raises(PermanentError, match=rf"^cloud: certificate not trusted: .*{reason}"),
     ):
         cloud.request("GET", "/", Deadline(5))
     assert not heads
@@ -1122,7 +1122,7 @@ def test_tls_bytes_that_trickle_in_do_not_prolong_the_deadline(authority: Path, 
         with (
             upstream(url, ca_file=str(authority / "ca.pem")) as cloud,
             in_time() as deadline,
-            pytest.raises(Retry, match=r"^cloud: no answer in time$"),
+            pytest.raises(TransientError, match=r"^cloud: no answer in time$"),
         ):
             cloud.request("GET", "/", deadline)
 
@@ -1136,7 +1136,7 @@ def test_a_tls_handshake_that_hangs_costs_no_more_than_the_deadline(authority: P
         with (
             upstream(url, ca_file=str(authority / "ca.pem")) as cloud,
             in_time() as deadline,
-            pytest.raises(Retry, match=r"^cloud: no answer in time$"),
+            pytest.raises(TransientError, match=r"^cloud: no answer in time$"),
         ):
             cloud.request("GET", "/", deadline)
 
@@ -1148,7 +1148,7 @@ def test_failed_handshakes_leave_no_socket_open(authority: Path) -> None:
     ):
         before = open_descriptors()
         for _ in range(50):
-            with pytest.raises(Failed):
+            with pytest.raises(PermanentError):
                 cloud.request("GET", "/", Deadline(5))
         limit = time.monotonic() + 10
         while open_descriptors() > before and time.monotonic() < limit:
@@ -1175,6 +1175,6 @@ def test_a_server_that_does_not_speak_tls_fails_because_no_retry_will_teach_it()
     with (
         peer(serve) as server,
         upstream(server.url.replace("http:", "https:")) as cloud,
-        pytest.raises(Failed, match=r"^cloud: does not speak TLS$"),
+        pytest.raises(PermanentError, match=r"^cloud: does not speak TLS$"),
     ):
         cloud.request("GET", "/", Deadline(5))

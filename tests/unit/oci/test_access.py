@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
 from fleet_fn.oci.docker_config import Credentials
 from fleet_fn.oci.reference import Reference
@@ -76,7 +76,7 @@ def test_the_default_tag_is_for_references_without_any() -> None:
     ],
 )
 def test_what_has_no_host_is_no_reference_and_the_reason_says_what_is(text: str) -> None:
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(PermanentError) as failed:
         registry_reference(text)
     assert failed.value.reason == f"{text!r}: expected HOST/NAME:TAG or oci-layout:DIR:TAG"
 
@@ -85,12 +85,12 @@ def test_what_has_no_host_is_no_reference_and_the_reason_says_what_is(text: str)
     "text", ["ghcr.io/Acme:1", "ghcr.io/", "ghcr.io/a//b", "ghcr.io/../a:1", "ghcr.io/a:-", "x.y/a@1"]
 )
 def test_names_and_tags_are_checked_as_everywhere(text: str) -> None:
-    with pytest.raises(Failed, match=r"^invalid reference "):
+    with pytest.raises(PermanentError, match=r"^invalid reference "):
         registry_reference(text)
 
 
 def test_a_password_in_a_reference_is_not_shown() -> None:
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(PermanentError) as failed:
         registry_reference("me:s3cret@ghcr.io/acme/sensor:1")
     assert "s3cret" not in failed.value.reason
 
@@ -112,7 +112,7 @@ def test_the_environments_credentials_come_before_saved_ones(home: Path, monkeyp
 
 def test_a_user_without_a_token_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRMWARE_REGISTRY_USER", "me")
-    with pytest.raises(Failed, match="FIRMWARE_REGISTRY_TOKEN is not"):
+    with pytest.raises(PermanentError, match="FIRMWARE_REGISTRY_TOKEN is not"):
         find_credentials(GHCR)
 
 
@@ -142,10 +142,10 @@ def test_credentials_are_not_shown_with_what_they_give_access_to() -> None:
 def test_trust_anchors_that_are_none_are_told_by_name(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     reason = f"--ca-file {file}: not a readable file of certificates (PEM)"
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(PermanentError) as failed:
         Access(ca_file=str(file)).tls_context()
     assert failed.value.reason == reason
     file.write_text("no certificate")
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(PermanentError) as failed:
         Access(ca_file=str(file)).tls_context()
     assert failed.value.reason == reason

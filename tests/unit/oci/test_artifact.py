@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.oci.artifact import Artifact, read_artifact
 from fleet_fn.oci.manifest import Descriptor, read_descriptor
 
@@ -113,7 +113,7 @@ def test_a_manifest_without_a_media_type_is_taken_for_one() -> None:
     ],
 )
 def test_a_manifest_that_names_no_one_firmware_fails(content: bytes, reason: str) -> None:
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         read_artifact(content, "tag")
     assert caught.value.reason == reason
 
@@ -130,12 +130,12 @@ def test_a_manifest_that_names_no_one_firmware_fails(content: bytes, reason: str
     ],
 )
 def test_what_is_not_strict_json_fails(content: bytes, reason: str) -> None:
-    with pytest.raises(Failed, match=rf"^manifest: .*{reason}"):
+    with pytest.raises(PermanentError, match=rf"^manifest: .*{reason}"):
         read_artifact(content, None)
 
 
 def test_a_reason_is_one_line_whatever_the_titles_are() -> None:
-    with pytest.raises(Failed, match=r"^two firmware layers: ") as caught:
+    with pytest.raises(PermanentError, match=r"^two firmware layers: ") as caught:
         read_artifact(manifest(layer(title="a\nFAKE LOG LINE"), layer(title="b\x1b[2J")), None)
     assert caught.value.reason.isprintable()
 
@@ -158,7 +158,7 @@ values: st.SearchStrategy[Any] = st.recursive(
 def test_whatever_a_manifest_holds_it_is_a_firmware_or_a_failure(content: object, tag: str | None) -> None:
     try:
         artifact = read_artifact(json.dumps(content).encode(), tag)
-    except Failed as error:
+    except PermanentError as error:
         assert error.reason.isprintable()
         return
     assert artifact.version
@@ -169,7 +169,7 @@ def test_whatever_a_manifest_holds_it_is_a_firmware_or_a_failure(content: object
 def test_whatever_a_descriptor_holds_it_is_one_or_a_failure(value: object) -> None:
     try:
         descriptor = read_descriptor(value, "it")
-    except Failed as error:
+    except PermanentError as error:
         assert error.reason.startswith("it ")
         return
     assert len(descriptor.checksum) == 32

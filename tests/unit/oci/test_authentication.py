@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Failed, Retry, Throttled
+from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
 from fleet_fn.http.client import Answer, basic
 from fleet_fn.oci.authentication import Authorization, Challenge, parse_challenges
 from fleet_fn.oci.docker_config import Credentials
@@ -96,7 +96,7 @@ def answer_to(
 
 
 def reason(call: Callable[[], object]) -> str:
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         call()
     return caught.value.reason
 
@@ -375,17 +375,17 @@ def test_credentials_that_cannot_be_read_are_a_failure() -> None:
 
     def credentials(_: str) -> Credentials:
         if broken:
-            raise Failed("OCI registry credentials: DOCKER_CONFIG: no")
+            raise PermanentError("OCI registry credentials: DOCKER_CONFIG: no")
         return ADA
 
     ours = Authorization("registry.example", credentials, Realm())
     for challenge in (BASIC, BEARER):
-        with pytest.raises(Failed, match="DOCKER_CONFIG: no"):
+        with pytest.raises(PermanentError, match="DOCKER_CONFIG: no"):
             answer_to(ours, challenge)
     broken = False
     answer_to(ours, BASIC)
     broken = True
-    with pytest.raises(Failed, match="DOCKER_CONFIG: no"):
+    with pytest.raises(PermanentError, match="DOCKER_CONFIG: no"):
         ours.header("acme/pump")
 
 
@@ -618,11 +618,11 @@ def test_an_answer_that_makes_no_sense_is_a_failure(body: bytes, told: str) -> N
 
 def test_what_a_retry_can_cure_is_passed_on_and_not_remembered() -> None:
     def is_down() -> Answer:
-        raise Throttled(f"{NAME}: answered 429", 7)
+        raise RateLimitedError(f"{NAME}: answered 429", 7)
 
     realm = Realm(answer=is_down)
     ours = authorization(realm)
-    with pytest.raises(Throttled) as caught:
+    with pytest.raises(RateLimitedError) as caught:
         answer_to(ours)
     assert caught.value.after == 7
     realm.answer = None
@@ -731,7 +731,7 @@ class Counted(Deadline):
 class Held:
     """A realm that holds its first answer back."""
 
-    def __init__(self, *answers: Answer | Retry) -> None:
+    def __init__(self, *answers: Answer | TransientError) -> None:
         self.answers = answers
         self.asked: list[str] = []
         self.reached, self.opened = threading.Event(), threading.Event()
@@ -743,7 +743,7 @@ class Held:
             self.reached.set()
             assert self.opened.wait(30)
         answer = self.answers[number - 1] if self.answers else answered(body=b'{"token": "token%d"}' % number)
-        if isinstance(answer, Retry):
+        if isinstance(answer, TransientError):
             raise answer
         return answer
 
@@ -761,7 +761,7 @@ def outcomes(realm: Held, threads: ThreadPoolExecutor) -> list[str]:
     def ask(deadline: Deadline) -> str:
         try:
             return ours.answer_to("acme/pump", None, [BEARER], deadline)
-        except (Failed, Retry) as error:
+        except (PermanentError, TransientError) as error:
             return error.reason
 
     first = threads.submit(ask, Deadline(30))
@@ -783,11 +783,11 @@ def test_those_who_need_a_token_at_once_share_it(threads: ThreadPoolExecutor) ->
     ("answer", "told"),
     [
         (answered(403), NONE_CONFIGURED),
-        (Throttled(f"{NAME}: answered 429"), f"{NAME}: answered 429"),
+        (RateLimitedError(f"{NAME}: answered 429"), f"{NAME}: answered 429"),
     ],
 )
 def test_those_who_wait_for_a_token_share_its_failure(
-    threads: ThreadPoolExecutor, answer: Answer | Retry, told: str
+    threads: ThreadPoolExecutor, answer: Answer | TransientError, told: str
 ) -> None:
     realm = Held(answer)
     assert outcomes(realm, threads) == [told] * 8
@@ -795,7 +795,7 @@ def test_those_who_wait_for_a_token_share_its_failure(
 
 
 def test_one_who_had_no_more_time_does_not_spoil_it_for_the_others(threads: ThreadPoolExecutor) -> None:
-    realm = Held(Retry(f"{NAME}: no answer in time"), answered(body=b'{"token": "t"}'))
+    realm = Held(TransientError(f"{NAME}: no answer in time"), answered(body=b'{"token": "t"}'))
     assert outcomes(realm, threads) == [f"{NAME}: no answer in time"] + ["Bearer t"] * 7
     assert len(realm.asked) == 2
 
@@ -833,7 +833,9 @@ def test_who_waits_for_the_token_of_another_waits_until_the_own_deadline(threads
     slowly = threads.submit(answer_to, ours)
     assert realm.reached.wait(30)
     deadline = Deadline(0.1)
-    with pytest.raises(Retry, match=r"^OCI registry registry\.example: an earlier request for a token has not ended$"):
+    with pytest.raises(
+        TransientError, match=r"^OCI registry registry\.example: an earlier request for a token has not ended$"
+    ):
         ours.answer_to("acme/pump", None, [BEARER], deadline)
     assert deadline.elapsed < 2
     realm.opened.set()
@@ -893,7 +895,7 @@ def test_no_secret_is_told_whatever_goes_wrong(
         for _ in range(3):  # what is shown is refused
             refused = ours.answer_to("acme/pump", refused, challenges, Deadline(5))
             told += [ours, *vars(ours)["_repositories"].values(), ours.refusal("acme/pump", refused)]
-    except Failed as error:
+    except PermanentError as error:
         assert error.reason.startswith(f"{NAME}: ")
         told.append(error)
     told += caplog.records

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.oci.docker_config import Credentials, from_docker_config
 
 
@@ -208,7 +208,7 @@ def test_it_is_read_anew_each_time_as_a_mounted_secret_changes(tmp_path: Path) -
     ],
 )
 def test_what_is_not_supported_is_told_with_a_way_out(tmp_path: Path, config: object, reason: str) -> None:
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         found(tmp_path, config)
     way_out = "set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN instead"
     assert caught.value.reason == f"OCI registry credentials: DOCKER_CONFIG: {reason} are not supported: {way_out}"
@@ -248,19 +248,21 @@ def test_what_is_not_supported_is_told_with_a_way_out(tmp_path: Path, config: ob
 def test_a_configuration_that_makes_no_sense_is_a_failure_that_says_where(
     tmp_path: Path, config: object, problem: str
 ) -> None:
-    with pytest.raises(Failed, match=f"^OCI registry credentials: DOCKER_CONFIG: {problem}"):
+    with pytest.raises(PermanentError, match=f"^OCI registry credentials: DOCKER_CONFIG: {problem}"):
         found(tmp_path, config)
 
 
 def test_what_cannot_be_read_is_a_failure_and_waits_for_nobody(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(Failed, match=r"^OCI registry credentials: DOCKER_CONFIG: loop: Too many levels"):
+    with pytest.raises(PermanentError, match=r"^OCI registry credentials: DOCKER_CONFIG: loop: Too many levels"):
         from_docker_config(tmp_path / "loop", "ghcr.io", "pump")
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(Failed, match=r"^OCI registry credentials: DOCKER_CONFIG: config\.json: Is a directory$"):
+    with pytest.raises(
+        PermanentError, match=r"^OCI registry credentials: DOCKER_CONFIG: config\.json: Is a directory$"
+    ):
         from_docker_config(tmp_path, "ghcr.io", "pump")
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(Failed, match=r"^OCI registry credentials: DOCKER_CONFIG: fifo: not JSON"):
+    with pytest.raises(PermanentError, match=r"^OCI registry credentials: DOCKER_CONFIG: fifo: not JSON"):
         from_docker_config(tmp_path / "fifo", "ghcr.io", "pump")
 
 
@@ -282,7 +284,7 @@ def test_what_cannot_be_read_is_a_failure_and_waits_for_nobody(tmp_path: Path) -
     ],
 )
 def test_there_are_no_credentials_that_no_header_can_carry(user: str | None, secret: str) -> None:
-    with pytest.raises(Failed, match=r"^OCI registry credentials: a .* that no header can carry$"):
+    with pytest.raises(PermanentError, match=r"^OCI registry credentials: a .* that no header can carry$"):
         Credentials(user, secret)
 
 
@@ -327,7 +329,7 @@ def test_whatever_a_configuration_holds_it_is_credentials_or_none_or_a_failure_t
 ) -> None:
     try:
         credentials = found(tmp_path, config)
-    except Failed as error:
+    except PermanentError as error:
         told = "".join(traceback.format_exception(error))
         link: BaseException | None = error
         while link:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.oci.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Allowance, Entry, Readable
 from fleet_fn.oci.layer import root_entries as root_entries_within
 
@@ -141,7 +141,7 @@ def sizes(layer: bytes, limit: int) -> list[int]:
 
 
 def failure(layer: bytes, limit: int = LIMIT) -> str:
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         contents(layer, limit)
     assert caught.value.reason.startswith("layer: ")
     return caught.value.reason
@@ -429,7 +429,7 @@ def test_a_malformed_pax_header_fails(pax: bytes) -> None:
 @pytest.mark.parametrize("kind", [b"x", b"X", b"L", b"K", b"g"])
 def test_extension_headers_are_not_read_when_they_are_large(kind: bytes) -> None:
     wire = Endless(member("x", kind=kind, size=MIB + 1, format=tarfile.GNU_FORMAT), b"1")
-    with in_memory(1), pytest.raises(Failed, match=r"^layer: an extension header of more than 1048576 bytes$"):
+    with in_memory(1), pytest.raises(PermanentError, match=r"^layer: an extension header of more than 1048576 bytes$"):
         next(root_entries(wire, LIMIT))
     assert wire.position < MIB
 
@@ -610,7 +610,7 @@ def test_whatever_is_changed_of_a_layer_it_is_read_in_bounds_or_fails(layer: byt
             assert "/" not in entry.name
             assert 0 <= entry.size <= 20_000
             assert len(read_whole(entry)) == entry.size
-    except Failed as failed:
+    except PermanentError as failed:
         assert failed.reason.startswith("layer: ")
     else:
         assert wire.read_to_the_end
@@ -631,7 +631,7 @@ def test_an_entry_that_failed_does_not_go_on_with_other_bytes(pack: Callable[[by
     layer = pack(member("a", bytes(90_000)) + member("b", bytes(90_000)) + END)
     entry = next(root_entries(Wire(layer), 100_000))
     for _ in range(3):
-        with pytest.raises(Failed, match=r"^layer: expands to more than 100000 bytes$"):
+        with pytest.raises(PermanentError, match=r"^layer: expands to more than 100000 bytes$"):
             read_whole(entry)
 
 
@@ -658,7 +658,7 @@ def test_a_bomb_is_not_unpacked_beyond_the_limit(name: str, monkeypatch: pytest.
     monkeypatch.setattr("fleet_fn.oci.layer.zlib.decompressobj", Counting)
     for start in (member(name, size=4 * MIB), member(name) + END):
         unpacked, layer = 0, compress(start) + zeros
-        with in_memory(1), pytest.raises(Failed) as caught:
+        with in_memory(1), pytest.raises(PermanentError) as caught:
             sizes(layer, 5 * MIB + 1)
         assert caught.value.reason == f"layer: expands to more than {5 * MIB + 1} bytes"
         assert unpacked == 5 * MIB + 2  # the last one tells that there is more
@@ -667,7 +667,7 @@ def test_a_bomb_is_not_unpacked_beyond_the_limit(name: str, monkeypatch: pytest.
 def test_a_plain_layer_is_not_read_beyond_the_limit() -> None:
     for start in (END, member("a", size=LIMIT - 512)):
         wire = Endless(start, b"1")
-        with in_memory(2), pytest.raises(Failed, match=r"^layer: (expands to more than|tar header)"):
+        with in_memory(2), pytest.raises(PermanentError, match=r"^layer: (expands to more than|tar header)"):
             list(root_entries(wire, LIMIT))
         assert wire.position <= LIMIT + 1
 
@@ -682,7 +682,7 @@ def test_many_entries_cost_no_memory(name: str) -> None:
 def test_entries_without_end_come_to_an_end() -> None:
     entries = root_entries(Wire(repeated(50_001, member("sub/a") + member("a"))), LIMIT)
     assert sum(1 for _ in islice(entries, 50_000)) == 50_000
-    with pytest.raises(Failed, match=r"^layer: more than 100000 entries$"):
+    with pytest.raises(PermanentError, match=r"^layer: more than 100000 entries$"):
         next(entries)
 
 
@@ -690,7 +690,7 @@ def test_gzip_members_of_nothing_come_to_an_end() -> None:
     empty = compress(b"")
     assert names(compress(member("a")) + empty * 99_999) == ["a"]
     wire = Endless(compress(member("a") + END), empty)
-    with in_memory(2), pytest.raises(Failed, match=r"^layer: more than 100000 gzip members$"):
+    with in_memory(2), pytest.raises(PermanentError, match=r"^layer: more than 100000 gzip members$"):
         list(root_entries(wire, LIMIT))
 
 
@@ -708,7 +708,9 @@ class Broken(Wire):
         return piece
 
 
-@pytest.mark.parametrize("error", [Retry("reset", 5), Failed("no such blob"), TimeoutError(), OSError(5), zlib.error()])
+@pytest.mark.parametrize(
+    "error", [TransientError("reset", 5), PermanentError("no such blob"), TimeoutError(), OSError(5), zlib.error()]
+)
 @pytest.mark.parametrize("cut", [0, 1, 3, 10, 600, 2000])
 @pytest.mark.parametrize("pack", [bytes, lambda tar: gzip.compress(tar, 0)])
 def test_what_goes_wrong_on_the_wire_is_passed_on_as_it_is(

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from fleet_fn.errors import Failed, Retry, UpstreamError
+from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.oci.access import Access, registry_reference
 from fleet_fn.oci.docker_config import Credentials
 from fleet_fn.oci.publication import Published
@@ -116,7 +116,9 @@ def publish(
     )
 
 
-def reason(registry: Registry | int, kind: type[UpstreamError] = Failed, credentials: Credentials | None = None) -> str:
+def reason(
+    registry: Registry | int, kind: type[UpstreamError] = PermanentError, credentials: Credentials | None = None
+) -> str:
     """Why a publication failed, without the host, which stands at the beginning."""
     with pytest.raises(UpstreamError) as failed:
         publish(registry, credentials=credentials)
@@ -162,7 +164,7 @@ def test_what_is_there_already_is_not_sent_again(registry: Registry) -> None:
 
 def test_latest_stays_where_it_is_unless_the_other_tag_was_moved(registry: Registry) -> None:
     registry.special = answering("PUT", "manifests/1.2.3", Response(400, error("MANIFEST_INVALID", "no")))
-    with pytest.raises(Failed, match=r"answered 400 to a PUT \(MANIFEST_INVALID: no\)"):
+    with pytest.raises(PermanentError, match=r"answered 400 to a PUT \(MANIFEST_INVALID: no\)"):
         publish(registry, latest=True)
     assert registry.manifests == {}
 
@@ -216,7 +218,7 @@ def test_a_tag_with_the_same_bytes_may_be_published_again(registry: Registry) ->
 @pytest.mark.parametrize("there", [b"{}", b"no JSON", b'{"mediaType": "application/vnd.oci.image.index.v1+json"}'])
 def test_a_tag_that_stands_at_something_else_is_not_moved_unless_it_is_forced(registry: Registry, there: bytes) -> None:
     registry.manifests["1.2.3"] = there
-    with pytest.raises(Failed, match=r"tag 1\.2\.3 has other bytes already"):
+    with pytest.raises(PermanentError, match=r"tag 1\.2\.3 has other bytes already"):
         publish(registry)
     assert registry.blobs == {}
     publish(registry, force=True)
@@ -384,7 +386,7 @@ def test_credentials_go_without_tls_to_the_registrys_own_host_only(registry: Reg
     with Server(lambda _: Response(200, b'{"token": "t"}')) as elsewhere:
         realm = elsewhere.url.replace("127.0.0.1", "localhost")
         registry.special = lambda _: Response(401, headers={"WWW-Authenticate": f'Bearer realm="{realm}/token"'})
-        with pytest.raises(Failed, match=r"^the registry wants our credentials sent to where there is no TLS$"):
+        with pytest.raises(PermanentError, match=r"^the registry wants our credentials sent to where there is no TLS$"):
             publish(registry, credentials=ME)
         assert not elsewhere.requests
 
@@ -419,7 +421,7 @@ def test_the_environments_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None
     with Server(lambda _: Response(418)) as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         reference, access = registry_reference("registry.invalid/pump:1"), Access(insecure=True)
-        with pytest.raises(Failed, match=r"^registry\.invalid: answered 418 to a GET$"):
+        with pytest.raises(PermanentError, match=r"^registry\.invalid: answered 418 to a GET$"):
             publish_to_registry(reference, BytesIO(b"1"), VERSION, access=access)
         assert proxy.requests[0].path == "http://registry.invalid/v2/pump/manifests/1"
 
@@ -427,7 +429,7 @@ def test_the_environments_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_proxy_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with closed_port() as port:
         monkeypatch.setenv("HTTPS_PROXY", f"http://me:s3cret@127.0.0.1:{port}")
-        with pytest.raises(Retry) as failed:
+        with pytest.raises(TransientError) as failed:
             publish_to_registry(registry_reference("registry.invalid/pump:1"), BytesIO(b"1"), VERSION, access=Access())
     assert failed.value.reason == "registry.invalid: the proxy that the environment names does not lead there"
 
@@ -438,30 +440,50 @@ def test_a_proxy_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("response", "kind", "told"),
     [
-        (Response(500), Retry, "answered 500"),
-        (Response(503, error("UNAVAILABLE", "later")), Retry, "answered 503 (UNAVAILABLE: later)"),
-        (Response(502, b"<html>", {"Content-Type": "text/html"}), Retry, "answered 502"),
-        (Response(429, error("TOOMANYREQUESTS", "slowly")), Retry, "answered 429 (TOOMANYREQUESTS: slowly)"),
-        (Response(403, error("DENIED", "not yours")), Failed, "this is not allowed in pump (DENIED: not yours)"),
-        (Response(404, error("NAME_UNKNOWN", "no")), Failed, "no pump, or no such interface (NAME_UNKNOWN: no)"),
-        (Response(405, error("UNSUPPORTED", "read-only")), Failed, "answered 405 to a POST (UNSUPPORTED: read-only)"),
-        (Response(413), Failed, "that is too large for it"),
-        (Response(400, b'{"errors": [5]}'), Failed, "answered 400 to a POST"),
-        (Response(400, error("", "")), Failed, "answered 400 to a POST"),
-        (Response(400, error("x" * 999, "")), Failed, f"answered 400 to a POST ({'x' * 200})"),
-        (Response(404, b"<html>", {"Content-Type": "text/html"}), Failed, "answers with a web page: is it a registry?"),
+        (Response(500), TransientError, "answered 500"),
+        (Response(503, error("UNAVAILABLE", "later")), TransientError, "answered 503 (UNAVAILABLE: later)"),
+        (Response(502, b"<html>", {"Content-Type": "text/html"}), TransientError, "answered 502"),
+        (Response(429, error("TOOMANYREQUESTS", "slowly")), TransientError, "answered 429 (TOOMANYREQUESTS: slowly)"),
+        (
+            Response(403, error("DENIED", "not yours")),
+            PermanentError,
+            "this is not allowed in pump (DENIED: not yours)",
+        ),
+        (
+            Response(404, error("NAME_UNKNOWN", "no")),
+            PermanentError,
+            "no pump, or no such interface (NAME_UNKNOWN: no)",
+        ),
+        (
+            Response(405, error("UNSUPPORTED", "read-only")),
+            PermanentError,
+            "answered 405 to a POST (UNSUPPORTED: read-only)",
+        ),
+        (Response(413), PermanentError, "that is too large for it"),
+        (Response(400, b'{"errors": [5]}'), PermanentError, "answered 400 to a POST"),
+        (Response(400, error("", "")), PermanentError, "answered 400 to a POST"),
+        (Response(400, error("x" * 999, "")), PermanentError, f"answered 400 to a POST ({'x' * 200})"),
+        (
+            Response(404, b"<html>", {"Content-Type": "text/html"}),
+            PermanentError,
+            "answers with a web page: is it a registry?",
+        ),
         (
             Response(400, b"Client sent an HTTP request to an HTTPS server.\n"),
-            Failed,
+            PermanentError,
             "speaks TLS: leave --insecure out",
         ),
-        (Response(202), Failed, "does not say where to upload to: is it a registry?"),
-        (Response(202, headers={"Location": "ftp://x/"}), Failed, "answers what makes no sense (InvalidSchema)"),
-        (Response(302, headers={"Location": "/again"}), Failed, "no pump, or no such interface"),
-        (Response(200, b"x" * 4_200_000), Failed, "answers with more than 4194304 bytes"),
+        (Response(202), PermanentError, "does not say where to upload to: is it a registry?"),
+        (
+            Response(202, headers={"Location": "ftp://x/"}),
+            PermanentError,
+            "answers what makes no sense (InvalidSchema)",
+        ),
+        (Response(302, headers={"Location": "/again"}), PermanentError, "no pump, or no such interface"),
+        (Response(200, b"x" * 4_200_000), PermanentError, "answers with more than 4194304 bytes"),
         (
             Response(200, b"no gzip at all", {"Content-Encoding": "gzip"}),
-            Failed,
+            PermanentError,
             "answers what makes no sense (DecodeError)",
         ),
     ],
@@ -485,11 +507,11 @@ def test_a_registry_that_sends_us_round_and_round_is_left(registry: Registry) ->
 
 def test_a_port_where_nobody_listens_is_told() -> None:
     with closed_port() as port:
-        assert reason(port, Retry) == "connection refused"
+        assert reason(port, TransientError) == "connection refused"
 
 
 def test_a_host_that_does_not_exist_is_told() -> None:
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(PermanentError) as failed:
         publish_to_registry(registry_reference("registry.invalid/pump:1"), BytesIO(b"1"), VERSION, access=Access())
     assert failed.value.reason == "registry.invalid: host not found"
 
@@ -501,9 +523,9 @@ def raw(answer: bytes) -> Callable[[Request], None]:
 @pytest.mark.parametrize(
     ("answer", "kind", "told"),
     [
-        (b"", Retry, "connection closed without an answer"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", Failed, "answer is not HTTP"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", Retry, "connection closed without an answer"),
+        (b"", TransientError, "connection closed without an answer"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", PermanentError, "answer is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", TransientError, "connection closed without an answer"),
     ],
 )
 def test_what_is_no_answer_is_told(answer: bytes, kind: type[UpstreamError], told: str) -> None:
@@ -542,7 +564,7 @@ def test_a_refusal_that_comes_before_all_is_sent_is_heard() -> None:
         thread = Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
-            with pytest.raises(Failed, match="that is too large for it"):
+            with pytest.raises(PermanentError, match="that is too large for it"):
                 publish(server.server_port, content=bytes(20_000_000))
         finally:
             server.shutdown()
@@ -557,7 +579,7 @@ def test_a_firmware_that_is_rewritten_meanwhile_is_not_waited_for(registry: Regi
             file.truncate(1000)
 
     registry.special = shorten
-    with pytest.raises(Failed, match="the firmware's file has become shorter meanwhile"):
+    with pytest.raises(PermanentError, match="the firmware's file has become shorter meanwhile"):
         publish_to_registry(
             registry_reference(f"127.0.0.1:{registry.port}/pump:1"), file, VERSION, access=Access(insecure=True)
         )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from fleet_fn.errors import Failed
+from fleet_fn.errors import PermanentError
 from fleet_fn.oci.reference import Reference, fill_in, parse_reference
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -91,13 +91,13 @@ def test_names_tags_and_digests_are_told_apart(text: str, name: str, tag: str | 
     ],
 )
 def test_what_is_no_reference_fails_for_a_reason_of_one_line(text: str) -> None:
-    with pytest.raises(Failed, match=r"^invalid reference '") as caught:
+    with pytest.raises(PermanentError, match=r"^invalid reference '") as caught:
         parse_reference(text, "ghcr.io/acme/")
     assert caught.value.reason.isprintable()
 
 
 def test_the_reason_of_a_long_one_is_short() -> None:
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(PermanentError) as caught:
         parse_reference("A" * 1_000_000)
     assert len(caught.value.reason) < 300
 
@@ -105,7 +105,7 @@ def test_the_reason_of_a_long_one_is_short() -> None:
 @pytest.mark.timeout(5)
 @pytest.mark.parametrize("part", ["a", "a-", "a/", "a.", "a__", "-"])
 def test_long_ones_are_refused_quickly(part: str) -> None:
-    with pytest.raises(Failed):
+    with pytest.raises(PermanentError):
         parse_reference(part * 200_000 + "!")
 
 
@@ -118,7 +118,7 @@ def test_whatever_the_text_it_fails_or_stays_below_the_prefix(text: str) -> None
     prefix = "ghcr.io/acme/"
     try:
         reference = parse_reference(text, prefix)
-    except Failed as error:
+    except PermanentError as error:
         assert error.reason.isprintable()
         return
     path = PurePosixPath(reference.prefix, reference.name)
@@ -143,7 +143,7 @@ def test_names_that_no_placeholder_asks_for_may_be_anything() -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "Pump", "ü", "a:b", "a@b", "a\n", "{device}", "a" * 256])
 def test_a_name_that_is_not_one_component_fails(name: str) -> None:
-    with pytest.raises(Failed, match=r"^application name '.*' is not one valid path component") as caught:
+    with pytest.raises(PermanentError, match=r"^application name '.*' is not one valid path component") as caught:
         fill_in("ghcr.io/{application}/", {"application": name})
     assert caught.value.reason.isprintable()
 
@@ -152,7 +152,7 @@ def test_a_name_that_is_not_one_component_fails(name: str) -> None:
 def test_whatever_the_names_are_they_fill_one_component_each_or_fail(application: str, device: str) -> None:
     try:
         filled = fill_in("ghcr.io/{application}/{device}", {"application": application, "device": device})
-    except Failed:
+    except PermanentError:
         return
     assert filled == f"ghcr.io/{application}/{device}"
     assert filled.count("/") == 2

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from fleet_fn.concurrency.single_flight import Background
-from fleet_fn.errors import Failed, Retry
+from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.oci.manifest import Descriptor, digest_of
 from fleet_fn.oci.registry_client import Distribution
 from tests.support.hostile import raw
@@ -89,7 +89,7 @@ def test_a_download_that_makes_no_progress_is_given_up(
     began = time.monotonic()
     with (
         registry(sending(pieces, pause, over)) as distribution,
-        pytest.raises(Retry, match=r"^OCI registry 127\.0\.0\.1:\d+: a download made no progress for 0\.4 s$"),
+        pytest.raises(TransientError, match=r"^OCI registry 127\.0\.0\.1:\d+: a download made no progress for 0\.4 s$"),
     ):
         download(distribution)
     assert time.monotonic() - began < STALLED * 5
@@ -101,7 +101,7 @@ def test_a_registry_that_does_not_begin_to_answer_is_given_up(over: threading.Ev
 
     with (
         registry(hang) as distribution,
-        pytest.raises(Retry, match=r"^OCI registry 127\.0\.0\.1:\d+: no answer in time$"),
+        pytest.raises(TransientError, match=r"^OCI registry 127\.0\.0\.1:\d+: no answer in time$"),
     ):
         download(distribution)
 
@@ -125,7 +125,7 @@ def test_a_blob_of_another_size_is_not_even_begun() -> None:
     with (
         registry(lambda _: Response(body=CONTENT[1:])) as distribution,
         pytest.raises(
-            Failed, match=rf"^size mismatch: blob {BLOB.digest} has 16383 bytes where there should be 16384$"
+            PermanentError, match=rf"^size mismatch: blob {BLOB.digest} has 16383 bytes where there should be 16384$"
         ),
     ):
         download(distribution)
@@ -135,6 +135,6 @@ def test_a_blob_of_another_size_is_not_even_begun() -> None:
 def test_a_length_that_is_none_is_not_repeated(announced: str) -> None:
     with (
         registry(raw(f"HTTP/1.1 200 OK\r\nContent-Length: {announced}\r\n\r\n".encode("latin-1"))) as distribution,
-        pytest.raises(Failed, match=rf"^size mismatch: blob {BLOB.digest} has a size that is no number$"),
+        pytest.raises(PermanentError, match=rf"^size mismatch: blob {BLOB.digest} has a size that is no number$"),
     ):
         download(distribution)

@@ -13,7 +13,7 @@ from fleet_fn.protocol.dialects import (
     AnswerForm,
     Dialect,
     Encoding,
-    InvalidStatus,
+    InvalidStatusError,
     decode_status,
     documented_json,
     encode_command,
@@ -94,7 +94,7 @@ def test_version_in_status_is_bounded_in_bytes(form: str, unit: str) -> None:
     as_wire: Any = str.encode if form in ("packed", "named") else str
     decode_status(*_longest(as_wire(longest), as_wire(longest), form))
     for versions in ((longest + "v", longest), (longest, longest + "v")):
-        with pytest.raises(InvalidStatus, match="256 bytes"):
+        with pytest.raises(InvalidStatusError, match="256 bytes"):
             decode_status(*_longest(as_wire(versions[0]), as_wire(versions[1]), form))
 
 
@@ -190,7 +190,7 @@ def test_a_version_that_is_no_text_is_echoed_as_it_came() -> None:
 
 
 def test_a_dialect_that_answers_with_text_takes_no_other_version() -> None:
-    with pytest.raises(InvalidStatus, match="version"):
+    with pytest.raises(InvalidStatusError, match="version"):
         decode({"version": b"\xff", "status": None})
 
 
@@ -207,7 +207,7 @@ def test_devices_of_the_embedded_family_hold_sixteen_bytes_of_version() -> None:
 @pytest.mark.parametrize("content_type", ["application/cbor", "application/senml+cbor", "Application/CBOR; x=y"])
 def test_what_claims_to_be_cbor_is_read_as_cbor(content_type: str) -> None:
     assert decode_status(bytes.fromhex(STATUSES[0][2]), content_type)[1].encoding is Encoding.CBOR
-    with pytest.raises(InvalidStatus):
+    with pytest.raises(InvalidStatusError):
         decode_json('{"version": "0.1.0"}', content_type)
 
 
@@ -216,7 +216,7 @@ def test_what_claims_to_be_cbor_is_read_as_cbor(content_type: str) -> None:
 )
 def test_what_claims_to_be_json_is_read_as_json(content_type: str) -> None:
     assert decode_json('{"version": "0.1.0"}', content_type)[1].encoding is Encoding.JSON
-    with pytest.raises(InvalidStatus):
+    with pytest.raises(InvalidStatusError):
         decode_status(bytes.fromhex(STATUSES[0][2]), content_type)
 
 
@@ -266,7 +266,7 @@ NOT_A_STATUS: list[tuple[str, object]] = [
 
 @pytest.mark.parametrize("value", [value for _, value in NOT_A_STATUS], ids=[name for name, _ in NOT_A_STATUS])
 def test_what_is_no_status_is_refused_with_a_reason(value: object) -> None:
-    with pytest.raises(InvalidStatus) as refusal:
+    with pytest.raises(InvalidStatusError) as refusal:
         decode(value)
     assert len(str(refusal.value)) > 5
     assert "\n" not in str(refusal.value)
@@ -315,7 +315,7 @@ def test_what_is_no_status_is_refused_with_a_reason(value: object) -> None:
     ],
 )
 def test_bytes_that_hold_no_status_are_refused_with_a_reason(wire: bytes) -> None:
-    with pytest.raises(InvalidStatus) as refusal:
+    with pytest.raises(InvalidStatusError) as refusal:
         decode_status(wire)
     assert "\n" not in str(refusal.value)
 
@@ -328,9 +328,9 @@ def test_containers_may_be_nested_eight_deep_and_no_deeper(wrap: Any) -> None:
     eight, nine = {"version": "1", "x": inner}, {"version": "1", "x": wrap(inner)}
     assert decode(eight)[0] == Status(b"1")
     assert decode_json(json.dumps(eight))[0] == Status(b"1")
-    with pytest.raises(InvalidStatus):
+    with pytest.raises(InvalidStatusError):
         decode(nine)
-    with pytest.raises(InvalidStatus, match="nested"):
+    with pytest.raises(InvalidStatusError, match="nested"):
         decode_json(json.dumps(nine))
 
 
@@ -351,7 +351,7 @@ def test_absent_options_may_be_null() -> None:
 def test_any_bytes_are_a_status_or_refused_with_a_reason(payload: bytes, content_type: str | None) -> None:
     try:
         status, form = decode_status(payload, content_type)
-    except InvalidStatus as refusal:
+    except InvalidStatusError as refusal:
         assert str(refusal)
     else:
         assert encode_command(Sync(status.version, 1), form)
@@ -376,7 +376,7 @@ _KEYS = st.sampled_from([0, 1, 2, 3, "version", "mtu", "correlation_id", "update
 def test_any_map_is_a_status_or_refused_with_a_reason(value: dict[Any, Any]) -> None:
     try:
         status, form = decode(value)
-    except InvalidStatus as refusal:
+    except InvalidStatusError as refusal:
         assert str(refusal)
     else:
         assert encode_command(Sync(status.version, 1), form)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import Retry
+from fleet_fn.errors import TransientError
 from fleet_fn.update import deduplication as answered
 from fleet_fn.update.deduplication import AGELESS_SECONDS, MARGIN_SECONDS, MAX_EVENTS, Answered
 from tests.support.timing import Clock
@@ -82,7 +82,7 @@ def test_delivery_waits_for_an_earlier_one() -> None:
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(answer)
         assert begun.wait(20)
-        with pytest.raises(Retry), events.turn("key", Deadline(0.01)):
+        with pytest.raises(TransientError), events.turn("key", Deadline(0.01)):
             pass
         second = pool.submit(is_duplicate, events, "key")
         goes_on.set()
