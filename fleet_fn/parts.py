@@ -6,45 +6,45 @@ from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.concurrency.ttl_cache import Count as LookupCount
 from fleet_fn.drogue.commands import Commands
-from fleet_fn.drogue.device_registry import Registry
+from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.oidc import ClientCredentials
 from fleet_fn.drogue.refusals import COMMAND_API, DEVICE_REGISTRY
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.file_store import FileStore
 from fleet_fn.firmware.layout_store import LayoutStore
 from fleet_fn.firmware.registry_store import RegistryStore
-from fleet_fn.firmware.resolver import Catalogue
+from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import Store
 from fleet_fn.firmware.verified import VerifiedFiles
-from fleet_fn.http.client import Authorization, Fixed, Upstream, basic
+from fleet_fn.http.client import Authorization, Fixed, HttpClient, basic
 from fleet_fn.http.client import Count as RequestCount
 from fleet_fn.observability import metrics
 from fleet_fn.oci.docker_config import Credentials, from_docker_config
-from fleet_fn.oci.registry_client import Distribution
+from fleet_fn.oci.registry_client import RegistryClient
 from fleet_fn.settings import Settings
-from fleet_fn.update.handler import Updater
+from fleet_fn.update.handler import UpdateHandler
 
 
 class _Parts(NamedTuple):
     """What events and previews share."""
 
-    background: Background
-    registry: Upstream
-    commands: Upstream
+    background: SingleFlight
+    registry: HttpClient
+    commands: HttpClient
     images: Store
     files: Store | None
 
 
-def make_updaters(settings: Settings, now: Callable[[], float] = time.time) -> tuple[Updater, Updater]:
+def make_updaters(settings: Settings, now: Callable[[], float] = time.time) -> tuple[UpdateHandler, UpdateHandler]:
     """The updater that answers events, and another for previews, which remembers no spec, manifest or event.
 
     What previews ask of upstreams is counted, too, but not what they find in caches, of which they have none.
     """
-    background = Background()
+    background = SingleFlight()
     files = VerifiedFiles(background)
     drogue = make_drogue(settings, background)
     counts = StoreCounts(metrics.exchanges("oci"), metrics.lookups("firmware"))
@@ -60,9 +60,9 @@ def make_updaters(settings: Settings, now: Callable[[], float] = time.time) -> t
     return answers, _updater(replace(settings, event_max_age=0), parts, now, remember=False)
 
 
-def make_drogue(settings: Settings, background: Background) -> Upstream:
+def make_drogue(settings: Settings, background: SingleFlight) -> HttpClient:
     """Return Drogue Cloud's APIs, named as the device registry, with the credentials from the settings."""
-    return Upstream(
+    return HttpClient(
         DEVICE_REGISTRY,
         settings.drogue_api_url,
         authorization=_authorization(settings, background),
@@ -79,7 +79,7 @@ class StoreCounts(NamedTuple):
 
 
 def make_image_store(
-    settings: Settings, files: VerifiedFiles, background: Background, counts: StoreCounts | None = None
+    settings: Settings, files: VerifiedFiles, background: SingleFlight, counts: StoreCounts | None = None
 ) -> Store:
     """The store of what `FIRMWARE_REGISTRY` names: image layouts, or a registry."""
     lookups = counts.lookups if counts else None
@@ -88,7 +88,7 @@ def make_image_store(
     if settings.has_layouts:
         return LayoutStore(files, shapes)
     host = settings.firmware_prefix.partition("/")[0]
-    registry = Distribution(
+    registry = RegistryClient(
         host,
         credentials=_registry_credentials(settings, host),
         plain_http=settings.firmware_registry_insecure,
@@ -107,21 +107,21 @@ def _updater(
     manifests: LookupCount | None = None,
     *,
     remember: bool = True,
-) -> Updater:
-    return Updater(
+) -> UpdateHandler:
+    return UpdateHandler(
         settings,
-        Registry(parts.registry, remember=remember, count=specs),
-        Catalogue(parts.images, parts.background, remember=remember, count=manifests),
-        Catalogue(parts.files, parts.background, remember=remember) if parts.files else None,
+        DeviceRegistry(parts.registry, remember=remember, count=specs),
+        Resolver(parts.images, parts.background, remember=remember, count=manifests),
+        Resolver(parts.files, parts.background, remember=remember) if parts.files else None,
         Commands(parts.commands),
         now,
     )
 
 
-def _authorization(settings: Settings, background: Background) -> Authorization:
+def _authorization(settings: Settings, background: SingleFlight) -> Authorization:
     if settings.drogue_oidc_token_url:
         url = urlsplit(settings.drogue_oidc_token_url)
-        provider = Upstream(
+        provider = HttpClient(
             "token endpoint", f"{url.scheme}://{url.netloc}", ca_file=settings.drogue_ca_file, background=background
         )
         client = (settings.drogue_oidc_client_id or "", settings.drogue_oidc_client_secret or "")

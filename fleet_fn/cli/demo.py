@@ -24,7 +24,7 @@ import requests
 
 from fleet_fn.cli.fleet import print_fleet
 from fleet_fn.errors import UpstreamError
-from fleet_fn.http.client import Fixed, Upstream, basic
+from fleet_fn.http.client import Fixed, HttpClient, basic
 from fleet_fn.oci.access import Access, registry_reference
 from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
 from fleet_fn.oci.manifest import VERSION_ANNOTATION
@@ -141,7 +141,7 @@ def _demonstrate(folder: Path, *, in_registry: bool) -> tuple[list[DeviceReport]
             reports = _run_devices(sandbox.url)
             sandbox.sink = None
         # The function has ended, and so has reported all that it had to report.
-        cloud = Upstream("sandbox", sandbox.url, authorization=Fixed(basic("sandbox", "sandbox")))
+        cloud = HttpClient("sandbox", sandbox.url, authorization=Fixed(basic("sandbox", "sandbox")))
         with closing(cloud):
             print_fleet(cloud, _APPLICATION, echo=table.append)
         if not all(map(_is_right, _DEVICES, reports, itertools.repeat(published.sha256))):

@@ -13,11 +13,11 @@ from typing import Final
 import click
 
 from fleet_fn.cli.fleet_display import Display, Document, Table
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.drogue.listing import list_devices
 from fleet_fn.errors import TransientError, UpstreamError
 from fleet_fn.fleet.rows import State, Totals, read_row
-from fleet_fn.http.client import Upstream
+from fleet_fn.http.client import HttpClient
 from fleet_fn.parts import make_drogue
 from fleet_fn.settings import Settings, SettingsError
 
@@ -65,7 +65,7 @@ def command(application: str, labels: str | None, as_json: bool, watch: bool, in
     url = ""
     try:
         displays = _displays(application, as_json=as_json, watch=watch)
-        with closing(make_drogue(Settings.for_drogue(os.environ), Background())) as upstream:
+        with closing(make_drogue(Settings.for_drogue(os.environ), SingleFlight())) as upstream:
             url = upstream.origin.url
 
             def read() -> int:
@@ -87,7 +87,7 @@ def command(application: str, labels: str | None, as_json: bool, watch: bool, in
     sys.exit(code)
 
 
-def print_fleet(upstream: Upstream, application: str, *, echo: Callable[[str], object] = click.echo) -> bool:
+def print_fleet(upstream: HttpClient, application: str, *, echo: Callable[[str], object] = click.echo) -> bool:
     """Prints the table of an application's devices, once, line by line.
 
     Returns:
@@ -101,7 +101,7 @@ def print_fleet(upstream: Upstream, application: str, *, echo: Callable[[str], o
     return _show(upstream, application, None, Table(echo))
 
 
-def _show(upstream: Upstream, application: str, labels: str | None, display: Display) -> bool:
+def _show(upstream: HttpClient, application: str, labels: str | None, display: Display) -> bool:
     """Whether any of the devices that are shown has failed."""
     totals = Totals()
     try:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import click
 
 from fleet_fn.cli.options import access_options
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import UpstreamError, one_line
 from fleet_fn.firmware.store import Firmware, NotReadyError, Store
@@ -81,7 +81,7 @@ def _store(text: str, insecure: bool, ca_file: str | None) -> Iterator[tuple[Sto
         prefix = reference.prefix
         access = Access(insecure, ca_file, find_credentials(reference))
         access.tls_context()  # whose complaint is clearer than that of the store
-    background = Background()
+    background = SingleFlight()
     with tempfile.TemporaryDirectory(prefix="fleet-inspect-", ignore_cleanup_errors=True) as folder:
         settings = Settings(
             drogue_api_url="",

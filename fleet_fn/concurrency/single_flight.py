@@ -31,7 +31,7 @@ class _Work:
     waiting: int = 0
 
 
-class Background:
+class SingleFlight:
     """Runs functions in threads of their own, one for each key at a time.
 
     The threads are daemons: what they do must be safe to be cut off at any instant.

@@ -37,7 +37,7 @@ class _Turn:
     is_outdated: bool = False
 
 
-class Memory(Generic[K, V]):
+class TTLCache(Generic[K, V]):
     """Values by key, each with the moment at which its look-up began, and what failed to give one.
 
     Those who ask for the same key at the same time share one look-up. Nothing in it is needed for a right answer.
@@ -48,16 +48,16 @@ class Memory(Generic[K, V]):
         size: int,
         *,
         max_bytes: float = math.inf,
-        error_age: Callable[[UpstreamError], float] | None = None,
+        negative_ttl: Callable[[UpstreamError], float] | None = None,
         count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """A memory of at most `size` values, which take at most `max_bytes` together as `deep_size` counts them.
 
-        An error is raised again for `error_age` seconds, or not at all. `count` is told with each `get` whether the
+        An error is raised again for `negative_ttl` seconds, or not at all. `count` is told with each `get` whether the
         value was known.
         """
-        self._error_age = error_age
+        self._error_age = negative_ttl
         self._count = guarded("count of look-ups", count)
         self._clock = clock
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ class Memory(Generic[K, V]):
             if self._count:
                 self._count(hit=hit)
 
-    def known(self, key: K, max_age: float = math.inf) -> V | None:
+    def peek(self, key: K, max_age: float = math.inf) -> V | None:
         """The value of `key` if it is remembered and no older than `max_age` seconds."""
         entry = self._values.get(key)
         return entry[1] if entry and entry[0] >= self._clock() - max_age else None
@@ -113,7 +113,7 @@ class Memory(Generic[K, V]):
             if entry := self._values.get(key):
                 self._values.put(key, entry[0], value)
 
-    def forget(self, key: K) -> None:
+    def invalidate(self, key: K) -> None:
         """Forgets `key`, and keeps what is being looked up right now from being remembered."""
         with self._lock:
             self._values.pop(key)

@@ -7,7 +7,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry import device_path
 from fleet_fn.drogue.refusals import refusal_of_command
 from fleet_fn.errors import PermanentError
-from fleet_fn.http.client import Upstream
+from fleet_fn.http.client import HttpClient
 
 _PATH: Final = "/api/command/v1alpha1/apps"
 
@@ -15,7 +15,7 @@ _PATH: Final = "/api/command/v1alpha1/apps"
 class Commands:
     """Sends commands. Which gateway a device is behind is Drogue Cloud's own business."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: HttpClient) -> None:
         self._upstream = upstream
 
     def send(

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
-from fleet_fn.concurrency.ttl_cache import Bounded, Count, Memory
+from fleet_fn.concurrency.ttl_cache import Bounded, Count, TTLCache
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.firmware_spec import NONE, MalformedPolicyError, Policy, read_policy
 from fleet_fn.drogue.refusals import (
@@ -25,7 +25,7 @@ from fleet_fn.drogue.status_report import Report, Reported
 from fleet_fn.drogue.storable import storable
 from fleet_fn.drogue.update_record import Record
 from fleet_fn.errors import PermanentError, TransientError
-from fleet_fn.http.client import Answer, Upstream
+from fleet_fn.http.client import Answer, HttpClient
 from fleet_fn.protocol.strict_json import parse_json
 
 T = TypeVar("T")
@@ -144,12 +144,12 @@ class Desired(NamedTuple):
     gateways: tuple[str, ...] = ()
 
 
-class Registry:
+class DeviceRegistry:
     """What the device registry desires, remembered for a while, and what is reported to it."""
 
     def __init__(
         self,
-        upstream: Upstream,
+        upstream: HttpClient,
         *,
         remember: bool = True,
         count: Count | None = None,
@@ -157,15 +157,15 @@ class Registry:
     ) -> None:
         """What `upstream` has; `count` is told of each look-up of an object."""
         self._upstream = upstream
-        self._objects: Memory[tuple[str, ...], _Object] = Memory(
+        self._objects: TTLCache[tuple[str, ...], _Object] = TTLCache(
             _REMEMBERED if remember else 0, max_bytes=_REMEMBERED_BYTES, count=count, clock=clock
         )
         #: Devices as they were read a moment ago, with all that stands in them: as JSON, which is the smallest form.
-        self._read: Memory[tuple[str, ...], bytes] = Memory(
+        self._read: TTLCache[tuple[str, ...], bytes] = TTLCache(
             _JUST_READ if remember else 0, max_bytes=_JUST_READ_BYTES, clock=clock
         )
         #: Devices that are named as gateways, and cannot be read.
-        self._absent: Memory[tuple[str, ...], bool] = Memory(_MAX_ABSENT if remember else 0, clock=clock)
+        self._absent: TTLCache[tuple[str, ...], bool] = TTLCache(_MAX_ABSENT if remember else 0, clock=clock)
         self._clock = clock
         self._given_up: Bounded[tuple[str, ...], _GivenUp] = Bounded(_REMEMBERED, _REMEMBERED_FAILURES_BYTES)
         self._given_up_lock = threading.Lock()
@@ -206,7 +206,7 @@ class Registry:
 
     def reported(self, application: str, device: str) -> Reported | None:
         """What is remembered of what was reported of a device, however old."""
-        known = self._objects.known((application, device))
+        known = self._objects.peek((application, device))
         return known.reported if known else None
 
     def record(self, application: str, device: str, max_age: float, deadline: Deadline) -> Record | None:
@@ -217,7 +217,7 @@ class Registry:
 
         """
         names = (application, device)
-        if self._absent.known(names, max_age):
+        if self._absent.peek(names, max_age):
             return None
         since = self._absent.now()
         try:
@@ -228,8 +228,8 @@ class Registry:
 
     def forget(self, application: str, device: str) -> None:
         """Forgets the spec that an event says has changed."""
-        self._objects.forget((application, device) if device else (application,))
-        self._absent.forget((application, device))
+        self._objects.invalidate((application, device) if device else (application,))
+        self._absent.invalidate((application, device))
 
     def report(self, application: str, device: str, report: Report, now: datetime, deadline: Deadline) -> None:
         """Write what is new in `report` into the device's object; everything else in it stays as it is.
@@ -249,9 +249,9 @@ class Registry:
             if attempt > 1:
                 pause = random.uniform(0, _LONGEST_PAUSE_SECONDS)  # noqa: S311 - nothing depends on it being secret
                 time.sleep(min(pause, deadline.remaining))
-            just_read = self._read.known(names, _JUST_READ_SECONDS)
+            just_read = self._read.peek(names, _JUST_READ_SECONDS)
             found = parse_json(just_read) if just_read else self._fetch(names, deadline)
-            self._read.forget(names)  # what is written now makes another version
+            self._read.invalidate(names)  # what is written now makes another version
             known = _read_object(found, "device")
             # Which is no fresher for it: others than us may tell the device something before its next status.
             self._objects.replace(names, known)
@@ -270,7 +270,7 @@ class Registry:
     def give_up_reporting(self, application: str, device: str) -> None:
         """Nothing more is reported of a device for a while, and until its object has been read again."""
         names, pause = (application, device), _GIVEN_UP
-        known = self._objects.known(names)
+        known = self._objects.peek(names)
         with self._given_up_lock:
             if (earlier := self._given_up.get(names)) and earlier[1].known == known:
                 pause = min(2 * earlier[1].pause, _GIVEN_UP_AT_MOST)
@@ -283,7 +283,7 @@ class Registry:
         if entry is None:
             return False
         since, given_up = entry
-        known = self._objects.known(names)
+        known = self._objects.peek(names)
         # A device of which nothing can be noted is read again with each of its blocks.
         is_early = self._clock() - since < given_up.pause
         return given_up.known is known or (given_up.known == known and is_early)

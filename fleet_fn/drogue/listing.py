@@ -12,7 +12,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry import gateways_of
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY, refusal_for_application
 from fleet_fn.errors import PermanentError, TooLargeError
-from fleet_fn.http.client import Upstream
+from fleet_fn.http.client import HttpClient
 
 #: Devices that a page has at most, and names that are remembered so that none is listed twice.
 _PAGE: Final = 100
@@ -33,7 +33,7 @@ class Device:
 
 
 def list_devices(
-    upstream: Upstream, application: str, labels: str | None = None, *, patience: float = _PATIENCE
+    upstream: HttpClient, application: str, labels: str | None = None, *, patience: float = _PATIENCE
 ) -> Iterator[list[Device]]:
     """The devices of an application, in the registry's order; each page as it arrives, the first even if it is empty.
 

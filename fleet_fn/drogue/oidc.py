@@ -11,7 +11,7 @@ from urllib.parse import quote_plus, urlencode
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
-from fleet_fn.http.client import Upstream, basic
+from fleet_fn.http.client import HttpClient, basic
 from fleet_fn.protocol.strict_json import parse_json
 
 #: Seconds for which a token is used whose provider does not say: the lifetime that many have by default, and less than
@@ -39,12 +39,12 @@ class _Token:
 class ClientCredentials:
     """Access tokens for a client: kept until shortly before they expire, one fetched at a time.
 
-    An `Authorization` for `Upstream`; safe to use from several threads.
+    An `Authorization` for `HttpClient`; safe to use from several threads.
     """
 
     def __init__(
         self,
-        provider: Upstream,
+        provider: HttpClient,
         path: str,
         client_id: str,
         client_secret: str,

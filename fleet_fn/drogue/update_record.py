@@ -19,7 +19,7 @@ _UNDER_WAY: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Restart:
+class PendingRestart:
     """An order to a device midway to begin from 0, as long as no status shows what came of it."""
 
     #: Bytes of the block at 0. A status that reports exactly this offset shows that the device wrote the block.
@@ -121,7 +121,7 @@ class Record:
     syncs: int = 0
     #: Swaps after which the device came back with another version.
     attempts: int = 0
-    restart: Restart | None = None
+    restart: PendingRestart | None = None
     #: The targets before this one, the latest first.
     earlier: tuple[Superseded, ...] = ()
     answered: LastAnswered | None = None
@@ -259,12 +259,12 @@ def timestamp(now: datetime) -> str:
     return now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _read_restart(value: object) -> Restart | None:
+def _read_restart(value: object) -> PendingRestart | None:
     fields = value if isinstance(value, dict) else {}
     sent, midway = _count(fields.get("sent")), _count(fields.get("midway"))
     if not sent or midway is None:
         return None
-    return Restart(sent, midway, _count(fields.get("orders")) or 0, fields.get("stuck") is True)
+    return PendingRestart(sent, midway, _count(fields.get("orders")) or 0, fields.get("stuck") is True)
 
 
 def _read_earlier(value: object) -> tuple[Superseded, ...]:

@@ -16,7 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.concurrency.ttl_cache import Count
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
@@ -64,7 +64,7 @@ class Cache:
         folder: str | Path,
         bound: int,
         files: VerifiedFiles,
-        background: Background,
+        background: SingleFlight,
         *,
         count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,

@@ -14,7 +14,7 @@ from fleet_fn.firmware.store import Firmware, Reader
 from fleet_fn.oci.layer import Readable
 from fleet_fn.oci.manifest import MAX_MANIFEST, Descriptor, checksum_of
 from fleet_fn.oci.reference import Reference, is_name
-from fleet_fn.oci.registry_client import Distribution
+from fleet_fn.oci.registry_client import RegistryClient
 
 #: Bytes of a download that are received at once.
 _CHUNK: Final = 256 * 1024
@@ -23,7 +23,7 @@ _CHUNK: Final = 256 * 1024
 class RegistryStore:
     """Reads firmware from one registry, and keeps what it read in the cache."""
 
-    def __init__(self, registry: Distribution, shapes: Shapes, cache: Cache) -> None:
+    def __init__(self, registry: RegistryClient, shapes: Shapes, cache: Cache) -> None:
         self._registry = registry
         self._shapes = shapes
         self._cache = cache
@@ -58,7 +58,7 @@ class RegistryStore:
 class _Repository:
     """Content by digest, from the cache or else from the registry."""
 
-    def __init__(self, registry: Distribution, path: str, cache: Cache) -> None:
+    def __init__(self, registry: RegistryClient, path: str, cache: Cache) -> None:
         #: What tells it from all others.
         self.name = f"{registry.url}/{path}"
         self._registry = registry

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from copy import copy
 from typing import Final
 
-from fleet_fn.concurrency.single_flight import Background
-from fleet_fn.concurrency.ttl_cache import Count, Memory
+from fleet_fn.concurrency.single_flight import SingleFlight
+from fleet_fn.concurrency.ttl_cache import Count, TTLCache
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.firmware.store import Firmware, NotReadyError, Store
@@ -22,13 +22,13 @@ _REMEMBERED: Final = 4096
 _KEPT_FOR_GOING_ON: Final = 0.5
 
 
-class Catalogue:
+class Resolver:
     """The firmware of one store, and what its references stood at a while ago."""
 
     def __init__(
         self,
         store: Store,
-        background: Background,
+        background: SingleFlight,
         *,
         remember: bool = True,
         count: Count | None = None,
@@ -37,8 +37,8 @@ class Catalogue:
         """What `store` has; `count` is told of each look-up of a reference."""
         self._store = store
         self._background = background
-        self._resolved: Memory[Reference, Firmware] = Memory(
-            _REMEMBERED if remember else 0, error_age=_error_age, count=count, clock=clock
+        self._resolved: TTLCache[Reference, Firmware] = TTLCache(
+            _REMEMBERED if remember else 0, negative_ttl=_error_age, count=count, clock=clock
         )
         #: References that are gone on with although their store does not answer.
         self._gone_on_with: set[Reference] = set()
@@ -62,8 +62,8 @@ class Catalogue:
         """
         if reference.digest:
             max_age = math.inf
-        stale = None if reference in self._gone else self._resolved.known(reference, stale_age)
-        if stale is None or (max_age > 0 and self._resolved.known(reference, max_age)):
+        stale = None if reference in self._gone else self._resolved.peek(reference, stale_age)
+        if stale is None or (max_age > 0 and self._resolved.peek(reference, max_age)):
             return self._look_up(reference, max_age, deadline)
         try:
             # With all the time that an event has, because others may need what it finds.
@@ -86,7 +86,7 @@ class Catalogue:
 
     def _look_up(self, reference: Reference, max_age: float, deadline: Deadline) -> Firmware:
         def ask() -> Firmware:
-            known = self._resolved.known(reference)
+            known = self._resolved.peek(reference)
             try:
                 firmware = self._store.resolve(reference, deadline, known)
             except PermanentError:

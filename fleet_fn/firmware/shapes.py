@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final, Protocol
 
-from fleet_fn.concurrency.single_flight import Background
-from fleet_fn.concurrency.ttl_cache import Memory
+from fleet_fn.concurrency.single_flight import SingleFlight
+from fleet_fn.concurrency.ttl_cache import TTLCache
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.cache import Cache
@@ -98,11 +98,11 @@ class NoFirmwareError(PermanentError):
 class Shapes:
     """Tells the shape of what a repository holds, and gets the firmware out of it."""
 
-    def __init__(self, cache: Cache, background: Background) -> None:
+    def __init__(self, cache: Cache, background: SingleFlight) -> None:
         self._cache = cache
         self._background = background
         #: By repository and digests of layers: `firmware.json`, or nothing where there is none.
-        self._descriptions: Memory[str, bytes] = Memory(_REMEMBERED)
+        self._descriptions: TTLCache[str, bytes] = TTLCache(_REMEMBERED)
 
     def firmware(self, content: bytes, reference: Reference, repository: Repository, deadline: Deadline) -> Firmware:
         """The firmware in a manifest or an index.
@@ -196,7 +196,7 @@ class Shapes:
                 self._cache.note(key, found, Deadline(_PATIENCE))
             return found
 
-        description = self._descriptions.known(key)
+        description = self._descriptions.peek(key)
         if description is None:
             try:
                 description = self._background.result(key, look, deadline.leaving(KEPT_FOR_WAIT), keeps_error=True)

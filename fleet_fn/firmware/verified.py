@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.files import open_without_waiting
@@ -158,7 +158,7 @@ class VerifiedFiles:
     threads: Python lets the others go on meanwhile, and has to wait for them then.
     """
 
-    def __init__(self, background: Background, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, background: SingleFlight, clock: Callable[[], float] = time.time) -> None:
         self._background = background
         self._clock = clock
         self._lock = threading.Lock()

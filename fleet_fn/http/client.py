@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, RateLimitedError, TooLargeError, TransientError, UpstreamError
 from fleet_fn.http.connection import (
@@ -135,7 +135,7 @@ def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
 
 
-class Upstream:
+class HttpClient:
     """An HTTP server that events need. Safe to use from several threads."""
 
     def __init__(
@@ -145,7 +145,7 @@ class Upstream:
         *,
         authorization: Authorization = Fixed(),
         ca_file: str | None = None,
-        background: Background | None = None,
+        background: SingleFlight | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """An upstream at `url`, called `name` in reasons; `authorization` is asked before each request."""
@@ -153,7 +153,7 @@ class Upstream:
         self.origin = Origin.of(url)
         self._authorization = authorization
         self._ca_file = ca_file
-        self._background = background or Background()
+        self._background = background or SingleFlight()
         self._tls = _tls_context(ca_file) if self.origin.secure else None
         self._permits: Callable[[str], bool] | None = None
         self._idle: deque[Connection] = deque()
@@ -163,13 +163,13 @@ class Upstream:
         self._called = name
         self._passes_trace = True
 
-    def named(self, name: str) -> "Upstream":
+    def named(self, name: str) -> "HttpClient":
         """Return the same upstream, with the same connections, under another name in reasons."""
         other = copy(self)
         other.name = name
         return other
 
-    def counted(self, called: str, count: Count) -> "Upstream":
+    def counted(self, called: str, count: Count) -> "HttpClient":
         """The same upstream, with the same connections, for what events need of it.
 
         `count` is told of each request that is made by this one, as are traces, which know it by what it is `called`.
@@ -178,7 +178,7 @@ class Upstream:
         other._called, other._count = called, Guarded("count of requests", count)
         return other
 
-    def elsewhere(self, url: str, permits: Callable[[str], bool]) -> "Upstream":
+    def elsewhere(self, url: str, permits: Callable[[str], bool]) -> "HttpClient":
         """An upstream at another `url`, where this one sent us, without the authorization of this one.
 
         The system's trust anchors count there, too. Only addresses that `permits` says yes to are connected to,
@@ -468,7 +468,7 @@ class Upstream:
 class Stream:
     """An answer whose body is still to be read."""
 
-    def __init__(self, upstream: Upstream, connection: Connection, response: Response) -> None:
+    def __init__(self, upstream: HttpClient, connection: Connection, response: Response) -> None:
         self._upstream = upstream
         self._connection = connection
         self._response = response

@@ -18,7 +18,7 @@ from fleet_fn.oci.publication import (
 from fleet_fn.oci.reference import Reference
 
 if TYPE_CHECKING:
-    from fleet_fn.oci.upload import RegistryClient
+    from fleet_fn.oci.upload import PushClient
 
 
 #: Manifests that are looked at for the sake of a warning.
@@ -53,12 +53,12 @@ def publish_to_registry(
     """
     assert reference.tag  # noqa: S101 - `registry_reference` gave it one
     # Slow to import, and most commands do without.
-    from fleet_fn.oci.upload import RegistryClient
+    from fleet_fn.oci.upload import PushClient
 
     content = Content(firmware, pad_to)
     sha256 = content.sha256()
     manifest = make_manifest(content.size, sha256, annotations)
-    with RegistryClient(reference.prefix.rstrip("/"), reference.name, access) as client:
+    with PushClient(reference.prefix.rstrip("/"), reference.name, access) as client:
         if not force and reference.tag != "latest" and (there := client.manifest(reference.tag)) is not None:
             refuse_to_move(there, reference.tag, sha256)
         client.upload(f"sha256:{sha256}", content)
@@ -70,7 +70,7 @@ def publish_to_registry(
     return Published(digest_of(manifest), content.size, sha256, mixed)
 
 
-def _mixed(client: "RegistryClient", tag: str, sha256: str, annotations: Mapping[str, str]) -> Iterator[str]:
+def _mixed(client: "PushClient", tag: str, sha256: str, annotations: Mapping[str, str]) -> Iterator[str]:
     """Tags where the version has other bytes.
 
     A courtesy: only tags that look like it are looked at, and not many; nor does it matter what goes wrong.

@@ -6,11 +6,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 from urllib.parse import urljoin
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.http.address_policy import permitting, split_url
-from fleet_fn.http.client import Answer, Count, Stream, Upstream
+from fleet_fn.http.client import Answer, Count, HttpClient, Stream
 from fleet_fn.oci.authentication import Authorization
 from fleet_fn.oci.docker_config import Credentials
 from fleet_fn.oci.layer import Readable
@@ -25,7 +25,7 @@ _ACCEPT_MANIFESTS: Final = {"Accept": ", ".join(MANIFESTS + INDEXES)}
 _ACCEPT_BLOBS: Final = {"Accept": "*/*"}
 
 
-class Distribution:
+class RegistryClient:
     """One registry. Safe to use from several threads."""
 
     def __init__(
@@ -35,7 +35,7 @@ class Distribution:
         credentials: Callable[[str], Credentials | None],
         plain_http: bool,
         ca_file: str | None,
-        background: Background,
+        background: SingleFlight,
         count: Count | None = None,
     ) -> None:
         """A registry at `host`, perhaps with a port; `credentials` gives those for a repository.
@@ -45,7 +45,7 @@ class Distribution:
         self.url = f"{'http' if plain_http else 'https'}://{api_host(host)}"
         self._plain_http = plain_http
         self._name = f"OCI registry {host}"
-        self._upstream = Upstream(self._name, self.url, ca_file=ca_file, background=background)
+        self._upstream = HttpClient(self._name, self.url, ca_file=ca_file, background=background)
         if count:
             self._upstream = self._upstream.counted("oci", count)
         self._authorization = Authorization(self._upstream.origin.host, credentials, self._fetch_token, name=self._name)
@@ -190,7 +190,7 @@ class Distribution:
         upstream, path = self._elsewhere(url, deadline)
         return upstream.request("GET", path, deadline, headers=headers)
 
-    def _elsewhere(self, url: str, deadline: Deadline) -> tuple[Upstream, str]:
+    def _elsewhere(self, url: str, deadline: Deadline) -> tuple[HttpClient, str]:
         """Whom to ask at a URL that the registry sent us to, and the path there.
 
         Raises:

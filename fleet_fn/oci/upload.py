@@ -55,7 +55,7 @@ class _Answer:
     url: str
 
 
-class RegistryClient:
+class PushClient:
     """One repository of a registry. Not to be shared by threads."""
 
     def __init__(self, host: str, name: str, access: Access) -> None:
@@ -74,7 +74,7 @@ class RegistryClient:
         self._auth = _Auth(access.credentials, urlsplit(self._origin))
         self._registry = _Registry(host, self._origin, self._auth, access)
 
-    def __enter__(self) -> "RegistryClient":
+    def __enter__(self) -> "PushClient":
         return self
 
     def __exit__(self, *_: object) -> None:

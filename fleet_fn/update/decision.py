@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from fleet_fn.drogue.firmware_spec import NONE, Policy
-from fleet_fn.drogue.update_record import LastAnswered, Record, Restart, record_for
+from fleet_fn.drogue.update_record import LastAnswered, PendingRestart, Record, record_for
 from fleet_fn.protocol.messages import U32_MAX, Progress, Status, Swap, Sync
 from fleet_fn.protocol.step import Block, Target, next_command, paddings
 from fleet_fn.update.policy import hold_start, hold_swap
@@ -36,7 +36,7 @@ _SILENCE_SECONDS: Final = 45
 _CLOCK_MARGIN: Final = timedelta(seconds=2)
 
 
-class Look(Enum):
+class Freshness(Enum):
     """How fresh the facts have to be that a verdict rests on."""
 
     #: As fresh as caches keep them.
@@ -94,7 +94,7 @@ class Again:
     """
 
 
-class Situation(NamedTuple):
+class DecisionContext(NamedTuple):
     """Everything that a decision rests on, besides the status and the target."""
 
     now: datetime
@@ -131,38 +131,38 @@ class Situation(NamedTuple):
         return min(told, self.now) if told else self.now
 
 
-class Verdict(NamedTuple):
+class Decision(NamedTuple):
     """What to tell a device, and what its record becomes."""
 
     step: Sync | Swap | Block | Hold | Confirm | Settle | Stuck | Again
     record: Record | None
     #: The record is written before the command is sent, which is not sent without it.
     records_first: bool = False
-    rests_on: Look = Look.MEMORY
+    rests_on: Freshness = Freshness.MEMORY
 
 
-def judge(status: Status, target: Target, situation: Situation) -> Verdict:
+def decide(status: Status, target: Target, situation: DecisionContext) -> Decision:
     """Return the command that brings a device closer to `target`, if it may have one."""
     known, answered = _bounded(situation)
     situation = situation._replace(record=known, answered=answered)
     before = known.answered if known else None
     if known and answered and before and set(answered.events) & set(before.events):
-        return Verdict(Again(), known, rests_on=Look.NOW)
+        return Decision(Again(), known, rests_on=Freshness.NOW)
     verdict = confirm(status, target.version, situation) or _judge(status, target, situation)
     if not (known and answered):
         return _with_answer(verdict, known, answered)
     if answered.is_before(before):
         if _is_harmless(verdict, status, known):
             return verdict._replace(record=known)
-        return Verdict(Again(), known, rests_on=Look.NOW)
+        return Decision(Again(), known, rests_on=Freshness.NOW)
     was_start = known.is_of(target) and known.started is not None and known.swapped is None
     is_start = isinstance(verdict.step, Block) and verdict.step.offset == 0
     if is_start and was_start and _is_published_twice(answered, before, situation.now):
-        return Verdict(Again(), known, rests_on=Look.NOW)
+        return Decision(Again(), known, rests_on=Freshness.NOW)
     return _with_answer(verdict, known, answered)
 
 
-def _is_harmless(verdict: Verdict, status: Status, known: Record) -> bool:
+def _is_harmless(verdict: Decision, status: Status, known: Record) -> bool:
     """Return whether a status that is older than the last recorded one may be answered all the same.
 
     The device has reported since, and takes the command for the answer to that. Nothing of the old status is recorded.
@@ -176,7 +176,7 @@ def _is_harmless(verdict: Verdict, status: Status, known: Record) -> bool:
     return isinstance(step, Sync | Hold) and runs_it
 
 
-def confirm(status: Status, target: bytes | None, situation: Situation) -> Verdict | None:
+def confirm(status: Status, target: bytes | None, situation: DecisionContext) -> Decision | None:
     """Return SYNC if the device may not have heard it since it came up with a version that it was swapped to.
 
     Args:
@@ -192,7 +192,7 @@ def confirm(status: Status, target: bytes | None, situation: Situation) -> Verdi
         return None
     if _may_have_heard_sync(record, situation):
         return None
-    return Verdict(Confirm(status.version, situation.poll), record.with_sync(situation.now))
+    return Decision(Confirm(status.version, situation.poll), record.with_sync(situation.now))
 
 
 def has_begun(status: Status) -> bool:
@@ -204,7 +204,7 @@ def has_begun(status: Status) -> bool:
     return progress is not None and progress.offset > 0 and progress.version != status.version
 
 
-def _may_have_heard_sync(record: Record, situation: Situation) -> bool:
+def _may_have_heard_sync(record: Record, situation: DecisionContext) -> bool:
     """Return whether a status after a SYNC is one that a device sends that heard it.
 
     Such a device keeps still for `poll` seconds. One that reports earlier has not heard it, or keeps no time.
@@ -216,7 +216,7 @@ def _may_have_heard_sync(record: Record, situation: Situation) -> bool:
     return synced is not None and situation.reported_at - synced >= silence
 
 
-def _bounded(situation: Situation) -> tuple[Record | None, LastAnswered | None]:
+def _bounded(situation: DecisionContext) -> tuple[Record | None, LastAnswered | None]:
     """Return the record and this event's answer with no time ahead of our clock.
 
     In an event such a time counts as now. In a record it says nothing: each later status would count as older.
@@ -229,7 +229,7 @@ def _bounded(situation: Situation) -> tuple[Record | None, LastAnswered | None]:
     return known, answered
 
 
-def _with_answer(verdict: Verdict, known: Record | None, answered: LastAnswered | None) -> Verdict:
+def _with_answer(verdict: Decision, known: Record | None, answered: LastAnswered | None) -> Decision:
     """Return the verdict with this event in its record, if the record is written for it."""
     record = verdict.record
     if answered is None or record is None or (record == known and not _orders(verdict.step)):
@@ -251,7 +251,7 @@ def _is_published_twice(answered: LastAnswered, before: LastAnswered | None, now
     return before.status == answered.status and abs(answered.time - before.time) < _AT_ONCE
 
 
-def _judge(status: Status, target: Target, situation: Situation) -> Verdict:
+def _judge(status: Status, target: Target, situation: DecisionContext) -> Decision:
     """Return the verdict on a status that was not answered yet, of a device that keeps what it runs."""
     known = situation.record
     step = next_command(status, target, mtu=situation.mtu, poll=situation.poll)
@@ -261,13 +261,13 @@ def _judge(status: Status, target: Target, situation: Situation) -> Verdict:
             came_up = known.with_sync(situation.now)
         if known and not known.is_of(target) and known.swapped is None and known.started and not has_begun(status):
             came_up = replace(known, started=None)  # what it had begun has come to nothing
-        return Verdict(step, came_up if status.progress else _without_restart(came_up))
+        return Decision(step, came_up if status.progress else _without_restart(came_up))
     if not situation.keeps_records:
         hold = _hold(step, None, target, situation, failed_swap=False)
-        rests_on = Look.EVERYTHING if _orders(step) else Look.MEMORY
-        return Verdict(hold, None) if hold else Verdict(step, None, rests_on=rests_on)
+        rests_on = Freshness.EVERYTHING if _orders(step) else Freshness.MEMORY
+        return Decision(hold, None) if hold else Decision(step, None, rests_on=rests_on)
     if known and _refuses_to_start(status.progress, target, known, situation):
-        return Verdict(Confirm(status.version, situation.poll), known.with_sync(situation.now))
+        return Decision(Confirm(status.version, situation.poll), known.with_sync(situation.now))
     kept = situation.spec_ttl + _CLOCK_MARGIN
     now = situation.now.replace(microsecond=0)
     record = record_for(target, known, situation.policy.retry, now, kept).with_return()
@@ -275,17 +275,17 @@ def _judge(status: Status, target: Target, situation: Situation) -> Verdict:
     checked = _checked(step, status.progress, target, known, record, situation)
     if isinstance(checked, Stuck):
         stuck = replace(known, restart=replace(known.restart, stuck=True)) if known and known.restart else known
-        return Verdict(checked, stuck, rests_on=Look.NOW)
+        return Decision(checked, stuck, rests_on=Freshness.NOW)
     if isinstance(checked, Settle):
-        return Verdict(checked, known, rests_on=Look.NOW)
+        return Decision(checked, known, rests_on=Freshness.NOW)
     if hold := _hold(checked.step, record, target, situation, failed_swap=failed_swap):
         of_target = known is not None and known.is_of(target)
         held = record if of_target else known
-        return Verdict(hold, held if status.progress else _without_restart(held))
+        return Decision(hold, held if status.progress else _without_restart(held))
     return _recorded(checked, known, situation)
 
 
-def _refuses_to_start(progress: Progress | None, target: Target, known: Record, situation: Situation) -> bool:
+def _refuses_to_start(progress: Progress | None, target: Target, known: Record, situation: DecisionContext) -> bool:
     """Return whether the device refused its last start, as bootloaders do whose firmware was not marked good yet.
 
     SYNC marks it good: between two starts, the device is told so once.
@@ -322,7 +322,7 @@ def _checked(
     target: Target,
     known: Record | None,
     record: Record,
-    situation: Situation,
+    situation: DecisionContext,
 ) -> _Checked | Settle | Stuck:
     """Decide whether the blocks that a device reports are the target's, and really there."""
     if progress is None:
@@ -364,16 +364,16 @@ def _checked(
     return _Checked(step, replace(record, restart=None))
 
 
-def _begun(step: Swap | Block, record: Record, situation: Situation) -> _Checked:
+def _begun(step: Swap | Block, record: Record, situation: DecisionContext) -> _Checked:
     """Start a device that says itself that it has nothing."""
     order = None
     if isinstance(step, Block) and _seconds_to_settle(record, situation):
-        order = Restart(step.size, midway=0)
+        order = PendingRestart(step.size, midway=0)
     return _Checked(step, replace(record, restart=order))
 
 
 def _begin_anew(
-    progress: Progress, target: Target, record: Record, situation: Situation, *, most: int | None = None
+    progress: Progress, target: Target, record: Record, situation: DecisionContext, *, most: int | None = None
 ) -> _Checked | Stuck:
     """Start a device from 0, although it is midway.
 
@@ -400,7 +400,7 @@ def _begin_anew(
     orders = earlier + 1 if same_version else 0
     if not size or orders > _MAX_ORDERS:
         return Stuck()
-    order = Restart(size, progress.offset, orders)
+    order = PendingRestart(size, progress.offset, orders)
     return _Checked(Block(target.version, 0, size), replace(record, restart=order))
 
 
@@ -409,7 +409,7 @@ def _shorter(size: int) -> int:
     return next((half for word in _WORDS if (half := size // 2 // word * word)), 0)
 
 
-def _seconds_to_settle(record: Record, situation: Situation) -> int:
+def _seconds_to_settle(record: Record, situation: DecisionContext) -> int:
     """Return for how long another process may still send other bytes of the record's version.
 
     Such a process read the device's object before this record took the place of one with the other bytes. It forgets
@@ -431,7 +431,7 @@ def _seconds_to_settle(record: Record, situation: Situation) -> int:
 
 
 def _hold(
-    step: Swap | Block, record: Record | None, target: Target, situation: Situation, *, failed_swap: bool
+    step: Swap | Block, record: Record | None, target: Target, situation: DecisionContext, *, failed_swap: bool
 ) -> Hold | None:
     """Return why policy gives the device nothing now, if so."""
     policy, poll, version = situation.policy, situation.poll, target.version.decode()
@@ -462,7 +462,7 @@ def _hold(
 # --- The record -------------------------------------------------------------------------------------------------------
 
 
-def _recorded(checked: _Checked, known: Record | None, situation: Situation) -> Verdict:
+def _recorded(checked: _Checked, known: Record | None, situation: DecisionContext) -> Decision:
     """Return the verdict with the record that the step leaves behind, and how fresh it has to be.
 
     The record is written before each command that starts or ends an update, and before the first command after an
@@ -470,7 +470,7 @@ def _recorded(checked: _Checked, known: Record | None, situation: Situation) -> 
     """
     step, record = checked
     if isinstance(step, Swap):
-        return Verdict(step, record.with_swap(situation.now), True, Look.EVERYTHING)
+        return Decision(step, record.with_swap(situation.now), True, Freshness.EVERYTHING)
     if step.offset == 0:
         record = replace(
             record.with_start(situation.now),
@@ -480,10 +480,10 @@ def _recorded(checked: _Checked, known: Record | None, situation: Situation) -> 
             device=situation.device_uid or None,
             correlates=situation.correlates,
         )
-        return Verdict(step, record, True, Look.EVERYTHING)
+        return Decision(step, record, True, Freshness.EVERYTHING)
     if record != known:
-        return Verdict(step, record, True, Look.EVERYTHING)
-    return Verdict(step, record)
+        return Decision(step, record, True, Freshness.EVERYTHING)
+    return Decision(step, record)
 
 
 def _without_restart(record: Record | None) -> Record | None:

@@ -28,7 +28,7 @@ class Turn:
     is_over: bool = False
 
 
-class Answered:
+class EventDeduplicator:
     """The events that this process answered lately, and those that it is answering."""
 
     def __init__(self, max_age: float, clock: Callable[[], float] = time.monotonic) -> None:

@@ -16,10 +16,10 @@ from fleet_fn.drogue.device_registry import (
     Desired,
     DeviceDisabledError,
     DeviceNotFoundError,
+    DeviceRegistry,
     File,
     HawkBit,
     Image,
-    Registry,
 )
 from fleet_fn.drogue.events import REGISTRY_EVENT, Event
 from fleet_fn.drogue.firmware_spec import FINISH, RESTART
@@ -40,7 +40,7 @@ from fleet_fn.drogue.storable import storable
 from fleet_fn.drogue.update_record import LastAnswered, Origin
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError, UpstreamError
 from fleet_fn.firmware.file_store import file_reference
-from fleet_fn.firmware.resolver import Catalogue
+from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError
 from fleet_fn.observability.log import logger
 from fleet_fn.oci.reference import Reference, fill_in, image_reference
@@ -59,17 +59,17 @@ from fleet_fn.update.decision import (
     MAX_ATTEMPTS,
     Again,
     Confirm,
+    Decision,
+    DecisionContext,
+    Freshness,
     Hold,
-    Look,
     Settle,
-    Situation,
     Stuck,
-    Verdict,
     confirm,
+    decide,
     has_begun,
-    judge,
 )
-from fleet_fn.update.deduplication import Answered
+from fleet_fn.update.deduplication import EventDeduplicator
 from fleet_fn.update.repeats import Repeats
 
 #: Seconds that what starts or ends an update may have been known before (protocol, "What an answer may rest on").
@@ -121,7 +121,7 @@ class Outcome(NamedTuple):
         return self.name in ("sync", "write", "swap", "withheld", "wait")
 
 
-class Decision(NamedTuple):
+class Reply(NamedTuple):
     """What a device is told, if anything, and why."""
 
     outcome: Outcome
@@ -135,15 +135,15 @@ class Decision(NamedTuple):
     recorded: Report | None = None
 
 
-class Updater:
+class UpdateHandler:
     """Decides and sends the next command for each status. Whatever it remembers may be forgotten at any moment."""
 
     def __init__(
         self,
         settings: Settings,
-        registry: Registry,
-        images: Catalogue,
-        files: Catalogue | None,
+        registry: DeviceRegistry,
+        images: Resolver,
+        files: Resolver | None,
         commands: Commands,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -154,7 +154,7 @@ class Updater:
         self._files = files
         self._commands = commands
         self._now = now
-        self._answered = Answered(settings.event_max_age)
+        self._answered = EventDeduplicator(settings.event_max_age)
         self._repeats = Repeats()
         #: Keys of events whose commands had no effect, although their records say that they were answered: the
         #: records could not be put back.
@@ -192,7 +192,7 @@ class Updater:
         except TransientError as error:
             return Outcome("retry", error.reason, retry_after=error.after)
 
-    def decide(self, event: Event, deadline: Deadline) -> Decision:
+    def decide(self, event: Event, deadline: Deadline) -> Reply:
         """What to tell the device that `event` is about, whether or not it has been told already; nothing is sent.
 
         Raises:
@@ -201,9 +201,9 @@ class Updater:
         """
         return self._decide(event._replace(id="", time=None), deadline)
 
-    def _decide(self, event: Event, deadline: Deadline) -> Decision:
+    def _decide(self, event: Event, deadline: Deadline) -> Reply:
         if not event.is_status:
-            return Decision(Outcome("ignored"))
+            return Reply(Outcome("ignored"))
         payload, content_type = event.status_payload()
         status, form = decode_status(payload, content_type)
         if event.is_lorawan and form.encoding is Encoding.JSON:
@@ -211,17 +211,17 @@ class Updater:
         try:
             return self._next_step(event, status, form, deadline)
         except NotReadyError as error:
-            return Decision(Outcome("wait", error.reason), _wait(form, self._settings.wait), form)
+            return Reply(Outcome("wait", error.reason), _wait(form, self._settings.wait), form)
         except TransientError as error:
-            return Decision(Outcome("retry", error.reason, retry_after=error.after), None, form)
+            return Reply(Outcome("retry", error.reason, retry_after=error.after), None, form)
         except DeviceDisabledError as error:
             return self._failure(event, status, form, error.reason)._replace(command=None)
         except DeviceNotFoundError as error:
-            return Decision(Outcome("failed", error.reason), None, form)
+            return Reply(Outcome("failed", error.reason), None, form)
         except PermanentError as error:
             return self._failure(event, status, form, error.reason)
 
-    def _next_step(self, event: Event, status: Status, form: AnswerForm, deadline: Deadline) -> Decision:
+    def _next_step(self, event: Event, status: Status, form: AnswerForm, deadline: Deadline) -> Reply:
         """The decision table's command, on a look at things that is as fresh as that command wants it."""
         started = deadline.elapsed
 
@@ -240,11 +240,11 @@ class Updater:
             always=lambda: 0.0,
             stale=_GOING_ON * settings.manifest_ttl,
         )
-        taken = Look.MEMORY
+        taken = Freshness.MEMORY
         view = self._look(event, status, form, known, deadline)
         while (wanted := view.rests_on).value > taken.value:
             taken = wanted
-            ages = _Ages(present if wanted is Look.NOW else fresh, fresh, fresh, fresh, stale=0.0)
+            ages = _Ages(present if wanted is Freshness.NOW else fresh, fresh, fresh, fresh, stale=0.0)
             view = self._look(event, status, form, ages, deadline)
         return self._decision(event, status, form, view, deadline)
 
@@ -279,12 +279,12 @@ class Updater:
             verdict = self._judge(status, served, situation._replace(busy_gateway=busy), form) if busy else verdict
         has_nothing = status.progress is None or status.progress.offset == 0
         if has_nothing and self._refuses_starts(event, verdict, form):
-            verdict = Verdict(Confirm(status.version, self._settings.poll), desired.reported.record)
+            verdict = Decision(Confirm(status.version, self._settings.poll), desired.reported.record)
         if verdict.records_first and verdict.record and verdict.record.origin is None:
             verdict = verdict._replace(record=replace(verdict.record, origin=self._origin(event, desired, firmware)))
         return _View(desired, firmware, served, verdict)
 
-    def _refuses_starts(self, event: Event, verdict: Verdict, form: AnswerForm) -> bool:
+    def _refuses_starts(self, event: Event, verdict: Decision, form: AnswerForm) -> bool:
         """Return whether a device asks for its first block again and again.
 
         Bootloaders refuse it as long as their firmware is not marked good, which SYNC does.
@@ -294,19 +294,19 @@ class Updater:
             return False
         return self._repeats.of(event.application, event.device, step) >= _SUSPICIOUS_REPEATS
 
-    def _judge(self, status: Status, firmware: Firmware, situation: Situation, form: AnswerForm) -> Verdict:
+    def _judge(self, status: Status, firmware: Firmware, situation: DecisionContext, form: AnswerForm) -> Decision:
         target = Target(firmware.version.encode(), firmware.size, firmware.checksum)
         mtu = self._fitting(situation.mtu, form, target.version, status)
-        return judge(status, target, situation._replace(mtu=mtu))
+        return decide(status, target, situation._replace(mtu=mtu))
 
-    def _situation(self, event: Event, status: Status, form: AnswerForm, desired: Desired) -> Situation:
+    def _situation(self, event: Event, status: Status, form: AnswerForm, desired: Desired) -> DecisionContext:
         settings = self._settings
         mtu = min(status.mtu or settings.mtu_default, settings.mtu_max, desired.policy.mtu or U32_MAX)
         # A record says nothing if no process keeps it up to date.
         record = desired.reported.record if settings.report_status else None
         if self._unsent and record and record.answered and event.key in self._unsent:
             record = replace(record, answered=record.answered.without(event.key))
-        return Situation(
+        return DecisionContext(
             now=datetime.fromtimestamp(self._now(), UTC),
             mtu=mtu,
             poll=settings.poll,
@@ -406,27 +406,27 @@ class Updater:
             return None
         return replace(begun, version=record.version)  # a digest need not tell the version
 
-    def _decision(self, event: Event, status: Status, form: AnswerForm, view: "_View", deadline: Deadline) -> Decision:
+    def _decision(self, event: Event, status: Status, form: AnswerForm, view: "_View", deadline: Deadline) -> Reply:
         """Return the command that a verdict comes to, and the report of it."""
         firmware, verdict = view.served, view.verdict
         if verdict is None:
-            return Decision(Outcome("withheld", "unmanaged"), Sync(status.version, self._settings.poll), form)
+            return Reply(Outcome("withheld", "unmanaged"), Sync(status.version, self._settings.poll), form)
         step = verdict.step
         if isinstance(step, Stuck):
             # SYNC ends the loop of devices that count wrongly once they are restarted.
             failure = self._failure(event, status, form, "device-offset", step.message, verdict, view.desired.reported)
             return failure._replace(command=Sync(status.version, self._settings.poll))
         if isinstance(step, Again):
-            return Decision(Outcome("duplicate"), None, form)
+            return Reply(Outcome("duplicate"), None, form)
         if isinstance(step, Settle):
             wait = _wait(form, max(step.seconds, 1))
-            decision = Decision(Outcome("wait", "other bytes had this version a moment ago"), wait, form)
+            decision = Reply(Outcome("wait", "other bytes had this version a moment ago"), wait, form)
         elif isinstance(step, Confirm):
-            decision = Decision(Outcome("sync"), Sync(step.version, step.poll), form)
+            decision = Reply(Outcome("sync"), Sync(step.version, step.poll), form)
         elif isinstance(step, Sync):
-            decision = Decision(Outcome("sync"), step, form)
+            decision = Reply(Outcome("sync"), step, form)
         elif isinstance(step, Hold):
-            decision = Decision(Outcome("withheld", step.reason), Sync(status.version, step.poll), form)
+            decision = Reply(Outcome("withheld", step.reason), Sync(status.version, step.poll), form)
         else:
             assert firmware is not None  # noqa: S101 - a step towards it
             decision = self._order(event, form, firmware, step, deadline)
@@ -435,7 +435,7 @@ class Updater:
 
     def _order(
         self, event: Event, form: AnswerForm, firmware: Firmware, step: Swap | Block, deadline: Deadline
-    ) -> Decision:
+    ) -> Reply:
         """Return the command that brings the device closer to a firmware.
 
         Raises:
@@ -447,12 +447,12 @@ class Updater:
         if not form.takes_version(version) or len(version) > _MAX_VERSION:
             raise PermanentError("version-too-long")
         if isinstance(step, Swap):
-            return Decision(Outcome("swap", version=firmware.version), step, form)
+            return Reply(Outcome("swap", version=firmware.version), step, form)
         with self._worth_a_retry(event, PermanentError):
             write = _read(firmware, step, deadline)
-        return Decision(Outcome("write", version=firmware.version, offset=step.offset, size=step.size), write, form)
+        return Reply(Outcome("write", version=firmware.version, offset=step.offset, size=step.size), write, form)
 
-    def _report_of(self, event: Event, status: Status, view: "_View", verdict: Verdict) -> Report:
+    def _report_of(self, event: Event, status: Status, view: "_View", verdict: Decision) -> Report:
         """Return the report of a device whose target is known, or which hears SYNC whatever its target is."""
         reported, step, crosses_tenth = view.desired.reported, verdict.step, False
         current = _text(status.version)
@@ -510,9 +510,9 @@ class Updater:
         form: AnswerForm,
         reason: str,
         message: str = "",
-        verdict: Verdict | None = None,
+        verdict: Decision | None = None,
         reported: Reported | None = None,
-    ) -> Decision:
+    ) -> Reply:
         """Return the failure of a device that the cloud knows.
 
         Args:
@@ -525,7 +525,7 @@ class Updater:
             reported: what the decision rests on; else what is remembered.
 
         """
-        decision = Decision(Outcome("failed", reason), _wait(form, self._settings.poll), form)
+        decision = Reply(Outcome("failed", reason), _wait(form, self._settings.poll), form)
         reported = reported or self._registry.reported(event.application, event.device) or Reported()
         report = Report(
             _text(status.version),
@@ -536,13 +536,13 @@ class Updater:
         )
         return self._with_news(decision, report, reported)
 
-    def _with_news(self, decision: Decision, report: Report, reported: Reported, *, first: bool = False) -> Decision:
+    def _with_news(self, decision: Reply, report: Report, reported: Reported, *, first: bool = False) -> Reply:
         """Return a decision with its report if that is news; `first`: before the command is sent."""
         if not self._settings.report_status or not report.is_news(reported):
             return decision
         return decision._replace(report=report, records_first=first)
 
-    def _record_first(self, event: Event, decision: Decision, deadline: Deadline) -> Decision:
+    def _record_first(self, event: Event, decision: Reply, deadline: Deadline) -> Reply:
         """Write the record that has to be there before the command is sent.
 
         Returns the decision, or another one if the record was changed meanwhile.
@@ -565,7 +565,7 @@ class Updater:
                 return decision._replace(report=None, recorded=decision.report)
         raise TransientError("device registry: the record of the device's update keeps changing")
 
-    def _explain(self, event: Event, decision: Decision, error: UpstreamError, deadline: Deadline) -> None:
+    def _explain(self, event: Event, decision: Reply, error: UpstreamError, deadline: Deadline) -> None:
         """Report that a command was not accepted, best effort.
 
         A command that had no effect leaves the record as it was before, so that a redelivery of the event sends it.
@@ -598,7 +598,7 @@ class Updater:
             if recorded and had_no_effect:
                 self._remember_unsent(event)
 
-    def _report(self, event: Event, decision: Decision, deadline: Deadline, *, once_more: bool = True) -> None:
+    def _report(self, event: Event, decision: Reply, deadline: Deadline, *, once_more: bool = True) -> None:
         """Report news if the deadline allows it; if not, a later status does."""
         names = (event.application, event.device)
         if decision.report is None or self._registry.has_given_up_reporting(*names):
@@ -617,13 +617,13 @@ class Updater:
         """Writes a report into the device's object.
 
         Raises:
-            ConflictError, PermanentError, TransientError: see `Registry.report`.
+            ConflictError, PermanentError, TransientError: see `DeviceRegistry.report`.
 
         """
         now = datetime.fromtimestamp(self._now(), UTC)
         self._registry.report(event.application, event.device, report, now, deadline)
 
-    def _send(self, event: Event, decision: Decision, deadline: Deadline) -> Outcome:
+    def _send(self, event: Event, decision: Reply, deadline: Deadline) -> Outcome:
         """Sends what was decided, unless the device has stopped waiting for it meanwhile.
 
         Raises:
@@ -721,12 +721,12 @@ class _View(NamedTuple):
     target: Firmware | None = None
     #: The firmware whose blocks the device gets: the target, or the one that it finishes first.
     served: Firmware | None = None
-    verdict: Verdict | None = None
+    verdict: Decision | None = None
 
     @property
-    def rests_on(self) -> Look:
+    def rests_on(self) -> Freshness:
         """How fresh the facts behind it have to be."""
-        return self.verdict.rests_on if self.verdict else Look.MEMORY
+        return self.verdict.rests_on if self.verdict else Freshness.MEMORY
 
 
 def _warn(what: str, event: Event, error: UpstreamError | NotReadyError) -> None:

@@ -22,7 +22,7 @@ from fleet_fn.observability import log, metrics, tracing
 from fleet_fn.observability.side_effects import Guarded
 from fleet_fn.protocol.dialects import InvalidStatusError, documented_json
 from fleet_fn.settings import MAX_WAITING, OURS, Settings
-from fleet_fn.update.handler import Decision, Outcome, Updater
+from fleet_fn.update.handler import Outcome, Reply, UpdateHandler
 from fleet_fn.web.arrival import DEADLINE, MAX_BODY, MAX_DISCARDED
 from fleet_fn.web.patience import Patience
 
@@ -55,7 +55,7 @@ _LEVELS: Final = {"ignored": logging.DEBUG} | dict.fromkeys(("invalid", "denied"
 _patience = Patience()
 
 
-def make_app(settings: Settings, updater: Updater, previewer: Updater) -> Flask:
+def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandler) -> Flask:
     """Return the WSGI application: `updater` answers events, `previewer` answers previews."""
     slots = _Slots(settings.threads)
     count_event, count_sent = metrics.events(tuple(_STATUS)), metrics.sent()
@@ -64,11 +64,11 @@ def make_app(settings: Settings, updater: Updater, previewer: Updater) -> Flask:
     def answer_event(request: Request) -> tuple[Outcome, HTTPStatus]:
         deadline = _deadline(settings, request)
 
-        def answer(event: Event) -> Decision:
+        def answer(event: Event) -> Reply:
             with tracing.of_event(event.trace, _attributes(event)) as span:
                 outcome = updater.answer(event, deadline)
                 span.tell(outcome=outcome.name, reason=outcome.reason, version=outcome.version, offset=outcome.offset)
-            return Decision(outcome)
+            return Reply(outcome)
 
         result = _take(settings, slots, request, deadline, answer)
         outcome, seconds = result.decision.outcome, deadline.elapsed
@@ -163,12 +163,12 @@ class _Result(NamedTuple):
     """How a request ended."""
 
     event: Event | None
-    decision: Decision
+    decision: Reply
     status: HTTPStatus
 
 
 def _take(
-    settings: Settings, slots: "_Slots", request: Request, deadline: Deadline, use: Callable[[Event], Decision]
+    settings: Settings, slots: "_Slots", request: Request, deadline: Deadline, use: Callable[[Event], Reply]
 ) -> _Result:
     """Takes the event out of the request, and turns whatever comes of its `use` into a result."""
     event = None
@@ -176,7 +176,7 @@ def _take(
     try:
         if not _is_authorized(settings, request):
             _discard_body(request)
-            decision = Decision(Outcome("denied", "the request lacks the credentials that events must carry"))
+            decision = Reply(Outcome("denied", "the request lacks the credentials that events must carry"))
         else:
             event = read_event(_headers(request.environ), _body(request, deadline))
             if event.is_status:
@@ -188,17 +188,17 @@ def _take(
             else:
                 decision = use(event)
     except _BusyError:
-        decision = Decision(Outcome("retry", f"busy with {settings.threads} other events"))
+        decision = Reply(Outcome("retry", f"busy with {settings.threads} other events"))
     except _TooLargeError:
         _discard_body(request)
-        decision = Decision(Outcome("invalid", f"the body is larger than {MAX_BODY} bytes"))
+        decision = Reply(Outcome("invalid", f"the body is larger than {MAX_BODY} bytes"))
         status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     except (InvalidEventError, InvalidStatusError) as error:
-        decision = Decision(Outcome("invalid", str(error)))
+        decision = Reply(Outcome("invalid", str(error)))
     except Exception:  # noqa: BLE001 - the one boundary
         # A mistake of ours does not mend itself within seconds: 5xx would have the event delivered for ever.
         log.logger.exception("unexpected error")
-        decision = Decision(Outcome("failed", "internal error"))
+        decision = Reply(Outcome("failed", "internal error"))
     return _Result(event, decision, status or _STATUS[decision.outcome.name])
 
 

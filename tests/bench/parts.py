@@ -10,12 +10,12 @@ from unittest import mock
 
 import click
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
-from fleet_fn.drogue.device_registry import Registry
+from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import read_event
-from fleet_fn.firmware.resolver import Catalogue
+from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.observability import log, metrics
 from fleet_fn.oci.reference import image_reference
@@ -24,8 +24,8 @@ from fleet_fn.protocol.dialects import decode_status, encode_command
 from fleet_fn.protocol.messages import Write
 from fleet_fn.protocol.step import Block, Target
 from fleet_fn.settings import Settings
-from fleet_fn.update.decision import Situation, judge
-from fleet_fn.update.handler import Decision, Outcome
+from fleet_fn.update.decision import DecisionContext, decide
+from fleet_fn.update.handler import Outcome, Reply
 from fleet_fn.web import routes
 from tests.bench.peers import BLOCK, Cloud, midway
 from tests.support.function import event
@@ -40,10 +40,10 @@ def show(peers: Cloud, folder: Path) -> None:
     environment = {**peers.environment(), "FIRMWARE_CACHE_DIR": str(folder / "cache")}
     with mock.patch.dict(os.environ, environment):
         settings = Settings.from_environment()
-    background = Background()
+    background = SingleFlight()
     drogue = make_drogue(settings, background)
-    registry, commands = Registry(drogue), Commands(drogue)
-    images = Catalogue(make_image_store(settings, VerifiedFiles(background), background), background)
+    registry, commands = DeviceRegistry(drogue), Commands(drogue)
+    images = Resolver(make_image_store(settings, VerifiedFiles(background), background), background)
 
     body = midway(_SIZE)
     attributes = event("device-1", "medium", time=datetime.now(UTC).isoformat())
@@ -66,7 +66,7 @@ def show(peers: Cloud, folder: Path) -> None:
 
     def step() -> Any:
         record = desired.reported.record
-        return judge(status, target, Situation(now=datetime.now(UTC), mtu=BLOCK, poll=300, record=record)).step
+        return decide(status, target, DecisionContext(now=datetime.now(UTC), mtu=BLOCK, poll=300, record=record)).step
 
     def block() -> bytes:
         with firmware.open(soon()) as reader:
@@ -86,7 +86,7 @@ def show(peers: Cloud, folder: Path) -> None:
             count_look_up(hit=True)
         count_sent(BLOCK)
 
-    answered: Any = routes._Result(cloud_event, Decision(Outcome("write", version="2", offset=0, size=BLOCK)), 204)  # type: ignore[arg-type]
+    answered: Any = routes._Result(cloud_event, Reply(Outcome("write", version="2", offset=0, size=BLOCK)), 204)  # type: ignore[arg-type]
 
     def line() -> None:
         routes._log_event(answered, 0.003)

@@ -15,12 +15,12 @@ from http.client import HTTPMessage
 from typing import Any, cast
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.device_registry import ConflictError, Desired, File, Image, Registry
+from fleet_fn.drogue.device_registry import ConflictError, Desired, DeviceRegistry, File, Image
 from fleet_fn.drogue.firmware_spec import Policy
 from fleet_fn.drogue.status_report import IN_SYNC, PROGRESS, Condition, Report
 from fleet_fn.drogue.update_record import Record, record_for
 from fleet_fn.errors import PermanentError
-from fleet_fn.http.client import Answer, Upstream
+from fleet_fn.http.client import Answer, HttpClient
 from fleet_fn.protocol.step import Target
 from fleet_fn.update.policy import hold_start
 from fleet_fn.update.window import opens_in
@@ -54,7 +54,7 @@ class _Cloud:
 def one_input(data: bytes) -> None:
     application, _, device = data.partition(b"\n\n")
     cloud = _Cloud(application, device)
-    registry = Registry(cast(Upstream, cloud))
+    registry = DeviceRegistry(cast(HttpClient, cloud))
     try:
         with bounded():
             desired = registry.desired("a", "d", 0.0, Deadline(10))
@@ -103,9 +103,9 @@ def _check_report(cloud: _Cloud, desired: Desired) -> None:
     again = Report("0.1.0", "0.1.1", _CONDITIONS, report.record, report.record, crosses_tenth=True)
     try:
         with bounded():
-            Registry(cast(Upstream, cloud)).report("a", "d", report, _NOW, Deadline(10))
+            DeviceRegistry(cast(HttpClient, cloud)).report("a", "d", report, _NOW, Deadline(10))
         assert cloud.writes == report.is_news(desired.reported)
-        Registry(cast(Upstream, cloud)).report("a", "d", again, _NOW, Deadline(10))
+        DeviceRegistry(cast(HttpClient, cloud)).report("a", "d", again, _NOW, Deadline(10))
     except PermanentError as failed:
         _check_reason(failed)
         assert not cloud.writes

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.cache import Cache
@@ -70,7 +70,7 @@ def _write(layout: Path, index: bytes, blobs: list[bytes]) -> None:
 
 def _served(folder: Path, platform: str | None) -> bytes | None:
     """The firmware that is served; None where there is none."""
-    background = Background()
+    background = SingleFlight()
     files = VerifiedFiles(background, lambda: time.time() + 3600)
     cache = Cache(folder / "cache", 1024 * 1024, files, background)
     store = LayoutStore(files, Shapes(cache, background))

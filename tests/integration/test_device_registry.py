@@ -12,10 +12,10 @@ import cbor2
 import pytest
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.device_registry import Desired, Image, MalformedSpecError, Registry
+from fleet_fn.drogue.device_registry import Desired, DeviceRegistry, Image, MalformedSpecError
 from fleet_fn.drogue.status_report import Condition, Report
 from fleet_fn.errors import PermanentError
-from fleet_fn.http.client import Fixed, Upstream, basic
+from fleet_fn.http.client import Fixed, HttpClient, basic
 from tests.support.drogue import TOKEN, USER, Drogue
 from tests.support.firmware import publish
 from tests.support.function import Function, event
@@ -33,25 +33,27 @@ def drogue() -> Iterator[Drogue]:
 
 
 @contextmanager
-def client(drogue: Drogue) -> Iterator[Registry]:
-    with closing(Upstream("device registry", drogue.url, authorization=Fixed(basic(USER, TOKEN)))) as upstream:
-        yield Registry(upstream)
+def client(drogue: Drogue) -> Iterator[DeviceRegistry]:
+    with closing(HttpClient("device registry", drogue.url, authorization=Fixed(basic(USER, TOKEN)))) as upstream:
+        yield DeviceRegistry(upstream)
 
 
 @pytest.fixture
-def registry(drogue: Drogue) -> Iterator[Registry]:
+def registry(drogue: Drogue) -> Iterator[DeviceRegistry]:
     with client(drogue) as registry:
         yield registry
 
 
-def desired(registry: Registry, max_age: float = 0.0) -> Desired:
+def desired(registry: DeviceRegistry, max_age: float = 0.0) -> Desired:
     return registry.desired(APPLICATION, DEVICE, max_age, Deadline(4))
 
 
 # --- Keys -------------------------------------------------------------------------------------------------------------
 
 
-def test_mtu_and_midway_of_the_device_win_over_those_of_the_application(drogue: Drogue, registry: Registry) -> None:
+def test_mtu_and_midway_of_the_device_win_over_those_of_the_application(
+    drogue: Drogue, registry: DeviceRegistry
+) -> None:
     drogue.put(APPLICATION, spec={"firmware": {**IMAGE, "mtu": 2016, "rollout": {"midway": "restart"}}})
     drogue.put(APPLICATION, DEVICE, spec={"firmware": {"mtu": 512}})
     policy = desired(registry).policy
@@ -60,7 +62,7 @@ def test_mtu_and_midway_of_the_device_win_over_those_of_the_application(drogue: 
 
 @pytest.mark.parametrize("section", [{"mtu": 0}, {"rollout": {"midway": "continue"}}])
 def test_a_malformed_mtu_or_midway_is_the_devices_error(
-    drogue: Drogue, registry: Registry, section: dict[str, Any]
+    drogue: Drogue, registry: DeviceRegistry, section: dict[str, Any]
 ) -> None:
     drogue.put(APPLICATION, DEVICE, spec={"firmware": section})
     with pytest.raises(MalformedSpecError, match=r"the device.s spec\.firmware"):
@@ -83,7 +85,7 @@ def test_a_malformed_mtu_or_midway_is_the_devices_error(
     ],
 )
 def test_only_a_boolean_true_disables_a_device(
-    drogue: Drogue, registry: Registry, core: object, disabled: bool, is_device: bool
+    drogue: Drogue, registry: DeviceRegistry, core: object, disabled: bool, is_device: bool
 ) -> None:
     application, device = ({}, {"core": core}) if is_device else ({"core": core}, {})
     drogue.put(APPLICATION, spec={"firmware": IMAGE, **application})
@@ -93,7 +95,9 @@ def test_only_a_boolean_true_disables_a_device(
     assert found.source == (None if disabled else Image("firmware:1"))
 
 
-def test_a_disabled_device_is_disabled_whatever_its_firmware_section_says(drogue: Drogue, registry: Registry) -> None:
+def test_a_disabled_device_is_disabled_whatever_its_firmware_section_says(
+    drogue: Drogue, registry: DeviceRegistry
+) -> None:
     drogue.put(APPLICATION, spec={"firmware": 1})
     drogue.put(APPLICATION, DEVICE, spec={"core": {"disabled": True}, "firmware": {"mtu": 0}})
     assert desired(registry).disabled
@@ -111,7 +115,7 @@ def test_a_disabled_device_is_disabled_whatever_its_firmware_section_says(drogue
     ],
 )
 def test_the_gateways_of_a_device_are_those_that_its_selector_names(
-    drogue: Drogue, registry: Registry, selector: object, gateways: tuple[str, ...]
+    drogue: Drogue, registry: DeviceRegistry, selector: object, gateways: tuple[str, ...]
 ) -> None:
     drogue.put(APPLICATION, DEVICE, spec={"gatewaySelector": selector})
     assert desired(registry).gateways == gateways

@@ -19,10 +19,10 @@ import requests
 from click.testing import CliRunner
 
 from fleet_fn.cli.fleet import command, print_fleet
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.drogue.listing import list_devices
 from fleet_fn.errors import PermanentError, TransientError, one_line
-from fleet_fn.http.client import Upstream
+from fleet_fn.http.client import HttpClient
 from fleet_fn.http.connection import MAX_BODY
 from fleet_fn.parts import make_drogue
 from fleet_fn.sandbox import Sandbox
@@ -207,7 +207,7 @@ def numbered(count: int) -> list[str]:
 
 def listed(server: Server) -> list[str]:
     """The names of all devices."""
-    with closing(Upstream("cloud", server.url)) as cloud:
+    with closing(HttpClient("cloud", server.url)) as cloud:
         return [device.name for page in list_devices(cloud, "shop") for device in page]
 
 
@@ -316,7 +316,7 @@ def test_an_application_without_devices_is_a_fleet_too(sandbox: Sandbox) -> None
 def test_another_command_can_print_a_fleet_and_learn_whether_any_failed(sandbox: Sandbox) -> None:
     put(sandbox, "lamp", IN_SYNC)
     lines: list[str] = []
-    with closing(make_drogue(Settings.for_drogue(environment(sandbox.url)), Background())) as cloud:
+    with closing(make_drogue(Settings.for_drogue(environment(sandbox.url)), SingleFlight())) as cloud:
         assert print_fleet(cloud, "shop", echo=lines.append) is False
         assert lines[1].startswith("lamp ")
         put(sandbox, "till", BROKEN)
@@ -348,7 +348,7 @@ def test_each_page_is_shown_before_the_next_is_asked_for() -> None:
     lines: list[str] = []
     shown: list[int] = []
     fleet = Fleet(numbered(250), after=lambda _: shown.append(len(lines)))
-    with Server(fleet) as server, closing(Upstream("cloud", server.url)) as cloud:
+    with Server(fleet) as server, closing(HttpClient("cloud", server.url)) as cloud:
         print_fleet(cloud, "shop", echo=lines.append)
     assert shown == [0, 101, 201]
 
@@ -535,7 +535,10 @@ def test_a_registry_that_has_no_time_is_told(status: int) -> None:
 def test_a_registry_that_hangs_is_waited_for_no_longer_than_that() -> None:
     gate = Gate(Response())
     with Server(gate) as server:
-        with pytest.raises(TransientError, match="no answer in time"), closing(Upstream("cloud", server.url)) as cloud:
+        with (
+            pytest.raises(TransientError, match="no answer in time"),
+            closing(HttpClient("cloud", server.url)) as cloud,
+        ):
             next(list_devices(cloud, "shop", patience=0.1))
         gate.opened.set()
 

@@ -31,7 +31,7 @@ ODD = "a/b %ü:@x"
 DFU = "/api/command/v1alpha1/apps/shop/devices/{}?command=dfu"
 REGISTRY = "/api/registry/v1alpha1/apps"
 
-Answered = Callable[[Request], Response]
+EventDeduplicator = Callable[[Request], Response]
 
 
 class Log:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from fleet_fn.cli.main import main
 from fleet_fn.deadline import Deadline
 from fleet_fn.http.client import Answer as UpstreamAnswer
-from fleet_fn.http.client import Upstream
+from fleet_fn.http.client import HttpClient
 from fleet_fn.http.connection import Request as UpstreamRequest
 from fleet_fn.parts import make_updaters
 from fleet_fn.settings import Settings
@@ -334,7 +334,7 @@ def parts_of(*roots: object) -> Iterator[object]:
 def test_neither_a_request_nor_an_answer_shows_what_it_carries() -> None:
     shown: list[Any] = []
     with Server(lambda _: Response(200, EVENTS_TOKEN.encode())) as server:
-        upstream = Upstream("x", server.url)
+        upstream = HttpClient("x", server.url)
         shown.append(upstream.request("GET", "/", Deadline(10)))
         upstream.close()
     assert isinstance(shown[0], UpstreamAnswer)

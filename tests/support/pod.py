@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
-from fleet_fn.drogue.device_registry import Registry
+from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import read_event
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.registry_store import RegistryStore
-from fleet_fn.firmware.resolver import Catalogue
+from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.verified import VerifiedFiles
-from fleet_fn.oci.registry_client import Distribution
+from fleet_fn.oci.registry_client import RegistryClient
 from fleet_fn.parts import make_drogue
 from fleet_fn.settings import Settings
-from fleet_fn.update.handler import Outcome, Updater
+from fleet_fn.update.handler import Outcome, UpdateHandler
 from tests.support.timing import Clock
 
 #: What the clock showed when it was 0.
@@ -29,19 +29,19 @@ class Pod:
     """What a pod remembers, and what it answers. It reads from a registry by plain HTTP that wants no credentials."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
-        background = Background()
+        background = SingleFlight()
         self._drogue = make_drogue(settings, background)
         host = settings.firmware_prefix.partition("/")[0]
-        self._images = Distribution(
+        self._images = RegistryClient(
             host, credentials=lambda _: None, plain_http=True, ca_file=None, background=background
         )
         files = VerifiedFiles(background)
         cache = Cache(settings.firmware_cache_dir, settings.firmware_cache_bytes, files, background, clock=clock)
         store = RegistryStore(self._images, Shapes(cache, background), cache)
-        self._updater = Updater(
+        self._updater = UpdateHandler(
             settings,
-            Registry(self._drogue, clock=clock),
-            Catalogue(store, background, clock=clock),
+            DeviceRegistry(self._drogue, clock=clock),
+            Resolver(store, background, clock=clock),
             None,
             Commands(self._drogue),
             now=lambda: wall(clock).timestamp(),

@@ -10,7 +10,7 @@ import pytest
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry, changed, digest_of
 from tests.support.firmware import Published, publish, random_bytes
-from tests.support.function import Answer as Answered
+from tests.support.function import Answer as EventDeduplicator
 from tests.support.function import Function, event
 from tests.support.hostile import always, chunked, cut, endless, flooding, hang_up, head, raw
 from tests.support.http import Answer, Response
@@ -25,12 +25,12 @@ HTML = {"Content-Type": "text/html"}
 CHUNKS = head(200, {"Transfer-Encoding": "chunked"})
 
 
-def failed(answer: Answered) -> str:
+def failed(answer: EventDeduplicator) -> str:
     assert (answer.status, answer.json["outcome"]) == (422, "failed"), answer.body
     return answer.reason
 
 
-def retried(answer: Answered) -> str:
+def retried(answer: EventDeduplicator) -> str:
     assert (answer.status, answer.json["outcome"]) == (503, "retry"), answer.body
     return answer.reason
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_fn.cli.main import main
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.publication import firmware_warnings
@@ -187,7 +187,7 @@ def test_annotations_are_the_manifests(layout: Layout) -> None:
 
 def test_the_function_finds_what_was_published(layout: Layout) -> None:
     layout.publish()
-    background = Background()
+    background = SingleFlight()
     settings = Settings(
         drogue_api_url="http://unused",
         firmware_registry=f"oci-layout:{layout.folder.parent}",

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import TransientError
 from tests.support.timing import Clock
@@ -26,7 +26,7 @@ class Told(Deadline):
 
 
 def test_what_the_function_returns_is_the_result() -> None:
-    assert Background().result("key", lambda: 42, Deadline(5)) == 42
+    assert SingleFlight().result("key", lambda: 42, Deadline(5)) == 42
 
 
 def test_what_the_function_raises_is_raised() -> None:
@@ -34,11 +34,11 @@ def test_what_the_function_raises_is_raised() -> None:
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        Background().result("key", fail, Deadline(5))
+        SingleFlight().result("key", fail, Deadline(5))
 
 
 def test_work_that_takes_longer_than_the_deadline_goes_on_and_is_found_by_who_asks_later() -> None:
-    background, may_end, runs = Background(), threading.Event(), []
+    background, may_end, runs = SingleFlight(), threading.Event(), []
 
     def slow() -> int:
         runs.append(1)
@@ -57,14 +57,14 @@ def test_work_that_takes_longer_than_the_deadline_goes_on_and_is_found_by_who_as
 
 
 def test_a_deadline_that_has_passed_does_not_keep_work_from_being_done() -> None:
-    background, done = Background(), threading.Event()
+    background, done = SingleFlight(), threading.Event()
     with pytest.raises(TimeoutError):
         background.result("key", done.wait, Deadline(0))
     done.set()
 
 
 def test_however_many_ask_at_once_it_is_done_once() -> None:
-    background, may_end, runs = Background(), threading.Event(), []
+    background, may_end, runs = SingleFlight(), threading.Event(), []
     waiting = threading.Semaphore(0)
 
     def slow() -> int:
@@ -82,7 +82,7 @@ def test_however_many_ask_at_once_it_is_done_once() -> None:
 
 
 def test_work_under_other_keys_does_not_wait() -> None:
-    background, over = Background(), threading.Event()
+    background, over = SingleFlight(), threading.Event()
     with pytest.raises(TimeoutError):
         background.result("one", over.wait, Deadline(0.01))
     assert background.result("other", lambda: 42, Deadline(5)) == 42
@@ -90,13 +90,13 @@ def test_work_under_other_keys_does_not_wait() -> None:
 
 
 def test_results_are_not_remembered() -> None:
-    background = Background()
+    background = SingleFlight()
     numbers = iter(range(3))
     assert [background.result("key", numbers.__next__, Deadline(5)) for _ in range(3)] == [0, 1, 2]
 
 
 def test_where_no_thread_can_be_started_nobody_waits_for_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    background = Background()
+    background = SingleFlight()
     with monkeypatch.context() as patch:
 
         def refuse(_: threading.Thread) -> None:
@@ -127,7 +127,7 @@ class Slow:
             thread.join(30)
 
 
-def fails_unheard(background: Background, error: Exception, *, keeps_error: bool = True) -> None:
+def fails_unheard(background: SingleFlight, error: Exception, *, keeps_error: bool = True) -> None:
     slow = Slow(error)
     with pytest.raises(TimeoutError):
         background.result("key", slow, Deadline(0), keeps_error=keeps_error)
@@ -135,7 +135,7 @@ def fails_unheard(background: Background, error: Exception, *, keeps_error: bool
 
 
 def test_an_error_that_nobody_waited_for_is_raised_for_the_next_and_only_for_that_one() -> None:
-    background = Background()
+    background = SingleFlight()
     fails_unheard(background, TransientError("away", 7))
     assert background.result("other", lambda: 42, Deadline(5)) == 42
     with pytest.raises(TransientError, match="away") as caught:
@@ -145,7 +145,7 @@ def test_an_error_that_nobody_waited_for_is_raised_for_the_next_and_only_for_tha
 
 
 def test_a_mistake_that_nobody_waited_for_is_raised_with_where_it_was_made() -> None:
-    background = Background()
+    background = SingleFlight()
     fails_unheard(background, KeyError("x"))
     with pytest.raises(KeyError) as caught:
         background.result("key", lambda: 42, Deadline(5))
@@ -153,13 +153,13 @@ def test_a_mistake_that_nobody_waited_for_is_raised_with_where_it_was_made() -> 
 
 
 def test_an_error_is_kept_only_where_that_is_asked_for() -> None:
-    background = Background()
+    background = SingleFlight()
     fails_unheard(background, KeyError("x"), keeps_error=False)
     assert background.result("key", lambda: 42, Deadline(5)) == 42
 
 
 def test_an_error_that_anybody_waited_for_is_not_kept() -> None:
-    background, slow = Background(), Slow(KeyError("x"))
+    background, slow = SingleFlight(), Slow(KeyError("x"))
     with pytest.raises(TimeoutError):
         background.result("key", slow, Deadline(0), keeps_error=True)
     waiting = threading.Semaphore(0)
@@ -173,7 +173,7 @@ def test_an_error_that_anybody_waited_for_is_not_kept() -> None:
 
 
 def test_work_that_ends_just_as_the_wait_for_it_does_is_not_lost() -> None:
-    background, slow = Background(), Slow(KeyError("x"))
+    background, slow = SingleFlight(), Slow(KeyError("x"))
 
     class JustOver(Deadline):
         """A deadline at which the work has ended, though it had not when the wait began."""
@@ -190,7 +190,7 @@ def test_work_that_ends_just_as_the_wait_for_it_does_is_not_lost() -> None:
 
 def test_errors_that_nobody_ever_asks_for_are_forgotten_in_time() -> None:
     clock = Clock(0.0)
-    background = Background(clock)
+    background = SingleFlight(clock)
     fails_unheard(background, KeyError("x"))
     clock.now = 599.0
     with pytest.raises(KeyError):
@@ -205,12 +205,12 @@ def test_work_that_runs_out_of_time_itself_says_so() -> None:
         raise TimeoutError("connecting")
 
     with pytest.raises(TimeoutError, match="connecting"):
-        Background().result("key", time_out, Deadline(5))
+        SingleFlight().result("key", time_out, Deadline(5))
 
 
 def test_nobody_waits_for_what_has_taken_longer_already_than_they_could_wait() -> None:
     clock = Clock(0.0)
-    background, slow = Background(clock), Slow(KeyError("x"))
+    background, slow = SingleFlight(clock), Slow(KeyError("x"))
     clock.now = 100.0
     with pytest.raises(TimeoutError):
         background.result("key", slow, Deadline(0))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_fn.concurrency.ttl_cache import Memory, deep_size
+from fleet_fn.concurrency.ttl_cache import TTLCache, deep_size
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from tests.support.timing import Clock
@@ -35,8 +35,8 @@ class Source:
         return self.look_ups
 
 
-def memory(source: Source, size: int = 10, error_age: float = 0.0) -> Memory[str, int]:
-    return Memory(size, error_age=lambda _: error_age, clock=source.clock)
+def memory(source: Source, size: int = 10, negative_ttl: float = 0.0) -> TTLCache[str, int]:
+    return TTLCache(size, negative_ttl=lambda _: negative_ttl, clock=source.clock)
 
 
 @pytest.mark.parametrize(("later", "look_ups"), [(0.0, 1), (9.9, 1), (10.0, 1), (10.1, 2)])
@@ -84,7 +84,7 @@ def test_one_who_allows_less_refreshes_it_for_all() -> None:
 
 def test_an_error_is_answered_for_its_own_age_counted_from_its_end_whatever_age_is_asked_for() -> None:
     source = Source(takes=100, error=PermanentError("no"))
-    remembered = memory(source, error_age=10)
+    remembered = memory(source, negative_ttl=10)
     for _ in range(2):
         with pytest.raises(PermanentError, match="no"):
             remembered.get("key", 0, source, Deadline(5))
@@ -106,7 +106,7 @@ def test_errors_without_an_age_are_not_remembered() -> None:
 
 def test_a_value_that_is_young_enough_outlives_a_later_error() -> None:
     source = Source()
-    remembered = memory(source, error_age=10.0)
+    remembered = memory(source, negative_ttl=10.0)
     assert remembered.get("key", 30, source, Deadline(5)) == 1
     source.clock.now += 5
     source.error = TransientError("down")
@@ -120,7 +120,7 @@ def test_a_value_that_is_young_enough_outlives_a_later_error() -> None:
 
 def test_an_error_that_is_answered_often_does_not_grow() -> None:
     source = Source(error=PermanentError("no"))
-    remembered = memory(source, error_age=1000)
+    remembered = memory(source, negative_ttl=1000)
     depths = set()
     for _ in range(20):
         with pytest.raises(PermanentError) as caught:
@@ -131,7 +131,7 @@ def test_an_error_that_is_answered_often_does_not_grow() -> None:
 
 def test_errors_that_are_no_upstreams_pass_through_and_hinder_nobody() -> None:
     source = Source()
-    remembered = memory(source, error_age=1000)
+    remembered = memory(source, negative_ttl=1000)
 
     def stumble() -> int:
         raise ZeroDivisionError
@@ -159,7 +159,7 @@ def test_its_values_never_take_more_bytes_than_it_may_and_the_oldest_are_given_u
     puts: list[tuple[str, int]], max_bytes: int
 ) -> None:
     clock = Clock()
-    remembered: Memory[str, bytes] = Memory(1000, max_bytes=max_bytes, clock=clock)
+    remembered: TTLCache[str, bytes] = TTLCache(1000, max_bytes=max_bytes, clock=clock)
     put: dict[str, bytes] = {}
     has_overflown = False
     for key, size in puts:
@@ -168,7 +168,7 @@ def test_its_values_never_take_more_bytes_than_it_may_and_the_oldest_are_given_u
         clock.now += 1
         put.pop(key, None)
         put[key] = value
-        kept = [known for known in put if remembered.known(known) is not None]
+        kept = [known for known in put if remembered.peek(known) is not None]
         taken = sum(deep_size(known) + deep_size(put[known]) for known in kept)
         assert taken <= max_bytes
         assert kept == list(put)[len(put) - len(kept) :]
@@ -178,7 +178,7 @@ def test_its_values_never_take_more_bytes_than_it_may_and_the_oldest_are_given_u
 
 def test_a_value_that_is_too_large_is_looked_up_each_time() -> None:
     source = Source()
-    remembered: Memory[str, int] = Memory(10, max_bytes=10, clock=source.clock)
+    remembered: TTLCache[str, int] = TTLCache(10, max_bytes=10, clock=source.clock)
     assert [remembered.get("key", 10, source, Deadline(5)) for _ in range(3)] == [1, 2, 3]
 
 
@@ -201,8 +201,8 @@ def test_what_is_forgotten_is_looked_up_again_and_the_rest_is_not() -> None:
     remembered = memory(source)
     for key in ("one", "other"):
         remembered.get(key, math.inf, source, Deadline(5))
-    remembered.forget("one")
-    remembered.forget("unknown")
+    remembered.invalidate("one")
+    remembered.invalidate("unknown")
     assert remembered.get("other", math.inf, source, Deadline(5)) == 2
     assert remembered.get("one", math.inf, source, Deadline(5)) == 3
 
@@ -213,7 +213,7 @@ def test_what_is_forgotten_while_it_is_looked_up_is_not_remembered() -> None:
 
     def forgotten_meanwhile() -> int:
         value = source()
-        remembered.forget("key")
+        remembered.invalidate("key")
         return value
 
     assert remembered.get("key", math.inf, forgotten_meanwhile, Deadline(5)) == 1
@@ -227,7 +227,7 @@ def at_once(calls: Iterable[Callable[[], int]]) -> list[int]:
 
 @pytest.mark.parametrize("max_age", [60.0, 0.0])
 def test_those_who_ask_while_it_is_looked_up_look_up_at_most_once_more(max_age: float) -> None:
-    remembered: Memory[str, int] = Memory(10)
+    remembered: TTLCache[str, int] = TTLCache(10)
     began, may_end = threading.Event(), threading.Event()
     waiting = threading.Semaphore(0)
     look_ups: list[int] = []
@@ -259,7 +259,7 @@ def test_those_who_ask_while_it_is_looked_up_look_up_at_most_once_more(max_age: 
 
 
 def test_never_are_two_looking_up_the_same_key() -> None:
-    remembered: Memory[str, None] = Memory(10)
+    remembered: TTLCache[str, None] = TTLCache(10)
     looking = threading.Semaphore(1)
     clashes = []
 
@@ -280,7 +280,7 @@ def test_never_are_two_looking_up_the_same_key() -> None:
 
 
 def test_keys_do_not_wait_for_each_other() -> None:
-    remembered: Memory[str, int] = Memory(10)
+    remembered: TTLCache[str, int] = TTLCache(10)
     began, may_end = threading.Event(), threading.Event()
 
     def slow() -> int:
@@ -297,7 +297,7 @@ def test_keys_do_not_wait_for_each_other() -> None:
 
 
 def test_who_waits_for_the_look_up_of_another_waits_until_the_own_deadline() -> None:
-    remembered: Memory[str, int] = Memory(10)
+    remembered: TTLCache[str, int] = TTLCache(10)
     began, may_end = threading.Event(), threading.Event()
 
     def slow() -> int:

@@ -7,7 +7,7 @@ import pytest
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.errors import PermanentError, TransientError
-from fleet_fn.http.client import Fixed, Upstream, basic
+from fleet_fn.http.client import Fixed, HttpClient, basic
 from tests.support.http import Response, Server, closed_port
 
 
@@ -19,7 +19,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def commands(server: Server) -> Iterator[Commands]:
-    upstream = Upstream("command API", server.url, authorization=Fixed(basic("user", "token")))
+    upstream = HttpClient("command API", server.url, authorization=Fixed(basic("user", "token")))
     yield Commands(upstream)
     upstream.close()
 
@@ -116,4 +116,4 @@ def test_what_a_retry_can_cure_is_to_be_retried(server: Server, commands: Comman
 
 def test_a_command_api_that_is_not_there_is_to_be_retried() -> None:
     with closed_port() as port, pytest.raises(TransientError):
-        send(Commands(Upstream("command API", f"http://127.0.0.1:{port}")))
+        send(Commands(HttpClient("command API", f"http://127.0.0.1:{port}")))

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry import (
     DeviceNotFoundError,
+    DeviceRegistry,
     File,
     HawkBit,
     Image,
     MalformedSpecError,
-    Registry,
     Source,
     device_path,
 )
 from fleet_fn.errors import PermanentError, TransientError
-from fleet_fn.http.client import Upstream
+from fleet_fn.http.client import HttpClient
 from tests.support.http import Request, Response, Server, closed_port
 from tests.support.timing import Clock
 
@@ -42,11 +42,11 @@ def image(reference: str = "pump:1.2.3", **more: object) -> dict[str, object]:
 class Cloud:
     """A registry whose objects are given by path, and a client of it."""
 
-    def __init__(self, server: Server, upstream: Upstream) -> None:
+    def __init__(self, server: Server, upstream: HttpClient) -> None:
         self.server = server
         self.upstream = upstream
         self.answers: dict[str, Response] = {}
-        self.registry = Registry(upstream)
+        self.registry = DeviceRegistry(upstream)
         self.has(application=PLAIN, device=PLAIN)
 
     def has(self, **objects: object) -> None:
@@ -74,7 +74,7 @@ def cloud() -> Iterator[Cloud]:
         return found.answers.get(request.path, Response(404))
 
     with Server(answer) as server:
-        upstream = Upstream("device registry", server.url)
+        upstream = HttpClient("device registry", server.url)
         found = Cloud(server, upstream)
         yield found
         upstream.close()
@@ -210,14 +210,14 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 @given(json_values, json_values)
 @example({"spec": {"firmware": {"container": {"image": "x"}}}}, [])
 def test_whatever_the_registry_says_it_is_a_source_or_none_or_a_failure(device: object, application: object) -> None:
-    class Scripted(Upstream):
+    class Scripted(HttpClient):
         def request(self, method: str, path: str, *_: Any, **__: Any) -> Any:  # noqa: ARG002
             kind = "device" if "/devices/" in path else "application"
             found = device if kind == "device" else application
             found = {"metadata": METADATA[kind], **found} if isinstance(found, dict) else found
             return Response(200, json.dumps(found).encode())
 
-    registry = Registry(Scripted("registry", "http://127.0.0.1"))
+    registry = DeviceRegistry(Scripted("registry", "http://127.0.0.1"))
     try:
         source = registry.desired("fleet", "pump", 0, Deadline(5)).source
     except PermanentError as error:
@@ -328,7 +328,9 @@ def test_a_registry_that_is_not_well_is_to_be_asked_again(cloud: Cloud, whose: s
 
 def test_a_registry_that_is_not_there_is_to_be_asked_again() -> None:
     with closed_port() as port, pytest.raises(TransientError, match="refused"):
-        Registry(Upstream("device registry", f"http://127.0.0.1:{port}")).desired("fleet", "pump", 0, Deadline(5))
+        DeviceRegistry(HttpClient("device registry", f"http://127.0.0.1:{port}")).desired(
+            "fleet", "pump", 0, Deadline(5)
+        )
 
 
 # --- Paths ------------------------------------------------------------------------------------------------------------
@@ -440,7 +442,7 @@ def test_unknown_devices_are_asked_for_each_time(cloud: Cloud) -> None:
 
 
 def test_one_that_is_to_remember_nothing_remembers_nothing(cloud: Cloud) -> None:
-    cloud.registry = Registry(cloud.upstream, remember=False)
+    cloud.registry = DeviceRegistry(cloud.upstream, remember=False)
     for _ in range(2):
         cloud.desired(math.inf)
     assert cloud.asked == [DEVICE, APPLICATION] * 2
@@ -467,12 +469,12 @@ def test_devices_with_large_objects_take_bounded_memory(where: str, monkeypatch:
     assert 45_000 < len(device) < 90_000
     application = json.dumps({"metadata": METADATA["application"]}).encode()
 
-    class Scripted(Upstream):
+    class Scripted(HttpClient):
         def request(self, method: str, path: str, *_: Any, **__: Any) -> Any:  # noqa: ARG002
             name = path.rpartition("/devices/")[2].encode()
             return Response(200, device.replace(b"NAME", name) if "/devices/" in path else application)
 
-    registry = Registry(Scripted("device registry", "http://127.0.0.1"))
+    registry = DeviceRegistry(Scripted("device registry", "http://127.0.0.1"))
     tracemalloc.start()
     try:
         for number in range(40):
@@ -518,7 +520,7 @@ def test_events_that_come_at_once_share_the_look_ups(cloud: Cloud) -> None:
 
 def test_what_could_not_be_written_is_tried_again_ever_more_rarely_unless_the_object_changes(cloud: Cloud) -> None:
     clock = Clock()
-    registry = Registry(cloud.upstream, clock=clock)
+    registry = DeviceRegistry(cloud.upstream, clock=clock)
 
     def gives_up(after: float, **spec: object) -> bool:
         cloud.has(device={"spec": spec})

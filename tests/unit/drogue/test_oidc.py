@@ -11,7 +11,7 @@ import pytest
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.oidc import ClientCredentials
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
-from fleet_fn.http.client import Upstream
+from fleet_fn.http.client import HttpClient
 from tests.support.http import Request, Response, closed_port
 from tests.support.oidc import CLIENT, SECRET, Provider
 from tests.support.timing import Clock, Gate
@@ -23,7 +23,7 @@ class Client:
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
         self.clock = Clock()
-        self.upstream = Upstream("token endpoint", provider.server.url)
+        self.upstream = HttpClient("token endpoint", provider.server.url)
         self.credentials = ClientCredentials(self.upstream, "/realms/drogue/token/", CLIENT, SECRET, clock=self.clock)
 
     def header(self, seconds: float = 5.0) -> str | None:
@@ -178,7 +178,7 @@ def test_nobody_waits_for_a_provider_that_hangs_longer_than_until_his_deadline_n
 
 def test_a_provider_that_is_not_there_is_to_be_asked_again() -> None:
     with closed_port() as port:
-        upstream = Upstream("token endpoint", f"http://127.0.0.1:{port}")
+        upstream = HttpClient("token endpoint", f"http://127.0.0.1:{port}")
         with pytest.raises(TransientError, match="token endpoint: connection refused"):
             ClientCredentials(upstream, "/", CLIENT, SECRET).header(Deadline(5))
 

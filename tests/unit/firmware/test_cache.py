@@ -27,7 +27,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.firmware.cache import Cache
@@ -97,7 +97,7 @@ def make_cache(
     clock: Callable[[], float] = time.monotonic,
 ) -> Cache:
     """A cache as another process would have it: it shares nothing but the folder."""
-    background = Background(clock)
+    background = SingleFlight(clock)
     return Cache(folder, bound, VerifiedFiles(background, wall), background, clock=clock)
 
 
@@ -982,7 +982,7 @@ def memory_for_large_firmware(folder: Path) -> tuple[int, int]:
         for _ in range(SIZE // len(piece)):
             write(piece)
 
-    background = Background()
+    background = SingleFlight()
     cache = Cache(folder, SIZE, VerifiedFiles(background), background)
     before = resident("VmRSS")
     for _ in range(2):

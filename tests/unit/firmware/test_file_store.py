@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.file_store import FileStore, file_reference
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(folder: Path) -> FileStore:
-    return FileStore(folder, VerifiedFiles(Background(), lambda: time.time() + 3600))
+    return FileStore(folder, VerifiedFiles(SingleFlight(), lambda: time.time() + 3600))
 
 
 def put(folder: Path, name: str, version: str, content: bytes) -> None:
@@ -135,7 +135,7 @@ def test_a_link_out_of_the_folder_is_refused(store: FileStore, folder: Path, suf
 def test_the_folder_itself_may_be_a_link(folder: Path) -> None:
     link = folder.parent / "link"
     link.symlink_to(folder)
-    assert read(find(FileStore(link, VerifiedFiles(Background())))) == CONTENT
+    assert read(find(FileStore(link, VerifiedFiles(SingleFlight())))) == CONTENT
 
 
 @pytest.mark.parametrize(

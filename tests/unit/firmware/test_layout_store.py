@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.cache import Cache
@@ -38,7 +38,7 @@ def published(folder: Path) -> Published:
 
 @pytest.fixture
 def store(tmp_path_factory: pytest.TempPathFactory) -> LayoutStore:
-    background = Background()
+    background = SingleFlight()
     files = VerifiedFiles(background, lambda: time.time() + 3600)
     cache = Cache(tmp_path_factory.mktemp("cache"), 1024 * 1024, files, background)
     return LayoutStore(files, Shapes(cache, background))

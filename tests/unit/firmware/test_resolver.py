@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError, UpstreamError
-from fleet_fn.firmware.resolver import Catalogue
+from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.store import Firmware, Reader
 from fleet_fn.observability.log import logger
 from fleet_fn.oci.reference import Reference, parse_reference
@@ -56,7 +56,7 @@ Resolve = Callable[..., str]
 
 
 def resolving(store: CountedStore, clock: Clock, remember: bool = True) -> Resolve:
-    catalogue = Catalogue(store, Background(), remember=remember, clock=clock)
+    catalogue = Resolver(store, SingleFlight(), remember=remember, clock=clock)
 
     def resolve(reference: str = "pump:1", max_age: float = 30.0, stale_age: float = 0.0, **of: str) -> str:
         parsed = replace(parse_reference(reference, "ghcr.io/acme/"), **of)
@@ -240,7 +240,7 @@ def test_a_store_is_waited_for_only_so_long_that_going_on_is_possible_and_its_an
     clock: Clock,
 ) -> None:
     store = Slow()
-    catalogue, reference = Catalogue(store, Background(), clock=clock), parse_reference("pump:1", "ghcr.io/acme/")
+    catalogue, reference = Resolver(store, SingleFlight(), clock=clock), parse_reference("pump:1", "ghcr.io/acme/")
     store.may_answer.set()
     catalogue.resolve(reference, 0, Deadline(10), stale_age=300)
     store.may_answer.clear()
@@ -256,7 +256,7 @@ def test_a_store_is_waited_for_only_so_long_that_going_on_is_possible_and_its_an
 
 def test_who_goes_on_while_others_wait_for_the_store_already_does_not_wait_with_them(clock: Clock) -> None:
     store = Slow()
-    catalogue, reference = Catalogue(store, Background(clock)), parse_reference("pump:1", "ghcr.io/acme/")
+    catalogue, reference = Resolver(store, SingleFlight(clock)), parse_reference("pump:1", "ghcr.io/acme/")
     store.may_answer.set()
     catalogue.resolve(reference, 0, Deadline(10), stale_age=300)
     store.may_answer.clear()

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.firmware.cache import Cache
@@ -142,7 +142,7 @@ def shapes(tmp_path: Path) -> Shapes:
 
 
 def make_shapes(path: Path) -> Shapes:
-    background = Background()
+    background = SingleFlight()
     return Shapes(Cache(path / "cache", 1024 * 1024, VerifiedFiles(background), background), background)
 
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware import verified
@@ -33,7 +33,7 @@ RIGHT = bytes(range(256)) * 8
 WRONG = bytes(reversed(RIGHT))
 
 
-class Watched(Background):
+class Watched(SingleFlight):
     """Counts what it runs, and lets a test do something just before."""
 
     def __init__(
@@ -198,7 +198,7 @@ class Held(Deadline):
 @contextmanager
 def reading_at_once(path: Path, readers: int) -> Iterator[tuple[list[Held], Callable[[], list[Future[bytes]]]]]:
     """One who is in the middle of hashing the file, and others who have come meanwhile; what lets all go on."""
-    files, deadlines = VerifiedFiles(Background(), just_now), [Held() for _ in range(readers)]
+    files, deadlines = VerifiedFiles(SingleFlight(), just_now), [Held() for _ in range(readers)]
 
     def read_block(deadline: Held) -> bytes:
         with files.open(path, len(RIGHT), hashlib.sha256(RIGHT).digest(), deadline) as file:
@@ -251,7 +251,7 @@ def test_who_runs_out_of_time_while_hashing_for_others_leaves_it_to_them(path: P
 
 
 def test_blocks_of_several_readers_are_told_apart(path: Path) -> None:
-    files, together = VerifiedFiles(Background(), just_now), threading.Barrier(8)
+    files, together = VerifiedFiles(SingleFlight(), just_now), threading.Barrier(8)
 
     def read_blocks(number: int) -> bool:
         together.wait(10)
@@ -377,7 +377,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_here(
 def test_whatever_happens_to_a_file_nothing_else_than_the_right_bytes_is_served(
     tmp_path: Path, changes: list[str], in_place: bool
 ) -> None:
-    files, path = VerifiedFiles(Background(), later), tmp_path / "firmware"
+    files, path = VerifiedFiles(SingleFlight(), later), tmp_path / "firmware"
     path.unlink(missing_ok=True)
     for change in changes:
         if change == "gone":
@@ -516,7 +516,7 @@ def test_many_readers_at_once_get_their_blocks(files: VerifiedFiles, path: Path)
 
 
 def test_readers_of_a_file_that_changes_back_and_forth_never_see_the_wrong_one(path: Path) -> None:
-    files = VerifiedFiles(Background(), time.time)
+    files = VerifiedFiles(SingleFlight(), time.time)
     over = threading.Event()
     seen = set()
 
@@ -647,7 +647,7 @@ def test_a_mapping_changes_a_file_without_a_trace(large: Path) -> None:
     )
 )
 def test_damage_anywhere_at_any_time_is_never_served(tmp_path: Path, steps: list[tuple[str, int, int]]) -> None:
-    files, path = VerifiedFiles(Background(), later), tmp_path / "firmware"
+    files, path = VerifiedFiles(SingleFlight(), later), tmp_path / "firmware"
     path.write_bytes(LARGE)
     with mapped(path) as mapping:
         damages: list[tuple[int, int]] = []
@@ -670,7 +670,7 @@ def test_damage_anywhere_at_any_time_is_never_served(tmp_path: Path, steps: list
 
 @pytest.mark.parametrize("holds", ["a reader", "a file that is open still", "only a verdict"])
 def test_a_block_with_a_damaged_byte_is_refused_however_it_is_read(large: Path, holds: str) -> None:
-    files = VerifiedFiles(Background(), later)
+    files = VerifiedFiles(SingleFlight(), later)
     with mapped(large) as mapping, files.open(large, len(LARGE), LARGE_CHECKSUM, Deadline(10)) as file:
         if holds == "only a verdict":
             files._kept.clear()
@@ -689,7 +689,7 @@ def test_a_block_costs_the_hashing_of_its_own_chunks_only(large: Path, monkeypat
         hashed.append(len(content))
         return hashlib.sha256(content)
 
-    files = VerifiedFiles(Background(), later)
+    files = VerifiedFiles(SingleFlight(), later)
     with files.open(large, len(LARGE), LARGE_CHECKSUM, Deadline(10)) as file:
         monkeypatch.setattr(verified, "chunk_hash", counted)
         for offset, size, chunks in (
@@ -764,7 +764,7 @@ def test_a_block_that_the_disk_does_not_give_has_the_file_hashed_anew(
 
 
 def test_a_wrong_read_of_a_right_file_is_no_verdict_for_ever(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files, pread, broken = VerifiedFiles(Background(), later), os.pread, threading.Event()
+    files, pread, broken = VerifiedFiles(SingleFlight(), later), os.pread, threading.Event()
 
     def flipping(descriptor: int, size: int, offset: int) -> bytes:
         content = pread(descriptor, size, offset)
@@ -784,7 +784,7 @@ def test_a_wrong_read_of_a_right_file_is_no_verdict_for_ever(large: Path, monkey
 
 
 def test_damage_is_told_once_with_the_file(large: Path, caplog: pytest.LogCaptureFixture) -> None:
-    files = VerifiedFiles(Background(), later)
+    files = VerifiedFiles(SingleFlight(), later)
     with mapped(large) as mapping:
         assert block_of(files, large, 0, 512) == LARGE[:512]
         mapping.flip(100)

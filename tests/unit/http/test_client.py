@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
 from fleet_fn.http import client as upstream_module
-from fleet_fn.http.client import MAX_IDLE, MAX_IDLE_SECONDS, Fixed, Upstream, basic
+from fleet_fn.http.client import MAX_IDLE, MAX_IDLE_SECONDS, Fixed, HttpClient, basic
 from fleet_fn.http.connection import MAX_BODY
 from tests.support.http import Request, Response, Server, closed_port
 
@@ -33,8 +33,8 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 @contextmanager
-def upstream(url: str, **options: object) -> Iterator[Upstream]:
-    kept = Upstream("cloud", url, **options)  # type: ignore[arg-type]
+def upstream(url: str, **options: object) -> Iterator[HttpClient]:
+    kept = HttpClient("cloud", url, **options)  # type: ignore[arg-type]
     try:
         yield kept
     finally:
@@ -1144,7 +1144,7 @@ def test_a_tls_handshake_that_hangs_costs_no_more_than_the_deadline(authority: P
 def test_failed_handshakes_leave_no_socket_open(authority: Path) -> None:
     with (
         tls_peer(authority, answer_requests, "other") as server,
-        upstream(server.url, ca_file=str(authority / "ca.pem"), background=Background()) as cloud,
+        upstream(server.url, ca_file=str(authority / "ca.pem"), background=SingleFlight()) as cloud,
     ):
         before = open_descriptors()
         for _ in range(50):

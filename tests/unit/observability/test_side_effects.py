@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fleet_fn.concurrency.ttl_cache import Memory
+from fleet_fn.concurrency.ttl_cache import TTLCache
 from fleet_fn.deadline import Deadline
 from fleet_fn.observability import log, metrics, tracing
 from fleet_fn.observability.log import logger
@@ -62,7 +62,7 @@ def test_observer_is_called_with_what_it_is_given() -> None:
 
 
 def test_look_up_does_not_fail_for_its_count(lines: list[logging.LogRecord]) -> None:
-    memory: Memory[str, int] = Memory(1, count=fail)
+    memory: TTLCache[str, int] = TTLCache(1, count=fail)
     assert memory.get("key", 1, lambda: 7, Deadline(1)) == 7
     assert len(lines) == 1
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.oci.manifest import Descriptor, digest_of
-from fleet_fn.oci.registry_client import Distribution
+from fleet_fn.oci.registry_client import RegistryClient
 from tests.support.hostile import raw
 from tests.support.http import Request, Response, Server
 
@@ -26,14 +26,14 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def registry(answer: Callable[[Request], Response | None]) -> Iterator[Distribution]:
+def registry(answer: Callable[[Request], Response | None]) -> Iterator[RegistryClient]:
     with Server(answer) as server:
-        distribution = Distribution(
+        distribution = RegistryClient(
             f"127.0.0.1:{server.port}",
             credentials=lambda _: None,
             plain_http=True,
             ca_file=None,
-            background=Background(),
+            background=SingleFlight(),
         )
         try:
             yield distribution
@@ -41,7 +41,7 @@ def registry(answer: Callable[[Request], Response | None]) -> Iterator[Distribut
             distribution.close()
 
 
-def download(distribution: Distribution, blob: Descriptor = BLOB) -> bytes:
+def download(distribution: RegistryClient, blob: Descriptor = BLOB) -> bytes:
     with distribution.stream("acme/pump", blob) as stream:
         return b"".join(iter(lambda: stream.read(65536), b""))
 

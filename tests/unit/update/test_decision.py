@@ -10,11 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet_fn.drogue.firmware_spec import Policy, Window
-from fleet_fn.drogue.update_record import LastAnswered, Record, Restart, Superseded, record_for
+from fleet_fn.drogue.update_record import LastAnswered, PendingRestart, Record, Superseded, record_for
 from fleet_fn.protocol.messages import Progress, Status, Swap, Sync, Write
 from fleet_fn.protocol.step import Block, Target
 from fleet_fn.sandbox.simulated_device import CarefulDevice, FirmwareManagerDevice, SimulatedDevice
-from fleet_fn.update.decision import Again, Confirm, Hold, Look, Settle, Situation, Stuck, Verdict, confirm, judge
+from fleet_fn.update.decision import (
+    Again,
+    Confirm,
+    Decision,
+    DecisionContext,
+    Freshness,
+    Hold,
+    Settle,
+    Stuck,
+    confirm,
+    decide,
+)
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 TARGET = Target(b"0.1.1", 1300, bytes(32))
@@ -25,19 +36,19 @@ SWAPPED = replace(STARTED, swapped="2026-11-25T11:30:00Z")
 REPUSHED = replace(STARTED, checksum="ff" * 32)
 EARLIER = Record("0.1.0-rc", "ee" * 32, started="2026-11-25T11:00:00Z")
 TTL = timedelta(seconds=10)
-RESTARTED = replace(STARTED, restart=Restart(sent=512, midway=1024))
+RESTARTED = replace(STARTED, restart=PendingRestart(sent=512, midway=1024))
 
 
 def at(offset: int, version: bytes = TARGET.version) -> Status:
     return replace(OLD, progress=Progress(version, offset))
 
 
-def verdict(status: Status, record: Record | None = None, target: Target = TARGET, **more: object) -> Verdict:
+def verdict(status: Status, record: Record | None = None, target: Target = TARGET, **more: object) -> Decision:
     fields = {"now": NOW, "mtu": 512, "poll": 300, "record": record, **more}
-    return judge(status, target, Situation(**fields))  # type: ignore[arg-type]  # tests name what they set
+    return decide(status, target, DecisionContext(**fields))  # type: ignore[arg-type]  # tests name what they set
 
 
-def held(given: Verdict) -> Hold:
+def held(given: Decision) -> Hold:
     assert isinstance(given.step, Hold)
     return given.step
 
@@ -53,18 +64,18 @@ def test_a_start_is_recorded_before_its_block_is_sent() -> None:
     started = verdict(OLD)
     assert started.step == block(0)
     assert started.record == Record("0.1.1", CHECKSUM, started="2026-11-25T12:00:00Z")
-    assert (started.records_first, started.rests_on) == (True, Look.EVERYTHING)
+    assert (started.records_first, started.rests_on) == (True, Freshness.EVERYTHING)
 
 
 def test_blocks_in_between_leave_the_record_as_it_is_and_rest_on_memory() -> None:
     given = verdict(at(1024), STARTED)
-    assert given == Verdict(block(1024, 276), STARTED, records_first=False, rests_on=Look.MEMORY)
+    assert given == Decision(block(1024, 276), STARTED, records_first=False, rests_on=Freshness.MEMORY)
 
 
 def test_a_swap_is_recorded_before_it_is_sent_and_its_first_time_counts() -> None:
     swapped = verdict(at(1300), STARTED)
     assert isinstance(swapped.step, Swap)
-    assert (swapped.records_first, swapped.rests_on) == (True, Look.EVERYTHING)
+    assert (swapped.records_first, swapped.rests_on) == (True, Freshness.EVERYTHING)
     assert swapped.record == replace(STARTED, swapped="2026-11-25T12:00:00Z")
     again = verdict(at(1300), SWAPPED)
     assert (again.record, again.records_first) == (SWAPPED, True)
@@ -72,7 +83,7 @@ def test_a_swap_is_recorded_before_it_is_sent_and_its_first_time_counts() -> Non
 
 def test_a_device_in_sync_keeps_its_notes_but_for_a_restart_and_is_noted_to_have_come_up() -> None:
     came_up = replace(SWAPPED, synced="2026-11-25T12:00:00Z", syncs=1)
-    assert verdict(Status(b"0.1.1"), SWAPPED) == Verdict(Sync(b"0.1.1", 300), came_up)
+    assert verdict(Status(b"0.1.1"), SWAPPED) == Decision(Sync(b"0.1.1", 300), came_up)
     assert verdict(Status(b"0.1.1"), came_up, now=NOW + timedelta(hours=1)).record == came_up
     assert verdict(Status(b"0.1.1"), RESTARTED).record == STARTED
     assert verdict(Status(b"0.1.1"), replace(SWAPPED, version="0.1.0")).record == replace(SWAPPED, version="0.1.0")
@@ -89,15 +100,15 @@ def test_one_that_had_come_up_and_is_back_with_another_version_has_not_failed() 
 def test_a_device_midway_without_a_record_of_these_bytes_begins_from_0(offset: int, record: Record | None) -> None:
     given = verdict(at(offset), record)
     assert isinstance(given.step, Block)
-    assert (given.step.offset, given.records_first, given.rests_on) == (0, True, Look.EVERYTHING)
+    assert (given.step.offset, given.records_first, given.rests_on) == (0, True, Freshness.EVERYTHING)
     assert given.record is not None
     assert (given.record.version, given.record.checksum) == ("0.1.1", CHECKSUM)
-    assert given.record.restart == Restart(512, offset, orders=1)
+    assert given.record.restart == PendingRestart(512, offset, orders=1)
 
 
 @pytest.mark.parametrize("offset", [300, 512, 700])
 def test_any_block_of_a_recorded_update_rests_on_memory(offset: int) -> None:
-    assert verdict(at(offset), STARTED).rests_on is Look.MEMORY
+    assert verdict(at(offset), STARTED).rests_on is Freshness.MEMORY
 
 
 @pytest.mark.parametrize(("uid", "offset"), [("one", 512), ("", 512), ("another", 0)])
@@ -122,16 +133,16 @@ def test_without_records_devices_are_believed() -> None:
 def begun_with_other_bytes(seconds_ago: float) -> Record:
     """Return the record of an update that was started with the target's bytes after other bytes had its version."""
     superseded = Superseded("0.1.1", "ff" * 32, NOW - timedelta(seconds=seconds_ago))
-    return replace(STARTED, earlier=(superseded,), restart=Restart(512, midway=0))
+    return replace(STARTED, earlier=(superseded,), restart=PendingRestart(512, midway=0))
 
 
 def test_a_start_with_other_bytes_of_a_version_waits_for_its_second_block() -> None:
     start = verdict(OLD, REPUSHED, spec_ttl=TTL)
     assert (start.step, start.records_first) == (block(0), True)
     assert start.record is not None
-    assert start.record.restart == Restart(512, midway=0)
+    assert start.record.restart == PendingRestart(512, midway=0)
     waits = verdict(at(512), start.record, spec_ttl=TTL, now=NOW + timedelta(seconds=5))
-    assert (waits.step, waits.record, waits.rests_on) == (Settle(7), start.record, Look.NOW)
+    assert (waits.step, waits.record, waits.rests_on) == (Settle(7), start.record, Freshness.NOW)
     goes_on = verdict(at(512), start.record, spec_ttl=TTL, now=NOW + timedelta(seconds=12))
     assert (goes_on.step, goes_on.records_first) == (block(512), True)
     assert goes_on.record is not None
@@ -163,7 +174,7 @@ def test_the_wait_is_remembered_over_a_target_in_between_and_ends_with_every_mem
     between = record_for(Target(b"0.2", 5, b"x" * 32), REPUSHED, None, NOW)
     start = verdict(OLD, between, spec_ttl=TTL, now=NOW + timedelta(seconds=1))
     assert start.record is not None
-    assert start.record.restart == Restart(512, midway=0)
+    assert start.record.restart == PendingRestart(512, midway=0)
     late = verdict(OLD, between, spec_ttl=TTL, now=NOW + timedelta(seconds=13))
     assert late.record is not None
     assert late.record.restart is None
@@ -216,16 +227,16 @@ def test_so_it_does_if_its_next_update_is_held(policy: Policy) -> None:
 
 
 def test_so_it_does_if_its_target_is_unknown() -> None:
-    given = confirm(OLD, None, Situation(NOW, 512, 300, UP))
+    given = confirm(OLD, None, DecisionContext(NOW, 512, 300, UP))
     assert given
     assert given.step == Confirm(b"0.1.0", 300)
-    assert confirm(OLD, None, Situation(NOW, 512, 300, SWAPPED)) is None
+    assert confirm(OLD, None, DecisionContext(NOW, 512, 300, SWAPPED)) is None
 
 
 def test_a_time_ahead_of_our_clock_does_not_show_that_it_heard_sync() -> None:
     told = replace(UP, synced="2026-11-25T12:00:00Z", syncs=1)
     ahead = LastAnswered(("event",), NOW + timedelta(days=1))
-    assert confirm(OLD, None, Situation(NOW, 512, 300, told, answered=ahead))
+    assert confirm(OLD, None, DecisionContext(NOW, 512, 300, told, answered=ahead))
 
 
 @pytest.mark.parametrize("offset", [0, 1300])
@@ -303,9 +314,9 @@ def test_a_device_that_did_not_come_up_by_a_swap_needs_no_sync_first(record: Rec
 
 def test_a_device_midway_in_another_version_is_noted_before_it_is_told_to_begin_anew() -> None:
     given = verdict(at(1024, b"0.1.0-rc"), EARLIER)
-    assert (given.step, given.records_first, given.rests_on) == (block(0), True, Look.EVERYTHING)
+    assert (given.step, given.records_first, given.rests_on) == (block(0), True, Freshness.EVERYTHING)
     assert given.record is not None
-    assert given.record.restart == Restart(sent=512, midway=1024)
+    assert given.record.restart == PendingRestart(sent=512, midway=1024)
 
 
 def test_one_that_is_at_0_expects_0_and_needs_no_note() -> None:
@@ -318,7 +329,7 @@ def test_one_that_is_at_0_expects_0_and_needs_no_note() -> None:
 def test_one_beyond_the_end_is_noted_too() -> None:
     given = verdict(at(5000), STARTED)
     assert (given.step, given.records_first) == (block(0), True)
-    assert given.record == replace(STARTED, restart=Restart(512, 5000, orders=1))
+    assert given.record == replace(STARTED, restart=PendingRestart(512, 5000, orders=1))
 
 
 def test_one_that_wrote_the_block_goes_on_and_the_note_is_cleared_before_it_hears_so() -> None:
@@ -328,7 +339,7 @@ def test_one_that_wrote_the_block_goes_on_and_the_note_is_cleared_before_it_hear
 
 @pytest.mark.parametrize("padded", [1300, 1304, 1312])
 def test_a_single_block_may_be_reported_with_its_padding(padded: int) -> None:
-    record = replace(STARTED, restart=Restart(sent=1300, midway=4096))
+    record = replace(STARTED, restart=PendingRestart(sent=1300, midway=4096))
     given = verdict(at(padded), record, mtu=2048)
     assert isinstance(given.step, Swap)
 
@@ -338,32 +349,32 @@ def test_one_that_reports_another_offset_is_stuck(offset: int) -> None:
     given = verdict(at(offset), RESTARTED)
     assert isinstance(given.step, Stuck)
     assert "power-cycle it" in given.step.message
-    assert given.record == replace(RESTARTED, restart=Restart(512, 1024, stuck=True))
-    assert given.rests_on is Look.NOW
+    assert given.record == replace(RESTARTED, restart=PendingRestart(512, 1024, stuck=True))
+    assert given.rests_on is Freshness.NOW
 
 
 @pytest.mark.parametrize("status", [at(513), at(1024), at(1300), at(512, b"0.1.0-rc")])
 @pytest.mark.parametrize("target", [TARGET, Target(b"0.2", 700, bytes(32))])
 def test_one_that_is_stuck_gets_neither_block_nor_swap_of_any_target(status: Status, target: Target) -> None:
-    stuck = replace(RESTARTED, restart=Restart(512, 1024, stuck=True))
+    stuck = replace(RESTARTED, restart=PendingRestart(512, 1024, stuck=True))
     assert isinstance(verdict(status, stuck, target).step, Stuck)
 
 
 @pytest.mark.parametrize("version", [b"", b"0.1.0-rc"])
 def test_one_that_is_stuck_and_reports_its_having_nothing_as_progress_at_0_starts(version: bytes) -> None:
-    stuck = replace(RESTARTED, restart=Restart(512, 1024, stuck=True))
+    stuck = replace(RESTARTED, restart=PendingRestart(512, 1024, stuck=True))
     assert verdict(at(0, version), stuck).step == block(0)
     assert verdict(at(0), stuck).step == Stuck()
 
 
 def test_one_that_is_stuck_goes_on_once_it_reports_the_very_block_that_was_sent() -> None:
-    given = verdict(at(512), replace(RESTARTED, restart=Restart(512, 1024, stuck=True)))
+    given = verdict(at(512), replace(RESTARTED, restart=PendingRestart(512, 1024, stuck=True)))
     assert (given.step, given.record, given.records_first) == (block(512), STARTED, True)
 
 
 @pytest.mark.parametrize("target", [TARGET, Target(b"0.2", 700, bytes(32))])
 def test_a_status_without_progress_clears_it(target: Target) -> None:
-    given = verdict(OLD, replace(RESTARTED, restart=Restart(512, 1024, stuck=True)), target)
+    given = verdict(OLD, replace(RESTARTED, restart=PendingRestart(512, 1024, stuck=True)), target)
     assert given.step == Block(target.version, 0, 512)
     assert given.records_first
     assert given.record is not None
@@ -384,28 +395,28 @@ def test_one_whose_version_does_not_show_whether_it_heard_is_told_a_few_times() 
         given = verdict(at(1024), given.record)
         assert (given.step, given.records_first) == (block(0), True)
     assert given.record
-    assert given.record.restart == Restart(512, 1024, orders=5)
+    assert given.record.restart == PendingRestart(512, 1024, orders=5)
     assert isinstance(verdict(at(1024), given.record).step, Stuck)
     assert isinstance(verdict(at(700), verdict(at(1024)).record).step, Stuck)
 
 
 def test_another_retry_token_has_a_stuck_device_begin_anew_once_more() -> None:
-    stuck = replace(RESTARTED, restart=Restart(512, 1024, stuck=True))
+    stuck = replace(RESTARTED, restart=PendingRestart(512, 1024, stuck=True))
     given = verdict(at(1024), stuck, policy=Policy(retry="again"))
     assert (given.step, given.records_first) == (block(0), True)
     assert given.record is not None
-    assert given.record.restart == Restart(512, 1024, orders=1)
+    assert given.record.restart == PendingRestart(512, 1024, orders=1)
 
 
 def test_one_byte_cannot_be_told_from_none() -> None:
-    record = replace(STARTED, restart=Restart(sent=1, midway=1))
+    record = replace(STARTED, restart=PendingRestart(sent=1, midway=1))
     assert isinstance(verdict(at(1), record, mtu=1).step, Stuck)
 
 
 def test_a_restart_that_was_refused_is_not_forgotten_while_the_device_runs_its_target() -> None:
     """It is in sync, and has what it says of its progress in RAM all the same, for when the target comes back."""
     in_sync = replace(at(1300), version=b"0.1.0")
-    record = replace(STARTED, restart=Restart(sent=512, midway=1300))
+    record = replace(STARTED, restart=PendingRestart(sent=512, midway=1300))
     given = verdict(in_sync, record, Target(b"0.1.0", 900, bytes(32)))
     assert isinstance(given.step, Sync)
     assert given.record == record
@@ -426,10 +437,10 @@ def test_orders_end_whatever_becomes_of_the_block_size(mtus: list[int]) -> None:
 
 
 def test_an_order_to_begin_anew_keeps_to_the_block_size_that_the_device_has_by_now() -> None:
-    record = replace(STARTED, restart=Restart(sent=512, midway=1024, orders=1))
+    record = replace(STARTED, restart=PendingRestart(sent=512, midway=1024, orders=1))
     given = verdict(at(1024), record, mtu=51)
     assert given.step == block(0, 51)
-    assert given.record == replace(STARTED, restart=Restart(sent=51, midway=1024, orders=2))
+    assert given.record == replace(STARTED, restart=PendingRestart(sent=51, midway=1024, orders=2))
     assert given.records_first
 
 
@@ -526,7 +537,7 @@ def test_a_start_is_held_back_with_a_reason(policy: Policy, reason: str, poll: i
     given = verdict(status, EARLIER, policy=policy)
     assert (held(given).reason, held(given).poll) == (reason, poll)
     assert given.record == EARLIER
-    assert (given.records_first, given.rests_on) == (False, Look.MEMORY)
+    assert (given.records_first, given.rests_on) == (False, Freshness.MEMORY)
 
 
 @pytest.mark.parametrize("policy", [policy for policy, *_ in HELD_BACK])
@@ -559,7 +570,7 @@ def test_a_status_whose_answer_is_recorded_is_not_answered_again(status: Status)
     for event in ("this", "d", "b"):
         for time in (NOW, None):
             given = verdict(status, record, answered=LastAnswered((event,), time))
-            assert given == Verdict(Again(), record, rests_on=Look.NOW)
+            assert given == Decision(Again(), record, rests_on=Freshness.NOW)
 
 
 @pytest.mark.parametrize(
@@ -578,23 +589,23 @@ def test_any_later_status_is_answered(before: LastAnswered | None, this: LastAns
 def test_a_status_older_than_an_answered_one_starts_and_swaps_nothing(status: Status, known: Record) -> None:
     """The device has reported since, and would take the command for the answer to that."""
     known = replace(known, answered=THIS)
-    assert verdict(status, known, answered=THE_ONE_BEFORE) == Verdict(Again(), known, rests_on=Look.NOW)
+    assert verdict(status, known, answered=THE_ONE_BEFORE) == Decision(Again(), known, rests_on=Freshness.NOW)
 
 
 def test_an_old_status_of_a_device_that_was_swapped_since_gets_no_sync_for_its_old_version() -> None:
     known = replace(SWAPPED, answered=THIS)
     for policy in (Policy(), Policy(paused=True)):
         given = verdict(OLD, known, answered=THE_ONE_BEFORE, policy=policy)
-        assert given == Verdict(Again(), known, rests_on=Look.NOW)
+        assert given == Decision(Again(), known, rests_on=Freshness.NOW)
 
 
 def test_an_old_status_confirms_no_restart() -> None:
     """One in the middle was answered, a later one got an order, and the first is delivered again."""
     order = verdict(at(1024), None, answered=THIS)
     assert order.record
-    assert order.record.restart == Restart(512, 1024, orders=1)
+    assert order.record.restart == PendingRestart(512, 1024, orders=1)
     old = verdict(at(512), order.record, answered=THE_ONE_BEFORE)
-    assert old == Verdict(Again(), order.record, rests_on=Look.NOW)
+    assert old == Decision(Again(), order.record, rests_on=Freshness.NOW)
 
 
 @pytest.mark.parametrize("status", [at(512), at(700), at(0, b"0.1.0"), at(0)])
@@ -603,7 +614,7 @@ def test_an_old_status_of_a_device_that_was_swapped_or_restarted_since_changes_n
     status: Status, known: Record
 ) -> None:
     known = replace(known, answered=THIS)
-    assert verdict(status, known, answered=THE_ONE_BEFORE) == Verdict(Again(), known, rests_on=Look.NOW)
+    assert verdict(status, known, answered=THE_ONE_BEFORE) == Decision(Again(), known, rests_on=Freshness.NOW)
 
 
 def test_a_block_in_between_is_sent_whenever_its_status_came() -> None:
@@ -799,8 +810,8 @@ class World:
     def _present(self) -> View:
         return View(self.record, self.target, self.seconds, self.seconds)
 
-    def _judged(self, sent: Sent, view: View) -> Verdict:
-        looked = Look.MEMORY
+    def _judged(self, sent: Sent, view: View) -> Decision:
+        looked = Freshness.MEMORY
         given = self._judge(sent, view)
         while given.rests_on.value > looked.value:
             looked = given.rests_on
@@ -809,13 +820,13 @@ class World:
             given = self._judge(sent, view)
         return given
 
-    def _judge(self, sent: Sent, view: View) -> Verdict:
+    def _judge(self, sent: Sent, view: View) -> Decision:
         policy = Policy(max_attempts=1000)
         ttl = timedelta(seconds=self.remembered)
         mtu = sent.status.mtu or 512
-        situation = Situation(self.now, mtu, 0, view.record, policy, answered=sent.answered, spec_ttl=ttl)
+        situation = DecisionContext(self.now, mtu, 0, view.record, policy, answered=sent.answered, spec_ttl=ttl)
         self.served = self._served(sent.status, view)
-        return judge(sent.status, self.served, situation)
+        return decide(sent.status, self.served, situation)
 
     def _served(self, status: Status, view: View) -> Target:
         record, progress = view.record, status.progress

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import TransientError
 from fleet_fn.update import deduplication as answered
-from fleet_fn.update.deduplication import AGELESS_SECONDS, MARGIN_SECONDS, MAX_EVENTS, Answered
+from fleet_fn.update.deduplication import AGELESS_SECONDS, MARGIN_SECONDS, MAX_EVENTS, EventDeduplicator
 from tests.support.timing import Clock
 
 MAX_AGE = 25.0
@@ -18,7 +18,7 @@ MAX_AGE = 25.0
 MANY = 30_000
 
 
-def is_duplicate(events: Answered, key: str, *, over: bool = True) -> bool:
+def is_duplicate(events: EventDeduplicator, key: str, *, over: bool = True) -> bool:
     with events.turn(key, Deadline(5)) as turn:
         turn.is_over = over
         return turn.is_duplicate
@@ -27,7 +27,7 @@ def is_duplicate(events: Answered, key: str, *, over: bool = True) -> bool:
 @pytest.mark.parametrize(("max_age", "kept"), [(MAX_AGE, MAX_AGE + MARGIN_SECONDS), (0.0, AGELESS_SECONDS)])
 def test_event_is_known_until_its_age_however_many_follow(max_age: float, kept: float) -> None:
     clock = Clock()
-    events = Answered(max_age, clock)
+    events = EventDeduplicator(max_age, clock)
     assert not is_duplicate(events, "first")
     for number in range(MANY):
         assert not is_duplicate(events, str(number))
@@ -39,7 +39,7 @@ def test_event_is_known_until_its_age_however_many_follow(max_age: float, kept: 
 
 def test_forgotten_events_take_no_memory() -> None:
     clock = Clock()
-    events = Answered(MAX_AGE, clock)
+    events = EventDeduplicator(MAX_AGE, clock)
     for number in range(MANY):
         clock.now += 0.1
         is_duplicate(events, str(number))
@@ -49,7 +49,7 @@ def test_forgotten_events_take_no_memory() -> None:
 def test_count_is_bounded_as_a_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_EVENTS >= 2000 * (MAX_AGE + MARGIN_SECONDS)
     monkeypatch.setattr(answered, "MAX_EVENTS", 100)
-    events = Answered(MAX_AGE, Clock())
+    events = EventDeduplicator(MAX_AGE, Clock())
     for number in range(101):
         is_duplicate(events, str(number))
     assert is_duplicate(events, "1")
@@ -59,7 +59,7 @@ def test_count_is_bounded_as_a_last_resort(monkeypatch: pytest.MonkeyPatch) -> N
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 60), st.booleans())))
 def test_events_are_answered_once_within_their_age(deliveries: list[tuple[str, float, bool]]) -> None:
     clock = Clock()
-    events = Answered(MAX_AGE, clock)
+    events = EventDeduplicator(MAX_AGE, clock)
     answers: dict[str, float] = {}
     for key, pause, over in deliveries:
         clock.now += pause
@@ -70,7 +70,7 @@ def test_events_are_answered_once_within_their_age(deliveries: list[tuple[str, f
 
 
 def test_delivery_waits_for_an_earlier_one() -> None:
-    events = Answered(MAX_AGE)
+    events = EventDeduplicator(MAX_AGE)
     begun, goes_on = threading.Event(), threading.Event()
 
     def answer() -> None:

@@ -7,25 +7,25 @@ from typing import TypeVar
 
 import pytest
 
-from fleet_fn.concurrency.single_flight import Background
+from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
-from fleet_fn.drogue.device_registry import Registry
+from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import Event
-from fleet_fn.firmware.resolver import Catalogue
+from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.verified import VerifiedFiles
-from fleet_fn.http.client import Fixed, Upstream
+from fleet_fn.http.client import Fixed, HttpClient
 from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.messages import Swap, Write
 from fleet_fn.settings import Settings
-from fleet_fn.update.handler import Updater
+from fleet_fn.update.handler import UpdateHandler
 from tests.support.drogue import TOKEN, Drogue
 from tests.support.firmware import publish, random_bytes
 
 T = TypeVar("T")
 
 
-class Endless(Background):
+class Endless(SingleFlight):
     """Never gets done in time."""
 
     def result(self, key: Hashable, function: Callable[[], T], deadline: Deadline, *, keeps_error: bool = False) -> T:
@@ -44,13 +44,13 @@ def drogue() -> Iterator[Drogue]:
 
 
 @pytest.fixture
-def upstream(drogue: Drogue) -> Iterator[Upstream]:
-    upstream = Upstream("cloud", drogue.url, authorization=Fixed(f"Bearer {TOKEN}"))
+def upstream(drogue: Drogue) -> Iterator[HttpClient]:
+    upstream = HttpClient("cloud", drogue.url, authorization=Fixed(f"Bearer {TOKEN}"))
     yield upstream
     upstream.close()
 
 
-def updater(upstream: Upstream, folder: Path, background: Background) -> Updater:
+def updater(upstream: HttpClient, folder: Path, background: SingleFlight) -> UpdateHandler:
     settings = Settings(
         drogue_api_url="unused",
         firmware_registry=f"oci-layout:{folder}",
@@ -60,8 +60,8 @@ def updater(upstream: Upstream, folder: Path, background: Background) -> Updater
         event_max_age=0.0,
     )
     files = VerifiedFiles(background, lambda: time.time() + 3600)  # what was published is old
-    images = Catalogue(make_image_store(settings, files, background), background)
-    return Updater(settings, Registry(upstream), images, None, Commands(upstream))
+    images = Resolver(make_image_store(settings, files, background), background)
+    return UpdateHandler(settings, DeviceRegistry(upstream), images, None, Commands(upstream))
 
 
 def status(offset: int, identity: str = "1") -> Event:
@@ -77,9 +77,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_waiting_for_its_turn_makes_nothing_fresh_that_was_read_before(
-    drogue: Drogue, upstream: Upstream, folder: Path
+    drogue: Drogue, upstream: HttpClient, folder: Path
 ) -> None:
-    pumps = updater(upstream, folder, Background())
+    pumps = updater(upstream, folder, SingleFlight())
     assert isinstance(pumps.decide(status(512), Deadline(10)).command, Write)
     drogue.put_image("example", "pump", "pump:2")
     now = [0.0]
@@ -94,7 +94,7 @@ def test_waiting_for_its_turn_makes_nothing_fresh_that_was_read_before(
 
 
 def test_verifying_for_too_long_leaves_time_to_tell_the_device_to_wait(
-    drogue: Drogue, upstream: Upstream, folder: Path
+    drogue: Drogue, upstream: HttpClient, folder: Path
 ) -> None:
     outcome = updater(upstream, folder, Endless()).answer(status(512), Deadline(1))
     assert (outcome.name, outcome.reason) == ("wait", "verifying")
@@ -103,9 +103,9 @@ def test_verifying_for_too_long_leaves_time_to_tell_the_device_to_wait(
 
 
 def test_a_command_is_not_sent_when_its_acceptance_could_come_too_late(
-    drogue: Drogue, upstream: Upstream, folder: Path
+    drogue: Drogue, upstream: HttpClient, folder: Path
 ) -> None:
-    pumps = updater(upstream, folder, Background())
+    pumps = updater(upstream, folder, SingleFlight())
     now = [0.0]
     late = Deadline(10, clock=lambda: now[0])
     now[0] = 9.6
