@@ -22,7 +22,8 @@ from fleet_fn.observability import log, metrics, tracing
 from fleet_fn.observability.side_effects import Guarded
 from fleet_fn.protocol.dialects import InvalidStatusError, documented_json
 from fleet_fn.settings import MAX_WAITING, OURS, Settings
-from fleet_fn.update.handler import Outcome, Reply, UpdateHandler
+from fleet_fn.update.handler import UpdateHandler
+from fleet_fn.update.outcome import Outcome, Reply
 from fleet_fn.web.arrival import DEADLINE, MAX_BODY, MAX_DISCARDED
 from fleet_fn.web.patience import Patience
 

@@ -35,7 +35,7 @@ from fleet_fn.protocol.messages import Command, Swap, Sync, Write
 from fleet_fn.sandbox.device_wire import Dialect, Encoding, decode_command, encode_status
 from fleet_fn.sandbox.simulated_device import CarefulDevice, CrateDevice, FirmwareManagerDevice, SimulatedDevice
 from fleet_fn.settings import Settings
-from fleet_fn.update.handler import Outcome
+from fleet_fn.update.outcome import Outcome
 from tests.support.drogue import TOKEN, USER, Drogue, SentCommand
 from tests.support.fake_registry import FakeRegistry
 from tests.support.firmware import Published, publish, random_bytes

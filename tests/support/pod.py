@@ -16,7 +16,8 @@ from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.registry_client import RegistryClient
 from fleet_fn.parts import make_drogue
 from fleet_fn.settings import Settings
-from fleet_fn.update.handler import Outcome, UpdateHandler
+from fleet_fn.update.handler import UpdateHandler
+from fleet_fn.update.outcome import Outcome
 from tests.support.timing import Clock
 
 #: What the clock showed when it was 0.

@@ -1,0 +1,110 @@
+"""How old an event may be, and how old the facts that its answer rests on."""
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.events import Event
+from fleet_fn.errors import PermanentError, RateLimitedError
+from fleet_fn.settings import Settings
+from fleet_fn.update.decision import Freshness
+
+#: Seconds that what starts or ends an update may have been known before (protocol, "What an answer may rest on").
+_FRESH_SECONDS: Final = 1.0
+#: If the OCI registry is down, updates in progress use the last resolved manifest for this many TTLs.
+_STALE_TTLS: Final = 10
+
+
+class Clock:
+    """The wall clock, and how long the devices of events still listen by it."""
+
+    def __init__(self, max_age_seconds: float, now: Callable[[], float]) -> None:
+        """Let events be stale after `max_age_seconds`, or never if that is 0; `now` is Unix time in seconds."""
+        self._max_age_seconds = max_age_seconds
+        self._now = now
+
+    def now(self) -> datetime:
+        """Return the time in UTC."""
+        return datetime.fromtimestamp(self._now(), UTC)
+
+    def is_stale(self, event: Event) -> bool:
+        """Return whether the event's device has stopped listening."""
+        return self.time_left(event) < 0
+
+    def time_left(self, event: Event) -> float:
+        """Return the seconds until the event's device stops listening."""
+        if not self._max_age_seconds:
+            return math.inf
+        if event.time is None:
+            return self._max_age_seconds
+        return self._max_age_seconds - (self.now() - event.time).total_seconds()
+
+    def worth_a_retry(self, event: Event, otherwise: type[PermanentError]) -> "_WorthARetry":
+        """Return a context in which an upstream that wants quiet until the event is stale raises `otherwise`."""
+        return _WorthARetry(otherwise, lambda: self.time_left(event))
+
+
+class _WorthARetry:
+    """Raises another error for an upstream that wants to be left alone until the event is stale."""
+
+    __slots__ = ("_otherwise", "_time_left")
+
+    def __init__(self, otherwise: type[PermanentError], time_left: Callable[[], float]) -> None:
+        self._otherwise = otherwise
+        self._time_left = time_left
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, RateLimitedError) and error.after is not None and error.after > self._time_left():
+            other = self._otherwise(f"{error.reason}, and wants to be left alone for too long")
+            other.may_have_acted = error.may_have_acted
+            raise other from error
+
+
+class Ages(NamedTuple):
+    """Seconds that what an answer rests on may have been known before, at the moment that somebody asks."""
+
+    #: The device's object, and its application's.
+    device: Callable[[], float]
+    application: Callable[[], float]
+    #: Tags' manifests.
+    manifest: Callable[[], float]
+    #: Tags' manifests, where they are to be looked up for each status.
+    always: Callable[[], float]
+    #: Tags' manifests, where the registry that has them does not answer.
+    stale: float
+
+
+def remembered_ages(settings: Settings) -> Ages:
+    """Return the ages that facts may have between the start of an update and its end."""
+    return Ages(
+        device=lambda: settings.spec_ttl,
+        application=lambda: settings.spec_ttl,
+        manifest=lambda: settings.manifest_ttl,
+        always=lambda: 0.0,
+        stale=_STALE_TTLS * settings.manifest_ttl,
+    )
+
+
+def fresh_ages(freshness: Freshness, deadline: Deadline, since: float) -> Ages:
+    """Return the ages that facts may have that start or end an update.
+
+    Args:
+        freshness: whether the device's object has to be read for this event.
+        deadline: the event's.
+        since: seconds of the deadline that had passed when the event's first decision began.
+
+    """
+
+    def present() -> float:
+        return deadline.elapsed - since
+
+    def fresh() -> float:
+        # Read within the last second, or for this event, however long it has to wait for its turn.
+        return max(_FRESH_SECONDS, present())
+
+    return Ages(present if freshness is Freshness.NOW else fresh, fresh, fresh, fresh, stale=0.0)

@@ -1,0 +1,44 @@
+"""What comes of an event, and what its device is told."""
+
+from typing import NamedTuple
+
+from fleet_fn.drogue.status_report import Report
+from fleet_fn.protocol.dialects import AnswerForm
+from fleet_fn.protocol.messages import Command, Wait
+
+
+class Outcome(NamedTuple):
+    """How an event ended. The names are the contract's."""
+
+    name: str
+    reason: str | None = None
+    #: Of a block or a swap.
+    version: str | None = None
+    offset: int | None = None
+    size: int | None = None
+    #: Seconds after which an upstream wants to be asked again.
+    retry_after: int | None = None
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the event has been dealt with, so that a second delivery needs nothing more."""
+        return self.name in ("sync", "write", "swap", "withheld", "wait")
+
+
+class Reply(NamedTuple):
+    """What a device is told, if anything, and why."""
+
+    outcome: Outcome
+    command: Command | None = None
+    form: AnswerForm | None = None
+    #: What is to be written into the device's object, where it is news.
+    report: Report | None = None
+    #: The report is written before the command is sent, which is not sent without it.
+    records_first: bool = False
+    #: The report that was written before the command.
+    recorded: Report | None = None
+
+
+def wait_in(form: AnswerForm, seconds: int) -> Wait | None:
+    """Return WAIT for so many seconds; None if the device's dialect has none."""
+    return Wait(seconds) if form.has_wait else None

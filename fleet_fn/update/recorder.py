@@ -1,0 +1,137 @@
+"""Write reports and records into devices' objects."""
+
+from collections.abc import Callable
+from typing import Final
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.device_registry import ConflictError, DeviceNotFoundError, DeviceRegistry
+from fleet_fn.drogue.events import Event
+from fleet_fn.drogue.status_report import IN_SYNC, UNKNOWN, Condition, Report, Reported
+from fleet_fn.errors import PermanentError, TransientError, UpstreamError
+from fleet_fn.update.freshness import Clock
+from fleet_fn.update.outcome import Reply
+from fleet_fn.update.unsent import UnsentCommands
+from fleet_fn.update.warnings import warn
+
+#: The share of an event's time without which no record is written any more: a command has to follow it.
+_KEPT_FOR_RECORD: Final = 0.15
+#: Replies that an event may take, if other processes change the device's record at the same time.
+_MAX_REPLIES: Final = 3
+
+
+class Recorder:
+    """Writes records before commands, and reports after them."""
+
+    def __init__(self, registry: DeviceRegistry, clock: Clock, unsent: UnsentCommands, *, is_on: bool) -> None:
+        """A recorder.
+
+        Args:
+            registry: the device registry.
+            clock: the wall clock.
+            unsent: events whose commands had no effect.
+            is_on: REPORT_STATUS; without it nothing is written.
+
+        """
+        self._registry = registry
+        self._clock = clock
+        self._unsent = unsent
+        self._is_on = is_on
+
+    def record_first(self, event: Event, reply: Reply, again: Callable[[], Reply], deadline: Deadline) -> Reply:
+        """Write the record that has to be there before the command is sent.
+
+        Args:
+            event: the event.
+            reply: its reply.
+            again: makes a reply anew.
+            deadline: the event's.
+
+        Returns:
+            The reply, or another one if the record was changed meanwhile.
+
+        Raises:
+            PermanentError, TransientError: the record cannot be written, so nothing is sent.
+
+        """
+        for _ in range(_MAX_REPLIES):
+            if not reply.records_first or reply.report is None or self._clock.is_stale(event):
+                return reply
+            if deadline.remaining < _KEPT_FOR_RECORD * deadline.total:
+                raise TransientError("no time is left to record the update")
+            try:
+                with self._clock.worth_a_retry(event, PermanentError):
+                    self._write(event, reply.report, deadline)
+            except ConflictError:
+                reply = again()
+            else:
+                return reply._replace(report=None, recorded=reply.report)
+        raise TransientError("device registry: the record of the device's update keeps changing")
+
+    def take_back(self, event: Event, reply: Reply, error: UpstreamError, deadline: Deadline) -> None:
+        """Report that a command was not accepted, best effort.
+
+        A command that had no effect leaves the record as it was before, so that a redelivery of the event sends it.
+        """
+        recorded, had_no_effect = reply.recorded, not error.may_have_acted
+        is_final = isinstance(error, PermanentError) and not isinstance(error, DeviceNotFoundError)
+        if not self._is_on or not (is_final or (recorded and had_no_effect)):
+            return
+        reported = self._registry.reported(event.application, event.device) or Reported()
+        report = recorded or reply.report
+        conditions = report.conditions if report else reported.conditions
+        target = (report.target if report else reported.target) or UNKNOWN
+        if is_final:
+            conditions, target = (Condition(IN_SYNC, "False", error.reason),), UNKNOWN
+        taken_back = Report(
+            (report.current if report else reported.current) or UNKNOWN,
+            target,
+            conditions,
+            before=recorded.record if recorded else None,
+            record=recorded.before if recorded and had_no_effect else recorded.record if recorded else None,
+        )
+        if not taken_back.is_news(reported):
+            return
+        try:
+            self._write(event, taken_back, deadline)
+        except ConflictError:
+            pass  # another process has recorded a later status
+        except (PermanentError, TransientError) as refusal:
+            warn("status not reported", event, refusal)
+            if recorded and had_no_effect:
+                self._unsent.add(event.key)
+
+    def report(self, event: Event, reply: Reply, again: Callable[[], Reply], deadline: Deadline) -> None:
+        """Report news if the deadline allows it; if not, a later status does.
+
+        Args:
+            event: the event.
+            reply: its reply, which was sent.
+            again: makes a reply anew.
+            deadline: the event's.
+
+        """
+        names = (event.application, event.device)
+        if reply.report is None or self._registry.has_given_up_reporting(*names):
+            return
+        try:
+            try:
+                self._write(event, reply.report, deadline)
+            except ConflictError:
+                # Another process has recorded something since. The rest of the report is still worth writing.
+                later = again()
+                if later.outcome == reply.outcome and later.report:
+                    self._write(event, later.report, deadline)
+        except ConflictError:
+            pass  # the next status reports
+        except (PermanentError, TransientError) as error:
+            self._registry.give_up_reporting(*names)
+            warn("status not reported", event, error)
+
+    def _write(self, event: Event, report: Report, deadline: Deadline) -> None:
+        """Write a report into the device's object.
+
+        Raises:
+            ConflictError, PermanentError, TransientError: see `DeviceRegistry.report`.
+
+        """
+        self._registry.report(event.application, event.device, report, self._clock.now(), deadline)

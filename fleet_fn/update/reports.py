@@ -1,0 +1,98 @@
+"""Say in a device's object how its update goes."""
+
+from fleet_fn.drogue.status_report import (
+    BLOCK_REFUSED,
+    CONFIRMING,
+    FAILED,
+    FINISHING,
+    IN_SYNC,
+    PROGRESS,
+    SETTLING,
+    UNKNOWN,
+    Condition,
+    Report,
+    Reported,
+)
+from fleet_fn.drogue.storable import storable
+from fleet_fn.protocol.messages import Status, Swap, Sync
+from fleet_fn.protocol.step import Block
+from fleet_fn.update.assessment import SUSPICIOUS_REPEATS, View
+from fleet_fn.update.decision import Confirm, Decision, Hold, Settle
+
+
+def report_of(status: Status, view: View, decision: Decision, refusal: str) -> Report:
+    """Return the report of a device whose target is known, or which hears SYNC whatever its target is.
+
+    Args:
+        status: the device's.
+        view: the facts that the decision rests on.
+        decision: the decision.
+        refusal: what `refusal_of` returned.
+
+    """
+    reported, step, crosses_tenth = view.desired.reported, decision.step, False
+    current = version_text(status.version)
+    firmware, before, record = view.served, reported.record, decision.record
+    if isinstance(step, Sync):
+        return Report(current, current, (Condition(IN_SYNC, "True"),), before, record)
+    if firmware is None or view.target is None:
+        return Report(current, UNKNOWN, (Condition(IN_SYNC, "False"),), before, record)
+    conditions = [Condition(IN_SYNC, "False", *_explanation(view, step, refusal))]
+    written = 0
+    if isinstance(step, Block):
+        written, crosses_tenth = step.offset + step.size, _crosses_tenth(step, firmware.size)
+    elif isinstance(step, Swap):
+        written = firmware.size
+    elif isinstance(step, Hold | Settle) and status.progress:
+        is_served = status.progress.version == firmware.version.encode()
+        written = min(status.progress.offset, firmware.size) if is_served else 0
+    if written:
+        conditions.append(Condition(PROGRESS, "Unknown", message=f"{100 * written / firmware.size:.2f}"))
+    if isinstance(step, Hold) and step.gives_up:
+        conditions.append(Condition(FAILED, "True", step.reason, step.message))
+    return Report(current, view.target.version, tuple(conditions), before, record, crosses_tenth)
+
+
+def _explanation(view: View, step: object, refusal: str) -> tuple[str, str]:
+    """Return reason and message of a device that is not in sync; empty if all goes as it should."""
+    if isinstance(step, Hold):
+        return step.reason, step.message
+    if isinstance(step, Settle):
+        return SETTLING, "other bytes had this version a moment ago: waits until no process serves them"
+    if isinstance(step, Confirm):
+        return CONFIRMING, "it came up with its new version, and is told to keep it before the next update"
+    if isinstance(step, Block) and refusal:
+        return BLOCK_REFUSED, refusal
+    if view.served and view.target and view.served.version != view.target.version:
+        return FINISHING, f"gets the rest of {view.served.version} first, which it has begun"
+    return "", ""
+
+
+def refusal_of(block: Block, sent: int, reported: Reported) -> str:
+    """Return what is wrong with a device that asks for the same block again and again; empty if it does not.
+
+    Args:
+        block: the block that it gets now.
+        sent: how often in a row this process has sent it that block already.
+        reported: what its object says.
+
+    """
+    begin = f"refuses the block at {block.offset}, "
+    asked = 1 + sent
+    known = reported.condition(IN_SYNC)
+    # Another process may have counted further, and this one must not take its word back.
+    if asked < SUSPICIOUS_REPEATS and not (known and known.message.startswith(begin)):
+        return ""
+    return (
+        f"{begin}or never gets it: asked for it {SUSPICIOUS_REPEATS} times in a row; "
+        "firmware should be padded to 32 bytes (publish --pad-to 32)"
+    )
+
+
+def _crosses_tenth(block: Block, size: int) -> bool:
+    return 10 * block.offset // size < 10 * (block.offset + block.size) // size
+
+
+def version_text(version: bytes) -> str:
+    """Return a version as a device's object can hold it."""
+    return storable(version.decode("utf-8", "backslashreplace"))
