@@ -88,18 +88,21 @@ _DEVICES: Final = (
 )
 
 
-@click.command("demo")
+_HELP: Final = f"""Update {len(_DEVICES)} simulated devices on this machine.
+
+Publishes a generated firmware into an OCI image layout, starts a sandbox of Drogue Cloud and the function, and sends
+devices of different dialects through a real update; one of them needs three attempts, and one is held back. Shows the
+fleet as the device registry then knows it. Leaves nothing behind. Exits with 0 only if every device that is not held
+back runs the new version with the right bytes.
+"""
+
+
+@click.command("demo", help=_HELP)
 @click.option(
     "--registry", "in_registry", is_flag=True, help=f"Publish into a registry: {PROGRAM}, which has to be installed."
 )
 def command(in_registry: bool) -> None:
-    """Update seven simulated devices on this machine.
-
-    Publishes a generated firmware into an OCI image layout, starts a sandbox of Drogue Cloud and the function, and
-    sends devices of different dialects through a real update; one of them needs three attempts, and one is held back.
-    Shows what the registry then knows of them, as the command fleet does. Nothing is left behind. Exits with 0 only if
-    every device that is not held back runs the new version with the right bytes.
-    """
+    """Run the demo."""
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ["NO_PROXY"] = "127.0.0.1"  # the simulated devices would take the environment's proxy
     started = time.monotonic()

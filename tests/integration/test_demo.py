@@ -1,6 +1,7 @@
 """The demo, as `make demo` runs it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from tests.support.function import ROOT
 from tests.support.registry import need
 
+DEVICES = 7
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DEMO = [sys.executable, "-m", "fleet_fn", "demo"]
 
 
@@ -18,6 +21,15 @@ DEMO = [sys.executable, "-m", "fleet_fn", "demo"]
 def environment(tmp_path: Path) -> dict[str, str]:
     """One that would break the function if the demo handed it on, and a folder of its own for temporary files."""
     return {**os.environ, "TMPDIR": str(tmp_path), "EVENTS_TOKEN": "unknown to the sandbox", "THREADS": "none"}
+
+
+def test_its_help_and_the_documents_count_the_devices_that_run() -> None:
+    shown = subprocess.run([*DEMO, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"Update {DEVICES} simulated devices" in shown
+    for file in (ROOT / "Makefile", ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        lines = [line for line in file.read_text().splitlines() if "make demo" in line or line.startswith("demo:")]
+        counts = re.findall(r"(\w+) (?:simulated )?devices", "\n".join(lines))
+        assert set(counts) & set(NUMBERS) <= {NUMBERS[DEVICES]}, file
 
 
 either_place = pytest.mark.parametrize("options", [(), ("--registry",)], ids=["layout", "registry"])
@@ -55,7 +67,7 @@ def test_every_device_ends_on_the_new_version_and_nothing_is_left(
     assert process.returncode == 0, errors
     assert "6 of 6 devices run 0.1.1 with the right bytes, 1 held back" in output
     lines = output.splitlines()
-    assert len([line for line in lines if line.startswith("ok ") and line.endswith("in sync")]) == 7
+    assert len([line for line in lines if line.startswith("ok ") and line.endswith("in sync")]) == DEVICES
     table = {
         line.split()[0]: line.split()[1:]
         for line in lines[lines.index("what the registry knows (python -m fleet_fn fleet):") :]
