@@ -296,3 +296,16 @@ def test_make_targets_exist(page: Path) -> None:
 def test_contributing_has_each_make_target() -> None:
     told = [code(cell)[0].removeprefix("make ") for cell, *_ in rows("contributing.md", "target | does")]
     assert sorted(told) == sorted(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_contributing_has_each_room() -> None:
+    told = {name for cell, *_ in rows("contributing.md", "room | holds") for name in code(cell)}
+    rooms = {f"{path.parent.name}/" for path in (ROOT / "fleet_fn").glob("*/__init__.py")}
+    modules = {path.name for path in (ROOT / "fleet_fn").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert told == rooms | modules
+
+
+def test_contributing_names_places_that_exist() -> None:
+    for cell, *_ in rows("contributing.md", "place | holds"):
+        for name in code(cell):
+            assert (ROOT / name).exists(), name
