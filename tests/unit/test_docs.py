@@ -11,6 +11,7 @@ import click
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as read_metrics
 
+from fleet_fn.cli import demo
 from fleet_fn.cli.main import main
 from fleet_fn.drogue.firmware_spec import read_policy
 from fleet_fn.observability import prometheus
@@ -309,3 +310,10 @@ def test_contributing_names_places_that_exist() -> None:
     for cell, *_ in rows("contributing.md", "place | holds"):
         for name in code(cell):
             assert (ROOT / name).exists(), name
+
+
+def test_readme_quotes_the_last_line_of_the_demo() -> None:
+    updated = sum(device.runs_at_the_end == demo._NEW for device in demo._DEVICES)
+    held = len(demo._DEVICES) - updated
+    last = f"{updated} of {updated} devices run {demo._NEW} with the right bytes, {held} held back"
+    assert last in " ".join((ROOT / "README.md").read_text().split())
