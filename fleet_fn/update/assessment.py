@@ -27,19 +27,11 @@ from fleet_fn.protocol.dialects import AnswerForm, Dialect, room_for_data
 from fleet_fn.protocol.messages import U32_MAX, Status, Swap
 from fleet_fn.protocol.step import Block, Target
 from fleet_fn.settings import Settings
-from fleet_fn.update.decision import (
-    MAX_ATTEMPTS,
-    Confirm,
-    Decision,
-    DecisionContext,
-    Freshness,
-    confirm,
-    decide,
-    has_begun,
-)
+from fleet_fn.update.decision import MAX_ATTEMPTS, confirm, decide, has_begun
 from fleet_fn.update.freshness import Ages, Clock
 from fleet_fn.update.repeats import Repeats
 from fleet_fn.update.unsent import UnsentCommands
+from fleet_fn.update.values import Confirm, Decision, DecisionContext, Freshness
 from fleet_fn.update.warnings import warn
 
 #: The share of an event's time within which its target is resolved if the device has to hear SYNC all the same.

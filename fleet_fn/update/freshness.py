@@ -9,7 +9,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.events import Event
 from fleet_fn.errors import PermanentError, RateLimitedError
 from fleet_fn.settings import Settings
-from fleet_fn.update.decision import Freshness
+from fleet_fn.update.values import Freshness
 
 #: Seconds that what starts or ends an update may have been known before (protocol, "What an answer may rest on").
 _FRESH_SECONDS: Final = 1.0

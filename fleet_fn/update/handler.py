@@ -18,7 +18,6 @@ from fleet_fn.protocol.messages import Swap, Sync, Write
 from fleet_fn.protocol.step import Block
 from fleet_fn.settings import Settings
 from fleet_fn.update.assessment import MAX_VERSION_BYTES, Assessor, DeviceStatus, View
-from fleet_fn.update.decision import Again, Confirm, Decision, Freshness, Hold, Settle, Stuck
 from fleet_fn.update.deduplication import EventDeduplicator
 from fleet_fn.update.freshness import Clock, fresh_ages, remembered_ages
 from fleet_fn.update.outcome import Outcome, Reply, wait_in
@@ -26,6 +25,7 @@ from fleet_fn.update.recorder import Recorder
 from fleet_fn.update.repeats import Repeats
 from fleet_fn.update.reports import refusal_of, report_of, version_text
 from fleet_fn.update.unsent import UnsentCommands
+from fleet_fn.update.values import Again, Confirm, Decision, Freshness, Hold, Settle, Stuck
 from fleet_fn.update.warnings import warn
 
 #: The share of an event's time without which a command is not sent any more.

@@ -17,7 +17,7 @@ from fleet_fn.drogue.storable import storable
 from fleet_fn.protocol.messages import Status, Swap, Sync
 from fleet_fn.protocol.step import Block
 from fleet_fn.update.assessment import SUSPICIOUS_REPEATS, View
-from fleet_fn.update.decision import Confirm, Decision, Hold, Settle
+from fleet_fn.update.values import Confirm, Decision, Hold, Settle
 
 
 def report_of(status: Status, view: View, decision: Decision, refusal: str) -> Report:

@@ -24,8 +24,9 @@ from fleet_fn.protocol.dialects import decode_status, encode_command
 from fleet_fn.protocol.messages import Write
 from fleet_fn.protocol.step import Block, Target
 from fleet_fn.settings import Settings
-from fleet_fn.update.decision import DecisionContext, decide
+from fleet_fn.update.decision import decide
 from fleet_fn.update.outcome import Outcome, Reply
+from fleet_fn.update.values import DecisionContext
 from fleet_fn.web import routes
 from tests.bench.peers import BLOCK, Cloud, midway
 from tests.support.function import event

@@ -14,18 +14,8 @@ from fleet_fn.drogue.update_record import LastAnswered, PendingRestart, Record, 
 from fleet_fn.protocol.messages import Progress, Status, Swap, Sync, Write
 from fleet_fn.protocol.step import Block, Target
 from fleet_fn.sandbox.simulated_device import CarefulDevice, FirmwareManagerDevice, SimulatedDevice
-from fleet_fn.update.decision import (
-    Again,
-    Confirm,
-    Decision,
-    DecisionContext,
-    Freshness,
-    Hold,
-    Settle,
-    Stuck,
-    confirm,
-    decide,
-)
+from fleet_fn.update.decision import confirm, decide
+from fleet_fn.update.values import Again, Confirm, Decision, DecisionContext, Freshness, Hold, Settle, Stuck
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 TARGET = Target(b"0.1.1", 1300, bytes(32))

@@ -1,0 +1,123 @@
+"""What decisions rest on, and what they come to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from types import MappingProxyType
+from typing import NamedTuple
+
+from fleet_fn.drogue.firmware_spec import NONE, Policy
+from fleet_fn.drogue.update_record import LastAnswered, Record
+from fleet_fn.protocol.messages import Swap, Sync
+from fleet_fn.protocol.step import Block
+
+
+class Freshness(Enum):
+    """How fresh the facts have to be that a decision rests on."""
+
+    #: As fresh as caches keep them.
+    MEMORY = 0
+    #: Read within the last second: the specs, and the tag's manifest.
+    EVERYTHING = 1
+    #: The same, and the device's object read since this status came.
+    NOW = 2
+
+
+class Hold(NamedTuple):
+    """Policy keeps a device that is not on its target where it is for now."""
+
+    reason: str
+    #: Why, for people.
+    message: str
+    #: Seconds until the device should ask again.
+    poll: int
+    #: The version was given up.
+    gives_up: bool = False
+
+
+class Confirm(NamedTuple):
+    """The device came up with a version that it was swapped to: SYNC for that version comes before anything else.
+
+    Until a device hears it, its bootloader goes back to the old image at the next reset, and the first block of the
+    next update would erase that image.
+    """
+
+    version: bytes
+    poll: int
+
+
+class Settle(NamedTuple):
+    """The device waits until no process can take other bytes of the same version for the target's."""
+
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A device of which nobody knows what it has written."""
+
+    message: str = (
+        "power-cycle it: it was told to begin anew, but reports another offset than that of the block sent, "
+        "so nobody knows what it has written"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A status that was answered already, or that is older than one that was.
+
+    The device would take an answer for the one to its next status. Some devices erase what they have written then.
+    """
+
+
+class DecisionContext(NamedTuple):
+    """Everything that a decision rests on, besides the status and the target."""
+
+    now: datetime
+    #: The largest block, in bytes.
+    mtu: int
+    #: Seconds after which a device in sync asks again.
+    poll: int
+    #: The record in the device's object.
+    record: Record | None = None
+    policy: Policy = NONE
+    uid: str = ""
+    labels: Mapping[str, str] = MappingProxyType({})
+    #: The record of this event's answer; None if the answer is only shown.
+    answered: LastAnswered | None = None
+    #: How old the device's object may be that another process acts on.
+    spec_ttl: timedelta = timedelta()
+    #: False if nothing may be written into the device's object. Then there is no record, and devices are believed.
+    keeps_records: bool = True
+    #: Accepted SYNCs after which a device counts as having heard one, if it reports before it was asked to.
+    enough_syncs: int = 3
+    #: A gateway of the device that is being updated, and would take the device's blocks for its own; empty if none.
+    busy_gateway: str = ""
+    #: The UID of the device that the status is of, as its event has it; empty if it has none.
+    device_uid: str = ""
+    #: The device numbers its statuses.
+    correlates: bool = False
+    #: Progress at 0 for the target's version shows that the device heard a start and refused it.
+    tells_refusals: bool = False
+
+    @property
+    def reported_at(self) -> datetime:
+        """When the status came to the cloud. A time ahead of our clock counts as now."""
+        told = self.answered and self.answered.time
+        return min(told, self.now) if told else self.now
+
+
+class Decision(NamedTuple):
+    """What to tell a device, and what its record becomes."""
+
+    step: Sync | Swap | Block | Hold | Confirm | Settle | Stuck | Again
+    record: Record | None
+    #: The record is written before the command is sent, which is not sent without it.
+    records_first: bool = False
+    rests_on: Freshness = Freshness.MEMORY
+
+
+def starts_or_ends(step: object) -> bool:
+    """Return whether a step starts or ends an update."""
+    return isinstance(step, Swap) or (isinstance(step, Block) and step.offset == 0)
