@@ -49,7 +49,7 @@ _MAX_GATEWAYS: Final = 8
 _MAX_SPEC_TTL_SECONDS: Final = 365 * 24 * 60 * 60.0
 #: The same block asked for so many times in a row is reported.
 SUSPICIOUS_REPEATS: Final = 5
-#: Bytes of a version: it goes into headers, where few take more than some thousand bytes.
+#: Bytes of a version. It goes into headers, of which few servers take more than some thousand bytes.
 MAX_VERSION_BYTES: Final = 255
 
 
@@ -62,7 +62,7 @@ class DeviceStatus(NamedTuple):
 
 
 class View(NamedTuple):
-    """What an answer rests on, and what it is to be."""
+    """Facts about a device, and the decision that rests on them."""
 
     desired: Desired
     #: The target; None if none is named, or it could not be resolved.
@@ -73,7 +73,7 @@ class View(NamedTuple):
 
     @property
     def rests_on(self) -> Freshness:
-        """How fresh the facts behind it have to be."""
+        """Freshness that the facts need."""
         return self.decision.rests_on if self.decision else Freshness.MEMORY
 
 
@@ -88,7 +88,7 @@ class Assessor:
         clock: Clock,
         memory: tuple[Repeats, UnsentCommands],
     ) -> None:
-        """An assessor.
+        """Put the parts together.
 
         Args:
             settings: the function's.
@@ -229,7 +229,7 @@ class Assessor:
         return image_reference(image.reference, self._settings.firmware_prefix, event.application, image.platform)
 
     def _origin(self, event: Event, desired: Desired, firmware: Firmware) -> Origin | None:
-        """Return where the target's bytes lie, independent of tags."""
+        """Return the place of the target's bytes, independent of tags."""
         source = self._source(event, desired)
         if isinstance(source, Image) and firmware.manifest:
             name = self._reference(event, source).name
@@ -274,5 +274,5 @@ def _at(desired: Desired, origin: Origin) -> Desired:
 def _fingerprint(status: Status, form: AnswerForm) -> str:
     """Return a text that is the same for a status that is published twice, whatever its correlation id."""
     progress = status.progress and (status.progress.version, status.progress.offset)
-    told = (status.version, status.mtu, progress, form.dialect.value, form.encoding.value)
-    return f"{zlib.crc32(repr(told).encode()):08x}"
+    content = (status.version, status.mtu, progress, form.dialect.value, form.encoding.value)
+    return f"{zlib.crc32(repr(content).encode()):08x}"

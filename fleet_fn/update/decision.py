@@ -1,4 +1,4 @@
-"""The decision: what the table, the record of the update and policy together let a device be told.
+"""Decide a device's next step by the protocol's table, the record of its update, and policy.
 
 Pure, like the decision table itself. The rules come from the protocol's description: "What an answer may rest on" and
 "What devices in the field do with an answer".
@@ -102,9 +102,9 @@ def has_begun(status: Status) -> bool:
 
 
 def _may_have_heard_sync(record: Record, context: DecisionContext) -> bool:
-    """Return whether a status after a SYNC is one that a device sends that heard it.
+    """Return whether the device may have heard an earlier SYNC.
 
-    Such a device keeps still for `poll` seconds. One that reports earlier has not heard it, or keeps no time.
+    A device that has heard SYNC keeps still for `poll` seconds. One that reports earlier has not, or keeps no time.
     """
     if record.syncs >= context.enough_syncs:
         return True
@@ -180,7 +180,7 @@ def _decide(status: Status, target: Target, context: DecisionContext) -> Decisio
 def _refuses_to_start(progress: Progress | None, target: Target, known: Record, context: DecisionContext) -> bool:
     """Return whether the device refused its last start, as bootloaders do whose firmware was not marked good yet.
 
-    SYNC marks it good: between two starts, the device is told so once.
+    SYNC marks it good. The device gets it once between two starts.
     """
     is_refusal = context.tells_refusals and progress == Progress(target.version, 0)
     was_started = known.is_of(target) and known.started is not None and known.swapped is None

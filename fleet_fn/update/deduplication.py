@@ -24,12 +24,12 @@ class Turn:
     """The right to answer an event."""
 
     is_duplicate: bool
-    #: Set by whoever answered it for good.
+    #: Set once the event is answered for good.
     is_over: bool = False
 
 
 class EventDeduplicator:
-    """The events that this process answered lately, and those that it is answering."""
+    """Events that this process answered lately, or is answering."""
 
     def __init__(self, max_age: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Remember events for as long as a redelivery of them can be answered.

@@ -11,14 +11,14 @@ from fleet_fn.errors import PermanentError, RateLimitedError
 from fleet_fn.settings import Settings
 from fleet_fn.update.values import Freshness
 
-#: Seconds that what starts or ends an update may have been known before (protocol, "What an answer may rest on").
+#: Age of the facts that may start or end an update (protocol, "What an answer may rest on").
 _FRESH_SECONDS: Final = 1.0
 #: If the OCI registry is down, updates in progress use the last resolved manifest for this many TTLs.
 _STALE_TTLS: Final = 10
 
 
 class Clock:
-    """The wall clock, and how long the devices of events still listen by it."""
+    """The wall clock, and the time for which the device of an event still listens."""
 
     def __init__(self, max_age_seconds: float, now: Callable[[], float]) -> None:
         """Let events be stale after `max_age_seconds`, or never if that is 0; `now` is Unix time in seconds."""
@@ -66,16 +66,16 @@ class _WorthARetry:
 
 
 class Ages(NamedTuple):
-    """Seconds that what an answer rests on may have been known before, at the moment that somebody asks."""
+    """Seconds for which each fact behind an answer may have been known, when the caller asks."""
 
     #: The device's object, and its application's.
     device: Callable[[], float]
     application: Callable[[], float]
     #: Tags' manifests.
     manifest: Callable[[], float]
-    #: Tags' manifests, where they are to be looked up for each status.
+    #: Tags' manifests, if `imagePullPolicy: Always` wants them looked up for each status.
     always: Callable[[], float]
-    #: Tags' manifests, where the registry that has them does not answer.
+    #: Tags' manifests, if the OCI registry does not answer.
     stale: float
 
 

@@ -178,7 +178,7 @@ def _settle_then_go_on(device: Midway) -> Answer:
 
 
 def _give_up(_: Midway) -> Answer:
-    """Send nothing: nobody can know what the device has written."""
+    """Send nothing: the device's bytes are unknown."""
     return Stuck()
 
 

@@ -1,4 +1,4 @@
-"""What comes of an event, and what its device is told."""
+"""Outcomes of events, and replies to devices."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from fleet_fn.protocol.messages import Command, Wait
 
 
 class Outcome(NamedTuple):
-    """How an event ended. The names are the contract's."""
+    """The end of an event. The names are the contract's."""
 
     name: str
     reason: str | None = None
@@ -21,17 +21,17 @@ class Outcome(NamedTuple):
 
     @property
     def is_answer(self) -> bool:
-        """Whether the event has been dealt with, so that a second delivery needs nothing more."""
+        """A second delivery of the event needs nothing more."""
         return self.name in ("sync", "write", "swap", "withheld", "wait")
 
 
 class Reply(NamedTuple):
-    """What a device is told, if anything, and why."""
+    """A command for a device, if there is one, and its reason."""
 
     outcome: Outcome
     command: Command | None = None
     form: AnswerForm | None = None
-    #: What is to be written into the device's object, where it is news.
+    #: Goes into the device's object, if it is news.
     report: Report | None = None
     #: The report is written before the command is sent, which is not sent without it.
     records_first: bool = False

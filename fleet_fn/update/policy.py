@@ -1,4 +1,4 @@
-"""Who may be updated now: what a policy holds back."""
+"""Hold back the updates that policy does not allow now."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ class Hold:
 
 
 def hold_start(policy: Policy, uid: str, labels: Mapping[str, str], version: str, now: datetime) -> Hold | None:
-    """Why a device must not start its update, if so.
+    """Return why a device must not start its update; None if it may.
 
     Args:
         policy: the device's over its application's. Whether it is paused is not looked at.
-        uid: the device's UID; empty where it is not known.
+        uid: the device's UID; empty if it is unknown.
         labels: the device's labels.
         version: the target's.
         now: any time zone.
@@ -44,7 +44,7 @@ def hold_start(policy: Policy, uid: str, labels: Mapping[str, str], version: str
 
 
 def hold_swap(policy: Policy, now: datetime) -> Hold | None:
-    """Why a device that has written its update must not swap to it, if so: only its window counts."""
+    """Return why a device that has all blocks must not swap; None if it may. Only its window counts."""
     window = policy.window
     closed_for = opens_in(window, now) if window else 0.0
     if not window or not closed_for:
@@ -54,9 +54,10 @@ def hold_swap(policy: Policy, now: datetime) -> Hold | None:
 
 
 def drawn(uid: str, version: str, salt: str | None) -> float:
-    """A device's place among all, from 0 up to and without 1: the same each time, and evenly spread over devices.
+    """Return a device's place among all devices, from 0 up to and without 1.
 
-    Each version draws anew; with `salt` they all draw the same.
+    It is the same each time, and evenly spread over devices. Each version draws anew; with `salt` all versions draw the
+    same.
     """
     device = uid.encode()
     # The length tells where the UID ends, so no other pair of texts is hashed as the same bytes.
@@ -70,7 +71,7 @@ def _hold_labels(wanted: Mapping[str, str], labels: Mapping[str, str]) -> Hold |
 
 
 def _hold_percent(percent: float | None, uid: str, version: str, salt: str | None) -> Hold | None:
-    # Everybody is in at 100, and nobody at 0, because what is drawn is below 1, and not below 0.
+    # All devices are in at 100, and none at 0: draws are below 1, and not below 0.
     if percent is None or percent == 100:
         return None
     devices = f"not among the {percent:.15g} % of devices"

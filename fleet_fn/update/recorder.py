@@ -23,7 +23,7 @@ class Recorder:
     """Writes records before commands, and reports after them."""
 
     def __init__(self, registry: DeviceRegistry, clock: Clock, unsent: UnsentCommands, *, is_on: bool) -> None:
-        """A recorder.
+        """Put the parts together.
 
         Args:
             registry: the device registry.

@@ -11,7 +11,7 @@ _MAX_DEVICES: Final = 10_000
 
 
 class Repeats:
-    """The last block that this process sent to each device, and how often in a row; best effort, in memory."""
+    """Blocks that this process sent to each device in a row; best effort, in memory."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -27,7 +27,7 @@ class Repeats:
                 self._blocks.popitem(last=False)
 
     def forget(self, application: str, device: str) -> None:
-        """End the row of a device that was told something else."""
+        """End the row of a device that got another command."""
         if (application, device) in self._blocks:
             with self._lock:
                 self._blocks.pop((application, device), None)

@@ -1,4 +1,4 @@
-"""What decisions rest on, and what they come to."""
+"""The facts that decisions rest on, and the steps that they lead to."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fleet_fn.protocol.step import Block
 
 
 class Freshness(Enum):
-    """How fresh the facts have to be that a decision rests on."""
+    """Freshness of the facts behind a decision."""
 
     #: As fresh as caches keep them.
     MEMORY = 0
@@ -25,7 +25,7 @@ class Freshness(Enum):
 
 
 class Hold(NamedTuple):
-    """Policy keeps a device that is not on its target where it is for now."""
+    """Policy holds back a device that is not on its target."""
 
     reason: str
     #: Why, for people.
@@ -37,7 +37,7 @@ class Hold(NamedTuple):
 
 
 class Confirm(NamedTuple):
-    """The device came up with a version that it was swapped to: SYNC for that version comes before anything else.
+    """SYNC for the version that the device came up with, before any other command.
 
     Until a device hears it, its bootloader goes back to the old image at the next reset, and the first block of the
     next update would erase that image.
@@ -55,7 +55,7 @@ class Settle(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """A device of which nobody knows what it has written."""
+    """The device gets no block, because its bytes are unknown."""
 
     message: str = (
         "power-cycle it: it was told to begin anew, but reports another offset than that of the block sent, "
@@ -65,7 +65,7 @@ class Stuck:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """A status that was answered already, or that is older than one that was.
+    """The status was answered already, or is older than one that was.
 
     The device would take an answer for the one to its next status. Some devices erase what they have written then.
     """
@@ -103,13 +103,13 @@ class DecisionContext(NamedTuple):
 
     @property
     def reported_at(self) -> datetime:
-        """When the status came to the cloud. A time ahead of our clock counts as now."""
-        told = self.answered and self.answered.time
-        return min(told, self.now) if told else self.now
+        """Time at which the status came to the cloud. A time ahead of our clock counts as now."""
+        time = self.answered and self.answered.time
+        return min(time, self.now) if time else self.now
 
 
 class Decision(NamedTuple):
-    """What to tell a device, and what its record becomes."""
+    """A step for a device, and the record that it leaves behind."""
 
     step: Sync | Swap | Block | Hold | Confirm | Settle | Stuck | Again
     record: Record | None

@@ -1,4 +1,4 @@
-"""When a window is open, by the wall clock of its time zone."""
+"""Tell when a window is open, by the wall clock of its time zone."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -9,7 +9,7 @@ _DAY: Final = timedelta(days=1)
 
 
 def opens_in(window: Window, now: datetime) -> float:
-    """Seconds until it is open; 0.0 while it is."""
+    """Return the seconds until the window is open; 0.0 while it is."""
     asked = opening = now.astimezone(UTC)
     while wait := _wait(window, opening.astimezone(window.timezone)):
         # A day at a time, so that a clock that is set forward and back again within a week is not missed.
@@ -26,7 +26,7 @@ def _is_open(window: Window, local: datetime) -> bool:
 
 
 def _wait(window: Window, local: datetime) -> timedelta:
-    """How long it stays closed if nobody sets the clock."""
+    """Return how long the window stays closed if the clock is not set."""
     if _is_open(window, local):
         return timedelta()
     since_midnight = timedelta(
@@ -41,10 +41,7 @@ def _wait(window: Window, local: datetime) -> timedelta:
 
 
 def _steady_until(window: Window, since: datetime, until: datetime) -> datetime:
-    """The first moment at which the clock shows something else than at `since`, had it just gone on; else `until`.
-
-    Both are in UTC.
-    """
+    """Return the moment before `until` at which the clock is set; else `until`. Times are in UTC."""
     offset = _offset(window, since)
     if _offset(window, until) == offset:
         return until
