@@ -64,7 +64,7 @@ def command(
             for warning in _warnings(target.reference, version, size):
                 click.echo(f"warning: {warning}", err=True)
             published = target.publish(firmware, described, pad_to=pad_to or 1, latest=latest, force=force)
-            for tag in published.mixed:
+            for tag in published.conflicting_tags:
                 click.echo(
                     f"warning: version {version} had other bytes, at the tag {tag}; a device that was midway in those "
                     "would end with a mixture: give each build a version of its own",

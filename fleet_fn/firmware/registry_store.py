@@ -12,7 +12,7 @@ from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import Firmware, Reader
 from fleet_fn.oci.layer import Readable
-from fleet_fn.oci.manifest import MAX_MANIFEST, Descriptor, checksum_of
+from fleet_fn.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, checksum_of
 from fleet_fn.oci.reference import Reference, is_name
 from fleet_fn.oci.registry_client import RegistryClient
 
@@ -48,7 +48,7 @@ class RegistryStore:
         if digest is not None:
             content = repository.manifest(digest, deadline)
             return replace(self._shapes.firmware(content, reference, repository, deadline), manifest=digest)
-        digest, content = self._registry.tagged(path, _tag(reference), deadline)
+        digest, content = self._registry.resolve_tag(path, _tag(reference), deadline)
         firmware = self._shapes.firmware(content, reference, repository, deadline)
         # So that by its digest it is served for ever; only now, because it could have been anything.
         repository.keep(digest, content, deadline)
@@ -92,7 +92,7 @@ class _Repository:
 
     def _kept(self, digest: str, fetch: Callable[[], bytes], deadline: Deadline) -> bytes:
         """A manifest or a config from the cache, or else what `fetch` returns, which is kept there."""
-        content = self._cache.load(self._key(digest), checksum_of(digest), MAX_MANIFEST)
+        content = self._cache.load(self._key(digest), checksum_of(digest), MAX_MANIFEST_BYTES)
         if content is None:
             content = fetch()
             self.keep(digest, content, deadline)

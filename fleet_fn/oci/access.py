@@ -1,4 +1,4 @@
-"""Naming what is in an OCI registry, `HOST/NAME:TAG`, and the credentials and trust for talking to it."""
+"""References to an OCI registry, `HOST/NAME:TAG`, and the credentials and trust anchors for its connections."""
 
 import os
 import re
@@ -19,19 +19,19 @@ _HOST: Final = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How a registry is talked to."""
+    """Connection options for one OCI registry."""
 
-    #: By plain HTTP.
+    #: Use plain HTTP instead of TLS.
     insecure: bool = False
-    #: PEM file of trust anchors; None trusts the system's.
+    #: PEM file of trust anchors; None means the system's.
     ca_file: str | None = None
     credentials: Credentials | None = None
 
     def tls_context(self) -> ssl.SSLContext:
-        """What TLS connections are made with.
+        """Return the TLS context for connections to the registry.
 
         Raises:
-            PermanentError: `ca_file` is no such file.
+            PermanentError: `ca_file` is not a readable PEM file.
 
         """
         try:
@@ -41,14 +41,14 @@ class Access:
 
 
 def registry_reference(text: str, default_tag: str | None = None) -> Reference:
-    """The reference that `HOST[:PORT]/NAME[:TAG|@DIGEST]` spells; its prefix is the host.
+    """Parse `HOST[:PORT]/NAME[:TAG|@DIGEST]`; the reference's prefix is the host.
 
     Raises:
-        PermanentError: it spells none.
+        PermanentError: `text` has another form.
 
     """
     host, slash, rest = text.partition("/")
-    if "@" in host:  # what stands before it may be a password
+    if "@" in host:  # the text before the @ may be a password, so the message does not quote it
         raise PermanentError(f"a reference has no user name or password in it; {_EXPECTED}")
     if not slash or not _is_host(host):
         raise PermanentError(f"{text!r}: {_EXPECTED}")
@@ -58,10 +58,10 @@ def registry_reference(text: str, default_tag: str | None = None) -> Reference:
 
 
 def find_credentials(reference: Reference) -> Credentials | None:
-    """The credentials for the repository of `reference`: the environment's, else those that docker or podman saved.
+    """Return the credentials for a repository from the environment, else from the files of docker or podman.
 
     Raises:
-        PermanentError: they are malformed, or of a kind that is not supported.
+        PermanentError: the credentials are malformed, or of a kind that is not supported.
 
     """
     user, token = (os.environ.get(f"FIRMWARE_REGISTRY_{name}") or None for name in ("USER", "TOKEN"))
@@ -76,17 +76,17 @@ def find_credentials(reference: Reference) -> Credentials | None:
 
 
 def _is_host(text: str) -> bool:
-    """Whether `text` is a registry's host, perhaps with a port, rather than the beginning of a name."""
+    """Return whether `text` is a registry's host, with or without a port, and not the first component of a name."""
     try:
-        _ = urlsplit(f"//{text}").port  # raises ValueError where it is none
-        text.encode("idna")  # raises UnicodeError, a ValueError, where the resolver would
+        _ = urlsplit(f"//{text}").port  # raises ValueError if the port is not a number
+        text.encode("idna")  # raises UnicodeError, a ValueError, if the resolver would
     except ValueError:
         return False
     return _HOST.fullmatch(text) is not None and ("." in text or ":" in text or text == "localhost")
 
 
 def _saved_credentials() -> Iterator[Path]:
-    """Where docker and podman keep credentials, in the order in which they count."""
+    """Yield the paths where docker and podman save credentials; the first match wins."""
     yield Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         yield Path(runtime, "containers", "auth.json")

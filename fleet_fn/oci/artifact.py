@@ -1,4 +1,4 @@
-"""Artifacts: manifests with a firmware as one of their layers, as `publish` and `oras push` make them."""
+"""Artifacts: manifests with a firmware as one of their layers, as `publish` and `oras push` create them."""
 
 from typing import Final, NamedTuple
 
@@ -13,28 +13,28 @@ from fleet_fn.oci.manifest import (
     read_manifest,
 )
 
-#: The media type of a firmware's layer, which makes a manifest an artifact of ours.
+#: Media type of the firmware layer; a manifest with such a layer is a firmware artifact.
 FIRMWARE_LAYER: Final = "application/octet-stream"
-#: The title that singles out one of several such layers.
+#: Title annotation that selects one of several such layers.
 FIRMWARE_TITLE: Final = "firmware.bin"
 
 
 class Artifact(NamedTuple):
-    """A manifest with a firmware in it: its layer, and the version that it has."""
+    """The firmware layer of a manifest, and the firmware's version."""
 
     layer: Descriptor
     version: str
 
 
 def artifact_in(manifest: Manifest, tag: str | None) -> Artifact | None:
-    """The firmware that a manifest has as a layer; None where it has no such layer.
+    """Return the firmware layer of a manifest and its version, or None if there is no such layer.
 
     Args:
-        manifest: what may be an artifact.
-        tag: the tag that led to it, which is the version where no annotation tells it; None where a digest did.
+        manifest: an artifact or any other manifest.
+        tag: the tag that named the manifest; None if a digest did. It is the version if no annotation gives one.
 
     Raises:
-        PermanentError: there are several firmware layers, or something is malformed; the reason tells.
+        PermanentError: there are several firmware layers, or a descriptor is malformed; the reason says which.
 
     """
     layer = _firmware_layer(manifest)
@@ -49,10 +49,10 @@ def artifact_in(manifest: Manifest, tag: str | None) -> Artifact | None:
 
 
 def read_artifact(content: bytes, tag: str | None) -> Artifact:
-    """The artifact that a manifest is; see `artifact_in`.
+    """Return the artifact in the JSON of a manifest; see `artifact_in`.
 
     Raises:
-        PermanentError: it is none.
+        PermanentError: the manifest has no firmware layer, or is malformed.
 
     """
     manifest = read_manifest(content)

@@ -1,4 +1,4 @@
-"""What the registry is shown, if it asks: a user and a password, or a token."""
+"""Credentials for an OCI registry, and how to read them from Docker's or Podman's configuration."""
 
 import base64
 import re
@@ -13,48 +13,51 @@ from fleet_fn.files import read_small
 from fleet_fn.oci.reference import api_host
 from fleet_fn.protocol.strict_json import parse_json
 
-#: Bytes of a configuration that are read: a Kubernetes Secret has no more.
-_MAX_CONFIG: Final = 1024 * 1024
+#: Upper bound of a configuration file, which is also that of a Kubernetes Secret.
+_MAX_CONFIG_BYTES: Final = 1024 * 1024
 _WHERE: Final = "OCI registry credentials: DOCKER_CONFIG:"
 _WAY_OUT: Final = "set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN instead"
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Credentials for a registry, which a header can carry.
+    """Credentials for an OCI registry, in a form that an HTTP header can carry.
 
     Raises:
-        PermanentError: no header can (RFC 7617, section 2; RFC 6750, section 2.1).
+        PermanentError: no header can carry them (RFC 7617, section 2; RFC 6750, section 2.1).
 
     """
 
-    #: None: the secret is itself a bearer token for the registry.
+    #: None means that the secret is a bearer token for the registry.
     user: str | None
     secret: str = field(repr=False)
 
     def __post_init__(self) -> None:
         if self.user is None:
             if not re.fullmatch(r"[!-~]+", self.secret):
-                raise PermanentError("OCI registry credentials: a token that no header can carry")
+                raise PermanentError(
+                    "OCI registry credentials: the token is empty or has characters that no header can carry"
+                )
         elif ":" in self.user or not self.user.isprintable() or not self.secret.isprintable():
-            raise PermanentError("OCI registry credentials: a user name or password that no header can carry")
+            raise PermanentError(
+                "OCI registry credentials: the user name or password has characters that no header can carry"
+            )
 
 
 def from_docker_config(config: str | Path, host: str, repository: str) -> Credentials | None:
-    """What a Docker or Podman configuration has for a repository; None if that is nothing.
+    """Return the credentials for a repository in a Docker or Podman configuration, or None if it has none.
 
-    It is read anew each time, because secrets change under mounted volumes. As containers-auth.json(5) says, the most
-    specific key wins that has credentials: `host/some/repository` before `host/some` before `host`. Programs that the
-    configuration names as keepers of credentials are not run: there are none where a function runs.
+    The file is read each time, because Kubernetes replaces mounted secrets. The most specific key with credentials wins
+    (containers-auth.json(5)): `host/some/repository` before `host/some` before `host`. Credential helpers are not run:
+    the function's image has none.
 
     Args:
-        config: the folder of a `config.json`, or such a file itself; need not exist.
-        host: the registry, with its port if there is one in references.
+        config: a `config.json`, or its folder; need not exist.
+        host: the registry, with its port if references have one.
         repository: the repository's name.
 
     Raises:
-        PermanentError: the configuration cannot be read or understood, or has nothing for the host but what is not
-            supported.
+        PermanentError: the configuration is unreadable or malformed, or has only unsupported credentials for the host.
 
     """
     found = _read(Path(config))
@@ -76,7 +79,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         if path.is_dir():
             path /= "config.json"
-        content = read_small(path, _MAX_CONFIG, f"{_WHERE} {path.name}")
+        content = read_small(path, _MAX_CONFIG_BYTES, f"{_WHERE} {path.name}")
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
@@ -87,16 +90,16 @@ def _read(path: Path) -> Mapping[str, Any]:
         found = parse_json(content)
     except ValueError as error:
         problem = str(error)
-    # Not raised above: some of those errors quote what they could not decode, and it would stay with ours.
+    # Not raised inside the `except`: some of those errors quote the secret, and ours would be chained to them.
     if not isinstance(found, dict):
         raise PermanentError(f"{_WHERE} {path.name}: {problem}")
     return found
 
 
 def _entries(found: Mapping[str, Any], section: str, wanted: list[str]) -> list[Any]:
-    """The values of a section's keys that cover what is `wanted`, the most specific first.
+    """Return the values of a section's keys that are a prefix of `wanted`, the most specific first.
 
-    Where a key stands as host and as URL, the host comes first, as with Docker.
+    If a key stands both as host and as URL, the host comes first, as in Docker.
     """
     values = found.get(section)
     if values is None:
@@ -109,9 +112,9 @@ def _entries(found: Mapping[str, Any], section: str, wanted: list[str]) -> list[
 
 
 def _components(key: str) -> list[str]:
-    """The host and the path's components of a key.
+    """Split a key into its host and the components of its path.
 
-    The path of a URL says nothing, as with Docker, nor does the version of the interface that some keys end in.
+    As in Docker, the path of a URL is ignored; so is the API version (`v1`, `v2`) at the end of some keys.
     """
     _, is_url, rest = key.rpartition("://")
     host, _, path = rest.partition("/")
@@ -126,7 +129,7 @@ def _credentials(entry: Mapping[str, Any]) -> Credentials | None:
     if token := _text(entry, "registrytoken"):
         return Credentials(None, token)
     if auth := _text(entry, "auth"):
-        user, secret = _decoded(auth)
+        user, secret = _decode_auth(auth)
     else:
         user, secret = _text(entry, "username"), _text(entry, "password")
     if user and secret:
@@ -145,12 +148,12 @@ def _text(entry: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _decoded(auth: str) -> tuple[str, str]:
+def _decode_auth(auth: str) -> tuple[str, str]:
     digits = "".join(auth.split()).rstrip("=")
     text = ""
-    with suppress(ValueError):  # and nothing is raised from there: the error quotes what it could not decode
+    with suppress(ValueError):  # not chained to an error of ours: it quotes the secret
         text = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True).decode()
     user, colon, secret = text.partition(":")
     if not colon:
         raise PermanentError(f"{_WHERE} auth of the entry for the registry is not user:password in base64")
-    return user, secret.strip("\0")  # which Docker leaves at the end of some
+    return user, secret.strip("\0")  # Docker pads some secrets with NUL

@@ -1,14 +1,14 @@
-"""OCI image layouts: a folder that is one repository (OCI image layout specification 1.1)."""
+"""Reader of OCI image layouts: folders, each of them one repository (OCI image layout specification 1.1)."""
 
 from pathlib import Path
 from typing import Final
 
 from fleet_fn.errors import PermanentError
 from fleet_fn.files import read_small
-from fleet_fn.oci.manifest import MAX_MANIFEST, digest_of, read_descriptor, read_json_object
+from fleet_fn.oci.manifest import MAX_MANIFEST_BYTES, digest_of, read_descriptor, read_json_object
 from fleet_fn.oci.reference import Reference
 
-#: The annotation of an index's entry that names its tag (OCI image layout specification, "index.json file").
+#: Annotation with the tag of an index's entry (OCI image layout specification, "index.json file").
 TAG_ANNOTATION: Final = "org.opencontainers.image.ref.name"
 LAYOUT_FILE: Final = "oci-layout"
 LAYOUT_VERSION: Final = "1.0.0"
@@ -21,15 +21,15 @@ class Layout:
         self.folder = folder
 
     def blob(self, digest: str) -> Path:
-        """Where the blob of a digest lies."""
+        """Return the path of the blob with a digest."""
         algorithm, _, encoded = digest.partition(":")
         return self.folder.joinpath("blobs", algorithm, encoded)
 
     def index(self) -> list[object]:
-        """The entries of the layout's index, of whatever kind: some may be of none that is known here.
+        """Return the entries of the layout's index as parsed JSON; the entries are not checked.
 
         Raises:
-            PermanentError: this is no layout, or its index is malformed.
+            PermanentError: the folder is no layout, or its index is malformed.
 
         """
         marker = read_json_object(self._read(self.folder / LAYOUT_FILE), LAYOUT_FILE)
@@ -41,22 +41,22 @@ class Layout:
         return manifests
 
     def manifest(self, reference: Reference) -> bytes:
-        """The verified bytes of the manifest or the index that a reference names.
+        """Return the verified bytes of the manifest or index that a reference names.
 
         Raises:
-            PermanentError: there is none, or its bytes are not what its descriptor says.
+            PermanentError: there is none, or its bytes do not match its descriptor.
 
         """
         tagged = [entry for entry in self.index() if tag_of(entry) == reference.tag]
         if reference.digest:
-            # It need not be in the layout's index: a manifest that lost its tag is still in the layout.
+            # A manifest that lost its tag is no longer in the index, but still in the layout.
             return self.content(reference.digest)
         descriptors = {d.digest: d for d in (read_descriptor(entry, f"tag {reference.tag}") for entry in tagged)}
         if not descriptors:
             raise PermanentError(f"no tag {reference.tag} in the layout {reference.name}")
         if len(descriptors) > 1:
             raise PermanentError(
-                f"tag {reference.tag} stands at {len(descriptors)} manifests in the layout {reference.name}"
+                f"tag {reference.tag} names {len(descriptors)} manifests in the layout {reference.name}"
             )
         (descriptor,) = descriptors.values()
         content = self.content(descriptor.digest)
@@ -67,10 +67,10 @@ class Layout:
         return content
 
     def content(self, digest: str) -> bytes:
-        """The verified bytes of a small blob.
+        """Return the verified bytes of a small blob.
 
         Raises:
-            PermanentError: it is not there, is larger than `MAX_MANIFEST`, or has other bytes than its digest says.
+            PermanentError: the blob is missing, is larger than `MAX_MANIFEST_BYTES`, or does not match its digest.
 
         """
         content = self._read(self.blob(digest))
@@ -81,7 +81,7 @@ class Layout:
     def _read(self, path: Path) -> bytes:
         what = path.relative_to(self.folder)
         try:
-            return read_small(path, MAX_MANIFEST, f"{what} in the layout {self.folder.name}")
+            return read_small(path, MAX_MANIFEST_BYTES, f"{what} in the layout {self.folder.name}")
         except (FileNotFoundError, NotADirectoryError) as error:
             reason = f"no {what} in the layout" if path.name != LAYOUT_FILE else "no image layout"
             raise PermanentError(f"{reason} {self.folder.name}") from error
@@ -90,6 +90,6 @@ class Layout:
 
 
 def tag_of(entry: object) -> object:
-    """The tag of an index's entry, or None."""
+    """Return the tag of an index's entry, or None."""
     annotations = entry.get("annotations") if isinstance(entry, dict) else None
     return annotations.get(TAG_ANNOTATION) if isinstance(annotations, dict) else None

@@ -1,4 +1,4 @@
-"""Writing OCI image layouts, and naming what is in them: `oci-layout:DIR:TAG`."""
+"""Publishing to OCI image layouts, and references to them: `oci-layout:DIR:TAG`."""
 
 import fcntl
 import hashlib
@@ -18,19 +18,19 @@ from fleet_fn.oci.publication import (
     Content,
     Published,
     compact_json,
+    conflicts,
     describe,
     make_manifest,
-    mixes,
     refuse_to_move,
 )
 from fleet_fn.oci.reference import LAYOUT_SCHEME, Reference, parse_reference
 
 
 def layout_reference(text: str, default_tag: str | None = None) -> Reference:
-    """The reference that `oci-layout:DIR[:TAG|@DIGEST]` spells.
+    """Parse `oci-layout:DIR[:TAG|@DIGEST]`.
 
     Raises:
-        PermanentError: it spells none.
+        PermanentError: `text` has another form.
 
     """
     rest = text.removeprefix(LAYOUT_SCHEME)
@@ -41,7 +41,7 @@ def layout_reference(text: str, default_tag: str | None = None) -> Reference:
         folder, tag = head, tail
     if not folder or (colon and not tail):
         raise PermanentError(f"{text!r}: expected {LAYOUT_SCHEME}DIR:TAG")
-    # The folder is the caller's own and may have any name; tag and digest are checked as everywhere.
+    # The operator chose the folder, so it may have any name; tag and digest follow the OCI grammar.
     checked = parse_reference(f"name{f':{tag}' if tag else ''}{f'@{digest}' if at else ''}")
     path = Path(folder).absolute()
     return Reference(f"{path.parent}/", path.name, checked.tag, checked.digest)
@@ -56,17 +56,17 @@ def publish_to_layout(
     latest: bool = False,
     force: bool = False,
 ) -> Published:
-    """Puts a firmware under the tag of `reference`, into a layout that is made where there is none.
+    """Publish a firmware under the tag of `reference`; create the layout if there is none.
 
-    Whoever reads the layout meanwhile sees it as it was before or as it is afterwards.
+    Concurrent readers see the layout either as it was before or as it is afterwards.
 
     Args:
         reference: a layout and a tag.
-        firmware: a file to be read from where it stands.
-        annotations: the manifest's.
-        pad_to: the firmware is filled up with 0xff bytes to a multiple of this.
-        latest: the tag `latest` is moved, too.
-        force: the tag may be moved from other bytes.
+        firmware: a file, read from its current position.
+        annotations: annotations of the manifest.
+        pad_to: pad the firmware with 0xff bytes to a multiple of this.
+        latest: move the tag `latest`, too.
+        force: move the tag even if it names other bytes.
 
     Raises:
         PermanentError: the tag has other bytes, or the layout cannot be read.
@@ -76,32 +76,32 @@ def publish_to_layout(
     layout = Layout(Path(reference.prefix, reference.name))
     blobs = layout.folder / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
-    with _locked(layout.folder):
+    with _lock(layout.folder):
         _make_if_missing(
             layout.folder / "index.json", {"schemaVersion": 2, "mediaType": INDEX, "manifests": list[Any]()}
         )
         _make_if_missing(layout.folder / LAYOUT_FILE, {"imageLayoutVersion": LAYOUT_VERSION})
-        entries = layout.index()  # so that nothing is written into what is no layout
+        entries = layout.index()  # fails before anything is written if the folder is no layout
         is_new = force or reference.tag == "latest" or reference.tag not in map(tag_of, entries)
         content = Content(firmware, pad_to)
         sha256 = _store_firmware(layout, content, None if is_new else reference)
         _store(layout, EMPTY_CONFIG)
         manifest = make_manifest(content.size, sha256, annotations)
-        mixed = tuple(_mixed(layout, reference, entries, sha256, annotations))
+        conflicting_tags = tuple(_conflicting_tags(layout, reference, entries, sha256, annotations))
         _store(layout, manifest)
         tags = {reference.tag, "latest"} if latest else {reference.tag}
         _tag(layout, describe(MANIFEST, manifest), {tag for tag in tags if tag})
-    return Published(digest_of(manifest), content.size, sha256, mixed)
+    return Published(digest_of(manifest), content.size, sha256, conflicting_tags)
 
 
-def _mixed(
+def _conflicting_tags(
     layout: Layout, reference: Reference, entries: Iterable[object], sha256: str, annotations: Mapping[str, str]
 ) -> Iterator[str]:
-    """Tags where the version has other bytes."""
+    """Yield the tags under which the same version has other bytes."""
     for tag in filter(None, map(tag_of, entries)):
         with suppress(PermanentError):  # a manifest of another kind
             tagged = Reference(reference.prefix, reference.name, str(tag), None)
-            if mixes(layout.manifest(tagged), str(tag), sha256, annotations):
+            if conflicts(layout.manifest(tagged), str(tag), sha256, annotations):
                 yield str(tag)
 
 
@@ -119,9 +119,14 @@ def _store(layout: Layout, content: bytes) -> None:
 
 
 def _store_firmware(layout: Layout, content: Content, same_as: Reference | None) -> str:
-    """The SHA-256 of the firmware, stored; where it is to be the `same_as` a tag's, nothing else is stored."""
+    """Store the firmware and return its SHA-256 in hexadecimal.
+
+    Raises:
+        PermanentError: the tag `same_as` names other bytes; then nothing is stored.
+
+    """
     digest = hashlib.sha256()
-    with _replacing(layout.folder / "blobs" / "sha256") as (target, move_to):
+    with _replace_atomically(layout.folder / "blobs" / "sha256") as (target, move_to):
         for chunk in content:
             target.write(chunk)
             digest.update(chunk)
@@ -134,7 +139,7 @@ def _store_firmware(layout: Layout, content: Content, same_as: Reference | None)
 
 
 def _has(layout: Layout, digest: str) -> bool:
-    """Whether the layout has the blob, whole: one that somebody may be reading is left alone."""
+    """Return whether the layout has the whole blob. An intact blob is not replaced: another process may read it."""
     try:
         with layout.blob(digest).open("rb") as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
@@ -148,14 +153,14 @@ def _make_if_missing(path: Path, content: object) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with _replacing(path.parent) as (file, move_to):
+    with _replace_atomically(path.parent) as (file, move_to):
         file.write(content)
         move_to(path)
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[tuple[BinaryIO, Any]]:
-    """A new file in `folder`, and a function that gives it its name at once with all its bytes."""
+def _replace_atomically(folder: Path) -> Iterator[tuple[BinaryIO, Any]]:
+    """Yield a temporary file in `folder`, and a function that renames it atomically once it is complete."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
         temporary = Path(file.name)
 
@@ -172,8 +177,8 @@ def _replacing(folder: Path) -> Iterator[tuple[BinaryIO, Any]]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time; readers need no lock."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the writers' lock of a layout; readers need no lock."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

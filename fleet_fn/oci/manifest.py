@@ -1,4 +1,4 @@
-"""Manifests and indexes: what a repository says of the blobs in it (OCI image specification 1.1)."""
+"""Manifests, indexes and descriptors (OCI image specification 1.1), read from untrusted JSON."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,8 @@ from fleet_fn.errors import PermanentError
 from fleet_fn.oci.reference import is_digest
 from fleet_fn.protocol.strict_json import parse_json
 
-#: Bytes of a manifest, an index or an image's config that are read (what registries accept, too).
-MAX_MANIFEST: Final = 4 * 1024 * 1024
+#: Upper bound for a manifest, an index or an image's config; registries accept no larger manifest either.
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX: Final = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
@@ -21,7 +21,7 @@ TITLE_ANNOTATION: Final = "org.opencontainers.image.title"
 
 
 class Descriptor(NamedTuple):
-    """What a manifest or an index says of a blob (OCI image specification, "OCI Content Descriptors")."""
+    """A descriptor of a blob or manifest (OCI image specification, "OCI Content Descriptors")."""
 
     media_type: str
     #: `sha256:…`
@@ -29,72 +29,73 @@ class Descriptor(NamedTuple):
     #: Bytes.
     size: int
     annotations: Mapping[str, str]
-    #: `os/architecture` or `os/architecture/variant`, of an index's manifests.
+    #: `os/architecture` or `os/architecture/variant`, in the entries of an index.
     platform: str | None = None
 
     @property
     def checksum(self) -> bytes:
-        """The digest's 32 bytes."""
+        """SHA-256 in the digest, 32 bytes."""
         return checksum_of(self.digest)
 
 
 class Manifest(NamedTuple):
-    """An image, or what is told by its media types to be something else."""
+    """A manifest of an image or an artifact."""
 
-    #: As they stand there: only those that matter have to be sound.
+    #: Parsed JSON, checked when it is used: parts that nothing uses may be malformed.
     config: object
     layers: Sequence[object]
     annotations: Mapping[str, str]
 
 
 class Index(NamedTuple):
-    """Several manifests, told apart by platform or annotations."""
+    """An index: several manifests, told apart by platform or annotations."""
 
-    #: As they stand there.
+    #: Parsed JSON, checked when it is used.
     manifests: Sequence[object]
 
 
 def digest_of(content: bytes) -> str:
-    """The digest of `content`: `sha256:…`."""
+    """Return the digest of `content`: `sha256:…`."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def checksum_of(digest: str) -> bytes:
-    """The 32 bytes of `sha256:…`."""
+    """Return the 32 bytes of `sha256:…`."""
     return bytes.fromhex(digest.partition(":")[2])
 
 
 def read_manifest(content: bytes) -> Manifest | Index:
-    """The manifest or the index that `content` is, which whoever fetched it has verified against its digest.
+    """Parse a manifest or an index. The caller has verified `content` against its digest.
 
     Raises:
-        PermanentError: it is neither; the reason tells what is wrong with it.
+        PermanentError: `content` is neither; the reason says why.
 
     """
     value = read_json_object(content, "manifest")
     media_type = value.get("mediaType")
     layers, manifests = value.get("layers"), value.get("manifests")
     if "mediaType" not in value:
-        # Optional with OCI. What has both lists means different things to different readers (CVE-2021-41190).
+        # OCI leaves it optional. Different readers take a document with both lists for different things
+        # (CVE-2021-41190).
         if layers is not None and manifests is not None:
-            raise PermanentError("manifest has layers and manifests, and no media type to tell which count")
+            raise PermanentError("manifest has layers and manifests, but no media type")
         media_type = INDEX if manifests is not None else MANIFEST
     if media_type in INDEXES:
         if not isinstance(manifests, list):
             raise PermanentError("index has no list of manifests")
         return Index(manifests)
     if media_type not in MANIFESTS:
-        raise PermanentError(f"{str(media_type)[:100]} is not read, only images, artifacts and indexes of them")
+        raise PermanentError(f"{str(media_type)[:100]} is not supported, only images, artifacts and indexes of them")
     if not isinstance(layers, list):
         raise PermanentError("manifest has no list of layers")
     return Manifest(value.get("config"), layers, _annotations(value, "manifest"))
 
 
 def read_descriptor(value: object, what: str) -> Descriptor:
-    """The descriptor that `value`, a piece of JSON called `what`, holds.
+    """Read a descriptor from parsed JSON; `what` names it in reasons.
 
     Raises:
-        PermanentError: it is none, or its digest is not a SHA-256.
+        PermanentError: `value` is no descriptor, or its digest is not a SHA-256.
 
     """
     if not isinstance(value, dict):
@@ -108,15 +109,15 @@ def read_descriptor(value: object, what: str) -> Descriptor:
 
 
 def media_type_of(value: object) -> object:
-    """The media type of what may be a descriptor, or None."""
+    """Return the media type of a descriptor that may be malformed, or None."""
     return value.get("mediaType") if isinstance(value, dict) else None
 
 
 def read_json_object(content: bytes, what: str) -> dict[str, Any]:
-    """The JSON object that `content` is.
+    """Parse a JSON object; `what` names it in reasons.
 
     Raises:
-        PermanentError: it is none.
+        PermanentError: `content` is no JSON object.
 
     """
     try:
@@ -133,7 +134,7 @@ def _annotations(value: Mapping[str, Any], what: str) -> Mapping[str, str]:
     if annotations is None:
         return {}
     if not isinstance(annotations, dict) or not all(isinstance(text, str) for text in annotations.values()):
-        raise PermanentError(f"{what} has annotations that are no map of texts")
+        raise PermanentError(f"{what} has annotations that are no map of strings")
     return annotations
 
 
@@ -142,5 +143,5 @@ def _platform(value: object, what: str) -> str | None:
         return None
     parts = [value.get(key) for key in ("os", "architecture", "variant")] if isinstance(value, dict) else []
     if not parts or not all(part is None or isinstance(part, str) for part in parts):
-        raise PermanentError(f"{what} has a platform that is no map of texts")
+        raise PermanentError(f"{what} has a platform that is no map of strings")
     return "/".join(part for part in parts if part) or None

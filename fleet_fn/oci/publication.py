@@ -1,4 +1,4 @@
-"""What is published, wherever it goes: a firmware's bytes and padding, and the manifest that names them."""
+"""Content of a publication, to a registry or a layout: the padded firmware, and its manifest."""
 
 import hashlib
 import json
@@ -13,34 +13,35 @@ from fleet_fn.oci.artifact import FIRMWARE_LAYER, FIRMWARE_TITLE, read_artifact
 from fleet_fn.oci.manifest import MANIFEST, TITLE_ANNOTATION, VERSION_ANNOTATION, digest_of
 from fleet_fn.protocol.dialects import EMBEDDED_VERSION_BYTES
 
-#: What makes the manifest an artifact rather than an image (OCI image specification, "Guidelines for Artifact Usage").
+#: Marks the manifest as an artifact, not an image (OCI image specification, "Guidelines for Artifact Usage").
 _ARTIFACT_TYPE: Final = "application/vnd.drogue.firmware.v1"
 _EMPTY_CONFIG_TYPE: Final = "application/vnd.oci.empty.v1+json"
 EMPTY_CONFIG: Final = b"{}"
-#: What erased flash memory reads as.
+#: Erased flash memory reads as this byte.
 _PADDING: Final = b"\xff"
-#: Bytes that the flash memories of devices write at once; most of them 4. A longer block has to be a multiple.
-_FLASH_WORDS: Final = (4, 8, 16, 32)
-_CHUNK: Final = 64 * 1024
+#: Word sizes of devices' flash memories in bytes, mostly 4. A device writes only multiples of its word.
+_FLASH_WORD_BYTES: Final = (4, 8, 16, 32)
+_CHUNK_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a publication put where."""
+    """The result of a publication."""
 
-    #: The manifest's.
+    #: Digest of the manifest.
     digest: str
-    #: Of the firmware: bytes, and the SHA-256 in hexadecimal.
+    #: Size of the firmware in bytes, padding included.
     size: int
+    #: SHA-256 of the firmware in hexadecimal.
     sha256: str
-    #: Tags where the same version had other bytes, as far as was looked.
-    mixed: tuple[str, ...]
+    #: Tags under which the same version has other bytes; a registry's are checked only in part.
+    conflicting_tags: tuple[str, ...]
 
 
 class Content:
-    """The bytes of a firmware: a file's from where it stands, filled up with 0xff to a multiple of `pad_to`.
+    """The bytes of a firmware: a file from its current position on, padded with 0xff to a multiple of `pad_to`.
 
-    It can be iterated over again and again, and is never in memory as a whole.
+    Can be iterated more than once; never in memory as a whole.
     """
 
     def __init__(self, file: BinaryIO, pad_to: int = 1) -> None:
@@ -54,7 +55,7 @@ class Content:
         return self.size
 
     def __iter__(self) -> Iterator[bytes]:
-        """The bytes in chunks.
+        """Yield the bytes in chunks.
 
         Raises:
             PermanentError: the file cannot be read, or has become shorter.
@@ -63,7 +64,7 @@ class Content:
         try:
             self._file.seek(self._start)
             left = self._in_file
-            while chunk := self._file.read(min(left, _CHUNK)):
+            while chunk := self._file.read(min(left, _CHUNK_BYTES)):
                 left -= len(chunk)
                 yield chunk
         except OSError as error:
@@ -73,10 +74,10 @@ class Content:
         yield _PADDING * (self.size - self._in_file)
 
     def sha256(self) -> str:
-        """The SHA-256 of all bytes, in hexadecimal.
+        """Return the SHA-256 of all bytes, in hexadecimal.
 
         Raises:
-            PermanentError: as with iterating.
+            PermanentError: see `__iter__`.
 
         """
         digest = hashlib.sha256()
@@ -94,22 +95,22 @@ def firmware_warnings(version: str, size: int) -> list[str]:
             f"the version has {length} bytes; devices built with Drogue Device hold {EMBEDDED_VERSION_BYTES}, and are "
             "not sent a longer one"
         )
-    if words := [str(word) for word in _FLASH_WORDS if size % word]:
+    if words := [str(word) for word in _FLASH_WORD_BYTES if size % word]:
         shown = f"{', '.join(words[:-1])} or {words[-1]}" if words[1:] else words[0]
         warnings.append(
-            f"the size, {size} bytes, is no multiple of {_FLASH_WORDS[-1]}; a device whose flash word is {shown} bytes "
-            f"may refuse the last block for ever: publish with --pad-to {_FLASH_WORDS[-1]}"
+            f"the size, {size} bytes, is no multiple of {_FLASH_WORD_BYTES[-1]}; a device whose flash word is {shown} "
+            f"bytes may refuse the last block for ever: publish with --pad-to {_FLASH_WORD_BYTES[-1]}"
         )
     return warnings
 
 
 def compact_json(value: object) -> bytes:
-    """`value` as it is stored and sent; a manifest's digest is of these bytes."""
+    """Encode `value` as JSON without spaces; a manifest's digest is computed over these bytes."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 def make_manifest(size: int, sha256: str, annotations: Mapping[str, str]) -> bytes:
-    """The manifest of an artifact: its only layer is a firmware of `size` bytes."""
+    """Return the manifest of an artifact whose only layer is a firmware of `size` bytes."""
     return compact_json(
         {
             "schemaVersion": 2,
@@ -130,12 +131,12 @@ def make_manifest(size: int, sha256: str, annotations: Mapping[str, str]) -> byt
 
 
 def describe(media_type: str, content: bytes) -> dict[str, Any]:
-    """The descriptor of a blob or a manifest."""
+    """Return the descriptor of a blob or a manifest."""
     return {"mediaType": media_type, "digest": digest_of(content), "size": len(content)}
 
 
-def mixes(manifest: bytes, tag: str, sha256: str, annotations: Mapping[str, str]) -> bool:
-    """Whether the manifest at a tag has other bytes for the version that is to be published."""
+def conflicts(manifest: bytes, tag: str, sha256: str, annotations: Mapping[str, str]) -> bool:
+    """Return whether the manifest at a tag has the version to be published, but other bytes."""
     with suppress(PermanentError):  # a manifest of another kind
         artifact = read_artifact(manifest, tag)
         return artifact.version == annotations.get(VERSION_ANNOTATION) and artifact.layer.checksum.hex() != sha256
@@ -143,10 +144,10 @@ def mixes(manifest: bytes, tag: str, sha256: str, annotations: Mapping[str, str]
 
 
 def refuse_to_move(manifest: bytes, tag: str | None, sha256: str) -> None:
-    """Checks that the manifest at a tag has the very bytes that are to be published under it.
+    """Check that the manifest at a tag already has the bytes to be published under it.
 
     Raises:
-        PermanentError: it has others, or none that could be compared.
+        PermanentError: it has other bytes, or is no firmware artifact.
 
     """
     with suppress(PermanentError):  # a manifest of another kind

@@ -11,8 +11,8 @@ from fleet_fn.oci.publication import (
     EMPTY_CONFIG,
     Content,
     Published,
+    conflicts,
     make_manifest,
-    mixes,
     refuse_to_move,
 )
 from fleet_fn.oci.reference import Reference
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from fleet_fn.oci.upload import PushClient
 
 
-#: Manifests that are looked at for the sake of a warning.
-_MAX_LOOKS: Final = 10
+#: Upper bound for the requests that only serve a warning.
+_MAX_MANIFEST_REQUESTS: Final = 10
 
 
 def publish_to_registry(
@@ -35,24 +35,24 @@ def publish_to_registry(
     latest: bool = False,
     force: bool = False,
 ) -> Published:
-    """Puts a firmware under the tag of `reference`, and makes sure that it is there.
+    """Publish a firmware under the tag of `reference`, and check that the registry has it there.
 
     Args:
         reference: a repository and a tag.
-        firmware: a file to be read from where it stands.
-        annotations: the manifest's.
-        access: how the registry is talked to.
-        pad_to: the firmware is filled up with 0xff bytes to a multiple of this.
-        latest: the tag `latest` is moved, too, once the other one is where it should be.
-        force: the tag may be moved from other bytes.
+        firmware: a file, read from its current position.
+        annotations: annotations of the manifest.
+        access: connection options for the registry.
+        pad_to: pad the firmware with 0xff bytes to a multiple of this.
+        latest: move the tag `latest`, too, after the other tag.
+        force: move the tag even if it names other bytes.
 
     Raises:
-        PermanentError: the tag has other bytes, or the registry does not take the firmware; the reason tells why.
-        TransientError: the registry is not there.
+        PermanentError: the tag names other bytes, or the registry refuses the firmware; the reason says why.
+        TransientError: the registry is unavailable.
 
     """
     assert reference.tag  # noqa: S101 - `registry_reference` gave it one
-    # Slow to import, and most commands do without.
+    # Imported here because it is slow to import, and most commands do not need it.
     from fleet_fn.oci.upload import PushClient
 
     content = Content(firmware, pad_to)
@@ -63,21 +63,21 @@ def publish_to_registry(
             refuse_to_move(there, reference.tag, sha256)
         client.upload(f"sha256:{sha256}", content)
         client.upload(digest_of(EMPTY_CONFIG), EMPTY_CONFIG)
-        mixed = tuple(_mixed(client, reference.tag, sha256, annotations))
+        conflicting_tags = tuple(_conflicting_tags(client, reference.tag, sha256, annotations))
         client.tag(reference.tag, manifest)
         if latest and reference.tag != "latest":
             client.tag("latest", manifest)
-    return Published(digest_of(manifest), content.size, sha256, mixed)
+    return Published(digest_of(manifest), content.size, sha256, conflicting_tags)
 
 
-def _mixed(client: "PushClient", tag: str, sha256: str, annotations: Mapping[str, str]) -> Iterator[str]:
-    """Tags where the version has other bytes.
+def _conflicting_tags(client: "PushClient", tag: str, sha256: str, annotations: Mapping[str, str]) -> Iterator[str]:
+    """Yield tags under which the same version has other bytes.
 
-    A courtesy: only tags that look like it are looked at, and not many; nor does it matter what goes wrong.
+    They only serve a warning. So only a few tags with similar names are checked, and errors end the search.
     """
     with suppress(UpstreamError):
         version = annotations.get(VERSION_ANNOTATION, tag)
         alike = sorted((other for other in client.tags() if version in other), key=len)
-        for other in list(dict.fromkeys([tag, "latest", *alike]))[:_MAX_LOOKS]:
-            if (manifest := client.manifest(other)) and mixes(manifest, other, sha256, annotations):
+        for other in list(dict.fromkeys([tag, "latest", *alike]))[:_MAX_MANIFEST_REQUESTS]:
+            if (manifest := client.manifest(other)) and conflicts(manifest, other, sha256, annotations):
                 yield other

@@ -1,6 +1,6 @@
-"""References to firmware: what stands in a spec, below a prefix that it can never leave.
+"""References to firmware, as a spec names it, below a configured prefix that no reference can leave.
 
-The grammar is that of the OCI distribution specification 1.1 ("Pulling manifests") for names, tags and digests.
+Names, tags and digests follow the grammar of the OCI distribution specification 1.1 ("Pulling manifests").
 """
 
 import re
@@ -10,35 +10,35 @@ from typing import Final
 
 from fleet_fn.errors import PermanentError
 
-#: Begins the text that names an image layout in a folder, instead of a repository in a registry.
+#: Prefix of references to image layouts in folders, as opposed to repositories in registries.
 LAYOUT_SCHEME: Final = "oci-layout:"
-#: Names that mean Docker Hub in references, and the host where its registry is.
+#: Names of Docker Hub in references, and the host of its registry.
 _DOCKER_HUB: Final = ("docker.io", "index.docker.io")
 _DOCKER_HUB_HOST: Final = "registry-1.docker.io"
 _COMPONENT: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _DIGEST: Final = re.compile(r"sha256:[a-f0-9]{64}")
-#: Characters of a name, as the specification advises clients for host and name together.
-_MAX_NAME: Final = 255
+#: Upper bound for a name; the specification advises it for host and name together.
+_MAX_NAME_CHARACTERS: Final = 255
 
 
 def api_host(host: str) -> str:
-    """Return the host, perhaps with a port, where the registry answers that references call `host`."""
+    """Return the host, with its port if any, that serves the API of the registry called `host` in references."""
     return _DOCKER_HUB_HOST if host.lower() in _DOCKER_HUB else host
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A repository below the configured prefix, and which of its manifests is meant."""
+    """A repository below the configured prefix, and one of its manifests."""
 
-    #: What stands before the repository's name, with `{application}` replaced, ending in `/`.
+    #: The prefix with `{application}` replaced; ends in `/`.
     prefix: str
     name: str
     tag: str | None
-    #: `sha256:…`; says which manifest is meant even where there is a tag.
+    #: `sha256:…`; takes precedence over the tag.
     digest: str | None
-    #: Which of an index's manifests is meant: a platform, or an annotation.
+    #: Selects one of an index's manifests, by platform or by annotation.
     platform: str | None = None
 
     def __str__(self) -> str:
@@ -47,28 +47,28 @@ class Reference:
 
 
 def parse_reference(text: str, prefix: str = "") -> Reference:
-    """The reference that `text` spells: `name`, `name:tag` or `name@digest`; with neither, the tag is `latest`.
+    """Parse `name`, `name:tag` or `name@digest`; without tag and digest, the tag is `latest`.
 
     Raises:
-        PermanentError: it is none, or tries to leave `prefix`.
+        PermanentError: `text` has another form, or would leave `prefix`.
 
     """
     rest, at, digest = text.partition("@")
     name, colon, tag = rest.partition(":")
     if not is_name(name):
-        raise PermanentError(f"invalid reference {_quoted(text)}: the name is not a path of lower-case components")
+        raise PermanentError(f"invalid reference {_quote(text)}: the name is not a path of lower-case components")
     if colon and not is_tag(tag):
-        raise PermanentError(f"invalid reference {_quoted(text)}: not a tag after the colon")
+        raise PermanentError(f"invalid reference {_quote(text)}: not a tag after the colon")
     if at and not is_digest(digest):
-        raise PermanentError(f"invalid reference {_quoted(text)}: not a sha256 digest after the @")
+        raise PermanentError(f"invalid reference {_quote(text)}: not a sha256 digest after the @")
     return Reference(prefix, name, tag or (None if at else "latest"), digest or None)
 
 
 def image_reference(text: str, prefix: str, application: str, platform: str | None = None) -> Reference:
-    """The reference that `text` spells below `prefix`, in which `{application}` is replaced.
+    """Parse a reference below `prefix`, after replacing `{application}` in the prefix.
 
     Raises:
-        PermanentError: it spells none, or the application's name cannot stand there.
+        PermanentError: `text` is no reference, or the application's name cannot be part of one.
 
     """
     reference = parse_reference(text, fill_in(prefix, {"application": application}))
@@ -76,36 +76,40 @@ def image_reference(text: str, prefix: str, application: str, platform: str | No
 
 
 def is_name(text: str) -> bool:
-    """Whether a repository can be called `text`."""
-    return _NAME.fullmatch(text) is not None and len(text) <= _MAX_NAME
+    """Return whether `text` is a valid repository name."""
+    return _NAME.fullmatch(text) is not None and len(text) <= _MAX_NAME_CHARACTERS
 
 
 def is_tag(text: str) -> bool:
-    """Whether a manifest can be tagged `text`."""
+    """Return whether `text` is a valid tag."""
     return _TAG.fullmatch(text) is not None
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` is the digest of a blob or a manifest: a SHA-256, which is all that is read here."""
+    """Return whether `text` is a digest of the only supported algorithm, SHA-256."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def fill_in(template: str, names: Mapping[str, str]) -> str:
-    """`template` with `{application}` and such replaced by the names of that application and such.
+    """Replace placeholders such as `{application}` in `template`.
+
+    Args:
+        template: a reference or a prefix.
+        names: the value for each placeholder, e.g. `{"application": "acme"}`.
 
     Raises:
-        PermanentError: a name that is not one valid path component would be put in.
+        PermanentError: a value to be inserted is not one valid path component.
 
     """
     for placeholder, name in names.items():
         if f"{{{placeholder}}}" in template:
-            if not re.fullmatch(_COMPONENT, name) or len(name) > _MAX_NAME:
+            if not re.fullmatch(_COMPONENT, name) or len(name) > _MAX_NAME_CHARACTERS:
                 raise PermanentError(
-                    f"{placeholder} name {_quoted(name)} is not one valid path component of a reference"
+                    f"{placeholder} name {_quote(name)} is not one valid path component of a reference"
                 )
             template = template.replace(f"{{{placeholder}}}", name)
     return template
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return repr(text if len(text) <= 100 else text[:100] + "…")

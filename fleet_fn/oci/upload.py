@@ -1,7 +1,7 @@
-"""A registry's HTTP interface (OCI distribution specification 1.1), as far as publishing needs it.
+"""Client of an OCI registry for publishing (OCI distribution specification 1.1).
 
-oras-py brings the session and the tokens. Its retries, which sleep for minutes, are left out; what it lacks is here:
-time-outs, bodies that are never in memory, HTTP Basic, and errors that people can act on. Importing this is slow.
+oras-py provides the session and the tokens. Its retries, which sleep for minutes, are not used. This module adds
+timeouts, streamed bodies, HTTP Basic, and errors that people can act on. Importing it is slow.
 """
 
 import http.client
@@ -27,22 +27,22 @@ from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.oci.access import Access
 from fleet_fn.oci.authentication import parse_challenges
 from fleet_fn.oci.docker_config import Credentials
-from fleet_fn.oci.manifest import INDEXES, MANIFEST, MANIFESTS, MAX_MANIFEST, digest_of
+from fleet_fn.oci.manifest import INDEXES, MANIFEST, MANIFESTS, MAX_MANIFEST_BYTES, digest_of
 from fleet_fn.oci.publication import Content
 from fleet_fn.oci.reference import api_host, is_digest
 
 E = TypeVar("E", bound=BaseException)
 
-#: Seconds for a connection (and for sending each chunk), for an answer, and for an answer to what was uploaded, which
-#: a registry may have to move to where it stays.
-CONNECT: Final = 10.0
-ANSWER: Final = 10.0
-UPLOADED: Final = 300.0
-_MAX_MESSAGE: Final = 200
-#: OpenSSL's codes for certificates whose issuer is nobody that is trusted, or themselves.
+#: Bounds connecting, and sending each chunk.
+CONNECT_TIMEOUT_SECONDS: Final = 10.0
+#: Bounds the wait for an answer; that to an upload takes longer, because the registry may have to move the blob.
+ANSWER_TIMEOUT_SECONDS: Final = 10.0
+UPLOAD_TIMEOUT_SECONDS: Final = 300.0
+_MAX_MESSAGE_CHARACTERS: Final = 200
+#: OpenSSL's codes for certificates that are self-signed, or whose issuer is not trusted.
 _UNKNOWN_ISSUER: Final = (18, 19, 20, 21)
 
-# It would print.
+# Without a handler of its own, oras-py's logger prints.
 logging.getLogger("oras").addHandler(logging.NullHandler())
 
 
@@ -51,15 +51,15 @@ class _Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
-    #: Where it came from, after redirects.
+    #: Final URL, after redirects.
     url: str
 
 
 class PushClient:
-    """One repository of a registry. Not to be shared by threads."""
+    """A client of one repository in a registry. Not to be shared by threads."""
 
     def __init__(self, host: str, name: str, access: Access) -> None:
-        """The repository `name` of the registry at `host`, perhaps with a port.
+        """Create a client for the repository `name` of the registry at `host`, which may include a port.
 
         Raises:
             PermanentError: the file of trust anchors cannot be read.
@@ -81,10 +81,10 @@ class PushClient:
         self._registry.session.close()
 
     def manifest(self, tag: str) -> bytes | None:
-        """The manifest or index that a tag stands at, or None where there is no such tag.
+        """Return the manifest or index that a tag names, or None if there is no such tag.
 
         Raises:
-            PermanentError, TransientError: the registry does not tell.
+            PermanentError, TransientError: the registry refuses the request, or is unavailable.
 
         """
         accept = {"Accept": ", ".join(MANIFESTS + INDEXES)}
@@ -92,10 +92,10 @@ class PushClient:
         return None if answer.status == 404 else answer.body
 
     def tags(self) -> list[str]:
-        """The tags of the repository; of many, the first thousand or so.
+        """Return the tags of the repository, at most one page of 1000.
 
         Raises:
-            PermanentError, TransientError: the registry does not tell.
+            PermanentError, TransientError: the registry refuses the request, or is unavailable.
 
         """
         answer = self._request("GET", f"{self._repository}/tags/list?n=1000")
@@ -103,11 +103,11 @@ class PushClient:
         return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
 
     def upload(self, digest: str, content: bytes | Content) -> None:
-        """Brings a blob, whose digest is `sha256:…`, into the repository, unless it is there.
+        """Upload a blob with the digest `sha256:…`, unless the repository has it.
 
         Raises:
-            PermanentError: the registry does not take it, or the content cannot be read.
-            TransientError: the registry is not there.
+            PermanentError: the registry refuses it, or the content cannot be read.
+            TransientError: the registry is unavailable.
 
         """
         if self._request("HEAD", f"{self._repository}/blobs/{digest}", missing=(404,)).status != 404:
@@ -117,7 +117,7 @@ class PushClient:
             raise PermanentError(f"{self._host}: does not say where to upload to: is it a registry?")
         url = urljoin(session.url, location)
         if self._origin.startswith("https:") and not url.startswith("https:"):
-            raise PermanentError(f"{self._host}: wants the upload sent to where there is no TLS")
+            raise PermanentError(f"{self._host}: redirects the upload to a URL without TLS")
         self._request(
             "PUT",
             f"{url}{'&' if '?' in url else '?'}digest={digest}",
@@ -126,23 +126,23 @@ class PushClient:
         )
 
     def tag(self, tag: str, manifest: bytes) -> None:
-        """Has `tag` stand at a manifest, and makes sure that it does.
+        """Upload a manifest under `tag`, and check that the tag names it afterwards.
 
         Raises:
-            PermanentError, TransientError: the registry does not take the manifest; or the tag stands at something
-                else afterwards.
+            PermanentError, TransientError: the registry refuses the manifest, or is unavailable; or the tag names
+                another manifest afterwards.
 
         """
         url, digest = f"{self._repository}/manifests/{tag}", digest_of(manifest)
         self._request("PUT", url, headers={"Content-Type": MANIFEST}, data=manifest)
         found = self._request("HEAD", url, headers={"Accept": MANIFEST}).headers.get("Docker-Content-Digest")
-        if found is None:  # which a registry should tell, but need not
+        if found is None:  # the header is optional
             found = digest_of(self.manifest(tag) or b"")
         if found != digest:
-            elsewhere = found if is_digest(found) else "something else"  # what is no digest may be a secret of ours
+            elsewhere = found if is_digest(found) else "something else"  # not quoted: it may echo our credentials
             raise PermanentError(
-                f"{self._host}: the tag {tag} stands at {elsewhere} instead of {digest}, which was sent: is "
-                "somebody else publishing to it?"
+                f"{self._host}: the tag {tag} names {elsewhere} instead of {digest}, which was sent: is another "
+                "client publishing to it?"
             )
 
     def _request(
@@ -154,7 +154,7 @@ class PushClient:
         data: bytes | Content | None = None,
         missing: tuple[int, ...] = (),
     ) -> _Answer:
-        """The answer to a request: one of success, or one whose status is among `missing`.
+        """Send a request; return its answer if that is a success or has one of the statuses in `missing`.
 
         Raises:
             PermanentError, TransientError: any other answer, or none.
@@ -162,17 +162,17 @@ class PushClient:
         """
         try:
             with self._registry.do_request(url, method, data, dict(headers or {}), stream=True) as response:
-                body = response.raw.read(MAX_MANIFEST + 1, decode_content=True) or b""
+                body = response.raw.read(MAX_MANIFEST_BYTES + 1, decode_content=True) or b""
                 answer = _Answer(response.status_code, response.headers, body, response.url)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise self._reason(error) from error
-        if len(body) > MAX_MANIFEST:
-            raise PermanentError(f"{self._host}: answers with more than {MAX_MANIFEST} bytes")
+            raise self._translate(error) from error
+        if len(body) > MAX_MANIFEST_BYTES:
+            raise PermanentError(f"{self._host}: answers with more than {MAX_MANIFEST_BYTES} bytes")
         self._raise_for_status(answer, method, missing)
         return answer
 
     def _raise_for_status(self, answer: _Answer, method: str, missing: tuple[int, ...]) -> None:
-        status, said = answer.status, self._said(answer.body)
+        status, said = answer.status, self._registry_message(answer.body)
         if status == 429 or status >= 500:
             raise TransientError(f"{self._host}: answered {status}{said}")
         if status == 401:
@@ -183,11 +183,11 @@ class PushClient:
                 f"or log in as docker does{said}"
             )
         if status == 403:
-            raise PermanentError(f"{self._host}: this is not allowed in {self._name}{said}")
+            raise PermanentError(f"{self._host}: access denied to {self._name}{said}")
         if status == 413:
-            raise PermanentError(f"{self._host}: that is too large for it{said}")
+            raise PermanentError(f"{self._host}: too large for the registry{said}")
         if status == 400 and b"HTTPS server" in answer.body and self._insecure:
-            raise PermanentError(f"{self._host}: speaks TLS: leave --insecure out")
+            raise PermanentError(f"{self._host}: speaks TLS; leave out --insecure")
         if status in missing:
             return
         if method != "HEAD" and answer.headers.get("Content-Type", "").lower().startswith("text/html"):
@@ -195,11 +195,11 @@ class PushClient:
         if 200 <= status < 300:
             return
         if status == 404:
-            raise PermanentError(f"{self._host}: no {self._name}, or no such interface{said}")
+            raise PermanentError(f"{self._host}: no repository {self._name}, or no OCI registry at this URL{said}")
         raise PermanentError(f"{self._host}: answered {status} to a {method}{said}")
 
-    def _said(self, body: bytes) -> str:
-        """What the registry said besides (OCI distribution specification, "Error Codes"), without our secrets."""
+    def _registry_message(self, body: bytes) -> str:
+        """Return the registry's own message (OCI distribution specification, "Error Codes"), our secrets removed."""
         errors = _json(body).get("errors")
         error = errors[0] if isinstance(errors, list) and errors else None
         if not isinstance(error, dict):
@@ -207,17 +207,17 @@ class PushClient:
         text = ": ".join(str(error[key]) for key in ("code", "message") if error.get(key))
         for secret in self._auth.secrets():
             text = text.replace(secret, "…")
-        return f" ({text[:_MAX_MESSAGE]})" if text else ""
+        return f" ({text[:_MAX_MESSAGE_CHARACTERS]})" if text else ""
 
-    def _reason(self, error: Exception) -> UpstreamError:
-        """What `error`, which the layers below wrap in each other, means to people."""
+    def _translate(self, error: Exception) -> UpstreamError:
+        """Translate an error of requests, urllib3 or the sockets below into one with an actionable reason."""
         host, causes = self._host, list(_causes(error))
-        if told := _first(causes, UpstreamError):  # of the content that was to be sent
-            return told
+        if own := _first(causes, UpstreamError):  # raised while reading the content to be sent
+            return own
         if _first(causes, requests.exceptions.ProxyError):
-            return TransientError(f"{host}: the proxy that the environment names does not lead there")
+            return TransientError(f"{host}: the proxy in the environment cannot reach the registry")
         if untrusted := _first(causes, ssl.SSLCertVerificationError):
-            advice = "; --ca-file names whom to trust" if untrusted.verify_code in _UNKNOWN_ISSUER else ""
+            advice = "; name the trust anchors with --ca-file" if untrusted.verify_code in _UNKNOWN_ISSUER else ""
             return PermanentError(f"{host}: certificate not trusted: {untrusted.verify_message}{advice}")
         if tls := _first(causes, ssl.SSLError):
             if tls.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
@@ -235,17 +235,17 @@ class PushClient:
             return PermanentError(f"{host}: answer is not HTTP")
         if (network := _first(causes, OSError)) and network.strerror:
             return TransientError(f"{host}: {network.strerror}")
-        return PermanentError(f"{host}: answers what makes no sense ({type(error).__name__})")
+        return PermanentError(f"{host}: malformed answer ({type(error).__name__})")
 
 
 class _Registry(Registry):  # type: ignore[misc] # oras-py has no types
-    """oras-py's client, with time-outs instead of retries."""
+    """oras-py's client, with timeouts instead of retries."""
 
     session: requests.Session
 
     def __init__(self, host: str, origin: str, auth: "_Auth", access: Access) -> None:
         super().__init__(host, access.insecure, tls_verify=access.ca_file or True)
-        # Proxies are the environment's business; credentials in .netrc are not, they would displace ours.
+        # The environment may name proxies. Its .netrc is ignored: credentials in it would replace ours.
         self.session.trust_env = False
         self.session.proxies = get_environ_proxies(origin)
         adapter = _Adapter(access.tls_context())
@@ -264,10 +264,10 @@ class _Registry(Registry):  # type: ignore[misc] # oras-py has no types
         json: Any = None,
         stream: bool = False,
     ) -> requests.Response:
-        """One request, and once more with new credentials where the registry wants them for it.
+        """Send a request; repeat it once with new credentials if the registry asks for them.
 
-        Each scope has a token of its own: the one for reading does not do for writing, which oras-py would not notice.
-        Where the registry sends us to another host, our credentials stay behind.
+        Each scope has its own token: a token for reading is refused for writing, which oras-py does not handle. Another
+        host that the registry names does not get our credentials.
         """
         is_ours = url.startswith(f"{self._origin}/")
         headers = {**(headers or {}), **(self.auth.get_auth_header() if is_ours else {})}
@@ -280,7 +280,7 @@ class _Registry(Registry):  # type: ignore[misc] # oras-py has no types
             stack.callback(response.close)
             headers, changed = self.auth.authenticate_request(response, headers, refresh=True)
             if not changed:
-                stack.pop_all()  # whoever asked reads what it says
+                stack.pop_all()  # left open: the caller reads the body
                 return response
         return self.session.request(
             method, url, data=data, json=json, headers=headers, stream=stream, verify=self._tls_verify
@@ -288,7 +288,7 @@ class _Registry(Registry):  # type: ignore[misc] # oras-py has no types
 
 
 class _Auth(TokenAuth):  # type: ignore[misc] # oras-py has no types
-    """Answers challenges for a token, as oras-py does it, and for HTTP Basic (RFC 7617)."""
+    """Answers challenges for a token, by oras-py, and for HTTP Basic (RFC 7617)."""
 
     def __init__(self, credentials: Credentials | None, origin: SplitResult) -> None:
         super().__init__()
@@ -313,7 +313,7 @@ class _Auth(TokenAuth):  # type: ignore[misc] # oras-py has no types
         headers: dict[str, str],
         refresh: bool = False,  # noqa: ARG002 - oras-py's signature
     ) -> tuple[dict[str, str], bool]:
-        """The headers with which to ask again, and whether that is worth it."""
+        """Return the headers for a second request, and whether they differ from those of the first."""
         challenges = parse_challenges([original.headers.get("WWW-Authenticate", "")])
         parameters = {challenge.scheme: challenge.parameters for challenge in reversed(challenges)}
         user = self.credentials.user if self.credentials else None
@@ -333,21 +333,21 @@ class _Auth(TokenAuth):  # type: ignore[misc] # oras-py has no types
             return None
         is_plain = realm.scheme == "http" and (self.prefix, self._host) != ("http", realm.hostname)
         if self.credentials and is_plain:
-            raise PermanentError("the registry wants our credentials sent to where there is no TLS")
+            raise PermanentError("the registry's token realm has no TLS: our credentials were not sent")
         try:
             token = self.request_token(authHeader(parameters))
-        except (AttributeError, RecursionError):  # oras-py takes whatever JSON comes for an object
+        except (AttributeError, RecursionError):  # oras-py takes any JSON for an object
             return None
         return token if isinstance(token, str) else None
 
     def secrets(self) -> list[str]:
-        """What must not be shown."""
+        """Return the strings that no message may contain."""
         basic = getattr(self, "_basic_auth", None)
         return [secret for secret in (self.credentials and self.credentials.secret, basic, self.token) if secret]
 
 
 class _Adapter(HTTPAdapter):
-    """Requests that end in time, and trust in what the system trusts."""
+    """A transport adapter with timeouts on each request, and our TLS context."""
 
     def __init__(self, tls: ssl.SSLContext) -> None:
         self._tls = tls
@@ -360,12 +360,15 @@ class _Adapter(HTTPAdapter):
         return super().proxy_manager_for(*args, ssl_context=self._tls, **kwargs)
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        kwargs["timeout"] = (CONNECT, UPLOADED if request.method == "PUT" else ANSWER)
+        kwargs["timeout"] = (
+            CONNECT_TIMEOUT_SECONDS,
+            UPLOAD_TIMEOUT_SECONDS if request.method == "PUT" else ANSWER_TIMEOUT_SECONDS,
+        )
         return super().send(request, *args, **kwargs)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """`error`, and all that it was made of."""
+    """Yield `error` and all errors that it wraps."""
     pending: list[object] = [error]
     seen: set[int] = set()
     while pending:
@@ -381,7 +384,7 @@ def _first(causes: Iterable[BaseException], *kinds: type[E]) -> E | None:
 
 
 def _json(body: bytes) -> dict[str, Any]:
-    """The JSON object that an answer is, or an empty one."""
+    """Parse an answer's JSON object; return an empty one if it is none."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

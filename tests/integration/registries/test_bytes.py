@@ -135,7 +135,7 @@ MANIFESTS: dict[str, tuple[Answer, str]] = {
     "a key that stands twice": (always(Response(200, b'{"layers": [], "layers": []}')), "stands twice"),
     "of an older schema": (
         always(Response(200, b'{"mediaType": "application/vnd.docker.distribution.manifest.v1+prettyjws"}')),
-        "prettyjws is not read",
+        "prettyjws is not supported",
     ),
     "too large": (always(Response(200, b" " * (4 * 1024 * 1024 + 1))), "larger than 4194304 bytes"),
     "too large in chunks": (chunked(*[b" " * 65536] * 65), "larger than 4194304 bytes"),
@@ -275,7 +275,7 @@ TWO_NAMED = [layer(CONTENT, **title("firmware.bin")), layer(OTHER, **title("firm
         ([layer(digest="sha512:" + "0" * 128)], "layer 0 has a digest that is not a sha256"),
         ([layer(digest="sha256:../../../../etc/passwd")], "layer 0 has a digest that is not a sha256"),
         ([layer(digest="sha256:" + "A" * 64)], "layer 0 has a digest that is not a sha256"),
-        ([layer(annotations=[])], "layer 0 has annotations that are no map of texts"),
+        ([layer(annotations=[])], "layer 0 has annotations that are no map of strings"),
         ([], "no firmware"),
         ([5, None, {}, {"mediaType": []}], "no firmware"),
         (TWO, "two firmware layers: a.bin, b.bin"),

@@ -199,7 +199,7 @@ def test_a_layout_without_its_files_is_none(
         (lambda i: i["manifests"][0].update(annotations=None), "no tag 0.1.1 in the layout pump"),
         (
             lambda i: i["manifests"].append(i["manifests"][0] | {"digest": "sha256:" + "0" * 64}),
-            "tag 0.1.1 stands at 2 manifests in the layout pump",
+            "tag 0.1.1 names 2 manifests in the layout pump",
         ),
     ],
 )

@@ -83,18 +83,18 @@ def test_a_manifest_without_a_media_type_is_taken_for_one() -> None:
         ),
         (manifest(layer(), layer()), f"two firmware layers: sha256:{SHA256}, sha256:{SHA256}"),
         (manifest(layer(), version=""), "annotation org.opencontainers.image.version is empty"),
-        (manifest(layer(), version=5), "manifest has annotations that are no map of texts"),
-        (manifest(layer(), annotations=[]), "manifest has annotations that are no map of texts"),
+        (manifest(layer(), version=5), "manifest has annotations that are no map of strings"),
+        (manifest(layer(), annotations=[]), "manifest has annotations that are no map of strings"),
         (
             manifest(layer(), mediaType="application/vnd.oci.image.index.v1+json"),
             "index has no list of manifests",
         ),
         (
             manifest(layer(), mediaType="application/vnd.docker.distribution.manifest.v1+json"),
-            "application/vnd.docker.distribution.manifest.v1+json is not read, "
+            "application/vnd.docker.distribution.manifest.v1+json is not supported, "
             "only images, artifacts and indexes of them",
         ),
-        (manifest(layer(), mediaType=None), "None is not read, only images, artifacts and indexes of them"),
+        (manifest(layer(), mediaType=None), "None is not supported, only images, artifacts and indexes of them"),
         (manifest(layers=None), "manifest has no list of layers"),
         (manifest(layers={}), "manifest has no list of layers"),
         (b"{}", "manifest has no list of layers"),
@@ -109,7 +109,7 @@ def test_a_manifest_without_a_media_type_is_taken_for_one() -> None:
         (manifest(layer(digest=f"sha256:{SHA256}\n")), "layer 0 has a digest that is not a sha256"),
         (manifest(layer(digest=f"sha256:{SHA256.upper()}")), "layer 0 has a digest that is not a sha256"),
         (manifest(layer(digest=f"sha256:../../{SHA256[6:]}")), "layer 0 has a digest that is not a sha256"),
-        (manifest(layer(annotations={"x": 5})), "layer 0 has annotations that are no map of texts"),
+        (manifest(layer(annotations={"x": 5})), "layer 0 has annotations that are no map of strings"),
     ],
 )
 def test_a_manifest_that_names_no_one_firmware_fails(content: bytes, reason: str) -> None:

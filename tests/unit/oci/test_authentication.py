@@ -89,10 +89,10 @@ def authorization(
     return Authorization(host, configured, realm, realm.clock)
 
 
-def answer_to(
+def answer_challenge(
     authorization: Authorization, *challenges: str, refused: str | None = None, repository: str = "acme/pump"
 ) -> str:
-    return authorization.answer_to(repository, refused, challenges or [BEARER], Deadline(5))
+    return authorization.answer_challenge(repository, refused, challenges or [BEARER], Deadline(5))
 
 
 def reason(call: Callable[[], object]) -> str:
@@ -265,7 +265,7 @@ def test_nothing_is_shown_and_nothing_read_before_the_registry_asks() -> None:
 def test_a_token_is_fetched_with_what_is_configured_and_used_from_then_on(credentials: Credentials | None) -> None:
     realm, configured = Realm(), Configured(credentials)
     ours = authorization(realm, configured)
-    assert answer_to(ours) == "Bearer token1"
+    assert answer_challenge(ours) == "Bearer token1"
     assert realm.was_shown == (basic("ada", "pass") if credentials else None)
     assert configured.read == ["acme/pump"]
     assert ours.header("acme/pump") == "Bearer token1"
@@ -275,16 +275,16 @@ def test_a_token_is_fetched_with_what_is_configured_and_used_from_then_on(creden
 def test_a_token_serves_one_repository() -> None:
     realm = Realm()
     ours = authorization(realm)
-    answer_to(ours, repository="acme/pump")
+    answer_challenge(ours, repository="acme/pump")
     assert ours.header("acme/valve") is None
-    assert answer_to(ours, repository="acme/valve") == "Bearer token2"
+    assert answer_challenge(ours, repository="acme/valve") == "Bearer token2"
     assert ours.header("acme/pump") == "Bearer token1"
 
 
 def test_basic_credentials_are_shown_to_a_registry_that_asks_and_then_for_all_its_repositories() -> None:
     configured = Configured(ADA)
     ours = authorization(Realm(), configured)
-    assert answer_to(ours, BASIC) == basic("ada", "pass")
+    assert answer_challenge(ours, BASIC) == basic("ada", "pass")
     assert ours.header("acme/pump") == ours.header("acme/valve") == basic("ada", "pass")
     configured.credentials = Credentials("ada", "new")
     assert ours.header("acme/pump") == basic("ada", "new")
@@ -296,18 +296,18 @@ def test_a_configured_token_is_shown_to_a_registry_that_asks_for_one_and_never_t
     realm = Realm()
     ours = authorization(realm, TOKEN_ONLY)
     for challenge in (BEARER, "Bearer"):
-        assert answer_to(ours, challenge) == "Bearer s3cret"
+        assert answer_challenge(ours, challenge) == "Bearer s3cret"
     assert ours.header("acme/valve") == "Bearer s3cret"
     assert not realm.asked
 
 
 def test_a_registry_that_changes_its_mind_is_shown_what_it_asks_for_now() -> None:
     ours = authorization(Realm(), ADA)
-    shown = answer_to(ours, BASIC)
-    assert answer_to(ours, BEARER, refused=shown) == "Bearer token1"
+    shown = answer_challenge(ours, BASIC)
+    assert answer_challenge(ours, BEARER, refused=shown) == "Bearer token1"
     assert ours.header("acme/valve") is None
     ours = authorization(Realm(), configured := Configured(TOKEN_ONLY))
-    answer_to(ours, BEARER)
+    answer_challenge(ours, BEARER)
     configured.credentials = ADA
     assert ours.header("acme/pump") is None  # Basic was never asked for
 
@@ -317,11 +317,11 @@ def test_a_registry_that_changes_its_mind_is_shown_what_it_asks_for_now() -> Non
 )
 @pytest.mark.parametrize(("credentials", "shown"), [(ADA, "Bearer token1"), (TOKEN_ONLY, "Bearer s3cret")])
 def test_a_token_is_preferred_to_basic(challenges: list[str], credentials: Credentials, shown: str) -> None:
-    assert answer_to(authorization(Realm(), credentials), *challenges) == shown
+    assert answer_challenge(authorization(Realm(), credentials), *challenges) == shown
 
 
 def test_where_nothing_says_where_to_get_a_token_basic_will_do() -> None:
-    assert answer_to(authorization(Realm(), ADA), 'Bearer service="x"', BASIC) == basic("ada", "pass")
+    assert answer_challenge(authorization(Realm(), ADA), 'Bearer service="x"', BASIC) == basic("ada", "pass")
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_what_cannot_be_answered_is_a_failure(
     challenges: list[str], credentials: Credentials | None, told: str
 ) -> None:
     ours = authorization(Realm(), credentials)
-    assert reason(lambda: ours.answer_to("acme/pump", None, challenges, Deadline(5))) == told
+    assert reason(lambda: ours.answer_challenge("acme/pump", None, challenges, Deadline(5))) == told
 
 
 def test_credentials_that_cannot_be_read_are_a_failure() -> None:
@@ -381,9 +381,9 @@ def test_credentials_that_cannot_be_read_are_a_failure() -> None:
     ours = Authorization("registry.example", credentials, Realm())
     for challenge in (BASIC, BEARER):
         with pytest.raises(PermanentError, match="DOCKER_CONFIG: no"):
-            answer_to(ours, challenge)
+            answer_challenge(ours, challenge)
     broken = False
-    answer_to(ours, BASIC)
+    answer_challenge(ours, BASIC)
     broken = True
     with pytest.raises(PermanentError, match="DOCKER_CONFIG: no"):
         ours.header("acme/pump")
@@ -406,13 +406,13 @@ def test_credentials_that_cannot_be_read_are_a_failure() -> None:
 )  # fmt: skip
 def test_what_is_asked_for_comes_after_whatever_the_realm_has(realm: str, asked: str) -> None:
     upstream = Realm()
-    answer_to(authorization(upstream), f'Bearer realm="{realm}",service="s"')
+    answer_challenge(authorization(upstream), f'Bearer realm="{realm}",service="s"')
     assert upstream.asked[0][0] == f"{asked}service=s&scope=repository%3Aacme%2Fpump%3Apull"
 
 
 def test_a_service_is_asked_for_as_given_whatever_it_holds() -> None:
     realm = Realm()
-    answer_to(authorization(realm), r'Bearer realm="https://auth.example/token",service="a&b=c d+e%20#\"é,:"')
+    answer_challenge(authorization(realm), r'Bearer realm="https://auth.example/token",service="a&b=c d+e%20#\"é,:"')
     query = urlsplit(realm.asked[0][0]).query
     assert parse_qsl(query, encoding="iso-8859-1")[0] == ("service", 'a&b=c d+e%20#"é,:')
     assert re.fullmatch(r"[A-Za-z0-9%=&._~-]*", query)
@@ -424,7 +424,7 @@ def test_without_a_service_none_is_asked_for() -> None:
         'Bearer realm="https://auth.example/token"',
         'Bearer realm="https://auth.example/token",service=""',
     ):
-        answer_to(authorization(realm), challenge)
+        answer_challenge(authorization(realm), challenge)
         assert realm.query == [("scope", "repository:acme/pump:pull")]
 
 
@@ -452,7 +452,9 @@ def test_without_a_service_none_is_asked_for() -> None:
 )
 def test_a_token_is_asked_for_to_pull_and_for_nothing_more(challenged: str, asked: list[str]) -> None:
     realm = Realm()
-    answer_to(authorization(realm), f'Bearer realm="https://auth.example/token",service="s",scope="{challenged}"')
+    answer_challenge(
+        authorization(realm), f'Bearer realm="https://auth.example/token",service="s",scope="{challenged}"'
+    )
     assert realm.query == [("service", "s"), *(("scope", scope) for scope in asked)]
 
 
@@ -475,7 +477,7 @@ def test_credentials_are_only_shown_over_https_or_to_the_registrys_own_host(
 ) -> None:
     upstream = Realm()
     ours = authorization(upstream, ADA, host)
-    assert answer_to(ours, f'Bearer realm="{realm}"') == "Bearer token1"
+    assert answer_challenge(ours, f'Bearer realm="{realm}"') == "Bearer token1"
     assert upstream.was_shown == (basic("ada", "pass") if is_shown else None)
 
 
@@ -485,15 +487,16 @@ def test_where_credentials_were_not_shown_a_refusal_says_so_whoever_refuses() ->
     challenge = 'Bearer realm="http://Auth.example:5001/token?key=S3cr3t"'
     where = "not sent to http://auth.example, which is neither https nor the registry's own host"
     told = f"{NAME}: access denied: our credentials were {where}"
-    shown = answer_to(ours, challenge)  # an anonymous token, with which nothing is allowed
+    shown = answer_challenge(ours, challenge)  # an anonymous token, with which nothing is allowed
     assert ours.refusal("acme/pump", shown).reason == told
     realm.clock.now += 600
     for status in (401, 403):
         realm.answer = lambda status=status: answered(status)
-        assert reason(lambda: answer_to(ours, challenge)) == told
+        assert reason(lambda: answer_challenge(ours, challenge)) == told
     realm.answer = lambda: answered(400)
     assert (
-        reason(lambda: answer_to(ours, challenge)) == f"{NAME}: token realm answered 400; our credentials were {where}"
+        reason(lambda: answer_challenge(ours, challenge))
+        == f"{NAME}: token realm answered 400; our credentials were {where}"
     )
 
 
@@ -525,7 +528,7 @@ def test_where_credentials_were_not_shown_a_refusal_says_so_whoever_refuses() ->
 def test_a_realm_that_two_readers_could_understand_differently_is_not_asked(realm: str) -> None:
     upstream = Realm()
     ours = authorization(upstream, ADA)
-    told = reason(lambda: answer_to(ours, f'Bearer realm="{realm}"'))
+    told = reason(lambda: answer_challenge(ours, f'Bearer realm="{realm}"'))
     assert told == f"{NAME}: the token realm is no http or https URL"
     assert not upstream.asked
 
@@ -546,12 +549,12 @@ def test_a_realm_is_asked_over_the_wire_as_it_says() -> None:
     with Server(issue) as server:
         ours = Authorization("127.0.0.1", Configured(ADA), fetch)
         assert (
-            answer_to(ours, f'Bearer realm="{server.url}/token",service="zot",scope="repository:pump:pull"')
+            answer_challenge(ours, f'Bearer realm="{server.url}/token",service="zot",scope="repository:pump:pull"')
             == "Bearer t"
         )
         assert [request.path for request in server.requests] == ["/token?service=zot&scope=repository%3Apump%3Apull"]
         assert reason(
-            lambda: answer_to(Authorization("127.0.0.1", Configured(), fetch), f'Bearer realm="{server.url}"')
+            lambda: answer_challenge(Authorization("127.0.0.1", Configured(), fetch), f'Bearer realm="{server.url}"')
         )
 
 
@@ -570,7 +573,7 @@ def test_a_realm_is_asked_over_the_wire_as_it_says() -> None:
 )
 def test_a_token_has_one_of_two_names(body: object) -> None:
     realm = Realm(answer=lambda: answered(body=json.dumps(body).encode()))
-    assert answer_to(authorization(realm)) == "Bearer t"
+    assert answer_challenge(authorization(realm)) == "Bearer t"
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -579,13 +582,13 @@ def test_a_realm_that_refuses_is_a_failure_that_says_what(
     status: int, credentials: Credentials | None, told: str
 ) -> None:
     ours = authorization(Realm(answer=lambda: answered(status, b'{"token": "t"}')), credentials)
-    assert reason(lambda: answer_to(ours)) == told
+    assert reason(lambda: answer_challenge(ours)) == told
 
 
 @pytest.mark.parametrize("status", [201, 204, 302, 400, 404, 405, 418])
 def test_another_answer_of_a_realm_is_a_failure(status: int) -> None:
     ours = authorization(Realm(answer=lambda: answered(status, b'{"token": "t"}')), ADA)
-    assert reason(lambda: answer_to(ours)) == f"{NAME}: token realm answered {status}"
+    assert reason(lambda: answer_challenge(ours)) == f"{NAME}: token realm answered {status}"
 
 
 @pytest.mark.parametrize(
@@ -612,7 +615,7 @@ def test_another_answer_of_a_realm_is_a_failure(status: int) -> None:
 )
 def test_an_answer_that_makes_no_sense_is_a_failure(body: bytes, told: str) -> None:
     ours = authorization(Realm(answer=lambda: answered(body=body)))
-    assert reason(lambda: answer_to(ours)) == f"{NAME}: the token realm's answer {told}"
+    assert reason(lambda: answer_challenge(ours)) == f"{NAME}: the token realm's answer {told}"
     assert ours.header("acme/pump") is None
 
 
@@ -623,10 +626,10 @@ def test_what_a_retry_can_cure_is_passed_on_and_not_remembered() -> None:
     realm = Realm(answer=is_down)
     ours = authorization(realm)
     with pytest.raises(RateLimitedError) as caught:
-        answer_to(ours)
+        answer_challenge(ours)
     assert caught.value.after == 7
     realm.answer = None
-    assert answer_to(ours) == "Bearer token2"
+    assert answer_challenge(ours) == "Bearer token2"
 
 
 # --- How long a token serves ------------------------------------------------------------------------------------------
@@ -656,22 +659,22 @@ def test_a_token_serves_until_a_little_before_it_expires(more: Mapping[str, obje
     realm = Realm(takes=0.5, more=more)
     ours = authorization(realm)
     asked = realm.clock.now
-    shown = answer_to(ours)
+    shown = answer_challenge(ours)
     realm.clock.now = asked + seconds - 0.01
     assert ours.header("acme/pump") == shown
     realm.clock.now = asked + seconds
     assert ours.header("acme/pump") is None
-    assert answer_to(ours) == "Bearer token2"
+    assert answer_challenge(ours) == "Bearer token2"
 
 
 def test_a_token_that_is_refused_before_its_time_is_renewed_once() -> None:
     realm = Realm(more={"expires_in": 300})
     ours = authorization(realm)
-    shown = answer_to(ours)
+    shown = answer_challenge(ours)
     realm.clock.now += 5
-    assert answer_to(ours, refused=shown) == "Bearer token2"
+    assert answer_challenge(ours, refused=shown) == "Bearer token2"
     # Whoever comes late with the old one gets the new one.
-    assert answer_to(ours, refused=shown) == answer_to(ours, refused=None) == "Bearer token2"
+    assert answer_challenge(ours, refused=shown) == answer_challenge(ours, refused=None) == "Bearer token2"
     assert len(realm.asked) == 2
 
 
@@ -680,9 +683,9 @@ def test_a_token_that_is_refused_has_a_reason_by_what_it_was_fetched_with(
     credentials: Credentials | None, told: str
 ) -> None:
     ours = authorization(Realm(more={"expires_in": 300}), credentials)
-    shown = answer_to(ours)
+    shown = answer_challenge(ours)
     assert ours.refusal("acme/pump", shown).reason == told
-    assert answer_to(ours, refused=shown) == "Bearer token2", "however young it was: it may have been revoked"
+    assert answer_challenge(ours, refused=shown) == "Bearer token2", "however young it was: it may have been revoked"
 
 
 @pytest.mark.parametrize(("credentials", "challenge"), [(ADA, BASIC), (TOKEN_ONLY, BEARER)])
@@ -691,11 +694,11 @@ def test_configured_credentials_that_were_refused_are_shown_again_only_when_they
 ) -> None:
     configured = Configured(credentials)
     ours = authorization(Realm(), configured)
-    shown = answer_to(ours, challenge)
-    assert reason(lambda: answer_to(ours, challenge, refused=shown)) == REFUSED
+    shown = answer_challenge(ours, challenge)
+    assert reason(lambda: answer_challenge(ours, challenge, refused=shown)) == REFUSED
     assert ours.refusal("acme/pump", shown).reason == REFUSED
     configured.credentials = Credentials(credentials.user, "rotated")
-    assert answer_to(ours, challenge, refused=shown) != shown
+    assert answer_challenge(ours, challenge, refused=shown) != shown
 
 
 def test_a_refusal_without_a_question_says_so() -> None:
@@ -706,7 +709,7 @@ def test_a_refusal_without_a_question_says_so() -> None:
 def test_tokens_of_1024_repositories_are_remembered_and_the_oldest_is_forgotten() -> None:
     ours = authorization(Realm())
     for number in range(1025):
-        answer_to(ours, repository=f"pump{number}")
+        answer_challenge(ours, repository=f"pump{number}")
     assert ours.header("pump0") is None
     assert ours.header("pump1") == "Bearer token2"
     assert ours.header("pump1024") == "Bearer token1025"
@@ -760,7 +763,7 @@ def outcomes(realm: Held, threads: ThreadPoolExecutor) -> list[str]:
 
     def ask(deadline: Deadline) -> str:
         try:
-            return ours.answer_to("acme/pump", None, [BEARER], deadline)
+            return ours.answer_challenge("acme/pump", None, [BEARER], deadline)
         except (PermanentError, TransientError) as error:
             return error.reason
 
@@ -803,13 +806,13 @@ def test_one_who_had_no_more_time_does_not_spoil_it_for_the_others(threads: Thre
 def test_those_who_were_refused_at_once_share_the_renewed_token(threads: ThreadPoolExecutor) -> None:
     realm = Realm(more={"expires_in": 300})
     ours = authorization(realm)
-    shown = answer_to(ours)
+    shown = answer_challenge(ours)
     realm.clock.now += 60
     together = threading.Barrier(8)
 
     def ask() -> str:
         together.wait(30)
-        return answer_to(ours, refused=shown)
+        return answer_challenge(ours, refused=shown)
 
     assert {result.result() for result in [threads.submit(ask) for _ in range(8)]} == {"Bearer token2"}
     assert len(realm.asked) == 2
@@ -818,9 +821,9 @@ def test_those_who_were_refused_at_once_share_the_renewed_token(threads: ThreadP
 def test_repositories_do_not_wait_for_each_other_nor_a_first_try_for_anything(threads: ThreadPoolExecutor) -> None:
     realm = Held()
     ours = Authorization("registry.example", Configured(), realm)
-    slowly = threads.submit(answer_to, ours, repository="one")
+    slowly = threads.submit(answer_challenge, ours, repository="one")
     assert realm.reached.wait(30)
-    assert answer_to(ours, repository="other") == "Bearer token2"
+    assert answer_challenge(ours, repository="other") == "Bearer token2"
     assert ours.header("one") is None
     assert ours.header("other") == "Bearer token2"
     realm.opened.set()
@@ -830,13 +833,13 @@ def test_repositories_do_not_wait_for_each_other_nor_a_first_try_for_anything(th
 def test_who_waits_for_the_token_of_another_waits_until_the_own_deadline(threads: ThreadPoolExecutor) -> None:
     realm = Held()
     ours = Authorization("registry.example", Configured(), realm)
-    slowly = threads.submit(answer_to, ours)
+    slowly = threads.submit(answer_challenge, ours)
     assert realm.reached.wait(30)
     deadline = Deadline(0.1)
     with pytest.raises(
         TransientError, match=r"^OCI registry registry\.example: an earlier request for a token has not ended$"
     ):
-        ours.answer_to("acme/pump", None, [BEARER], deadline)
+        ours.answer_challenge("acme/pump", None, [BEARER], deadline)
     assert deadline.elapsed < 2
     realm.opened.set()
     assert slowly.result() == "Bearer token1"
@@ -893,7 +896,7 @@ def test_no_secret_is_told_whatever_goes_wrong(
     refused = None
     try:
         for _ in range(3):  # what is shown is refused
-            refused = ours.answer_to("acme/pump", refused, challenges, Deadline(5))
+            refused = ours.answer_challenge("acme/pump", refused, challenges, Deadline(5))
             told += [ours, *vars(ours)["_repositories"].values(), ours.refusal("acme/pump", refused)]
     except PermanentError as error:
         assert error.reason.startswith(f"{NAME}: ")

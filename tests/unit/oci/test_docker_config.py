@@ -284,7 +284,9 @@ def test_what_cannot_be_read_is_a_failure_and_waits_for_nobody(tmp_path: Path) -
     ],
 )
 def test_there_are_no_credentials_that_no_header_can_carry(user: str | None, secret: str) -> None:
-    with pytest.raises(PermanentError, match=r"^OCI registry credentials: a .* that no header can carry$"):
+    with pytest.raises(
+        PermanentError, match=r"^OCI registry credentials: the .* has characters that no header can carry$"
+    ):
         Credentials(user, secret)
 
 

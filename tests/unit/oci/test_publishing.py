@@ -204,7 +204,7 @@ def test_a_tag_that_stands_at_something_else_afterwards_is_told(registry: Regist
     other = {"Docker-Content-Digest": "sha256:" + "0" * 64}
     registry.special = answering("HEAD", "manifests/", Response(200, headers=other))
     assert re.fullmatch(
-        "the tag 1.2.3 stands at sha256:0{64} instead of sha256:.{64}, which was sent: .*", reason(registry)
+        "the tag 1.2.3 names sha256:0{64} instead of sha256:.{64}, which was sent: .*", reason(registry)
     )
 
 
@@ -229,7 +229,7 @@ def test_tags_where_the_version_has_other_bytes_are_told(registry: Registry) -> 
     publish(registry, content=b"other", latest=True)
     publish(registry, "v1.2.3-rc", content=b"another")
     publish(registry, "unlike", content=b"not looked at")
-    assert publish(registry, "1.2.3-final").mixed == ("latest", "1.2.3", "v1.2.3-rc")
+    assert publish(registry, "1.2.3-final").conflicting_tags == ("latest", "1.2.3", "v1.2.3-rc")
 
 
 def test_not_many_tags_are_looked_at_for_that(registry: Registry) -> None:
@@ -242,7 +242,7 @@ def test_not_many_tags_are_looked_at_for_that(registry: Registry) -> None:
 @pytest.mark.parametrize("response", [Response(500), Response(401), Response(200, b"[]"), Response(200, b'{"tags":5}')])
 def test_a_registry_that_does_not_list_its_tags_is_good_enough(registry: Registry, response: Response) -> None:
     registry.special = answering("GET", "tags/list", response)
-    assert publish(registry).mixed == ()
+    assert publish(registry).conflicting_tags == ()
 
 
 # --- Credentials ------------------------------------------------------------------------------------------------------
@@ -356,13 +356,13 @@ def test_a_token_without_a_user_is_shown_as_it_is(registry: Registry) -> None:
 )
 def test_challenges_that_nobody_can_answer_are_a_refusal(registry: Registry, challenge: str) -> None:
     registry.special = lambda _: Response(401, headers={"WWW-Authenticate": challenge})
-    assert re.match("the credentials were refused|answers what makes no sense", reason(registry, credentials=ME))
+    assert re.match("the credentials were refused|malformed answer", reason(registry, credentials=ME))
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b'{"token": null}', b'{"token": 5}', b"<html>", b"[" * 9999])
 def test_a_token_service_that_gives_no_token_is_a_refusal(guarded: Guarded, answer: bytes) -> None:
     guarded.special = answering("GET", "^/token", Response(200, answer))
-    assert re.match("the credentials were refused|answers what makes no sense", reason(guarded, credentials=ME))
+    assert re.match("the credentials were refused|malformed answer", reason(guarded, credentials=ME))
 
 
 def test_a_registry_that_repeats_our_secrets_does_not_make_us_tell_them(registry: Registry) -> None:
@@ -379,14 +379,16 @@ def test_a_registry_that_repeats_our_secrets_does_not_make_us_tell_them(registry
 
 def test_what_a_registry_gives_for_a_digest_is_told_only_if_it_is_one(registry: Registry) -> None:
     registry.special = answering("HEAD", "manifests/", Response(200, headers={"Docker-Content-Digest": "s3cret"}))
-    assert reason(registry, credentials=ME).startswith("the tag 1.2.3 stands at something else instead of sha256:")
+    assert reason(registry, credentials=ME).startswith("the tag 1.2.3 names something else instead of sha256:")
 
 
 def test_credentials_go_without_tls_to_the_registrys_own_host_only(registry: Registry) -> None:
     with Server(lambda _: Response(200, b'{"token": "t"}')) as elsewhere:
         realm = elsewhere.url.replace("127.0.0.1", "localhost")
         registry.special = lambda _: Response(401, headers={"WWW-Authenticate": f'Bearer realm="{realm}/token"'})
-        with pytest.raises(PermanentError, match=r"^the registry wants our credentials sent to where there is no TLS$"):
+        with pytest.raises(
+            PermanentError, match=r"^the registry's token realm has no TLS: our credentials were not sent$"
+        ):
             publish(registry, credentials=ME)
         assert not elsewhere.requests
 
@@ -431,7 +433,7 @@ def test_a_proxy_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("HTTPS_PROXY", f"http://me:s3cret@127.0.0.1:{port}")
         with pytest.raises(TransientError) as failed:
             publish_to_registry(registry_reference("registry.invalid/pump:1"), BytesIO(b"1"), VERSION, access=Access())
-    assert failed.value.reason == "registry.invalid: the proxy that the environment names does not lead there"
+    assert failed.value.reason == "registry.invalid: the proxy in the environment cannot reach the registry"
 
 
 # --- Answers that are none, or no good ones ---------------------------------------------------------------------------
@@ -447,19 +449,19 @@ def test_a_proxy_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         (
             Response(403, error("DENIED", "not yours")),
             PermanentError,
-            "this is not allowed in pump (DENIED: not yours)",
+            "access denied to pump (DENIED: not yours)",
         ),
         (
             Response(404, error("NAME_UNKNOWN", "no")),
             PermanentError,
-            "no pump, or no such interface (NAME_UNKNOWN: no)",
+            "no repository pump, or no OCI registry at this URL (NAME_UNKNOWN: no)",
         ),
         (
             Response(405, error("UNSUPPORTED", "read-only")),
             PermanentError,
             "answered 405 to a POST (UNSUPPORTED: read-only)",
         ),
-        (Response(413), PermanentError, "that is too large for it"),
+        (Response(413), PermanentError, "too large for the registry"),
         (Response(400, b'{"errors": [5]}'), PermanentError, "answered 400 to a POST"),
         (Response(400, error("", "")), PermanentError, "answered 400 to a POST"),
         (Response(400, error("x" * 999, "")), PermanentError, f"answered 400 to a POST ({'x' * 200})"),
@@ -471,20 +473,24 @@ def test_a_proxy_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         (
             Response(400, b"Client sent an HTTP request to an HTTPS server.\n"),
             PermanentError,
-            "speaks TLS: leave --insecure out",
+            "speaks TLS; leave out --insecure",
         ),
         (Response(202), PermanentError, "does not say where to upload to: is it a registry?"),
         (
             Response(202, headers={"Location": "ftp://x/"}),
             PermanentError,
-            "answers what makes no sense (InvalidSchema)",
+            "malformed answer (InvalidSchema)",
         ),
-        (Response(302, headers={"Location": "/again"}), PermanentError, "no pump, or no such interface"),
+        (
+            Response(302, headers={"Location": "/again"}),
+            PermanentError,
+            "no repository pump, or no OCI registry at this URL",
+        ),
         (Response(200, b"x" * 4_200_000), PermanentError, "answers with more than 4194304 bytes"),
         (
             Response(200, b"no gzip at all", {"Content-Encoding": "gzip"}),
             PermanentError,
-            "answers what makes no sense (DecodeError)",
+            "malformed answer (DecodeError)",
         ),
     ],
 )
@@ -502,7 +508,7 @@ def test_a_web_site_is_no_registry(registry: Registry) -> None:
 
 def test_a_registry_that_sends_us_round_and_round_is_left(registry: Registry) -> None:
     registry.special = lambda _: Response(307, headers={"Location": "/v2/pump/again"})
-    assert reason(registry) == "answers what makes no sense (TooManyRedirects)"
+    assert reason(registry) == "malformed answer (TooManyRedirects)"
 
 
 def test_a_port_where_nobody_listens_is_told() -> None:
@@ -564,7 +570,7 @@ def test_a_refusal_that_comes_before_all_is_sent_is_heard() -> None:
         thread = Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
-            with pytest.raises(PermanentError, match="that is too large for it"):
+            with pytest.raises(PermanentError, match="too large for the registry"):
                 publish(server.server_port, content=bytes(20_000_000))
         finally:
             server.shutdown()

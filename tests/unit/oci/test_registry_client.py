@@ -15,14 +15,14 @@ from tests.support.hostile import raw
 from tests.support.http import Request, Response, Server
 
 #: Seconds, instead of the half minute in which a download has to make progress.
-STALLED = 0.4
+STALL_TIMEOUT_SECONDS = 0.4
 CONTENT = bytes(range(256)) * 64
 BLOB = Descriptor("application/octet-stream", digest_of(CONTENT), len(CONTENT), {})
 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet_fn.oci.registry_client.STALLED", STALLED)
+    monkeypatch.setattr("fleet_fn.oci.registry_client.STALL_TIMEOUT_SECONDS", STALL_TIMEOUT_SECONDS)
 
 
 @contextmanager
@@ -70,9 +70,9 @@ def over() -> Iterator[threading.Event]:
 def test_a_download_may_take_longer_than_it_may_stand_still(over: threading.Event) -> None:
     pieces = [CONTENT[at : at + 2048] for at in range(0, len(CONTENT), 2048)]
     began = time.monotonic()
-    with registry(sending(pieces, STALLED / 4, over)) as distribution:
+    with registry(sending(pieces, STALL_TIMEOUT_SECONDS / 4, over)) as distribution:
         assert download(distribution) == CONTENT
-    assert time.monotonic() - began > STALLED
+    assert time.monotonic() - began > STALL_TIMEOUT_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_download_may_take_longer_than_it_may_stand_still(over: threading.Even
     [
         pytest.param([], 0, id="nothing at all"),
         pytest.param([CONTENT[:4096]], 0, id="nothing after a while"),
-        pytest.param([bytes((byte,)) for byte in CONTENT], STALLED / 10, id="a trickle"),
+        pytest.param([bytes((byte,)) for byte in CONTENT], STALL_TIMEOUT_SECONDS / 10, id="a trickle"),
     ],
 )
 def test_a_download_that_makes_no_progress_is_given_up(
@@ -92,7 +92,7 @@ def test_a_download_that_makes_no_progress_is_given_up(
         pytest.raises(TransientError, match=r"^OCI registry 127\.0\.0\.1:\d+: a download made no progress for 0\.4 s$"),
     ):
         download(distribution)
-    assert time.monotonic() - began < STALLED * 5
+    assert time.monotonic() - began < STALL_TIMEOUT_SECONDS * 5
 
 
 def test_a_registry_that_does_not_begin_to_answer_is_given_up(over: threading.Event) -> None:
