@@ -20,8 +20,9 @@ from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import Store
 from fleet_fn.firmware.verified import VerifiedFiles
-from fleet_fn.http.client import Authorization, Fixed, HttpClient, basic
+from fleet_fn.http.authorization import Authorization, Fixed, basic
 from fleet_fn.http.client import Count as RequestCount
+from fleet_fn.http.client import HttpClient
 from fleet_fn.observability import metrics
 from fleet_fn.oci.docker_config import Credentials, from_docker_config
 from fleet_fn.oci.registry_client import RegistryClient
@@ -50,8 +51,8 @@ def make_updaters(settings: Settings, now: Callable[[], float] = time.time) -> t
     counts = StoreCounts(metrics.exchanges("oci"), metrics.lookups("firmware"))
     parts = _Parts(
         background,
-        drogue.counted("registry", metrics.exchanges("registry")),
-        drogue.named(COMMAND_API).counted("command", metrics.exchanges("command")),
+        drogue.with_count("registry", metrics.exchanges("registry")),
+        drogue.with_name(COMMAND_API).with_count("command", metrics.exchanges("command")),
         make_image_store(settings, files, background, counts),
         FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
     )
@@ -67,7 +68,7 @@ def make_drogue(settings: Settings, background: SingleFlight) -> HttpClient:
         settings.drogue_api_url,
         authorization=_authorization(settings, background),
         ca_file=settings.drogue_ca_file,
-        background=background,
+        single_flight=background,
     )
 
 
@@ -122,7 +123,7 @@ def _authorization(settings: Settings, background: SingleFlight) -> Authorizatio
     if settings.drogue_oidc_token_url:
         url = urlsplit(settings.drogue_oidc_token_url)
         provider = HttpClient(
-            "token endpoint", f"{url.scheme}://{url.netloc}", ca_file=settings.drogue_ca_file, background=background
+            "token endpoint", f"{url.scheme}://{url.netloc}", ca_file=settings.drogue_ca_file, single_flight=background
         )
         client = (settings.drogue_oidc_client_id or "", settings.drogue_oidc_client_secret or "")
         return ClientCredentials(provider, url.path or "/", *client)

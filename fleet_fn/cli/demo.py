@@ -24,7 +24,8 @@ import requests
 
 from fleet_fn.cli.fleet import print_fleet
 from fleet_fn.errors import UpstreamError
-from fleet_fn.http.client import Fixed, HttpClient, basic
+from fleet_fn.http.authorization import Fixed, basic
+from fleet_fn.http.client import HttpClient
 from fleet_fn.oci.access import Access, registry_reference
 from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
 from fleet_fn.oci.manifest import VERSION_ANNOTATION

@@ -89,7 +89,7 @@ def command(
     size: int | None,
     **rest: object,
 ) -> None:
-    """Simulates a device, or several, that go through real updates at a Drogue HTTP endpoint.
+    """Simulate a device, or several, that go through real updates at a Drogue HTTP endpoint.
 
     Ends on Ctrl-C, or with --once. The exit code is 0 if every device was in sync at the end, else 1.
     """

@@ -88,7 +88,7 @@ def command(application: str, labels: str | None, as_json: bool, watch: bool, in
 
 
 def print_fleet(upstream: HttpClient, application: str, *, echo: Callable[[str], object] = click.echo) -> bool:
-    """Prints the table of an application's devices, once, line by line.
+    """Print the table of an application's devices, once, line by line.
 
     Returns:
         Whether an update failed, or an error stands in a device's status.
@@ -133,7 +133,7 @@ def _displays(application: str, *, as_json: bool, watch: bool) -> Iterator[Displ
 
 
 def _watch(read: Callable[[], int], interval: int, url: str) -> int:
-    """Reads every `interval` seconds until it is interrupted; returns what the last reading that succeeded did.
+    """Read every `interval` seconds until it is interrupted; return what the last reading that succeeded did.
 
     Raises:
         PermanentError: it makes no sense to try again.

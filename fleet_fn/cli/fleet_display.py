@@ -24,13 +24,13 @@ class Display(Protocol):
     """Takes a fleet page by page, and shows each at once."""
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Shows further devices; there may be none."""
+        """Show further devices; there may be none."""
 
     def end(self, totals: Totals) -> None:
-        """Shows what they all come to."""
+        """Show what they all come to."""
 
     def break_off(self, reason: str) -> None:
-        """Ends before all devices have been shown."""
+        """End before all devices have been shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Table:
         return self._widths is not None
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Shows further devices. The first ones decide how wide each column is: who is longer pushes its row."""
+        """Show further devices. The first ones decide how wide each column is: who is longer pushes its row."""
         cells = [_cells(row) for row in rows]
         if self._widths is None:
             self._widths = _widths(cells)
@@ -108,7 +108,7 @@ class Table:
             self._echo(one_line(f"warning: {conflict.describe()}"))
 
     def break_off(self, reason: str) -> None:
-        """Shows nothing: rows without totals below them are not all, and the reason is told elsewhere."""
+        """Show nothing: rows without totals below them are not all, and the reason is told elsewhere."""
 
     def _line(self, widths: Sequence[int], cells: Sequence[str]) -> str:
         *cells, error = cells
@@ -126,7 +126,7 @@ class Document:
         self._separator = "\n"
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Shows further devices."""
+        """Show further devices."""
         if not self._has_begun:
             self._has_begun = True
             self._write(f'{{"application": {json.dumps(self._application)}, "devices": [')
@@ -149,7 +149,7 @@ class Document:
         self._close(totals=counts, gatewayConflicts=conflicts)
 
     def break_off(self, reason: str) -> None:
-        """Shows the error in the place of totals, if there is anything to be ended."""
+        """Show the error in the place of totals, if there is anything to be ended."""
         if self._has_begun:
             self._close(error=reason)
 

@@ -81,7 +81,7 @@ def _store(text: str, insecure: bool, ca_file: str | None) -> Iterator[tuple[Sto
         prefix = reference.prefix
         access = Access(insecure, ca_file, find_credentials(reference))
         access.tls_context()  # whose complaint is clearer than that of the store
-    background = SingleFlight()
+    single_flight = SingleFlight()
     with tempfile.TemporaryDirectory(prefix="fleet-inspect-", ignore_cleanup_errors=True) as folder:
         settings = Settings(
             drogue_api_url="",
@@ -93,7 +93,7 @@ def _store(text: str, insecure: bool, ca_file: str | None) -> Iterator[tuple[Sto
             firmware_cache_dir=folder,
             firmware_cache_bytes=2 * U32_MAX,
         )
-        yield make_image_store(settings, VerifiedFiles(background), background), reference
+        yield make_image_store(settings, VerifiedFiles(single_flight), single_flight), reference
 
 
 def _resolve(store: Store, reference: Reference) -> Firmware:

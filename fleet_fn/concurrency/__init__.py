@@ -1,1 +1,1 @@
-"""Work and answers that threads share."""
+"""Work and values that threads share."""

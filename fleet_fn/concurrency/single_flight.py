@@ -1,4 +1,4 @@
-"""Work that an event waits for, but that may outlive it: once at a time, however many events ask."""
+"""Run slow work once at a time per key, in a thread of its own, while any number of events wait for its result."""
 
 import threading
 import time
@@ -15,26 +15,26 @@ from fleet_fn.errors import TransientError, UpstreamError
 
 T = TypeVar("T")
 
-#: Errors that nobody heard yet, and seconds for which they are kept: devices that wait ask again sooner.
-_UNHEARD: Final = 256
+#: Errors that no caller has received yet, and how long they are kept. A waiting device asks again sooner.
+_MAX_UNHEARD: Final = 256
 _UNHEARD_SECONDS: Final = 600.0
 
 
 @dataclass(slots=True)
 class _Work:
-    """What goes on under a key."""
+    """The work under one key."""
 
     since: float
     keeps_error: bool
     future: "Future[Any]" = field(default_factory=Future)
-    #: Those who would hear of an error.
+    #: Callers that wait for the result.
     waiting: int = 0
 
 
 class SingleFlight:
-    """Runs functions in threads of their own, one for each key at a time.
+    """Runs functions in threads, one at a time per key.
 
-    The threads are daemons: what they do must be safe to be cut off at any instant.
+    The threads are daemons: the process may end at any instant of their work.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,19 +44,19 @@ class SingleFlight:
         self._unheard: OrderedDict[Hashable, tuple[float, BaseException]] = OrderedDict()
 
     def result(self, key: Hashable, function: Callable[[], T], deadline: Deadline, *, keeps_error: bool = False) -> T:
-        """What `function` returns, or what it returned to whoever asked for the same `key` a moment before.
+        """Return the result of `function`, or of the call that already runs under the same `key`.
 
         Args:
-            key: what is to be done once at a time.
-            function: does it.
-            deadline: when to stop waiting for it; what has taken longer already than that is in all is not waited for.
-            keeps_error: where nobody waits any more for a `function` that fails, its error is raised for the next who
-                asks. Else that one would start it again, and if it always takes too long, nobody would ever hear why.
+            key: names the work.
+            function: does the work.
+            deadline: when to stop waiting. Work that has already taken longer than the whole deadline is not awaited.
+            keeps_error: if no caller waits any more when `function` fails, raise its error for the next caller. Else
+                that caller would start the work again; if it always takes too long, no caller would learn why.
 
         Raises:
-            TimeoutError: it goes on beyond the deadline.
-            TransientError: it could not be begun.
-            BaseException: whatever `function` raised.
+            TimeoutError: the work goes on beyond the deadline.
+            TransientError: no thread could be started for it.
+            BaseException: any error of `function`.
 
         """
         with self._lock:
@@ -65,11 +65,11 @@ class SingleFlight:
                 self._raise_unheard(key)
                 work = _Work(self._clock(), keeps_error)
                 try:
-                    run = copy_context().run  # what is done is part of the first one's trace
+                    run = copy_context().run  # the work belongs to the trace of the first caller
                     threading.Thread(target=run, args=(self._run, key, function, work), daemon=True).start()
                 except RuntimeError as error:
                     raise TransientError("no thread can be started") from error
-                self._running[key] = work  # only now: where no thread can be started nobody must wait for it
+                self._running[key] = work  # only now: if no thread could be started, no caller must wait for one
             elif self._clock() - work.since > deadline.total:
                 raise TimeoutError
             work.waiting += 1
@@ -81,13 +81,13 @@ class SingleFlight:
                 work.waiting -= 1
                 if not work.future.done():
                     raise
-            result = work.future.result()  # it has just ended, or it was `function` that raised this
+            result = work.future.result()  # the work has just ended, or `function` itself raised TimeoutError
         return result
 
     def _run(self, key: Hashable, function: Callable[[], object], work: _Work) -> None:
         try:
             result = function()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+        except BaseException as error:  # noqa: BLE001 - handed to the callers that wait
             with self._lock:
                 del self._running[key]
                 work.future.set_exception(error)
@@ -99,9 +99,9 @@ class SingleFlight:
                 work.future.set_result(result)
 
     def _keep_unheard(self, key: Hashable, error: BaseException) -> None:
-        # The copy leaves behind the frames of the work, and whatever these hold.
+        # A copy does not keep the frames of the work alive.
         self._unheard[key] = (self._clock(), copy(error) if isinstance(error, UpstreamError) else error)
-        if len(self._unheard) > _UNHEARD:
+        if len(self._unheard) > _MAX_UNHEARD:
             self._unheard.popitem(last=False)
 
     def _raise_unheard(self, key: Hashable) -> None:

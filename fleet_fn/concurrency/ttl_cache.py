@@ -1,4 +1,4 @@
-"""A bounded memory of what was looked up: an answer may be as old as the one who asks allows."""
+"""A bounded cache of look-ups, in which each caller says how old a value may be."""
 
 import math
 import sys
@@ -20,27 +20,27 @@ V = TypeVar("V")
 
 
 class Count(Protocol):
-    """Told of look-ups."""
+    """Counts look-ups."""
 
     def __call__(self, *, hit: bool) -> None:
-        """Whether one found what it looked for, and had to ask nobody."""
+        """Count a look-up; `hit` says that the cache had the value."""
 
 
 @dataclass(slots=True)
 class _Turn:
-    """Whose look-up of a key it is."""
+    """The right to look a key up, which one thread has at a time."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     #: Threads that have it or wait for it.
     wanted_by: int = 0
-    #: What is being looked up may have changed meanwhile.
+    #: The key was invalidated during the look-up, so the result must not be kept.
     is_outdated: bool = False
 
 
 class TTLCache(Generic[K, V]):
-    """Values by key, each with the moment at which its look-up began, and what failed to give one.
+    """Values by key, each with the time at which its look-up began; and errors of failed look-ups.
 
-    Those who ask for the same key at the same time share one look-up. Nothing in it is needed for a right answer.
+    Callers that ask for the same key at the same time share one look-up. Losing the cache changes no answer.
     """
 
     def __init__(
@@ -52,10 +52,15 @@ class TTLCache(Generic[K, V]):
         count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A memory of at most `size` values, which take at most `max_bytes` together as `deep_size` counts them.
+        """Keep at most `size` values, of at most `max_bytes` together as `deep_size` counts them.
 
-        An error is raised again for `negative_ttl` seconds, or not at all. `count` is told with each `get` whether the
-        value was known.
+        Args:
+            size: values; 0 keeps none.
+            max_bytes: bytes of all keys and values.
+            negative_ttl: seconds for which an error is raised again; without it, errors are not kept.
+            count: is called with each `get`.
+            clock: seconds.
+
         """
         self._error_age = negative_ttl
         self._count = guarded("count of look-ups", count)
@@ -67,11 +72,11 @@ class TTLCache(Generic[K, V]):
         self._remembers = size > 0
 
     def get(self, key: K, max_age: float, look_up: Callable[[], V], deadline: Deadline) -> V:
-        """The value of `key`, looked up when what is known is older than `max_age` seconds.
+        """Return the value of `key`, and look it up if the known value is older than `max_age` seconds.
 
         Raises:
-            TransientError: somebody else's look-up of the same key took until the deadline.
-            UpstreamError: what `look_up` raised, now or a moment ago.
+            TransientError: another thread's look-up of the key took until the deadline.
+            UpstreamError: the error of `look_up`, now or within `negative_ttl`.
 
         """
         if not self._remembers:
@@ -82,7 +87,7 @@ class TTLCache(Generic[K, V]):
             if known := self._known(key, asked, max_age):
                 return known[0]
             with self._turn(key, deadline) as turn:
-                # What somebody looked up after we asked is as fresh as our own look-up.
+                # A value that another thread looked up since `asked` is as fresh as our own look-up.
                 if known := self._known(key, asked, max_age):
                     return known[0]
                 hit = False
@@ -92,29 +97,29 @@ class TTLCache(Generic[K, V]):
                 self._count(hit=hit)
 
     def peek(self, key: K, max_age: float = math.inf) -> V | None:
-        """The value of `key` if it is remembered and no older than `max_age` seconds."""
+        """Return the value of `key` if it is known and no older than `max_age` seconds."""
         entry = self._values.get(key)
         return entry[1] if entry and entry[0] >= self._clock() - max_age else None
 
     def now(self) -> float:
-        """The moment to be `put` with what is about to be looked up."""
+        """Return the time to `put` with a value whose look-up begins now."""
         return self._clock()
 
     def put(self, key: K, since: float, value: V) -> None:
-        """Remembers what somebody has looked up by other means, since the moment that he says."""
+        """Keep a value that the caller looked up itself, beginning at `since`."""
         if self._remembers:
             with self._lock:
                 self._values.put(key, since, value)
                 self._errors.pop(key)
 
     def replace(self, key: K, value: V) -> None:
-        """Remembers another value of `key` in the place of the one that is known, which makes it no fresher."""
+        """Replace the known value of `key`, but not its time: the new value counts as equally old."""
         with self._lock:
             if entry := self._values.get(key):
                 self._values.put(key, entry[0], value)
 
     def invalidate(self, key: K) -> None:
-        """Forgets `key`, and keeps what is being looked up right now from being remembered."""
+        """Forget `key`, and do not keep the result of a look-up that is under way."""
         with self._lock:
             self._values.pop(key)
             self._errors.pop(key)
@@ -123,7 +128,7 @@ class TTLCache(Generic[K, V]):
 
     @contextmanager
     def _turn(self, key: K, deadline: Deadline) -> Iterator[_Turn]:
-        """The right to look `key` up, which one thread has at a time."""
+        """Hold the right to look `key` up, which one thread has at a time."""
         with self._lock:
             turn = self._turns.setdefault(key, _Turn())
             turn.wanted_by += 1
@@ -141,7 +146,7 @@ class TTLCache(Generic[K, V]):
                     del self._turns[key]
 
     def _known(self, key: K, asked: float, max_age: float) -> tuple[V] | None:
-        """The value, if it is young enough; else the last look-up's error is raised, if that is."""
+        """Return the value if it is young enough; else raise the last look-up's error, if that is."""
         if (entry := self._values.get(key)) and entry[0] >= asked - max_age:
             return (entry[1],)
         if self._error_age and (failure := self._errors.get(key)) and failure[0] >= asked - self._error_age(failure[1]):
@@ -158,8 +163,8 @@ class TTLCache(Generic[K, V]):
             if self._error_age and self._error_age(error) > 0:
                 with self._lock:
                     if not turn.is_outdated:
-                        # What took its whole time-out to fail has only just failed. The copy leaves behind the frames
-                        # of the look-up, and whatever these hold.
+                        # Count from now: a look-up that failed at its time-out has failed only now. A copy does not
+                        # keep the frames of the look-up alive.
                         self._errors.put(key, self._clock(), copy(error))
             raise
         with self._lock:
@@ -170,7 +175,7 @@ class TTLCache(Generic[K, V]):
 
 
 class Bounded(Generic[K, V]):
-    """Values with their moments by key. When there are too many, the values that were put first are dropped.
+    """Values with their times by key. If there are too many, the values that were put first are dropped.
 
     Not safe to use from several threads.
     """
@@ -183,7 +188,7 @@ class Bounded(Generic[K, V]):
         self._entries: OrderedDict[K, tuple[float, V, int]] = OrderedDict()
 
     def get(self, key: K) -> tuple[float, V] | None:
-        """Return the moment and the value of `key`."""
+        """Return the time and the value of `key`."""
         entry = self._entries.get(key)
         return entry[:2] if entry else None
 
@@ -204,15 +209,15 @@ class Bounded(Generic[K, V]):
 
 
 def deep_size(value: object) -> int:
-    """Return the bytes that a value takes, with all that it is made of; parts that values share count in each.
+    """Return the bytes of a value and of all its parts; parts that values share count in each.
 
-    It looks into containers and dataclasses; of other objects only their own bytes count.
+    Look into containers and dataclasses; of other objects only their own bytes count.
     """
     size, left = 0, [value]
     while left:
         part = left.pop()
         if part is None or part is True or part is False:
-            continue  # there is one of each
+            continue  # the interpreter has one of each
         size += sys.getsizeof(part)
         if isinstance(part, str):
             continue

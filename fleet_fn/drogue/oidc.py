@@ -11,7 +11,8 @@ from urllib.parse import quote_plus, urlencode
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
-from fleet_fn.http.client import HttpClient, basic
+from fleet_fn.http.authorization import basic
+from fleet_fn.http.client import HttpClient
 from fleet_fn.protocol.strict_json import parse_json
 
 #: Seconds for which a token is used whose provider does not say: the lifetime that many have by default, and less than
@@ -81,7 +82,7 @@ class ClientCredentials:
         token = self._token
         return token.header if token and self._clock() < token.until else self._fetched(None, deadline)
 
-    def instead_of(self, refused: str, status: int, deadline: Deadline) -> str | None:
+    def refresh(self, refused: str, status: int, deadline: Deadline) -> str | None:
         """The `Authorization` with another token than the one that was refused, where that is worth a try.
 
         Raises:

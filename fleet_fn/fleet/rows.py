@@ -176,7 +176,7 @@ class Totals:
     gateways: Gateways = field(default_factory=Gateways)
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Counts further devices."""
+        """Count further devices."""
         for row in rows:
             self.states[row.state] += 1
             if row.current is not None:

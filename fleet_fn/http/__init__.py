@@ -1,1 +1,1 @@
-"""The HTTP client, and where it may connect to."""
+"""The HTTP client, and the addresses that it may connect to."""

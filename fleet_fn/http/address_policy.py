@@ -1,7 +1,7 @@
-"""Where requests go: a registry's own host, and where it sends us, for redirected blobs and for tokens.
+"""Check where an OCI registry sends the function: redirects of blobs, and token endpoints.
 
-Whoever can answer for the registry, or in its name, must not be able to make the function talk to what only the
-function can reach: a cloud's metadata service, the pod's other containers, the cluster's own network.
+A hostile registry must not make the function talk to a server that only the function can reach: a cloud's metadata
+service, the pod's other containers, the cluster's own network.
 """
 
 import enum
@@ -15,25 +15,26 @@ from fleet_fn.errors import PermanentError
 
 #: NAT64 (RFC 6052): the last 32 bits are an IPv4 address.
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
-#: A name as DNS has it, or an IP address; without zone.
+#: A DNS name, or an IP address without a zone.
 _HOST: Final = re.compile(r"[a-z0-9._-]{1,253}|[0-9a-f:.]{2,45}")
 
 
 class _Reach(enum.IntEnum):
-    """How far away an address is, the nearest last."""
+    """How far away an address is, from the farthest to the nearest."""
 
     GLOBAL = 0
     PRIVATE = 1
     LOOPBACK = 2
-    #: Link-local, multicast and what is no host's address: never.
+    #: Link-local, multicast and reserved addresses. No request may go there.
     NOWHERE = 3
 
 
-def permitting(registry: Callable[[], Iterable[str]]) -> Callable[[str], bool]:
-    """Whether an IP address may be connected to, by those of the `registry` itself.
+def make_address_check(registry: Callable[[], Iterable[str]]) -> Callable[[str], bool]:
+    """Return a check of IP addresses, given a function that returns the addresses of the OCI registry itself.
 
-    Public ones may; private and loopback ones only for a registry that is on such an address; link-local ones never.
-    A registry on a private address does not lead to loopback, which is the function's own pod.
+    A public address passes. A private or loopback address passes only if the registry has such an address too.
+    A link-local address never passes. A registry on a private address may not lead to loopback: that is the function's
+    own pod.
     """
 
     def permits(address: str) -> bool:
@@ -46,27 +47,26 @@ def permitting(registry: Callable[[], Iterable[str]]) -> Callable[[str], bool]:
 
 
 def split_url(url: str, *, plain_http: bool, registry: str) -> tuple[str, str]:
-    """An absolute URL's origin, as a URL without path, and its path with the query.
+    """Split an absolute URL into its origin (a URL without a path) and its path with the query.
 
     Args:
-        url: where the registry sends us.
+        url: the URL that the registry names.
         plain_http: whether http is allowed.
         registry: the registry's name in reasons.
 
     Raises:
-        PermanentError: it is none that a request may go to. The reason has its scheme and host, not the rest, which
-            may be secret.
+        PermanentError: no request may go to the URL. The reason has its scheme and host; the rest may be secret.
 
     """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
-        host.encode("idna")  # raises UnicodeError where the resolver would
+        host.encode("idna")  # raises the UnicodeError that the resolver would raise
     except ValueError as error:  # UnicodeError is one
         raise PermanentError(f"{registry}: sends us to a malformed URL") from error
-    # A host in which every reader sees the same one.
+    # URL parsers disagree on unusual hosts. This pattern admits only hosts that all of them read alike.
     if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or "@" in parts.netloc or port == 0:
-        raise PermanentError(f"{registry}: sends us to what is no http or https URL")
+        raise PermanentError(f"{registry}: sends us to a URL that is not http or https")
     if parts.scheme == "http" and not plain_http:
         raise PermanentError(f"{registry}: sends us to http://{host}, and plain HTTP is not allowed")
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
@@ -81,7 +81,7 @@ def _reach(text: str) -> _Reach:
             address = address.ipv4_mapped or address.sixtofour or address
         elif address in _NAT64:
             address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    if address.is_loopback or address.is_unspecified:  # connecting to 0.0.0.0 ends on loopback
+    if address.is_loopback or address.is_unspecified:  # a connection to 0.0.0.0 reaches loopback
         return _Reach.LOOPBACK
     if address.is_link_local or address.is_multicast or address.is_reserved:
         return _Reach.NOWHERE

@@ -1,8 +1,8 @@
 """One connection to an HTTP/1.1 server: requests out, answers in, each within a deadline.
 
-What an event costs is for the most part what its exchange with the command API does. `http.client` takes two writes for
-a request with a body, and has each answer's head read by a parser of mail. So a request is one write here, and the head
-of an answer is read by one regular expression where it is one as most are; all others are `http.client`'s.
+The exchange with the command API is most of an event's cost. `http.client` writes a request with a body in two system
+calls, and reads each head with the mail parser. Here, a request is one write, and one regular expression reads an
+ordinary head. `http.client` reads all other heads.
 """
 
 import http.client
@@ -18,23 +18,23 @@ from typing import Any, Final, Self
 
 from fleet_fn.deadline import Deadline
 
-#: Bytes of an answer's body that are read; what is larger makes no sense to us.
-MAX_BODY: Final = 4 * 1024 * 1024
-#: Bytes that are received for one answer at most, its head included.
-MAX_EXCHANGE: Final = 2 * MAX_BODY
-#: A head without anything unusual: printable ASCII, no folded lines, not an interim answer's, not too many headers.
+#: Largest body of an answer. No upstream has a reason to send a larger one.
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+#: Most bytes received for one answer, its head included.
+MAX_EXCHANGE_BYTES: Final = 2 * MAX_BODY_BYTES
+#: An ordinary head: printable ASCII, a final status, no folded lines, at most 99 headers.
 _PLAIN_HEAD: Final = re.compile(
     rb"HTTP/1\.1 ([2-9][0-9]{2})(?: [\t -~]*)?\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~]*\r\n){0,99})\r\n"
 )
-#: What a method, or the path that follows it, cannot have in it.
+#: Characters that a method or a path cannot contain.
 _NOT_IN_TARGET: Final = re.compile(r"[^!-~]")
-#: What ends a header, or hides what follows.
+#: Control characters, which would end a header or hide its rest.
 _NOT_IN_HEADER: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-#: Methods of which a server expects a body, unless it is told that there is none (RFC 9110, section 8.6).
+#: Methods whose requests need a Content-Length even without a body (RFC 9110, section 8.6).
 _WITH_BODY: Final = ("PATCH", "POST", "PUT")
 
 
-#: The share of the time that is left for which an answer is waited for at least.
+#: A socket's time-out stays as it is if it is at least this share of the time left. That saves a system call.
 _NEARLY: Final = 0.98
 #: `struct timeval`.
 _TIMEVAL: Final = struct.Struct("@ll")
@@ -42,43 +42,43 @@ _TIMEVAL: Final = struct.Struct("@ll")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request, of which the path is percent-encoded."""
+    """A request. Its path is percent-encoded."""
 
     method: str
     #: Path and query.
     target: str
-    #: Not in `repr`, as credentials are among them.
+    #: Not in `repr`: they contain credentials.
     headers: Mapping[str, str] = field(repr=False)
     body: bytes | None = field(repr=False)
     wants_body: bool
 
-    def encoded(self, authority: str) -> bytes:
-        """The request as it goes out, to the host and port of `authority`.
+    def encode(self, authority: str) -> bytes:
+        """Return the request's bytes, for the host and port of `authority`.
 
         Raises:
-            http.client.InvalidURL: the target has something in it that none may have.
-            ValueError: a header has.
+            http.client.InvalidURL: the target contains a character that is not allowed.
+            ValueError: a header does.
 
         """
         if _NOT_IN_TARGET.search(self.target):
-            raise http.client.InvalidURL("a path that is not percent-encoded")
+            raise http.client.InvalidURL("the path is not percent-encoded")
         lines = [f"{self.method} {self.target} HTTP/1.1", f"Host: {authority}", "Accept-Encoding: identity"]
         if self.body is not None or self.method in _WITH_BODY:
             lines.append(f"Content-Length: {len(self.body or b'')}")
         for name, value in self.headers.items():
             if _NOT_IN_HEADER.search(value):
-                raise ValueError(f"header {name!r} has a control character in it")
+                raise ValueError(f"header {name!r} contains a control character")
             lines.append(f"{name}: {value}")
         return "\r\n".join([*lines, "\r\n"]).encode("latin-1") + (self.body or b"")
 
 
 class _Timed:
-    """A socket whose reads end at the deadline of the exchange, however slowly or ceaselessly bytes come in."""
+    """A socket whose reads end at the exchange's deadline, even if bytes trickle in or never stop."""
 
     deadline: Deadline
-    #: Bytes that the exchange may still bring: `http.client` bounds neither interim answers nor trailers.
+    #: Bytes that the exchange may still receive: `http.client` bounds neither interim answers nor trailers.
     budget: int
-    #: Nothing more comes.
+    #: The other end has closed its side.
     is_at_end = False
 
     def recv_into(self, *args: Any) -> int:
@@ -87,49 +87,49 @@ class _Timed:
         self.is_at_end = not count
         self.budget -= count
         if self.budget < 0:
-            raise http.client.HTTPException("an answer without end")
+            raise http.client.HTTPException("the answer does not end")
         return count
 
     def _expect(self) -> None:
-        """Has the next read end in time."""
-        self.settimeout(left(self.deadline))  # type: ignore[attr-defined]
+        """Let the next read end at the deadline."""
+        self.settimeout(seconds_left(self.deadline))  # type: ignore[attr-defined]
 
 
 class TimedTLSSocket(_Timed, ssl.SSLSocket):
     """A TLS connection, with the deadline and the bound of an exchange."""
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """Sends all of it; of each piece that the other end takes it is the time-out that ends at the deadline.
+        """Send all bytes; the time-out of each piece ends at the deadline.
 
         Raises:
             TimeoutError: the deadline has passed.
 
         """
-        self.settimeout(left(self.deadline))
+        self.settimeout(seconds_left(self.deadline))
         super().sendall(data, flags)
 
 
 class TimedSocket(_Timed, socket.socket):
-    """A TCP connection, with the same.
+    """A TCP connection, with the deadline and the bound of an exchange.
 
-    It has no time-out of Python's: with that, each call is three of the system's, and other threads, which may go on
-    meanwhile, have to be waited for after each. What bounds a wait is the system's own.
+    With Python's own time-out, each call is three system calls, and the thread waits for the interpreter lock after
+    each. So the kernel's time-out, `SO_RCVTIMEO`, bounds the waits.
     """
 
-    #: Seconds that the system waits for something to receive; for ever at first.
+    #: Seconds that the kernel waits for bytes; unlimited at first.
     _wait = math.inf
 
-    def is_made(self) -> Self:
-        """The same, once it is connected."""
+    def mark_connected(self) -> Self:
+        """Switch Python's time-out off once the socket is connected; return the socket."""
         self.settimeout(None)
         return self
 
     def recv_into(self, *args: Any) -> int:
-        """Receives what there is, once there is something.
+        """Receive bytes as soon as there are some.
 
         Raises:
             TimeoutError: the deadline has passed.
-            http.client.HTTPException: more has come than an answer may have.
+            http.client.HTTPException: the answer has more bytes than an answer may have.
 
         """
         try:
@@ -138,7 +138,7 @@ class TimedSocket(_Timed, socket.socket):
             raise TimeoutError from error
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """Sends all of it.
+        """Send all bytes.
 
         Raises:
             TimeoutError: the deadline has passed.
@@ -146,27 +146,27 @@ class TimedSocket(_Timed, socket.socket):
         """
         rest = memoryview(data)
         while rest:
-            left(self.deadline)
+            seconds_left(self.deadline)
             try:
                 rest = rest[self.send(rest, flags | socket.MSG_DONTWAIT) :]
             except BlockingIOError:
                 poll = select.poll()
                 poll.register(self, select.POLLOUT)
-                poll.poll(math.ceil(1000 * left(self.deadline)))
+                poll.poll(math.ceil(1000 * seconds_left(self.deadline)))
 
     def _expect(self) -> None:
-        remaining = left(self.deadline)
+        remaining = seconds_left(self.deadline)
         if _NEARLY * remaining <= self._wait <= remaining:
-            return  # as the exchange before had it: most have as much time
+            return  # the time-out of the exchange before will do: most exchanges have as much time
         seconds, fraction = divmod(remaining, 1)
-        # Of zero it would wait for ever.
+        # A time-out of zero would be none at all.
         wait = _TIMEVAL.pack(int(seconds), max(1, int(1_000_000 * fraction)))
         self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
         self._wait = remaining
 
 
 class Response(http.client.HTTPResponse):
-    """An answer. Where its head is one as most are, what is known of it is what `http.client` would have found."""
+    """An answer. An ordinary head is read here, with the same result as `http.client` has; others by `http.client`."""
 
     def begin(self) -> None:
         """Read the head of the final response; interim responses before it are skipped (RFC 9110, section 15.2).
@@ -183,13 +183,13 @@ class Response(http.client.HTTPResponse):
         found: Any = self
         super().begin()
         while 100 < self.status < 200:
-            if self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:  # to one that nobody asked for
+            if self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:  # the request asked for no other protocol
                 raise http.client.HTTPException("another protocol")
-            found.headers = found.msg = None  # for `http.client`, the head has not been read then
+            found.headers = found.msg = None  # makes `http.client` read another head
             super().begin()
 
     def _begin_plainly(self) -> bool:
-        """Whether there was a plain head, which then has been read. Otherwise nothing has been, but into the buffer."""
+        """Read the head if it is an ordinary one; return whether it is. Any other head stays in the buffer."""
         found: Any = self
         plain = _PLAIN_HEAD.match(found.fp.peek())
         if plain is None:
@@ -219,31 +219,31 @@ class Response(http.client.HTTPResponse):
 
 
 class Connection:
-    """A connection made already, which tells whether an answer has begun."""
+    """An open connection, which knows whether an answer has begun."""
 
     def __init__(self, authority: str, sock: TimedSocket | TimedTLSSocket) -> None:
-        """One to the host and port of `authority`, as the header `Host` names them."""
+        """Use an open socket to the host and port of `authority`, in the form of the header `Host`."""
         self._authority = authority
         self.socket: Final = sock
         self.answered = False
         self._head_is_cut = False
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        #: The moment of the last use, on the upstream's clock.
+        #: Time of the last use, on the client's clock.
         self.idle_since = 0.0
 
     def ask(self, request: Request, deadline: Deadline) -> Response:
-        """Sends a request, and receives the head of its answer; after an error the connection is closed.
+        """Send a request and receive the head of its answer. After an error the connection is closed.
 
         Raises:
-            http.client.HTTPException: what comes is not HTTP, or the target cannot be asked for.
-            OSError: it cannot be sent, or nothing comes within the deadline.
+            http.client.HTTPException: the answer is not HTTP, or the target contains a character that is not allowed.
+            OSError: the request cannot be sent, or no answer comes within the deadline.
 
         """
         self.answered = False
-        self.grant(deadline, MAX_EXCHANGE)
+        self.grant(deadline, MAX_EXCHANGE_BYTES)
         try:
-            encoded = request.encoded(self._authority)
+            encoded = request.encode(self._authority)
             self.socket.sendall(encoded)
             return self._receive(request.method)
         except BaseException:
@@ -251,21 +251,21 @@ class Connection:
             raise
 
     def grant(self, deadline: Deadline, budget: int) -> None:
-        """Sets until when, and how many bytes, may be received."""
+        """Set the deadline and the bound, in bytes, for the next reads."""
         self.socket.deadline = deadline
         self.socket.budget = budget
 
     def check_head(self) -> None:
-        """Raises what a body raises that is cut short: `http.client` takes the end of the connection for the head's."""
+        """Raise IncompleteRead if the head is cut short: `http.client` takes the connection's end for the head's."""
         if self._head_is_cut:
             raise http.client.IncompleteRead(b"")
 
-    def readable(self) -> bool:
-        """Whether there is something to read where nothing was asked: the end, or what must not be taken for ours."""
+    def is_readable(self) -> bool:
+        """Return whether there are bytes to read, or the end, although no request is under way."""
         return bool(self._poll.poll(0))
 
     def close(self) -> None:
-        """Ends the connection, once its answer is closed, too."""
+        """Close the connection. The socket closes once its answer is closed too."""
         self.socket.close()
 
     def _receive(self, method: str) -> Response:
@@ -288,11 +288,11 @@ class Connection:
         return response
 
 
-def left(deadline: Deadline) -> float:
-    """A time-out for a socket.
+def seconds_left(deadline: Deadline) -> float:
+    """Return the seconds left, as a time-out for a socket.
 
     Raises:
-        TimeoutError: the deadline has passed, which a socket with bytes to read would not notice.
+        TimeoutError: the deadline has passed. A socket with bytes to read would not notice.
 
     """
     remaining = deadline.remaining

@@ -1,1 +1,1 @@
-"""Log lines, metrics and traces. They never change an answer."""
+"""Log lines, metrics and traces. None of them ever changes an answer."""

@@ -13,53 +13,54 @@ from typing import Any, Final
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import one_line
 
-#: Characters of a value in a line: as many as the longest reason has. Names may be as long as a whole request.
-_MAX_VALUE: Final = 1001
-#: Characters of a traceback's beginning, and of its end: what went wrong may quote all that was read.
-_MAX_TRACEBACK: Final = 10_000
-#: Seconds that whatever reads stdout may take for a line.
-_PATIENCE_SECONDS: Final = 0.1
+#: Longest value in a line: as long as the longest reason. A name may be as long as a whole request.
+_MAX_VALUE_CHARS: Final = 1001
+#: Longest beginning, and longest end, of a traceback: an error's message may quote a whole document.
+_MAX_TRACEBACK_CHARS: Final = 10_000
+#: How long the reader of stdout may take for a line.
+_WRITE_TIMEOUT_SECONDS: Final = 0.1
 
 
 class _Logger(logging.Logger):
-    """A logger that never raises: a line that cannot be written has no other effect."""
+    """A logger that never raises: if a line cannot be written, the caller goes on."""
 
     def handle(self, record: logging.LogRecord) -> None:
-        """Write a line, or let it be."""
+        """Write a line, if it can be written."""
         try:
             super().handle(record)
-        except Exception as error:  # noqa: BLE001 - no answer may depend on it
+        except Exception as error:  # noqa: BLE001 - no answer may depend on a log line
             _complain(error)
 
 
 class _Handler(logging.StreamHandler[Any]):
-    """Writes lines to a stream that may be closed, full, or read by none."""
+    """Writes lines to a stream that may be closed, full, or without a reader."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging's signature
-        """Tell of the error that is being handled."""
+        """Complain of the current error."""
         _complain(sys.exc_info()[1])
 
 
 class _Pipe:
-    """A pipe to which lines are written if its reader takes them in time; else they are dropped."""
+    """A pipe that drops lines which its reader does not take in time."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
         self._is_stalled = False
-        #: The last line has been written in part.
+        #: Only a part of the last line was written.
         self._is_cut = False
 
     def write(self, line: str) -> None:
         """Write a line.
 
         Raises:
-            BlockingIOError: the reader has not taken it in time. It gets time once, until it takes lines again.
+            BlockingIOError: the reader has not taken the line in time. Until it takes a line again, it gets no more
+                time.
 
         """
         whole = ("\n" * self._is_cut + line).encode("utf-8", "backslashreplace")
-        rest, deadline = memoryview(whole), Deadline(0 if self._is_stalled else _PATIENCE_SECONDS)
+        rest, deadline = memoryview(whole), Deadline(0 if self._is_stalled else _WRITE_TIMEOUT_SECONDS)
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
@@ -71,23 +72,23 @@ class _Pipe:
         self._is_stalled = self._is_cut = False
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Do nothing: `write` buffers nothing."""
 
 
 def _stream() -> Any:
-    """Return stdout, or what writes to the same pipe if that does not wait for its reader."""
+    """Return stdout; or a `_Pipe` over it, if it is a pipe in non-blocking mode."""
     try:
         descriptor = sys.stdout.fileno()
         return sys.stdout if os.get_blocking(descriptor) else _Pipe(descriptor)
-    except (OSError, ValueError, AttributeError):  # closed, or no file
+    except (OSError, ValueError, AttributeError):  # closed, or not a file
         return sys.stdout
 
 
 def _complain(error: BaseException | None) -> None:
-    """Tell once, and elsewhere, that lines cannot be written."""
+    """Say on stderr, once, that lines cannot be written."""
     if not _complained:
         _complained.append(True)
-        with suppress(Exception):  # it may be in no better state
+        with suppress(Exception):  # stderr may be broken too
             sys.stderr.write(f"fleet_fn: lines cannot be logged: {one_line(repr(error))}\n")
 
 
@@ -99,7 +100,7 @@ logging.setLoggerClass(_class)
 
 
 def configure(level: str, form: str) -> None:
-    """Log everything of the project from `level` on; `form` is `json`, or `text` for people."""
+    """Log this project's records from `level` on; `form` is `json`, or `text` for people."""
     handler = _Handler(_stream())
     handler.setFormatter(_JSONFormatter() if form == "json" else _TextFormatter())
     logger.handlers[:] = [handler]
@@ -110,9 +111,9 @@ def configure(level: str, form: str) -> None:
 class _Formatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         text = super().formatException(ei)
-        if len(text) <= 2 * _MAX_TRACEBACK:
+        if len(text) <= 2 * _MAX_TRACEBACK_CHARS:
             return text
-        return f"{text[:_MAX_TRACEBACK]}…\n…{text[-_MAX_TRACEBACK:]}"
+        return f"{text[:_MAX_TRACEBACK_CHARS]}…\n…{text[-_MAX_TRACEBACK_CHARS:]}"
 
 
 class _JSONFormatter(_Formatter):
@@ -124,13 +125,13 @@ class _JSONFormatter(_Formatter):
 
 
 class _TextFormatter(_Formatter):
-    """Values that are more than a plain word are quoted as in JSON, so that no name can forge a line or a field."""
+    """Quotes any value but a plain word as JSON does, so that no name can forge a line or a field."""
 
     def format(self, record: logging.LogRecord) -> str:
         words = [_time(record), record.levelname, record.getMessage()]
         words += [f"{key}={_word(value)}" for key, value in _fields(record).items()]
         lines = [" ".join(words)]
-        if record.exc_info:  # indented, because its text may hold what looks like a line of ours
+        if record.exc_info:  # indented: the error's text may look like a log line
             lines += [f"  {one_line(line)}" for line in self.formatException(record.exc_info).split("\n")]
         return "\n".join(lines)
 
@@ -140,13 +141,13 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
-    """What was given as `extra={"fields": …}`."""
+    """Return the record's `extra={"fields": …}`, with long values cut."""
     fields: Mapping[str, Any] = getattr(record, "fields", {})
     return {name: _bounded(value) for name, value in fields.items()}
 
 
 def _bounded(value: object) -> object:
-    return f"{value[:_MAX_VALUE]}…" if isinstance(value, str) and len(value) > _MAX_VALUE else value
+    return f"{value[:_MAX_VALUE_CHARS]}…" if isinstance(value, str) and len(value) > _MAX_VALUE_CHARS else value
 
 
 def _word(value: object) -> str:

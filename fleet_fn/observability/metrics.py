@@ -1,8 +1,7 @@
-"""What is counted. The module `prometheus` does it, and is loaded with the first event, or soon after the start.
+"""The function's counters. Counting never raises, even if the folder for metrics breaks.
 
-Counting never raises, whatever becomes of the folder in which worker processes count together.
-
-A function has to be there fast, and what loads Prometheus' client does nothing to that.
+The module `prometheus` counts. It is loaded with the first event, or soon after the start: loading Prometheus' client
+would delay the start.
 """
 
 import time
@@ -12,12 +11,12 @@ from typing import Any, Final
 
 from fleet_fn.observability.side_effects import Guard
 
-#: Back-off after counters could not be made, for want of a folder or of space in it.
+#: Pause before another try after counters could not be made, e.g. because the folder is full.
 _BACK_OFF_SECONDS: Final = 10.0
 
 
 class _Counter:
-    """A function of `prometheus`, which is made when it is first called."""
+    """A counting function of `prometheus`, made with its first call."""
 
     __slots__ = ("_count", "_make")
 
@@ -26,15 +25,15 @@ class _Counter:
         self._count: Callable[..., None] | None = None
         _counters.append(self)
 
-    def __call__(self, *what: Any, **more: Any) -> None:
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
         try:
-            if self._count or _may_be_made():
-                (self._count or self.made())(*what, **more)
-        except Exception as error:  # noqa: BLE001 - no answer may depend on it
+            if self._count or _may_retry():
+                (self._count or self.load())(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - no answer may depend on a counter
             _guard.report(error)
 
-    def made(self) -> Callable[..., None]:
-        """Return the function, which stays.
+    def load(self) -> Callable[..., None]:
+        """Make the function, unless it was made before, and return it.
 
         Raises:
             Exception: it cannot be made.
@@ -51,8 +50,8 @@ class _Counter:
             return self._count
 
 
-def _may_be_made() -> bool:
-    """Whether counters can be made, as far as is known: to try it again takes time."""
+def _may_retry() -> bool:
+    """Return whether to try to make a counter: a try that fails takes time."""
     return _failed_at is None or time.monotonic() - _failed_at > _BACK_OFF_SECONDS
 
 
@@ -63,7 +62,7 @@ _counters: list[_Counter] = []
 
 
 def events(outcomes: tuple[str, ...]) -> Callable[[str, float], None]:
-    """Counts an event by its outcome, and the seconds that it took."""
+    """Return a counter of events: by outcome, and by the seconds until the answer."""
 
     def make() -> Callable[[str, float], None]:
         from fleet_fn.observability.prometheus import Events
@@ -74,7 +73,7 @@ def events(outcomes: tuple[str, ...]) -> Callable[[str, float], None]:
 
 
 def exchanges(upstream: str) -> Callable[[int | None, float], None]:
-    """Counts a request to `upstream` by the status of the answer, None where there was none, and its seconds."""
+    """Return a counter of requests to `upstream`: by the answer's status, None without an answer, and by seconds."""
 
     def make() -> Callable[[int | None, float], None]:
         from fleet_fn.observability.prometheus import Exchanges
@@ -85,7 +84,7 @@ def exchanges(upstream: str) -> Callable[[int | None, float], None]:
 
 
 def lookups(cache: str) -> Callable[..., None]:
-    """Counts a look-up in `cache`, by `hit`."""
+    """Return a counter of look-ups in `cache`, by `hit`."""
 
     def make() -> Callable[..., None]:
         from fleet_fn.observability.prometheus import Lookups
@@ -96,7 +95,7 @@ def lookups(cache: str) -> Callable[..., None]:
 
 
 def sent() -> Callable[[int], None]:
-    """Counts bytes of firmware that a device was sent."""
+    """Return a counter of the firmware bytes in accepted commands."""
 
     def make() -> Callable[[int], None]:
         from fleet_fn.observability.prometheus import count_sent
@@ -107,28 +106,28 @@ def sent() -> Callable[[int], None]:
 
 
 def load() -> None:
-    """Have all counters there, at 0 until something is to be counted: a first event is to be seen as one more."""
+    """Make all counters, at 0, so that Prometheus sees the first event as an increase."""
     try:
         _load()
-    except Exception as error:  # noqa: BLE001 - events are answered without
+    except Exception as error:  # noqa: BLE001 - events are answered without counters
         _guard.report(error)
 
 
 def exposition(accept: str) -> tuple[bytes, str] | None:
-    """Return what is counted, in the format that the header `Accept` asks for, and its media type; None if it is lost.
+    """Return the metrics in the format that the header `Accept` asks for, and its media type.
 
-    Without the folder in which worker processes count together, a scrape would be told one worker's counts at a time.
+    Return None without the folder that the workers share: a scrape would show the counts of one worker only.
     """
     try:
         _load()
         from fleet_fn.observability import prometheus
 
         return prometheus.exposition(accept)
-    except Exception as error:  # noqa: BLE001 - a worker must not end for it
+    except Exception as error:  # noqa: BLE001 - a failed scrape must not end the worker
         _guard.report(error)
         return None
 
 
 def _load() -> None:
     for counter in _counters:
-        counter.made()
+        counter.load()

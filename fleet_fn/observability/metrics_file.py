@@ -1,22 +1,22 @@
-"""The files in which worker processes count together, with space that is reserved.
+"""The file in which a worker process counts, with reserved space.
 
-prometheus_client maps sparse files into memory. If a file system has no space for a page of such a file, the kernel
-ends the process that writes to it (SIGBUS). Reserved space makes that an error when a file is made or grows.
+prometheus_client maps sparse files into memory. If the file system has no space for a page of such a file, the kernel
+ends the process that writes to it (SIGBUS). With reserved space, the file fails when it is made or grows instead.
 """
 
 import os
 
 from prometheus_client.mmap_dict import _INITIAL_MMAP_SIZE, MmapedDict
 
-#: Bytes of a value besides its key, rounded up.
-_OF_A_VALUE = 64
+#: Bytes of a value in the file, without its key; rounded up.
+_VALUE_BYTES = 64
 
 
 class ReservedDict(MmapedDict):
     """A dict of numbers in a file.
 
     Raises:
-        OSError: there is no space for the file, or for one more value.
+        OSError: the file system has no space for the file, or for one more value.
 
     """
 
@@ -27,6 +27,6 @@ class ReservedDict(MmapedDict):
         super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
 
     def _init_value(self, key: str) -> None:
-        if self._used + len(key.encode()) + _OF_A_VALUE > self._capacity:
+        if self._used + len(key.encode()) + _VALUE_BYTES > self._capacity:
             os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)
         super()._init_value(key)  # type: ignore[no-untyped-call]

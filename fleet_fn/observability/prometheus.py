@@ -1,6 +1,6 @@
-"""What is counted for Prometheus, and what a scrape is told: the sums over all worker processes.
+"""Metrics for Prometheus: counters, and the answer to a scrape, which has the sums over all worker processes.
 
-The names are the contract's. No label ever takes a device's or an application's name.
+docs/metrics.md lists the names. No label ever has a device's or an application's name.
 """
 
 import fcntl
@@ -16,15 +16,15 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from fleet_fn.observability.metrics_file import ReservedDict
 from fleet_fn.observability.metrics_folder import FOLDER, locked
 
-#: Seconds: what is answered from memory takes few milliseconds, and no event may take longer than some seconds.
-_BUCKETS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
-#: The status of a request that was not answered.
+#: An answer from memory takes a few milliseconds; the deadline ends an event after some seconds.
+_BUCKETS_SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+#: The label `status` of a request without an answer.
 _UNANSWERED: Final = "error"
-#: Attempts at reading what other processes write: of a file that one begins just now there is nothing to be read yet.
+#: Attempts to read the files of other processes: a file that was begun just now cannot be read yet.
 _ATTEMPTS: Final = 3
 
 if FOLDER in os.environ:
-    # Nothing forks once this is loaded, and to ask for the process id with each count takes most of its time.
+    # No process forks after this import. Asking for the process id would take most of the time of a count.
     _pid: Final = os.getpid()
     values.MmapedDict = ReservedDict  # type: ignore[attr-defined]
     values.ValueClass = values.MultiProcessValue(lambda: _pid)
@@ -32,7 +32,10 @@ disable_created_metrics()
 _registry: Final = CollectorRegistry()
 _events: Final = Counter("fleet_events", "Events that were answered.", ["outcome"], registry=_registry)
 _event_seconds: Final = Histogram(
-    "fleet_event_duration_seconds", "Time from an event's arrival to its answer.", buckets=_BUCKETS, registry=_registry
+    "fleet_event_duration_seconds",
+    "Time from an event's arrival to its answer.",
+    buckets=_BUCKETS_SECONDS,
+    registry=_registry,
 )
 _requests: Final = Counter(
     "fleet_upstream_requests",
@@ -44,7 +47,7 @@ _request_seconds: Final = Histogram(
     "fleet_upstream_duration_seconds",
     "Time from a request to an upstream to its answer, or the end of waiting for one.",
     ["upstream"],
-    buckets=_BUCKETS,
+    buckets=_BUCKETS_SECONDS,
     registry=_registry,
 )
 _sent: Final = Counter(
@@ -54,13 +57,13 @@ _cache_requests: Final = Counter("fleet_cache_requests", "Look-ups in caches.", 
 
 
 class Events:
-    """Counts events by their outcome, each of which is there from the start: a first one is to be seen as one more."""
+    """Counts events by outcome. Each outcome begins at 0, so that Prometheus sees the first event as an increase."""
 
     def __init__(self, outcomes: tuple[str, ...]) -> None:
         self._outcomes = {outcome: _events.labels(outcome) for outcome in outcomes}
 
     def count(self, outcome: str, seconds: float) -> None:
-        """Counts an event which took so many seconds to answer."""
+        """Count an event and the seconds until its answer."""
         self._outcomes[outcome].inc()
         _event_seconds.observe(seconds)
 
@@ -74,7 +77,7 @@ class Exchanges:
         self._statuses: dict[int | None, Counter] = {}
 
     def count(self, status: int | None, seconds: float) -> None:
-        """Counts a request that was answered with `status`, or not at all, after so many seconds."""
+        """Count a request by the status of its answer, None without one, and the seconds until then."""
         if status not in self._statuses:
             self._statuses[status] = _requests.labels(self._upstream, str(status or _UNANSWERED))
         self._statuses[status].inc()
@@ -89,20 +92,20 @@ class Lookups:
         self._misses = _cache_requests.labels(cache, "miss")
 
     def count(self, *, hit: bool) -> None:
-        """Counts a look-up that found what it looked for, or one that had to ask elsewhere."""
+        """Count a look-up; `hit` says that the cache had the value."""
         (self._hits if hit else self._misses).inc()
 
 
 def count_sent(size: int) -> None:
-    """Counts `size` bytes of firmware that a device was sent."""
+    """Count the bytes of firmware in an accepted command."""
     _sent.inc(size)
 
 
 def exposition(accept: str) -> tuple[bytes, str]:
-    """What is counted, in the format that the header `Accept` asks for, and its media type."""
+    """Return the metrics in the format that the header `Accept` asks for, and its media type."""
     try:
         encode, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # of a version that is none
+    except (TypeError, ValueError):  # `Accept` names a malformed version
         encode, content_type = choose_encoder("")
     folder = os.environ.get(FOLDER)
     if folder is None:

@@ -1,6 +1,6 @@
-"""Counting, logging and tracing: side effects, which never change an answer.
+"""Guards for counting, logging and tracing: side effects that never change an answer.
 
-Whatever observes the function is called through a guard. A failure is logged once for each observer, and has no other
+Every observer of the function is called through a guard. The guard logs an observer's first failure, and has no other
 effect.
 """
 
@@ -10,8 +10,8 @@ from typing import Any, Final
 from fleet_fn.errors import one_line
 from fleet_fn.observability.log import logger
 
-#: Characters of a failure's reason.
-_MAX_REASON: Final = 300
+#: Longest reason of a failure.
+_MAX_REASON_CHARS: Final = 300
 
 
 class Guard:
@@ -20,7 +20,7 @@ class Guard:
     __slots__ = ("_has_failed", "_observer")
 
     def __init__(self, observer: str) -> None:
-        """A guard for the `observer` that log lines name."""
+        """Guard the observer that log lines call `observer`."""
         self._observer = observer
         self._has_failed = False
 
@@ -28,13 +28,13 @@ class Guard:
         """Log an error, if it is the first one. Logging itself never raises."""
         if not self._has_failed:
             self._has_failed = True
-            reason = one_line(f"{type(error).__name__}: {error}"[:_MAX_REASON])
+            reason = one_line(f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS])
             fields = {"observer": self._observer, "reason": reason}
             logger.warning("a side effect failed; further failures are not logged", extra={"fields": fields})
 
 
 class Guarded:
-    """An observer that can be called without a thought: it returns nothing, and never raises."""
+    """An observer that returns nothing and never raises."""
 
     __slots__ = ("_guard", "_observe")
 
@@ -47,10 +47,10 @@ class Guarded:
         """Call the observer."""
         try:
             self._observe(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the answer comes first
+        except Exception as error:  # noqa: BLE001 - the answer comes first
             self._guard.report(error)
 
 
 def guarded(observer: str, observe: Callable[..., object] | None) -> Guarded | None:
-    """Return `observe` behind a guard; None if there is nothing to be called."""
+    """Return `observe` behind a guard; None if there is no observer."""
     return Guarded(observer, observe) if observe else None

@@ -1,4 +1,4 @@
-"""Spans of events and of requests to upstreams, told to a collector by OpenTelemetry's SDK, as its variables say."""
+"""Spans of events and of requests to upstreams, sent to a collector by OpenTelemetry's SDK."""
 
 import logging
 import os
@@ -16,24 +16,25 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from fleet_fn.observability.log import logger
 from fleet_fn.observability.trace_context import Trace, current
 
-#: What the function is called where nobody says how; Knative names the service.
+#: Service name if neither OpenTelemetry's variables nor Knative name the service.
 _SERVICE: Final = "fleet-function"
-_SERVER_ERRORS: Final = 500
+#: From this status on, a request's span is an error.
+_SERVER_ERROR: Final = 500
 
 _propagator: Final = TraceContextTextMapPropagator()
 
 
 class Spans:
-    """Whoever tells of spans."""
+    """Makes spans, and sends them to the collector."""
 
     def __init__(self) -> None:
-        """With a thread that sends them, and sends what is left when the process ends."""
+        """Start the thread that sends spans; when the process ends, it sends the rest."""
         named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         attributes = {} if named else {"service.name": os.environ.get("K_SERVICE", _SERVICE)}
         provider = TracerProvider(resource=Resource.create(attributes))
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = provider.get_tracer("fleet_fn")
-        # What goes wrong with it is logged as everything is.
+        # Log OpenTelemetry's own problems in our format.
         theirs = logging.getLogger("opentelemetry")
         theirs.handlers[:] = logger.handlers
         theirs.propagate = False
@@ -44,7 +45,7 @@ class Spans:
         return _Span(self._tracer.start_span("event", parent, api.SpanKind.CONSUMER, dict(attributes)))
 
     def of_request(self, upstream: str, method: str, host: str, port: int) -> "_Span":
-        """The span of a request, a child of what is being done."""
+        """Return the span of a request, a child of the current trace."""
         trace = current.get()
         parent = _propagator.extract(trace.headers) if trace else Context()
         attributes: dict[str, str | int] = {
@@ -75,13 +76,13 @@ class _Span:
             self._span.set_attribute("error.type", type(error).__name__)
         self._span.end()
 
-    def tell(self, **what: Any) -> None:
-        """What is to be known of it; None is nothing."""
-        for name, value in what.items():
+    def set_attributes(self, **attributes: Any) -> None:
+        """Set attributes, by the keys of `_NAMES`; skip those that are None."""
+        for name, value in attributes.items():
             if value is not None:
                 self._span.set_attribute(_NAMES[name], value)
-        if what.get("outcome") in ("failed", "retry") or (what.get("status") or 0) >= _SERVER_ERRORS:
-            self._span.set_status(api.StatusCode.ERROR, what.get("reason"))
+        if attributes.get("outcome") in ("failed", "retry") or (attributes.get("status") or 0) >= _SERVER_ERROR:
+            self._span.set_status(api.StatusCode.ERROR, attributes.get("reason"))
 
 
 _NAMES: Final = {

@@ -1,6 +1,7 @@
-"""The trace that an event is part of, which upstreams are told of.
+"""The trace of an event, which is passed on to upstreams.
 
-Events carry it as CloudEvents' distributed tracing extension has it, requests as W3C's Trace Context.
+An event has it in the attributes of CloudEvents' distributed tracing extension. A request has it in the headers of
+W3C's Trace Context.
 """
 
 import re
@@ -9,11 +10,11 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Final, NamedTuple, Self
 
-#: Version, trace id, span id and flags (Trace Context, 3.2); later versions may go on.
+#: Version, trace id, span id and flags (Trace Context, 3.2); a later version may have more fields.
 _PARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?P<more>-[!-~]{0,100})?"
 )
-#: Vendors' members (3.3), as many characters as all have to pass on.
+#: Members of vendors (3.3); every implementation has to pass on at least 512 characters.
 _STATE: Final = re.compile(r"[ -~]{1,512}")
 
 
@@ -22,12 +23,12 @@ class Trace(NamedTuple):
 
     #: `traceparent`
     parent: str
-    #: `tracestate`, empty where there is none.
+    #: `tracestate`; empty if there is none.
     state: str = ""
 
     @classmethod
     def read(cls, parent: object, state: object) -> Self | None:
-        """The trace of these two attributes; None where the first is missing or malformed, as it is ignored then."""
+        """Return the trace of these two attributes; None if the first is missing or malformed."""
         if not isinstance(parent, str) or not (found := _PARENT.fullmatch(parent)):
             return None
         if found["more"] and parent.startswith("00"):
@@ -36,23 +37,23 @@ class Trace(NamedTuple):
 
     @property
     def id(self) -> str:
-        """32 hexadecimal digits."""
+        """Trace id: 32 hexadecimal digits."""
         return self.parent[3:35]
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What tells an upstream of it."""
+        """Headers that pass the trace on to an upstream."""
         if self.state:
             return {"traceparent": self.parent, "tracestate": self.state}
         return {"traceparent": self.parent}
 
 
-#: The trace of what is being done here.
+#: The trace of the current event, or of the current request to an upstream.
 current: ContextVar[Trace | None] = ContextVar("trace", default=None)
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def headers() -> Mapping[str, str]:
-    """Return the headers that tell an upstream of the current trace, if there is one."""
+    """Return the headers that pass the current trace on to an upstream; empty without a trace."""
     trace = current.get()
     return trace.headers if trace else _NOTHING

@@ -1,6 +1,6 @@
 """Spans of events and of requests to upstreams, if the environment names a collector.
 
-OpenTelemetry is loaded only then. No span ever raises.
+OpenTelemetry is loaded only then. A span never raises.
 """
 
 import os
@@ -15,25 +15,25 @@ from fleet_fn.observability.trace_context import Trace, current
 if TYPE_CHECKING:
     from fleet_fn.observability.spans import Spans
 
-#: Variables that name a collector, of all that is told, or of traces.
+#: Variables that name a collector, for all signals or for traces.
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 class Span(Protocol):
-    """Something that takes time, and what comes of it."""
+    """An operation with a beginning, an end and attributes."""
 
     def __enter__(self) -> Self:
-        """Begins."""
+        """Begin."""
 
     def __exit__(self, *error: Any) -> None:
-        """Ends, with the error if there is one."""
+        """End, with the error if there is one."""
 
-    def tell(self, **what: str | int | None) -> None:
-        """What is to be known of it; None is nothing."""
+    def set_attributes(self, **attributes: str | int | None) -> None:
+        """Set attributes; skip those that are None."""
 
 
-class _Untold:
-    """A span that nobody hears of."""
+class _NoSpan:
+    """A span without a collector."""
 
     def __enter__(self) -> Self:
         return self
@@ -41,12 +41,12 @@ class _Untold:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def tell(self, **what: str | int | None) -> None:
+    def set_attributes(self, **attributes: str | int | None) -> None:
         pass
 
 
-class _Passed(_Untold):
-    """An event of which nobody hears but the upstreams."""
+class _PassedTrace(_NoSpan):
+    """An event's span without a collector: the event's trace is still passed on to upstreams."""
 
     __slots__ = ("_before", "_trace")
 
@@ -72,7 +72,7 @@ class _Guarded:
     def __enter__(self) -> Self:
         try:
             self._span.__enter__()
-        except Exception as error:  # noqa: BLE001 - no answer may depend on it
+        except Exception as error:  # noqa: BLE001 - no answer may depend on a span
             _guard.report(error)
         return self
 
@@ -82,49 +82,49 @@ class _Guarded:
         except Exception as other:  # noqa: BLE001
             _guard.report(other)
 
-    def tell(self, **what: str | int | None) -> None:
+    def set_attributes(self, **attributes: str | int | None) -> None:
         try:
-            self._span.tell(**what)
+            self._span.set_attributes(**attributes)
         except Exception as error:  # noqa: BLE001
             _guard.report(error)
 
 
 _guard: Final = Guard("tracing")
-_untold: Final = _Untold()
+_no_span: Final = _NoSpan()
 _spans: "Spans | None" = None
 
 
 def configure() -> None:
-    """Has spans told to the collector that the environment names, if it names one."""
+    """Send spans to the collector that the environment names, if it names one."""
     global _spans
     if _spans or not any(os.environ.get(name) for name in _ENDPOINTS):
         return
     try:
         from fleet_fn.observability.spans import Spans
     except ImportError as error:
-        fields = {"reason": f"the requirements 'tracing' are not installed: {error}"}
-        logger.warning("no spans are told", extra={"fields": fields})
+        fields = {"reason": f"the extra 'tracing' (pyproject.toml) is not installed: {error}"}
+        logger.warning("tracing is off", extra={"fields": fields})
         return
     try:
         _spans = Spans()
-    except Exception as error:  # noqa: BLE001 - events are answered without
+    except Exception as error:  # noqa: BLE001 - events are answered without spans
         _guard.report(error)
 
 
 def of_event(trace: Trace | None, attributes: Mapping[str, str]) -> Span:
-    """Return the span of answering an event, whose trace is the current one meanwhile; it never raises.
+    """Return the span of an event; it never raises. Inside the span, the event's trace is the current one.
 
     Args:
-        trace: the trace that the event is part of.
-        attributes: the span's, by OpenTelemetry's names.
+        trace: the event's trace.
+        attributes: attributes of the span, by OpenTelemetry's names.
 
     """
     if _spans:
         try:
             return _Guarded(_spans.of_event(trace, attributes))
-        except Exception as error:  # noqa: BLE001 - no answer may depend on it
+        except Exception as error:  # noqa: BLE001 - no answer may depend on a span
             _guard.report(error)
-    return _Passed(trace)
+    return _PassedTrace(trace)
 
 
 def of_request(upstream: str, method: str, host: str, port: int) -> Span:
@@ -132,6 +132,6 @@ def of_request(upstream: str, method: str, host: str, port: int) -> Span:
     if _spans:
         try:
             return _Guarded(_spans.of_request(upstream, method, host, port))
-        except Exception as error:  # noqa: BLE001 - no answer may depend on it
+        except Exception as error:  # noqa: BLE001 - no answer may depend on a span
             _guard.report(error)
-    return _untold
+    return _no_span

@@ -18,7 +18,8 @@ from urllib.parse import quote, urlencode
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
-from fleet_fn.http.client import Answer, basic
+from fleet_fn.http.authorization import basic
+from fleet_fn.http.client import Answer
 from fleet_fn.oci.docker_config import Credentials
 from fleet_fn.protocol.strict_json import parse_json
 

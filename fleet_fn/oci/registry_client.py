@@ -9,7 +9,7 @@ from urllib.parse import urljoin
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError
-from fleet_fn.http.address_policy import permitting, split_url
+from fleet_fn.http.address_policy import make_address_check, split_url
 from fleet_fn.http.client import Answer, Count, HttpClient, Stream
 from fleet_fn.oci.authentication import Authorization
 from fleet_fn.oci.docker_config import Credentials
@@ -52,9 +52,9 @@ class RegistryClient:
         self.url = f"{'http' if plain_http else 'https'}://{api_host(host)}"
         self._plain_http = plain_http
         self._name = f"OCI registry {host}"
-        self._upstream = HttpClient(self._name, self.url, ca_file=ca_file, background=background)
+        self._upstream = HttpClient(self._name, self.url, ca_file=ca_file, single_flight=background)
         if count:
-            self._upstream = self._upstream.counted("oci", count)
+            self._upstream = self._upstream.with_count("oci", count)
         self._authorization = Authorization(self._upstream.origin.host, credentials, self._fetch_token, name=self._name)
 
     def resolve_tag(self, repository: str, tag: str, deadline: Deadline) -> tuple[str, bytes]:
@@ -214,7 +214,7 @@ class RegistryClient:
         origin, path = split_url(url, plain_http=self._plain_http, registry=self._name)
         if origin == self.url:
             return self._upstream, path
-        return self._upstream.elsewhere(origin, permitting(lambda: self._upstream.addresses(deadline))), path
+        return self._upstream.for_redirect(origin, make_address_check(lambda: self._upstream.addresses(deadline))), path
 
 
 class _Download:

@@ -100,7 +100,7 @@ class Sandbox:
         )
 
     def start(self) -> None:
-        """Listens.
+        """Listen.
 
         Raises:
             OSError: the port is taken.
@@ -113,7 +113,7 @@ class Sandbox:
         self._serving.start()
 
     def stop(self) -> None:
-        """Ends everything: waiting devices get their answers, events not delivered yet are dropped."""
+        """End everything: waiting devices get their answers, events not delivered yet are dropped."""
         self._delivery.stop()
         self._commands.close()
         if self._server is not None and self._serving is not None:
@@ -162,7 +162,7 @@ class Sandbox:
         return copied(registry.application(application) if device is None else registry.device(application, device))
 
     def put(self, given: Mapping[str, Any]) -> Object:
-        """Creates or replaces an application or device, as somebody with `kubectl apply` would; returns it.
+        """Create or replaces an application or device, as somebody with `kubectl apply` would; return it.
 
         A `resourceVersion` in its metadata has to be the current one; leave it out to overwrite whatever is there.
 
@@ -178,7 +178,7 @@ class Sandbox:
             return copied(self._registry.create(given, self._owner))
 
     def delete(self, application: str, device: str | None = None) -> None:
-        """Deletes an application with its devices, or one of its devices.
+        """Delete an application with its devices, or one of its devices.
 
         Raises:
             RefusedError: there is none.
@@ -190,5 +190,5 @@ class Sandbox:
         self._delivery.put(registry_event(application, device))
 
     def _log(self, line: str) -> None:
-        """Logs a line that stays one, whatever names are in it."""
+        """Log a line that stays one, whatever names are in it."""
         self._log_line("".join(char if char.isprintable() else ascii(char)[1:-1] for char in line))

@@ -120,7 +120,7 @@ class Delivery:
         self._told_of_no_sink = False
 
     def put(self, event: Event) -> None:
-        """Takes an event to deliver after all others of its application."""
+        """Take an event to deliver after all others of its application."""
         application = event.attributes["application"]
         with self._lock:
             if self._stopping.is_set():
@@ -137,7 +137,7 @@ class Delivery:
             self._offsets[application] += 1
 
     def stop(self) -> None:
-        """Ends all delivery, attempts under way included, and waits for the threads."""
+        """End all delivery, attempts under way included, and waits for the threads."""
         self._stopping.set()
         with self._lock:
             for waiting in self._queues.values():
@@ -280,7 +280,7 @@ def _positive(seconds: float) -> float:
 
 
 def _shut(sock: socket.socket) -> None:
-    """Ends whatever another thread is doing with a socket."""
+    """End whatever another thread is doing with a socket."""
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
 

@@ -146,7 +146,7 @@ def run_device(
     stop: threading.Event,
     bootable: Bootable | None = None,
 ) -> DeviceReport:
-    """Runs a device until `stop` is set, the endpoint refuses it or, with `once`, it is done; returns its report.
+    """Run a device until `stop` is set, the endpoint refuses it or, with `once`, it is done; return its report.
 
     Args:
         options: the device.
@@ -220,7 +220,7 @@ class DeviceRun:
         self._end = ""
 
     def run(self) -> DeviceReport:
-        """Reports and obeys until there is a reason to end; returns what became of the device."""
+        """Report and obeys until there is a reason to end; return what became of the device."""
         options = self._options
         self._say(f"runs {_text(self._device.version)}, speaks {options.dialect} {options.encoding}")
         try:
@@ -356,7 +356,7 @@ class DeviceRun:
             raise _NoAnswerError(f"a command named {name!r}, not dfu")
 
     def _follow(self, command: Command, step: Step) -> None:
-        """Tells what a command did, and lets happen what is to befall the device."""
+        """Tell what a command did, and lets happen what is to befall the device."""
         version = _text(self._device.version)
         if step.outcome is Outcome.IN_SYNC and self._came_back:
             self._in_sync = False
@@ -410,7 +410,7 @@ class DeviceRun:
             self._say(f"{min(10 * end // size, 10)}0 %, {end} bytes")
 
     def _say(self, line: str) -> None:
-        """Hands a line on, but not the same twice in a row: a device repeats itself."""
+        """Hand a line on, but not the same twice in a row: a device repeats itself."""
         if line != self._last_line:
             self._last_line = line
             self._on_line(one_line(f"{self._options.device}: {line}"))  # versions are whatever was sent

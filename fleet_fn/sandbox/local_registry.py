@@ -21,7 +21,7 @@ _LISTENING: Final = re.compile(rb"listening on 127\.0\.0\.1:([0-9]+)")
 
 @contextmanager
 def local_registry(folder: Path, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[str]:
-    """Runs a registry, and gives its host and port, `127.0.0.1:PORT`.
+    """Run a registry, and gives its host and port, `127.0.0.1:PORT`.
 
     Args:
         folder: for its configuration and its log.

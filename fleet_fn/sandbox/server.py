@@ -87,19 +87,19 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
 
     def server_bind(self) -> None:
-        """Binds, without looking our name up (which may take seconds)."""
+        """Bind, without looking our name up (which may take seconds)."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.socket.getsockname()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Starts a thread for a connection."""
+        """Start a thread for a connection."""
         thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
         with self._lock:
             thread.start()
             self._connections[thread] = request
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serves a connection until it ends."""
+        """Serve a connection until it ends."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -107,13 +107,13 @@ class Server(ThreadingHTTPServer):
                 self._connections.pop(threading.current_thread(), None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - as the base class has it
-        """Logs what a connection died of, unless it is only that the other side went away."""
+        """Log what a connection died of, unless it is only that the other side went away."""
         error = sys.exception()
         if not isinstance(error, OSError):
             self._log(f"a connection broke off: {error!r}")
 
     def close(self) -> None:
-        """Stops listening, ends all connections and waits for their threads."""
+        """Stop listening, ends all connections and waits for their threads."""
         self.shutdown()
         self.server_close()
         # Reading ends first, so that an answer under way still arrives; then, for who doesn't take it, all.
@@ -206,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _drain(self) -> None:
-        """Takes some of what is too large: closing on unread bytes would take the answer back (RFC 9112, 9.6)."""
+        """Take some of what is too large: closing on unread bytes would take the answer back (RFC 9112, 9.6)."""
         self.connection.shutdown(socket.SHUT_WR)
         self.connection.settimeout(_GRACE)
         with suppress(OSError):

@@ -30,7 +30,7 @@ class Subscription:
             return None
 
     def put(self, command: Command | None) -> None:
-        """Hands over a command; None says that no more will come."""
+        """Hand over a command; None says that no more will come."""
         self._commands.put(command)
 
 
@@ -84,7 +84,7 @@ class Commands:
             return bool(reached)
 
     def close(self) -> None:
-        """Ends every wait, those to come included."""
+        """End every wait, those to come included."""
         with self._lock:
             self._closed = True
             for subscriptions in self._subscriptions.values():

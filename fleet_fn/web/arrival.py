@@ -9,14 +9,14 @@ import re
 from typing import Final
 
 #: Bytes of an event's body at most.
-MAX_BODY: Final = 64 * 1024
+MAX_BODY_BYTES: Final = 64 * 1024
 #: Bytes of a larger body that are read and dropped, so that its sender listens to the answer.
-MAX_DISCARDED: Final = 16 * 1024 * 1024
+MAX_DISCARDED_BYTES: Final = 16 * 1024 * 1024
 #: Where a request's environment has the event's deadline, if its body has been read already. The deadline began then.
 DEADLINE: Final = "fleet_fn.deadline"
 
 #: Bytes of a chunked body at most, chunk sizes and extensions included.
-_MAX_CHUNKED: Final = 8 * MAX_BODY
+_MAX_CHUNKED: Final = 8 * MAX_BODY_BYTES
 #: Bytes of a line that tells a chunk's size, and of a trailer.
 _MAX_LINE: Final = 8192
 _HEAD_ENDS: Final = b"\r\n\r\n"
@@ -151,7 +151,7 @@ class Arrival:
                 self._give_up()
         elif _LENGTH.fullmatch(lengths[0]):
             self._left = int(lengths[0])
-            self.is_large = self._left > MAX_BODY
+            self.is_large = self._left > MAX_BODY_BYTES
             if self.is_large and self.awaits_continue:
                 self._give_up()  # it is refused, and need not be sent
         else:
@@ -200,7 +200,7 @@ class Arrival:
     def _check_chunks(self) -> None:
         """Drop what follows once more than the largest body is there, for the parser to find it too large."""
         body = self._announced - max(0, self._left - len(b"\r\n"))
-        if body > MAX_BODY or len(self._kept) > _MAX_CHUNKED:
+        if body > MAX_BODY_BYTES or len(self._kept) > _MAX_CHUNKED:
             self.is_large = self.is_cut = True
 
     def _keep(self, count: int) -> None:
@@ -212,5 +212,5 @@ class Arrival:
         del self._pending[:count]
 
     def _check_dropped(self) -> None:
-        if self._dropped > MAX_DISCARDED and not self.is_whole:
+        if self._dropped > MAX_DISCARDED_BYTES and not self.is_whole:
             self._give_up()

@@ -12,7 +12,7 @@ from werkzeug.test import run_wsgi_app
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.settings import MAX_WAITING, OURS, SPARE_THREADS, Settings
-from fleet_fn.web.arrival import DEADLINE, MAX_BODY, MAX_DISCARDED
+from fleet_fn.web.arrival import DEADLINE, MAX_BODY_BYTES, MAX_DISCARDED_BYTES
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -38,7 +38,7 @@ class ASGIFunction:
         self._threads = ThreadPoolExecutor(settings.threads + MAX_WAITING + SPARE_THREADS, "requests")
 
     async def handle(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answers one request."""
+        """Answer one request."""
         deadline = Deadline(self._patience)
         body = await _read(receive, deadline)
         environ = _environment(scope, body) | {DEADLINE: deadline}
@@ -88,18 +88,18 @@ async def _read(receive: Receive, deadline: Deadline) -> io.IOBase:
     dropped = 0
     try:
         async with asyncio.timeout(deadline.remaining):
-            while dropped <= MAX_DISCARDED:
+            while dropped <= MAX_DISCARDED_BYTES:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     return _Broken(ConnectionResetError("the sender went away"))
                 piece: bytes = message.get("body", b"")
-                kept = piece[: MAX_BODY + 1 - len(body)]
+                kept = piece[: MAX_BODY_BYTES + 1 - len(body)]
                 body += kept
                 dropped += len(piece) - len(kept)
                 if not message.get("more_body"):
                     break
     except TimeoutError as error:
-        return io.BytesIO(body) if len(body) > MAX_BODY else _Broken(error)
+        return io.BytesIO(body) if len(body) > MAX_BODY_BYTES else _Broken(error)
     return io.BytesIO(body)
 
 

@@ -24,7 +24,7 @@ from fleet_fn.protocol.dialects import InvalidStatusError, documented_json
 from fleet_fn.settings import MAX_WAITING, OURS, Settings
 from fleet_fn.update.handler import UpdateHandler
 from fleet_fn.update.outcome import Outcome, Reply
-from fleet_fn.web.arrival import DEADLINE, MAX_BODY, MAX_DISCARDED
+from fleet_fn.web.arrival import DEADLINE, MAX_BODY_BYTES, MAX_DISCARDED_BYTES
 from fleet_fn.web.patience import Patience
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandle
         def answer(event: Event) -> Reply:
             with tracing.of_event(event.trace, _attributes(event)) as span:
                 outcome = updater.answer(event, deadline)
-                span.tell(outcome=outcome.name, reason=outcome.reason, version=outcome.version, offset=outcome.offset)
+                span.set_attributes(
+                    outcome=outcome.name, reason=outcome.reason, version=outcome.version, offset=outcome.offset
+                )
             return Reply(outcome)
 
         result = _take(settings, slots, request, deadline, answer)
@@ -153,7 +155,7 @@ def _deadline(settings: Settings, request: Request) -> Deadline:
 
 
 class _TooLargeError(Exception):
-    """The body of an event is larger than `MAX_BODY`."""
+    """The body of an event is larger than `MAX_BODY_BYTES`."""
 
 
 class _BusyError(Exception):
@@ -171,7 +173,7 @@ class _Result(NamedTuple):
 def _take(
     settings: Settings, slots: "_Slots", request: Request, deadline: Deadline, use: Callable[[Event], Reply]
 ) -> _Result:
-    """Takes the event out of the request, and turns whatever comes of its `use` into a result."""
+    """Take the event out of the request, and turns whatever comes of its `use` into a result."""
     event = None
     status = None
     try:
@@ -192,7 +194,7 @@ def _take(
         decision = Reply(Outcome("retry", f"busy with {settings.threads} other events"))
     except _TooLargeError:
         _discard_body(request)
-        decision = Reply(Outcome("invalid", f"the body is larger than {MAX_BODY} bytes"))
+        decision = Reply(Outcome("invalid", f"the body is larger than {MAX_BODY_BYTES} bytes"))
         status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     except (InvalidEventError, InvalidStatusError) as error:
         decision = Reply(Outcome("invalid", str(error)))
@@ -211,7 +213,7 @@ class _Slots:
         self._waiting = BoundedSemaphore(MAX_WAITING)
 
     def take(self, deadline: Deadline) -> None:
-        """Takes a place, which has to be given back.
+        """Take a place, which has to be given back.
 
         Raises:
             _BusyError: too many wait for one already, or none is free until the deadline.
@@ -228,7 +230,7 @@ class _Slots:
             self._waiting.release()
 
     def give_back(self) -> None:
-        """Leaves the place to somebody else."""
+        """Leave the place to somebody else."""
         self._working.release()
 
 
@@ -243,18 +245,18 @@ def _headers(environ: "WSGIEnvironment") -> Iterator[tuple[str, str]]:
 
 def _body(request: Request, deadline: Deadline) -> bytes:
     announced = request.content_length
-    if announced is not None and announced > MAX_BODY:
+    if announced is not None and announced > MAX_BODY_BYTES:
         raise _TooLargeError
     try:
         with _patience.with_sender(_sender(request), deadline):
-            body = request.stream.read(MAX_BODY + 1)
+            body = request.stream.read(MAX_BODY_BYTES + 1)
     except TimeoutError as error:
         raise InvalidEventError("the body did not come in time") from error
     except (OSError, ParseException) as error:
         if not deadline.remaining:
             raise InvalidEventError("the body did not come in time") from error
         raise InvalidEventError("the body is cut short, or is not chunked as it should be") from error
-    if len(body) > MAX_BODY:
+    if len(body) > MAX_BODY_BYTES:
         raise _TooLargeError
     if announced is not None and len(body) < announced:
         raise InvalidEventError("the body ended early" if deadline.remaining else "the body did not come in time")
@@ -270,13 +272,13 @@ def _sender(request: Request) -> socket.socket | None:
 
 
 def _discard_body(request: Request) -> None:
-    """Takes a body that nobody wants off the connection, so that its sender hears the answer and can go on."""
+    """Take a body that nobody wants off the connection, so that its sender hears the answer and can go on."""
     with (
         suppress(OSError, ParseException),
         _patience.with_sender(_sender(request), Deadline(_PATIENCE)),
     ):
-        left = MAX_DISCARDED
-        while left > 0 and (chunk := request.stream.read(MAX_BODY)):
+        left = MAX_DISCARDED_BYTES
+        while left > 0 and (chunk := request.stream.read(MAX_BODY_BYTES)):
             left -= len(chunk)
 
 

@@ -89,7 +89,7 @@ def _binds_anew(server: Any) -> bool:
 
 
 def child_exit(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Keeps what a worker has counted that has ended."""
+    """Keep what a worker has counted that has ended."""
     for folder in _metrics:
         try:
             folder.end_worker(worker.pid)
@@ -98,7 +98,7 @@ def child_exit(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn'
 
 
 def on_exit(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Leaves nothing behind."""
+    """Leave nothing behind."""
     for folder in _metrics:
         folder.remove()
 
@@ -110,7 +110,7 @@ def post_fork(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's
 
 
 def post_worker_init(worker: object) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Has a worker look for garbage from now on, and not among what it has loaded, which stays."""
+    """Have a worker look for garbage from now on, and not among what it has loaded, which stays."""
     gc.freeze()
     gc.enable()
     timer = Timer(_METRICS_AFTER, metrics.load)
@@ -138,7 +138,7 @@ def _keep_pipes_from_blocking() -> None:
 
 
 def _bound_arenas() -> None:
-    """Has memory come from two of glibc's arenas at most, unless the environment says otherwise.
+    """Have memory come from two of glibc's arenas at most, unless the environment says otherwise.
 
     What is freed stays with the arena it came from, of which glibc takes eight for each CPU: with as many threads as
     these, memory would grow for hours. One at a time is what Python's threads need.

@@ -15,7 +15,8 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry import Desired, DeviceRegistry, Image, MalformedSpecError
 from fleet_fn.drogue.status_report import Condition, Report
 from fleet_fn.errors import PermanentError
-from fleet_fn.http.client import Fixed, HttpClient, basic
+from fleet_fn.http.authorization import Fixed, basic
+from fleet_fn.http.client import HttpClient
 from tests.support.drogue import TOKEN, USER, Drogue
 from tests.support.firmware import publish
 from tests.support.function import Function, event

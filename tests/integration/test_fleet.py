@@ -23,7 +23,7 @@ from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.drogue.listing import list_devices
 from fleet_fn.errors import PermanentError, TransientError, one_line
 from fleet_fn.http.client import HttpClient
-from fleet_fn.http.connection import MAX_BODY
+from fleet_fn.http.connection import MAX_BODY_BYTES
 from fleet_fn.parts import make_drogue
 from fleet_fn.sandbox import Sandbox
 from fleet_fn.settings import Settings
@@ -391,7 +391,7 @@ def test_devices_may_be_so_large_that_each_is_a_page() -> None:
 
 def test_a_device_that_is_larger_than_any_answer_is_an_error() -> None:
     with (
-        Server(Fleet(numbered(2), spec={"bytes": "x" * MAX_BODY})) as server,
+        Server(Fleet(numbered(2), spec={"bytes": "x" * MAX_BODY_BYTES})) as server,
         pytest.raises(PermanentError, match="larger"),
     ):
         listed(server)

@@ -187,13 +187,13 @@ def test_annotations_are_the_manifests(layout: Layout) -> None:
 
 def test_the_function_finds_what_was_published(layout: Layout) -> None:
     layout.publish()
-    background = SingleFlight()
+    single_flight = SingleFlight()
     settings = Settings(
         drogue_api_url="http://unused",
         firmware_registry=f"oci-layout:{layout.folder.parent}",
         firmware_cache_dir=str(layout.folder.parent / "cache"),
     )
-    store = make_image_store(settings, VerifiedFiles(background), background)
+    store = make_image_store(settings, VerifiedFiles(single_flight), single_flight)
     firmware = store.resolve(parse_reference("pump:0.1.1", settings.firmware_prefix), Deadline(10))
     with firmware.open(Deadline(10)) as reader:
         assert reader.read(0, 1024) == CONTENT

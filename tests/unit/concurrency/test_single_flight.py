@@ -38,7 +38,7 @@ def test_what_the_function_raises_is_raised() -> None:
 
 
 def test_work_that_takes_longer_than_the_deadline_goes_on_and_is_found_by_who_asks_later() -> None:
-    background, may_end, runs = SingleFlight(), threading.Event(), []
+    single_flight, may_end, runs = SingleFlight(), threading.Event(), []
 
     def slow() -> int:
         runs.append(1)
@@ -47,24 +47,24 @@ def test_work_that_takes_longer_than_the_deadline_goes_on_and_is_found_by_who_as
 
     deadline = Deadline(0.05)
     with pytest.raises(TimeoutError):
-        background.result("key", slow, deadline)
+        single_flight.result("key", slow, deadline)
     assert deadline.elapsed < 1
     with ThreadPoolExecutor() as threads:
-        later = threads.submit(background.result, "key", slow, Deadline(10))
+        later = threads.submit(single_flight.result, "key", slow, Deadline(10))
         may_end.set()
         assert later.result() == 42
     assert runs  # `later` may have asked just when it had ended
 
 
 def test_a_deadline_that_has_passed_does_not_keep_work_from_being_done() -> None:
-    background, done = SingleFlight(), threading.Event()
+    single_flight, done = SingleFlight(), threading.Event()
     with pytest.raises(TimeoutError):
-        background.result("key", done.wait, Deadline(0))
+        single_flight.result("key", done.wait, Deadline(0))
     done.set()
 
 
 def test_however_many_ask_at_once_it_is_done_once() -> None:
-    background, may_end, runs = SingleFlight(), threading.Event(), []
+    single_flight, may_end, runs = SingleFlight(), threading.Event(), []
     waiting = threading.Semaphore(0)
 
     def slow() -> int:
@@ -73,7 +73,7 @@ def test_however_many_ask_at_once_it_is_done_once() -> None:
         return 42
 
     with ThreadPoolExecutor(16) as threads:
-        results = [threads.submit(background.result, "key", slow, Told(10, waiting)) for _ in range(16)]
+        results = [threads.submit(single_flight.result, "key", slow, Told(10, waiting)) for _ in range(16)]
         for _ in results:
             assert waiting.acquire(timeout=10)
         may_end.set()
@@ -82,21 +82,21 @@ def test_however_many_ask_at_once_it_is_done_once() -> None:
 
 
 def test_work_under_other_keys_does_not_wait() -> None:
-    background, over = SingleFlight(), threading.Event()
+    single_flight, over = SingleFlight(), threading.Event()
     with pytest.raises(TimeoutError):
-        background.result("one", over.wait, Deadline(0.01))
-    assert background.result("other", lambda: 42, Deadline(5)) == 42
+        single_flight.result("one", over.wait, Deadline(0.01))
+    assert single_flight.result("other", lambda: 42, Deadline(5)) == 42
     over.set()
 
 
 def test_results_are_not_remembered() -> None:
-    background = SingleFlight()
+    single_flight = SingleFlight()
     numbers = iter(range(3))
-    assert [background.result("key", numbers.__next__, Deadline(5)) for _ in range(3)] == [0, 1, 2]
+    assert [single_flight.result("key", numbers.__next__, Deadline(5)) for _ in range(3)] == [0, 1, 2]
 
 
 def test_where_no_thread_can_be_started_nobody_waits_for_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    background = SingleFlight()
+    single_flight = SingleFlight()
     with monkeypatch.context() as patch:
 
         def refuse(_: threading.Thread) -> None:
@@ -104,8 +104,8 @@ def test_where_no_thread_can_be_started_nobody_waits_for_it_later(monkeypatch: p
 
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(TransientError, match=r"^no thread can be started$"):
-            background.result("key", lambda: 42, Deadline(5))
-    assert background.result("key", lambda: 42, Deadline(5)) == 42
+            single_flight.result("key", lambda: 42, Deadline(5))
+    assert single_flight.result("key", lambda: 42, Deadline(5)) == 42
 
 
 class Slow:
@@ -127,53 +127,53 @@ class Slow:
             thread.join(30)
 
 
-def fails_unheard(background: SingleFlight, error: Exception, *, keeps_error: bool = True) -> None:
+def fails_unheard(single_flight: SingleFlight, error: Exception, *, keeps_error: bool = True) -> None:
     slow = Slow(error)
     with pytest.raises(TimeoutError):
-        background.result("key", slow, Deadline(0), keeps_error=keeps_error)
+        single_flight.result("key", slow, Deadline(0), keeps_error=keeps_error)
     slow.ends()
 
 
 def test_an_error_that_nobody_waited_for_is_raised_for_the_next_and_only_for_that_one() -> None:
-    background = SingleFlight()
-    fails_unheard(background, TransientError("away", 7))
-    assert background.result("other", lambda: 42, Deadline(5)) == 42
+    single_flight = SingleFlight()
+    fails_unheard(single_flight, TransientError("away", 7))
+    assert single_flight.result("other", lambda: 42, Deadline(5)) == 42
     with pytest.raises(TransientError, match="away") as caught:
-        background.result("key", lambda: 42, Deadline(0))
+        single_flight.result("key", lambda: 42, Deadline(0))
     assert caught.value.after == 7
-    assert background.result("key", lambda: 42, Deadline(5)) == 42
+    assert single_flight.result("key", lambda: 42, Deadline(5)) == 42
 
 
 def test_a_mistake_that_nobody_waited_for_is_raised_with_where_it_was_made() -> None:
-    background = SingleFlight()
-    fails_unheard(background, KeyError("x"))
+    single_flight = SingleFlight()
+    fails_unheard(single_flight, KeyError("x"))
     with pytest.raises(KeyError) as caught:
-        background.result("key", lambda: 42, Deadline(5))
+        single_flight.result("key", lambda: 42, Deadline(5))
     assert caught.traceback[-1].name == "__call__"
 
 
 def test_an_error_is_kept_only_where_that_is_asked_for() -> None:
-    background = SingleFlight()
-    fails_unheard(background, KeyError("x"), keeps_error=False)
-    assert background.result("key", lambda: 42, Deadline(5)) == 42
+    single_flight = SingleFlight()
+    fails_unheard(single_flight, KeyError("x"), keeps_error=False)
+    assert single_flight.result("key", lambda: 42, Deadline(5)) == 42
 
 
 def test_an_error_that_anybody_waited_for_is_not_kept() -> None:
-    background, slow = SingleFlight(), Slow(KeyError("x"))
+    single_flight, slow = SingleFlight(), Slow(KeyError("x"))
     with pytest.raises(TimeoutError):
-        background.result("key", slow, Deadline(0), keeps_error=True)
+        single_flight.result("key", slow, Deadline(0), keeps_error=True)
     waiting = threading.Semaphore(0)
     with ThreadPoolExecutor() as threads:
-        patient = threads.submit(background.result, "key", slow, Told(30, waiting), keeps_error=True)
+        patient = threads.submit(single_flight.result, "key", slow, Told(30, waiting), keeps_error=True)
         assert waiting.acquire(timeout=10)
         slow.may_end.set()
         with pytest.raises(KeyError):
             patient.result()
-    assert background.result("key", lambda: 42, Deadline(5)) == 42
+    assert single_flight.result("key", lambda: 42, Deadline(5)) == 42
 
 
 def test_work_that_ends_just_as_the_wait_for_it_does_is_not_lost() -> None:
-    background, slow = SingleFlight(), Slow(KeyError("x"))
+    single_flight, slow = SingleFlight(), Slow(KeyError("x"))
 
     class JustOver(Deadline):
         """A deadline at which the work has ended, though it had not when the wait began."""
@@ -184,20 +184,20 @@ def test_work_that_ends_just_as_the_wait_for_it_does_is_not_lost() -> None:
             return 0.0
 
     with pytest.raises(KeyError):
-        background.result("key", slow, JustOver(5), keeps_error=True)
-    assert background.result("key", lambda: 42, Deadline(5)) == 42
+        single_flight.result("key", slow, JustOver(5), keeps_error=True)
+    assert single_flight.result("key", lambda: 42, Deadline(5)) == 42
 
 
 def test_errors_that_nobody_ever_asks_for_are_forgotten_in_time() -> None:
     clock = Clock(0.0)
-    background = SingleFlight(clock)
-    fails_unheard(background, KeyError("x"))
+    single_flight = SingleFlight(clock)
+    fails_unheard(single_flight, KeyError("x"))
     clock.now = 599.0
     with pytest.raises(KeyError):
-        background.result("key", lambda: 42, Deadline(5))
-    fails_unheard(background, KeyError("x"))
+        single_flight.result("key", lambda: 42, Deadline(5))
+    fails_unheard(single_flight, KeyError("x"))
     clock.now += 601.0
-    assert background.result("key", lambda: 42, Deadline(5)) == 42
+    assert single_flight.result("key", lambda: 42, Deadline(5)) == 42
 
 
 def test_work_that_runs_out_of_time_itself_says_so() -> None:
@@ -210,14 +210,14 @@ def test_work_that_runs_out_of_time_itself_says_so() -> None:
 
 def test_nobody_waits_for_what_has_taken_longer_already_than_they_could_wait() -> None:
     clock = Clock(0.0)
-    background, slow = SingleFlight(clock), Slow(KeyError("x"))
+    single_flight, slow = SingleFlight(clock), Slow(KeyError("x"))
     clock.now = 100.0
     with pytest.raises(TimeoutError):
-        background.result("key", slow, Deadline(0))
+        single_flight.result("key", slow, Deadline(0))
     clock.now = 103.5
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        background.result("key", slow, Deadline(3.4))
+        single_flight.result("key", slow, Deadline(3.4))
     assert time.monotonic() - began < 2
     slow.ends()
-    assert background.result("key", lambda: 42, Deadline(3.4)) == 42
+    assert single_flight.result("key", lambda: 42, Deadline(3.4)) == 42

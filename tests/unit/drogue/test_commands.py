@@ -7,7 +7,8 @@ import pytest
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.errors import PermanentError, TransientError
-from fleet_fn.http.client import Fixed, HttpClient, basic
+from fleet_fn.http.authorization import Fixed, basic
+from fleet_fn.http.client import HttpClient
 from tests.support.http import Response, Server, closed_port
 
 

@@ -29,8 +29,8 @@ class Client:
     def header(self, seconds: float = 5.0) -> str | None:
         return self.credentials.header(Deadline(seconds))
 
-    def instead_of(self, refused: str, status: int = 401) -> str | None:
-        return self.credentials.instead_of(refused, status, Deadline(5))
+    def refresh(self, refused: str, status: int = 401) -> str | None:
+        return self.credentials.refresh(refused, status, Deadline(5))
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_one_that_is_refused_is_replaced_once_for_all_who_showed_it(client: Clie
     first = client.header()
     assert first
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(client.instead_of, [first] * 8)) == {"Bearer t0ken-2"}
+        assert set(pool.map(client.refresh, [first] * 8)) == {"Bearer t0ken-2"}
     assert client.provider.asked == 2
     assert client.header() == "Bearer t0ken-2"
 
@@ -98,11 +98,11 @@ def test_a_403_tells_of_a_tokens_end_only_where_it_has_lived_for_a_while(client:
     first = client.header()
     assert first
     client.clock.now += 9
-    assert client.instead_of(first, 403) is None
+    assert client.refresh(first, 403) is None
     client.clock.now += 2
-    assert client.instead_of(first, 403) == "Bearer t0ken-2"
+    assert client.refresh(first, 403) == "Bearer t0ken-2"
     # Another who showed it hears of its end only now.
-    assert client.instead_of(first, 403) == "Bearer t0ken-2"
+    assert client.refresh(first, 403) == "Bearer t0ken-2"
     assert client.provider.asked == 2
 
 
@@ -110,7 +110,7 @@ def test_the_same_token_once_more_is_no_other_to_try(client: Client) -> None:
     answers(client, 200, b'{"access_token": "same"}')
     first = client.header()
     assert first
-    assert client.instead_of(first) is None
+    assert client.refresh(first) is None
     assert client.provider.asked == 2
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_fn.errors import PermanentError
-from fleet_fn.http.address_policy import permitting, split_url
+from fleet_fn.http.address_policy import make_address_check, split_url
 
 GLOBAL = ["140.82.121.33", "2606:50c0:8000::154", "64:ff9b::8c52:7921"]
 PRIVATE = ["10.0.0.1", "172.16.5.4", "192.168.1.1", "100.64.0.1", "fd00::1", "::ffff:10.0.0.1", "64:ff9b::a00:1"]
@@ -19,7 +19,7 @@ NAME = "OCI registry registry.example"
 
 
 def permitted(registry: list[str], addresses: list[str]) -> list[str]:
-    permits = permitting(lambda: registry)
+    permits = make_address_check(lambda: registry)
     return [address for address in addresses if permits(address)]
 
 

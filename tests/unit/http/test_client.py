@@ -20,9 +20,10 @@ import trustme
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
-from fleet_fn.http import client as upstream_module
-from fleet_fn.http.client import MAX_IDLE, MAX_IDLE_SECONDS, Fixed, HttpClient, basic
-from fleet_fn.http.connection import MAX_BODY
+from fleet_fn.http.authorization import Fixed, basic
+from fleet_fn.http.client import MAX_IDLE_CONNECTIONS, MAX_IDLE_SECONDS, HttpClient
+from fleet_fn.http.connection import MAX_BODY_BYTES
+from fleet_fn.http.tls import make_wider_tls_context
 from tests.support.http import Request, Response, Server, closed_port
 
 #: Seconds that an exchange may take, and after which it is certain that it ignored that.
@@ -185,7 +186,7 @@ class Tokens:
     def header(self, _: Deadline) -> str:
         return f"Bearer {next(self._numbers)}"
 
-    def instead_of(self, refused: str, status: int, _: Deadline) -> str | None:
+    def refresh(self, refused: str, status: int, _: Deadline) -> str | None:
         self.refused.append((refused, status))
         return self._after_refusal.pop() if self._after_refusal else None
 
@@ -522,8 +523,10 @@ def test_what_is_given_up_is_closed_there_and_then() -> None:
 @pytest.mark.parametrize(
     ("quickly", "slowly"),
     [
-        pytest.param(b"HTTP/1.1 200 OK\r\nX: ", b"x" * MAX_BODY, id="head"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % MAX_BODY, b"x" * MAX_BODY, id="body"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nX: ", b"x" * MAX_BODY_BYTES, id="head"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % MAX_BODY_BYTES, b"x" * MAX_BODY_BYTES, id="body"
+        ),
         pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 10**6, id="chunks"),
     ],
 )
@@ -785,15 +788,15 @@ def test_of_a_huge_answer_no_more_than_the_bound_is_read(head: bytes) -> None:
     with (
         peer(serve) as server,
         upstream(server.url) as cloud,
-        pytest.raises(PermanentError, match=rf"^cloud: answer (larger than {MAX_BODY} bytes|is not HTTP)"),
+        pytest.raises(PermanentError, match=rf"^cloud: answer (larger than {MAX_BODY_BYTES} bytes|is not HTTP)"),
     ):
         cloud.request("GET", "/", Deadline(10))
-    assert sent < 5 * MAX_BODY  # the system's own buffers take some megabytes
+    assert sent < 5 * MAX_BODY_BYTES  # the system's own buffers take some megabytes
 
 
 def test_an_answer_of_just_the_bound_is_taken() -> None:
-    with Server(lambda _: Response(body=bytes(MAX_BODY))) as server, upstream(server.url) as cloud:
-        assert len(cloud.request("GET", "/", Deadline(10)).body) == MAX_BODY
+    with Server(lambda _: Response(body=bytes(MAX_BODY_BYTES))) as server, upstream(server.url) as cloud:
+        assert len(cloud.request("GET", "/", Deadline(10)).body) == MAX_BODY_BYTES
 
 
 # --- Piece by piece ---------------------------------------------------------------------------------------------------
@@ -862,11 +865,11 @@ def test_each_piece_of_a_stream_has_a_deadline_of_its_own() -> None:
 
 def test_a_stream_may_bring_more_than_other_answers() -> None:
     with (
-        Server(lambda _: Response(body=bytes(3 * MAX_BODY))) as server,
+        Server(lambda _: Response(body=bytes(3 * MAX_BODY_BYTES))) as server,
         upstream(server.url) as cloud,
         cloud.stream("/", Deadline(5)) as stream,
     ):
-        assert sum(map(len, iter(lambda: stream.read(65536, Deadline(10)), b""))) == 3 * MAX_BODY
+        assert sum(map(len, iter(lambda: stream.read(65536, Deadline(10)), b""))) == 3 * MAX_BODY_BYTES
 
 
 def test_the_connection_of_a_stream_is_kept_if_it_was_read_to_its_end() -> None:
@@ -902,7 +905,7 @@ def test_elsewhere_goes_only_what_is_meant_for_there() -> None:
         Server(lambda _: Response(body=b"elsewhere")) as server,
         upstream(f"{home.url}/base", authorization=Fixed("Bearer secret")) as cloud,
     ):
-        other = cloud.elsewhere(server.url, lambda _: True)
+        other = cloud.for_redirect(server.url, lambda _: True)
         assert other.request("GET", "/x", Deadline(5)).body == b"elsewhere"
         assert cloud.request("GET", "/x", Deadline(5)).body == b"home"
         other.close()
@@ -923,7 +926,7 @@ def test_elsewhere_only_addresses_are_connected_to_that_are_permitted() -> None:
         upstream("http://cloud.example") as cloud,
         pytest.raises(PermanentError, match=r"^cloud, sent to 127\.0\.0\.1: no address that requests may go to$"),
     ):
-        cloud.elsewhere(server.url, permits).request("GET", "/", Deadline(5))
+        cloud.for_redirect(server.url, permits).request("GET", "/", Deadline(5))
     assert asked == ["127.0.0.1"]
     assert not server.connections
 
@@ -948,19 +951,21 @@ def test_many_threads_get_each_their_own_answer() -> None:
 
 
 def test_no_more_connections_are_kept_than_is_allowed() -> None:
-    together = threading.Barrier(MAX_IDLE + 8)
+    together = threading.Barrier(MAX_IDLE_CONNECTIONS + 8)
 
     def all_at_once(_: Request) -> Response:
         together.wait(20)
         return Response()
 
     with Server(all_at_once) as server, upstream(server.url) as cloud:
-        with ThreadPoolExecutor(MAX_IDLE + 8) as threads:
-            for answer in [threads.submit(cloud.request, "GET", "/", Deadline(20)) for _ in range(MAX_IDLE + 8)]:
+        with ThreadPoolExecutor(MAX_IDLE_CONNECTIONS + 8) as threads:
+            for answer in [
+                threads.submit(cloud.request, "GET", "/", Deadline(20)) for _ in range(MAX_IDLE_CONNECTIONS + 8)
+            ]:
                 answer.result()
         before = open_descriptors()
         cloud.close()
-        assert before - open_descriptors() >= MAX_IDLE
+        assert before - open_descriptors() >= MAX_IDLE_CONNECTIONS
 
 
 def test_failures_leave_no_socket_open() -> None:
@@ -969,7 +974,7 @@ def test_failures_leave_no_socket_open() -> None:
         b"nonsense\r\n",
         b"HTTP/1.1 503 Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(MAX_BODY + 1),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(MAX_BODY_BYTES + 1),
     ]
     turn = iter(contents * 40)
 
@@ -1040,10 +1045,10 @@ def test_elsewhere_the_same_authority_is_trusted_besides_the_systems(authority: 
         tls_peer(authority, answer_requests) as server,
         upstream("http://127.0.0.1", ca_file=str(authority / "ca.pem")) as cloud,
     ):
-        other = cloud.elsewhere(server.url, lambda _: True)
+        other = cloud.for_redirect(server.url, lambda _: True)
         assert other.request("GET", "/", Deadline(5)).body == b"ok"
         other.close()
-    assert upstream_module._wider_tls_context(str(authority / "ca.pem")).cert_store_stats()["x509_ca"] > 1
+    assert make_wider_tls_context(str(authority / "ca.pem")).cert_store_stats()["x509_ca"] > 1
 
 
 @pytest.mark.parametrize(
@@ -1144,7 +1149,7 @@ def test_a_tls_handshake_that_hangs_costs_no_more_than_the_deadline(authority: P
 def test_failed_handshakes_leave_no_socket_open(authority: Path) -> None:
     with (
         tls_peer(authority, answer_requests, "other") as server,
-        upstream(server.url, ca_file=str(authority / "ca.pem"), background=SingleFlight()) as cloud,
+        upstream(server.url, ca_file=str(authority / "ca.pem"), single_flight=SingleFlight()) as cloud,
     ):
         before = open_descriptors()
         for _ in range(50):

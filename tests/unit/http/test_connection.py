@@ -164,19 +164,19 @@ def test_what_is_sent_is_what_http_client_sends(target: str, headers: Mapping[st
     asked = request(target, headers, body)
     recorded = Recorded("cloud.example", 81)
     recorded.request(asked.method, target, body, dict(headers))
-    assert asked.encoded("cloud.example:81") == recorded.sent
+    assert asked.encode("cloud.example:81") == recorded.sent
 
 
 @pytest.mark.parametrize("target", ["/a b", "/a\r\nX: y", "/ä", "/\x7f"])
 def test_a_target_that_could_end_the_request_line_is_not_sent(target: str) -> None:
     with pytest.raises(http.client.InvalidURL):
-        request(target).encoded("cloud.example")
+        request(target).encode("cloud.example")
 
 
 @given(st.sampled_from("\r\n\0\x1b\x7f"))
 def test_a_header_that_could_end_is_not_sent_and_not_repeated_in_the_error(control: str) -> None:
-    with pytest.raises(ValueError, match="'Authorization' has a control character") as caught:
-        request(headers={"Authorization": f"s3cret{control}X: y"}).encoded("cloud.example")
+    with pytest.raises(ValueError, match="'Authorization' contains a control character") as caught:
+        request(headers={"Authorization": f"s3cret{control}X: y"}).encode("cloud.example")
     assert "s3cret" not in str(caught.value)
 
 
@@ -189,7 +189,7 @@ def test_a_request_with_a_body_goes_out_in_one_piece() -> None:
             writes.append(bytes(data))
             super().sendall(data, *flags)
 
-    with theirs, closing(Counted(fileno=ours.detach()).is_made()) as sock:
+    with theirs, closing(Counted(fileno=ours.detach()).mark_connected()) as sock:
         answering = threading.Thread(target=lambda: theirs.sendall(b"HTTP/1.1 202 Accepted\r\n\r\n"))
         answering.start()
         response = Connection("cloud.example", sock).ask(request(body=b"block"), Deadline(5))

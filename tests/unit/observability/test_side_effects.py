@@ -102,8 +102,8 @@ def test_span_that_raises_is_none(monkeypatch: pytest.MonkeyPatch, lines: list[l
     monkeypatch.setattr(tracing, "_spans", Spans())
     monkeypatch.setattr(tracing, "_guard", Guard("tracing"))
     with tracing.of_event(None, {}) as span, tracing.of_request("command", "GET", "host", 80) as other:
-        span.tell(outcome="sync")
-        other.tell(status=200)
+        span.set_attributes(outcome="sync")
+        other.set_attributes(status=200)
     assert len(lines) == 1
     with pytest.raises(KeyError), tracing.of_event(None, {}):
         raise KeyError  # what goes wrong within a span is not swallowed
@@ -149,7 +149,7 @@ def test_pipe_drops_lines_until_its_reader_takes_them() -> None:
         for _ in range(100):
             with pytest.raises(BlockingIOError):
                 pipe.write(line)
-        assert time.monotonic() - started < 100 * log._PATIENCE_SECONDS
+        assert time.monotonic() - started < 100 * log._WRITE_TIMEOUT_SECONDS
         os.set_blocking(reading, False)
         assert len(os.read(reading, 1 << 20)) >= written * len(line)
         pipe.write("event\n")

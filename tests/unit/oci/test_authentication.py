@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
-from fleet_fn.http.client import Answer, basic
+from fleet_fn.http.authorization import basic
+from fleet_fn.http.client import Answer
 from fleet_fn.oci.authentication import Authorization, Challenge, parse_challenges
 from fleet_fn.oci.docker_config import Credentials
 from tests.support.http import Request, Response, Server

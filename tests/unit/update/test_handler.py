@@ -14,7 +14,8 @@ from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import Event
 from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.verified import VerifiedFiles
-from fleet_fn.http.client import Fixed, HttpClient
+from fleet_fn.http.authorization import Fixed
+from fleet_fn.http.client import HttpClient
 from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.messages import Swap, Write
 from fleet_fn.settings import Settings
@@ -50,7 +51,7 @@ def upstream(drogue: Drogue) -> Iterator[HttpClient]:
     upstream.close()
 
 
-def updater(upstream: HttpClient, folder: Path, background: SingleFlight) -> UpdateHandler:
+def updater(upstream: HttpClient, folder: Path, single_flight: SingleFlight) -> UpdateHandler:
     settings = Settings(
         drogue_api_url="unused",
         firmware_registry=f"oci-layout:{folder}",
@@ -59,8 +60,8 @@ def updater(upstream: HttpClient, folder: Path, background: SingleFlight) -> Upd
         manifest_ttl=3600.0,
         event_max_age=0.0,
     )
-    files = VerifiedFiles(background, lambda: time.time() + 3600)  # what was published is old
-    images = Resolver(make_image_store(settings, files, background), background)
+    files = VerifiedFiles(single_flight, lambda: time.time() + 3600)  # what was published is old
+    images = Resolver(make_image_store(settings, files, single_flight), single_flight)
     return UpdateHandler(settings, DeviceRegistry(upstream), images, None, Commands(upstream))
 
 

@@ -9,7 +9,7 @@ from gunicorn.http.parser import RequestParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_fn.web.arrival import MAX_BODY, MAX_DISCARDED, Arrival
+from fleet_fn.web.arrival import MAX_BODY_BYTES, MAX_DISCARDED_BYTES, Arrival
 
 MAX_LINE, MAX_HEAD = 200, 2000
 POST: Final = b"POST / HTTP/1.1\r\nHost: x\r\n"
@@ -113,7 +113,7 @@ def test_half_a_request_is_waited_for_until_its_end(half: bytes) -> None:
 
 
 def test_large_body_is_dropped_and_the_next_request_found() -> None:
-    size = 10 * MAX_BODY
+    size = 10 * MAX_BODY_BYTES
     head = POST + b"Content-Length: %d\r\n\r\n" % size
     arrival = arrived(head, *[b" " * (size // 10)] * 9)
     assert arrival.is_large
@@ -129,13 +129,13 @@ def test_large_body_in_chunks_is_kept_until_it_is_found_too_large() -> None:
     chunk = b"%x\r\n%b\r\n" % (1024, b" " * 1024)
     arrival = arrived(POST + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 1000)
     assert arrival.is_large
-    assert MAX_BODY < arrival.size < 2 * MAX_BODY
+    assert MAX_BODY_BYTES < arrival.size < 2 * MAX_BODY_BYTES
     arrival.feed(b"0\r\n\r\n")
     assert (arrival.is_whole, arrival.is_cut) == (True, True)
 
 
 def test_body_in_chunks_of_one_byte_is_kept() -> None:
-    arrival = arrived(POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * MAX_BODY + b"0\r\n\r\n")
+    arrival = arrived(POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * MAX_BODY_BYTES + b"0\r\n\r\n")
     assert (arrival.is_whole, arrival.is_cut) == (True, False)
 
 
@@ -148,7 +148,7 @@ def test_body_without_end_is_given_up(framing: bytes) -> None:
         arrival.feed(b" " * PIECE)
         fed += PIECE
     assert arrival.is_cut
-    assert MAX_DISCARDED <= fed <= MAX_DISCARDED + 4 * PIECE
+    assert MAX_DISCARDED_BYTES <= fed <= MAX_DISCARDED_BYTES + 4 * PIECE
     assert arrival.size < 4 * PIECE
 
 
