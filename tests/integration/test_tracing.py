@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ class Heard:
         return [request.headers.get(name) for request in self.requests]
 
 
+@contextmanager
+def listening(heard: Heard) -> Iterator[Drogue]:
+    with Drogue(through=heard.through) as drogue:
+        drogue.put("example", spec={})
+        drogue.put("example", "device1", spec={})
+        yield drogue
+
+
 @pytest.fixture
 def heard() -> Heard:
     return Heard()
@@ -45,9 +54,7 @@ def heard() -> Heard:
 
 @pytest.fixture
 def cloud(heard: Heard) -> Iterator[Drogue]:
-    with Drogue(through=heard.through) as drogue:
-        drogue.put("example", spec={})
-        drogue.put("example", "device1", spec={})
+    with listening(heard) as drogue:
         yield drogue
 
 
@@ -64,15 +71,33 @@ def logged_event(function: Function, identity: str) -> Mapping[str, Any]:
 # --- Without a collector ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Function, Heard]]:
+    """A function that looks each device up for each event, and what its Drogue Cloud has heard."""
+    heard = Heard()
+    with (
+        listening(heard) as cloud,
+        running(cloud, tmp_path_factory.mktemp("layouts"), SPEC_TTL_SECONDS="0") as function,
+    ):
+        yield function, heard
+
+
+@pytest.fixture
+def untraced(alone: tuple[Function, Heard]) -> tuple[Function, Heard]:
+    """The same, before anything was heard."""
+    alone[1].requests.clear()
+    return alone
+
+
 def test_the_trace_of_an_event_is_told_to_registry_and_command_api_and_in_its_log_line(
-    cloud: Drogue, heard: Heard, tmp_path: Path
+    untraced: tuple[Function, Heard],
 ) -> None:
-    with running(cloud, tmp_path) as function:
-        sent = event(traceparent=PARENT, tracestate=STATE)
-        assert function.post(sent, b'{"version": "1"}').status == 204
-        assert logged_event(function, str(sent["id"]))["trace_id"] == TRACE_ID
-        structured = {**event(), "traceparent": PARENT, "data": {"version": "1"}}
-        assert function.post_structured(structured).status == 204
+    function, heard = untraced
+    sent = event(traceparent=PARENT, tracestate=STATE)
+    assert function.post(sent, b'{"version": "1"}').status == 204
+    assert logged_event(function, str(sent["id"]))["trace_id"] == TRACE_ID
+    structured = {**event(), "traceparent": PARENT, "data": {"version": "1"}}
+    assert function.post_structured(structured).status == 204
     assert {request.method for request in heard.requests} == {"GET", "POST"}
     assert set(heard.headers("traceparent")) == {PARENT}
     assert heard.headers("tracestate")[0] == STATE
@@ -122,19 +147,19 @@ def test_an_event_without_a_trace_is_part_of_none_and_not_of_the_one_before(
     ],
 )
 def test_what_is_no_trace_is_passed_on_to_nobody_and_costs_no_event(
-    cloud: Drogue, heard: Heard, tmp_path_factory: pytest.TempPathFactory, parent: str
+    untraced: tuple[Function, Heard], parent: str
 ) -> None:
-    with running(cloud, tmp_path_factory.mktemp("layouts")) as function:
-        structured = {**event(), "traceparent": parent, "tracestate": STATE, "data": {"version": "1"}}
-        assert function.post_structured(structured).status == 204
+    function, heard = untraced
+    structured = {**event(), "traceparent": parent, "tracestate": STATE, "data": {"version": "1"}}
+    assert function.post_structured(structured).status == 204
     assert set(heard.headers("traceparent")) | set(heard.headers("tracestate")) == {None}
 
 
-def test_a_state_that_no_header_can_hold_is_left_out(cloud: Drogue, heard: Heard, tmp_path: Path) -> None:
-    with running(cloud, tmp_path) as function:
-        for state in ("a=b\r\nX-Evil: 1", "a=ü", "a" * 513, 5):
-            structured = {**event(), "traceparent": PARENT, "tracestate": state, "data": {"version": "1"}}
-            assert function.post_structured(structured).status == 204
+def test_a_state_that_no_header_can_hold_is_left_out(untraced: tuple[Function, Heard]) -> None:
+    function, heard = untraced
+    for state in ("a=b\r\nX-Evil: 1", "a=ü", "a" * 513, 5):
+        structured = {**event(), "traceparent": PARENT, "tracestate": state, "data": {"version": "1"}}
+        assert function.post_structured(structured).status == 204
     assert set(heard.headers("traceparent")) == {PARENT}
     assert set(heard.headers("tracestate")) | set(heard.headers("X-Evil")) == {None}
 
