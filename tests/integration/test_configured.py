@@ -14,7 +14,7 @@ from tests.support.statuses import record_start
 PACKED = {0: b"0.1.0", 1: None, 2: None, 3: None}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def drogue() -> Iterator[Drogue]:
     with Drogue() as drogue:
         for application in ("farm", "Not_A_Component", "yard"):
@@ -24,18 +24,26 @@ def drogue() -> Iterator[Drogue]:
         yield drogue
 
 
-@pytest.fixture
-def released(tmp_path: Path) -> Published:
-    """Firmware of the application `farm`, in a repository named after the device."""
-    return publish(tmp_path / "farm", "pump", "2", random_bytes(1000), tag="stable")
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of image layouts for each application."""
+    return tmp_path_factory.mktemp("layouts")
 
 
-@pytest.fixture
-def function(drogue: Drogue, tmp_path: Path, released: Published) -> Iterator[Function]:
+@pytest.fixture(autouse=True)
+def released(drogue: Drogue, layouts: Path) -> Published:
+    """Firmware of the application `farm`, in a repository named after the device, which is new."""
+    for application in ("farm", "yard"):
+        drogue.recreate(application, "pump", spec={})
+    return publish(layouts / "farm", "pump", "2", random_bytes(1000), tag="stable")
+
+
+@pytest.fixture(scope="module")
+def function(drogue: Drogue, layouts: Path) -> Iterator[Function]:
     environment = {
         "DROGUE_API_URL": f"{drogue.url}/",
         "DROGUE_TOKEN": TOKEN,
-        "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}/{{application}}",
+        "FIRMWARE_REGISTRY": f"oci-layout:{layouts}/{{application}}",
         "FIRMWARE_DEFAULT_IMAGE": "{device}:stable",
         "SPEC_TTL_SECONDS": "0",
         "MANIFEST_TTL_SECONDS": "0",
@@ -45,7 +53,6 @@ def function(drogue: Drogue, tmp_path: Path, released: Published) -> Iterator[Fu
         "EVENT_MAX_AGE_SECONDS": "0",
         "LOG_FORMAT": "text",
     }
-    assert released.version == "2"
     with Function(environment) as function:
         yield function
 
@@ -61,10 +68,10 @@ def test_a_token_alone_is_sent_as_bearer(function: Function, drogue: Drogue) -> 
 
 
 def test_the_default_image_is_that_of_devices_for_which_nobody_names_one(
-    function: Function, drogue: Drogue, tmp_path: Path
+    function: Function, drogue: Drogue, layouts: Path
 ) -> None:
     assert post(function, "farm", "pump", PACKED) == 'write; version="2"; offset=0; size=100'
-    publish(tmp_path / "farm", "own", "3", b"x" * 32)
+    publish(layouts / "farm", "own", "3", b"x" * 32)
     drogue.put_image("farm", "pump", "own:3")
     assert post(function, "farm", "pump", PACKED) == 'write; version="3"; offset=0; size=32'
 
@@ -100,12 +107,12 @@ def test_with_no_age_set_an_event_of_any_age_is_answered(function: Function) -> 
 
 
 def test_with_nothing_to_be_remembered_each_event_sees_what_stands_there(
-    function: Function, drogue: Drogue, tmp_path: Path, released: Published
+    function: Function, drogue: Drogue, layouts: Path, released: Published
 ) -> None:
     record_start(drogue, "pump", "2", released.checksum, "farm")
     midway = {**PACKED, 3: {0: b"2", 1: 500}}
     assert post(function, "farm", "pump", midway).startswith('write; version="2"; offset=500')
-    publish(tmp_path / "farm", "pump", "3", b"x" * 32, tag="stable")
+    publish(layouts / "farm", "pump", "3", b"x" * 32, tag="stable")
     assert post(function, "farm", "pump", midway).startswith('write; version="3"; offset=0')
     drogue.put_image("farm", "pump", "nowhere")
     assert post(function, "farm", "pump", midway) == 'failed; reason="no image layout nowhere"'
