@@ -1,23 +1,26 @@
-"""What `spec.firmware` of an application or a device says of who may be updated when."""
+"""`spec.firmware` of an application or a device: the source of the firmware, and the update policy."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, tzinfo
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from fleet_fn.errors import one_line
+from fleet_fn.errors import PermanentError, one_line
 
 _MINUTES_OF_DAY: Final = 24 * 60
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _TIME: Final = re.compile("([01][0-9]|2[0-3]):([0-5][0-9])")
-#: No name is longer. `zoneinfo` looks each up as a file and as a module, so it must not get what is no name.
+#: No time zone has a longer name. `zoneinfo` looks each name up as a file and as a module, so check it first.
 _ZONE: Final = re.compile("[A-Za-z0-9_+-]{1,32}(/[A-Za-z0-9_+-]{1,32}){0,2}")
-#: Characters of what others wrote that a message repeats.
-_MAX_SHOWN: Final = 100
+#: Characters of a value in a message.
+_MAX_SHOWN_CHARACTERS: Final = 100
 
-_SECTION_KEYS: Final = frozenset(("rollout", "maxAttempts", "retry", "mtu"))
+#: The kinds of sources; `oci` is an alias of `container`.
+_SOURCE_KEYS: Final = ("container", "oci", "file", "hawkbit")
+_PULL_POLICIES: Final = ("IfNotPresent", "Always")
+_POLICY_KEYS: Final = frozenset(("rollout", "maxAttempts", "retry", "mtu"))
 _ROLLOUT_KEYS: Final = ("paused", "percent", "salt", "labels", "window", "midway")
 #: The values of `rollout.midway`.
 FINISH: Final = "finish"
@@ -29,53 +32,125 @@ _TIME_TAKES: Final = '"HH:MM" in quotes'
 _TIMEZONE_TAKES: Final = "the IANA name of a time zone, such as Europe/Oslo"
 
 
-class MalformedPolicyError(ValueError):
-    """A policy cannot be understood. Its text is one line that names the key, what it got and what it takes."""
+class MalformedSpecError(PermanentError):
+    """A key of `spec.firmware` is malformed. The text names the key, what it got and what it takes."""
+
+
+# --- Sources ----------------------------------------------------------------------------------------------------------
+
+
+class Image(NamedTuple):
+    """Firmware in an OCI repository, named by `container` or its alias `oci`."""
+
+    #: Relative to `FIRMWARE_REGISTRY`: `name`, `name:tag` or `name@digest`.
+    reference: str
+    #: Resolve the tag for each status (`imagePullPolicy: Always`).
+    always: bool = False
+    #: Selects one of an index's manifests by platform, or by annotation.
+    platform: str | None = None
+
+
+class File(NamedTuple):
+    """Firmware in `FIRMWARE_DIR`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class HawkBit:
+    """Firmware that an Eclipse hawkBit server assigns."""
+
+
+Source = Image | File | HawkBit
+
+
+def read_source(section: Mapping[str, Any]) -> Source | None:
+    """Return the source that a `spec.firmware` names; None if it names none.
+
+    Raises:
+        MalformedSpecError: the source is malformed, or there are several.
+
+    """
+    kinds = [kind for kind in _SOURCE_KEYS if section.get(kind) is not None]
+    if not kinds:
+        return None
+    kind, *others = kinds
+    if others:
+        raise MalformedSpecError(f"{kind}: got {', '.join(others)} beside it, takes one source only")
+    source = section[kind]
+    if not isinstance(source, dict):
+        raise _malformed(kind, source, "a map")
+    if kind == "hawkbit":
+        return HawkBit()
+    if kind == "file":
+        return File(_name(source.get("name"), "file.name", "the name of a firmware in FIRMWARE_DIR"))
+    return _image(source, kind)
+
+
+def _image(source: Mapping[str, Any], kind: str) -> Image:
+    pull_policy, platform = source.get("imagePullPolicy"), source.get("platform")
+    reference = _name(source.get("image"), f"{kind}.image", "name, name:tag or name@sha256:…")
+    if pull_policy is not None and pull_policy not in _PULL_POLICIES:
+        raise _malformed(f"{kind}.imagePullPolicy", pull_policy, " or ".join(_PULL_POLICIES))
+    if platform is not None:
+        platform = _name(platform, f"{kind}.platform", "a platform, such as linux/arm64")
+    return Image(reference, always=pull_policy == "Always", platform=platform)
+
+
+def _name(value: object, path: str, takes: str) -> str:
+    if value is None:
+        raise MalformedSpecError(f"{path}: missing, takes {takes}")
+    if not isinstance(value, str) or not value:
+        raise _malformed(path, value, takes)
+    return value
+
+
+# --- Policy -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """The hours of the week in which updates may start and be swapped to, by the wall clock of a time zone.
 
-    Where the clock is set back, an hour that occurs twice is open twice; where it is set forward, what would have
-    opened in the missing hour opens after it, or not at all where it would have ended in it, too.
+    If the clock is set back, the repeated hour is open twice. If it is set forward, a window that would open in the
+    missing hour opens after it, and a window that lies within the missing hour does not open.
     """
 
     #: Minutes from local midnight, 0 to 1439.
     start: int
-    #: Minutes from local midnight, 1 to 1440, exclusive; below or equal `start` when it passes midnight.
+    #: Minutes from local midnight, 1 to 1440, exclusive; not above `start` if the window passes midnight.
     end: int
     timezone: tzinfo
-    #: The days on which it opens: 0 is Monday, 6 Sunday. What passes midnight belongs to the day on which it opened.
+    #: Days on which it opens: 0 is Monday, 6 Sunday. Hours after midnight belong to the day on which it opened.
     days: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Who may be updated when. None is what nobody said anything of."""
+    """Which devices may be updated when. None stands for a key that is not set."""
 
-    #: Nobody is updated.
+    #: No device is updated.
     paused: bool | None = None
-    #: How many of the devices are updated, 0 to 100.
+    #: Share of the devices that are updated, 0 to 100.
     percent: float | None = None
-    #: Draws the devices instead of the target's version, so that those who are first are the same each time.
+    #: Draws the devices instead of the target's version, so that the same devices come first each time.
     salt: str | None = None
-    #: Only devices that have all of these.
+    #: Only devices that have all of these labels are updated.
     labels: Mapping[str, str] | None = None
     window: Window | None = None
-    #: Swaps after which a version that does not come up is given up.
+    #: Failed swaps after which a version is given up.
     max_attempts: int | None = None
-    #: Another text than before forgets failed attempts.
+    #: A changed text resets the count of failed attempts.
     retry: str | None = None
     #: The largest block in bytes, for boards whose buffer must hold the envelope too.
     mtu: int | None = None
-    #: What a device midway gets when its target moves: `finish` or `restart`.
+    #: For a device midway whose target moves: `finish` or `restart`.
     midway: str | None = None
 
     def over(self, other: "Policy") -> "Policy":
-        """Both, the fields of this one winning one by one."""
-        said = {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
-        return replace(other, **said)
+        """Return both policies merged; each key that is set here wins."""
+        own = {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
+        return replace(other, **own)
 
 
 _FIELDS: Final = tuple(field.name for field in fields(Policy))
@@ -83,13 +158,13 @@ NONE: Final = Policy()
 
 
 def read_policy(section: Mapping[str, Any]) -> Policy:
-    """The policy in a `spec.firmware` section; null counts as not said.
+    """Return the policy in a `spec.firmware`; null counts as not set.
 
     Raises:
-        MalformedPolicyError: a policy key is unknown, or has a value that it does not take.
+        MalformedSpecError: a policy key is unknown, or its value is malformed.
 
     """
-    if _SECTION_KEYS.isdisjoint(section):
+    if _POLICY_KEYS.isdisjoint(section):
         return NONE
     rollout = _map(section.get("rollout"), "rollout", _ROLLOUT_KEYS)
     return Policy(
@@ -106,14 +181,14 @@ def read_policy(section: Mapping[str, Any]) -> Policy:
 
 
 def _map(value: object, path: str, keys: Sequence[str]) -> Mapping[str, Any]:
-    """The map `value`, which has none but `keys`: a misspelt `percent` that is ignored would update everybody."""
+    """Return the map `value`, which may have these keys only: ignoring a mistyped `percent` would update all."""
     if value is None:
         return {}
     takes = f"a map with {_either(keys)}"
     if not isinstance(value, dict):
         raise _malformed(path, value, takes)
     if unknown := [key for key in value if key not in keys]:
-        raise MalformedPolicyError(f"{path}: got {shown(', '.join(unknown))}, takes {takes}")
+        raise MalformedSpecError(f"{path}: got {shown(', '.join(unknown))}, takes {takes}")
     return value
 
 
@@ -143,7 +218,7 @@ def _labels(value: object) -> Mapping[str, str] | None:
     if not isinstance(value, dict):
         raise _malformed("rollout.labels", value, "a map of texts")
     for key, text in value.items():
-        # Null is none, either: a condition that is left out is met by everybody.
+        # Null is no text either: if it counted as not set, all devices would meet the condition.
         if not isinstance(text, str):
             raise _malformed(f"rollout.labels.{shown(key)}", text, "a text")
     return value
@@ -184,9 +259,9 @@ def _window(value: object) -> Window | None:
 
 
 def _minutes(value: object, path: str, *, can_be_24: bool = False) -> int:
-    """Minutes from midnight, 0 to 1440."""
+    """Return minutes from midnight, 0 to 1440."""
     if value is None:
-        raise MalformedPolicyError(f"{path}: missing, takes {_TIME_TAKES}")
+        raise MalformedSpecError(f"{path}: missing, takes {_TIME_TAKES}")
     if not isinstance(value, str):
         hint = ": YAML makes a number of 22:00 without quotes" if isinstance(value, int | float) else ""
         raise _malformed(path, value, _TIME_TAKES + hint)
@@ -203,11 +278,11 @@ def _timezone(value: object) -> tzinfo:
         return UTC
     if not isinstance(value, str) or not _ZONE.fullmatch(value):
         raise _malformed("rollout.window.timezone", value, _TIMEZONE_TAKES)
-    from zoneinfo import ZoneInfo  # most functions never read a window, and all of them should start fast
+    from zoneinfo import ZoneInfo  # imported when needed: few deployments have windows, and all should start fast
 
     try:
         return ZoneInfo(value)
-    # Not found; a file, but no zone's; a folder.
+    # KeyError: not found. ValueError: not a time zone's file. OSError: a folder.
     except (KeyError, ValueError, OSError) as error:
         raise _malformed("rollout.window.timezone", value, _TIMEZONE_TAKES) from error
 
@@ -227,12 +302,12 @@ def _day(name: object, takes: str) -> int:
     return _DAYS.index(name.lower())
 
 
-def _malformed(path: str, value: object, takes: str) -> MalformedPolicyError:
-    return MalformedPolicyError(f"{path}: got {_quoted(value)}, takes {takes}")
+def _malformed(path: str, value: object, takes: str) -> MalformedSpecError:
+    return MalformedSpecError(f"{path}: got {_quoted(value)}, takes {takes}")
 
 
 def _quoted(value: object) -> str:
-    """`value` as it stands in JSON, in one line, or what it is."""
+    """Return a value as JSON in one line; a map or a list is only named."""
     if isinstance(value, dict | list):
         kind = "map" if isinstance(value, dict) else "list"
         return f"a {kind}" if value else f"an empty {kind}"
@@ -242,8 +317,8 @@ def _quoted(value: object) -> str:
 
 
 def shown(text: str) -> str:
-    """Return what others wrote in one line, cut to what a message may repeat of it."""
-    return one_line(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
+    """Return a text of others in one line, cut to the length that a message has room for."""
+    return one_line(text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]}…")
 
 
 def _either(names: Sequence[str]) -> str:

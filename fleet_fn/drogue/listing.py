@@ -1,4 +1,4 @@
-"""The devices of an application, page by page: for people who look at a fleet, not for events."""
+"""The devices of an application, page by page: for operators, not for events."""
 
 import json
 from collections import deque
@@ -9,51 +9,52 @@ from typing import Final
 from urllib.parse import quote, urlencode
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.device_registry import gateways_of
+from fleet_fn.drogue.api_paths import listing_path
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY, refusal_for_application
+from fleet_fn.drogue.registry_object import read_gateways
 from fleet_fn.errors import PermanentError, TooLargeError
 from fleet_fn.http.client import HttpClient
 
-#: Devices that a page has at most, and names that are remembered so that none is listed twice.
-_PAGE: Final = 100
-#: Seconds for a page.
-_PATIENCE: Final = 15.0
-_APPS: Final = "/api/registry/v1alpha1/apps"
+#: Devices of a page at most, and recent names that are remembered so that no device is listed twice.
+_PAGE_DEVICES: Final = 100
+#: Time for a page.
+_PAGE_SECONDS: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device, as a listing has it."""
+    """A device in a listing."""
 
     name: str
-    #: Whatever stands there; None where nothing does.
+    #: Any JSON value: other software writes it, too. None if there is none.
     status: object = None
-    #: The devices through which it may be reached.
+    #: Devices through which it may be reached.
     gateways: tuple[str, ...] = ()
 
 
 def list_devices(
-    upstream: HttpClient, application: str, labels: str | None = None, *, patience: float = _PATIENCE
+    upstream: HttpClient, application: str, labels: str | None = None, *, patience: float = _PAGE_SECONDS
 ) -> Iterator[list[Device]]:
-    """The devices of an application, in the registry's order; each page as it arrives, the first even if it is empty.
+    """Yield the devices of an application, in the registry's order, page by page; the first page may be empty.
 
-    A device that is created or deleted meanwhile moves the pages by one: another one may be missing for it, but none
-    comes twice. The order is no help there: it is by name, but as the registry's database collates names.
+    A device that is created or deleted during the listing shifts the pages by one. Another device may be missed then,
+    but none is listed twice. Names cannot replace offsets: the registry's database sorts them by its own collation.
 
     Args:
         upstream: Drogue Cloud.
         application: the application's name.
-        labels: only devices that this label selector selects.
-        patience: seconds that each page may take.
+        labels: label selector; only devices that it matches are listed.
+        patience: seconds for each page.
 
     Raises:
-        PermanentError: the application is unknown, our credentials are refused, or an answer makes no sense.
-        TransientError: the registry is not there.
+        PermanentError: the application is unknown, our credentials are refused, or an answer is malformed.
+        TransientError: the registry is unavailable.
 
     """
-    path = _path(application)
-    recent: deque[str] = deque(maxlen=_PAGE)
-    limit, offset, repeated = _PAGE, 0, 0
+    # The command line may hand over bytes that are not UTF-8, as lone surrogates. No application has such a name.
+    path = listing_path(application.encode(errors="replace").decode())
+    recent: deque[str] = deque(maxlen=_PAGE_DEVICES)
+    limit, offset, repeated = _PAGE_DEVICES, 0, 0
     while True:
         query = {**({"labels": labels} if labels else {}), "limit": limit, "offset": offset}
         target = f"{path}?{urlencode(query, quote_via=quote, errors='replace')}"
@@ -66,8 +67,10 @@ def list_devices(
             limit //= 2
             continue
         if answer.status != HTTPStatus.OK:
-            said = _explanation(answer.body)
-            raise _error(answer.status, application, "" if said and upstream.reveals(said, deadline) else said)
+            message = _error_message(answer.body)
+            if message and upstream.reveals(message, deadline):
+                message = ""
+            raise _error(answer.status, application, message)
         page = _devices(answer.body, application)
         unlisted = [device for device in page if device.name not in recent]
         recent.extend(device.name for device in unlisted)
@@ -75,28 +78,21 @@ def list_devices(
         if len(page) != limit:
             return
         repeated = 0 if unlisted else repeated + len(page)
-        if repeated > _PAGE:
+        if repeated > _PAGE_DEVICES:
             raise PermanentError(f"{DEVICE_REGISTRY}: lists the same devices again and again")
         offset += limit
 
 
-def _path(application: str) -> str:
-    if application in (".", ".."):
-        # Dot segments are removed on the way (RFC 3986, section 5.2.4).
-        raise PermanentError(f"{DEVICE_REGISTRY}: no URL can carry an application's name {application}")
-    return f"{_APPS}/{quote(application, safe='', errors='replace')}/devices"
-
-
-def _error(status: int, application: str, said: str) -> PermanentError:
-    """Return the error for a status other than 200; `said` is the registry's own explanation."""
+def _error(status: int, application: str, message: str) -> PermanentError:
+    """Return the error for a status other than 200; `message` is the registry's own explanation."""
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
         return PermanentError(refusal_for_application(DEVICE_REGISTRY, status, application))
-    return PermanentError(f"{DEVICE_REGISTRY}: answered {status} for the devices{said}")
+    return PermanentError(f"{DEVICE_REGISTRY}: answered {status} for the devices{message}")
 
 
 def _devices(body: bytes, application: str) -> list[Device]:
     """Return the devices of a page."""
-    # Not as strictly as the function reads what it acts on: one device's oddities must not hide all the others.
+    # Not `parse_json`, which is strict: one odd device must not hide all others.
     try:
         page = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -113,14 +109,14 @@ def _device(entry: object, application: str) -> Device:
         raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices has an entry that is no device")
     if isinstance(metadata, dict) and metadata.get("application", application) != application:
         raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices is another application's")
-    return Device(name, entry.get("status"), gateways_of(entry.get("spec")))
+    return Device(name, entry.get("status"), read_gateways(entry.get("spec")))
 
 
-def _explanation(body: bytes) -> str:
-    """What Drogue Cloud says of an error, if it does: `{"error": …, "message": …}`."""
+def _error_message(body: bytes) -> str:
+    """Return Drogue Cloud's message about an error, `{"error": …, "message": …}`; empty if there is none."""
     try:
-        told = json.loads(body)
+        found = json.loads(body)
     except (ValueError, RecursionError):
         return ""
-    message = told.get("message") if isinstance(told, dict) else None
+    message = found.get("message") if isinstance(found, dict) else None
     return f": {message}" if isinstance(message, str) else ""

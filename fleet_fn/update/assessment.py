@@ -11,12 +11,9 @@ from fleet_fn.drogue.device_registry import (
     DeviceDisabledError,
     DeviceNotFoundError,
     DeviceRegistry,
-    File,
-    HawkBit,
-    Image,
 )
 from fleet_fn.drogue.events import Event
-from fleet_fn.drogue.firmware_spec import FINISH, RESTART
+from fleet_fn.drogue.firmware_spec import FINISH, RESTART, File, HawkBit, Image
 from fleet_fn.drogue.update_record import LastAnswered, Origin
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.firmware.file_store import file_reference

@@ -15,8 +15,8 @@ from http.client import HTTPMessage
 from typing import Any, cast
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.device_registry import ConflictError, Desired, DeviceRegistry, File, Image
-from fleet_fn.drogue.firmware_spec import Policy
+from fleet_fn.drogue.device_registry import ConflictError, Desired, DeviceRegistry
+from fleet_fn.drogue.firmware_spec import File, Image, Policy
 from fleet_fn.drogue.status_report import IN_SYNC, PROGRESS, Condition, Report
 from fleet_fn.drogue.update_record import Record, record_for
 from fleet_fn.errors import PermanentError

@@ -12,7 +12,8 @@ import cbor2
 import pytest
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.device_registry import Desired, DeviceRegistry, Image, MalformedSpecError
+from fleet_fn.drogue.device_registry import Desired, DeviceRegistry
+from fleet_fn.drogue.firmware_spec import Image, MalformedSpecError
 from fleet_fn.drogue.status_report import Condition, Report
 from fleet_fn.errors import PermanentError
 from fleet_fn.http.authorization import Fixed, basic

@@ -457,7 +457,7 @@ def test_names_that_no_application_has_are_unknown(sandbox: Sandbox, application
 def test_a_name_that_no_url_can_carry_is_not_asked_for(application: str) -> None:
     with Server(Fleet(["lamp"])) as server:
         refusal = invoke(server.url, application=application).refusal
-        assert refusal == f"device registry: no URL can carry an application's name {application}"
+        assert refusal == f"device registry: no URL can carry the name {application}"
         assert server.requests == []
 
 

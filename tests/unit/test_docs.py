@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_metr
 
 from fleet_fn.cli import demo
 from fleet_fn.cli.main import main
-from fleet_fn.drogue.firmware_spec import read_policy
+from fleet_fn.drogue.firmware_spec import MalformedSpecError, read_policy
 from fleet_fn.observability import prometheus
 from fleet_fn.settings import SETTINGS, Settings, SettingsError
 from fleet_fn.web import routes
@@ -218,7 +218,7 @@ def test_rollout_example_has_each_key_and_is_understood(tmp_path: Path) -> None:
     section = load(tmp_path / "example.yaml")["spec"]["firmware"]
     read_policy(section)
     for place, path in ((section, "rollout"), (section["rollout"], "rollout.window")):
-        with pytest.raises(ValueError, match=rf"^{path}: got") as caught:
+        with pytest.raises(MalformedSpecError, match=rf"^{path}: got") as caught:
             read_policy({**section, "rollout": _with_unknown_key(section["rollout"], path)})
         keys = re.findall(r"\w+", str(caught.value).partition("a map with ")[2].replace(" and ", " "))
         assert set(place[path.rpartition(".")[2]]) == set(keys)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -13,16 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.device_registry import (
-    DeviceNotFoundError,
-    DeviceRegistry,
-    File,
-    HawkBit,
-    Image,
-    MalformedSpecError,
-    Source,
-    device_path,
-)
+from fleet_fn.drogue.api_paths import command_path, listing_path, object_path
+from fleet_fn.drogue.device_registry import DeviceNotFoundError, DeviceRegistry
+from fleet_fn.drogue.firmware_spec import File, HawkBit, Image, MalformedSpecError, Source
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.http.client import HttpClient
 from tests.support.http import Request, Response, Server, closed_port
@@ -146,28 +140,55 @@ def test_a_source_that_is_not_built_is_known_too(cloud: Cloud) -> None:
     [
         ([], "the {}'s spec.firmware is not a map"),
         ("pump:1", "the {}'s spec.firmware is not a map"),
-        (image() | {"oci": {"image": "x"}}, "the {}'s spec.firmware has two sources: container and oci"),
-        (image() | {"file": {"name": "x"}}, "the {}'s spec.firmware has two sources: container and file"),
-        ({"file": {}, "hawkbit": {}}, "the {}'s spec.firmware has two sources: file and hawkbit"),
-        ({"container": []}, "the {}'s spec.firmware.container is not a map"),
-        ({"container": "pump:1"}, "the {}'s spec.firmware.container is not a map"),
-        ({"container": False}, "the {}'s spec.firmware.container is not a map"),
-        ({"file": [1]}, "the {}'s spec.firmware.file is not a map"),
-        ({"file": {}}, "the {}'s spec.firmware.file has no name"),
-        ({"file": {"name": 5}}, "the {}'s spec.firmware.file has no name"),
-        (image(platform=["linux/arm64"]), "the {}'s spec.firmware.container.platform is no text"),
-        (image(platform=""), "the {}'s spec.firmware.container.platform is no text"),
-        ({"container": {}}, "the {}'s spec.firmware.container has no image"),
-        ({"oci": {"image": ""}}, "the {}'s spec.firmware.oci has no image"),
-        ({"container": {"image": None}}, "the {}'s spec.firmware.container has no image"),
-        ({"container": {"image": ["pump"]}}, "the {}'s spec.firmware.container has no image"),
+        (
+            image() | {"oci": {"image": "x"}},
+            "the {}'s spec.firmware.container: got oci beside it, takes one source only",
+        ),
+        (
+            image() | {"file": {"name": "x"}},
+            "the {}'s spec.firmware.container: got file beside it, takes one source only",
+        ),
+        ({"file": {}, "hawkbit": {}}, "the {}'s spec.firmware.file: got hawkbit beside it, takes one source only"),
+        ({"container": []}, "the {}'s spec.firmware.container: got an empty list, takes a map"),
+        ({"container": "pump:1"}, 'the {}\'s spec.firmware.container: got "pump:1", takes a map'),
+        ({"container": False}, "the {}'s spec.firmware.container: got false, takes a map"),
+        ({"file": [1]}, "the {}'s spec.firmware.file: got a list, takes a map"),
+        ({"file": {}}, "the {}'s spec.firmware.file.name: missing, takes the name of a firmware in FIRMWARE_DIR"),
+        (
+            {"file": {"name": 5}},
+            "the {}'s spec.firmware.file.name: got 5, takes the name of a firmware in FIRMWARE_DIR",
+        ),
+        (
+            image(platform=["linux/arm64"]),
+            "the {}'s spec.firmware.container.platform: got a list, takes a platform, such as linux/arm64",
+        ),
+        (
+            image(platform=""),
+            'the {}\'s spec.firmware.container.platform: got "", takes a platform, such as linux/arm64',
+        ),
+        (
+            {"container": {}},
+            "the {}'s spec.firmware.container.image: missing, takes name, name:tag or name@sha256:…",
+        ),
+        (
+            {"oci": {"image": ""}},
+            'the {}\'s spec.firmware.oci.image: got "", takes name, name:tag or name@sha256:…',
+        ),
+        (
+            {"container": {"image": None}},
+            "the {}'s spec.firmware.container.image: missing, takes name, name:tag or name@sha256:…",
+        ),
+        (
+            {"container": {"image": ["pump"]}},
+            "the {}'s spec.firmware.container.image: got a list, takes name, name:tag or name@sha256:…",
+        ),
         (
             image(imagePullPolicy="Never"),
-            "the {}'s spec.firmware.container.imagePullPolicy is neither IfNotPresent nor Always",
+            'the {}\'s spec.firmware.container.imagePullPolicy: got "Never", takes IfNotPresent or Always',
         ),
         (
             image(imagePullPolicy=["Always"]),
-            "the {}'s spec.firmware.container.imagePullPolicy is neither IfNotPresent nor Always",
+            "the {}'s spec.firmware.container.imagePullPolicy: got a list, takes IfNotPresent or Always",
         ),
     ],
 )
@@ -355,16 +376,21 @@ def test_names_are_percent_encoded_in_paths(cloud: Cloud, name: str, encoded: st
     with pytest.raises(DeviceNotFoundError):
         cloud.registry.desired(name, "pump", 0, Deadline(5))
     assert cloud.asked == [f"{APPLICATION}/devices/{encoded}", f"/api/registry/v1alpha1/apps/{encoded}/devices/pump"]
-    assert device_path(name, name) == f"/{encoded}/devices/{encoded}"
+    assert listing_path(name) == f"/api/registry/v1alpha1/apps/{encoded}/devices"
+    path = command_path(name, name, name)
+    assert path == f"/api/command/v1alpha1/apps/{encoded}/devices/{encoded}?command={encoded}"
 
 
 @pytest.mark.parametrize("name", [".", ".."])
 def test_names_that_a_path_would_swallow_fail_before_anything_is_asked(cloud: Cloud, name: str) -> None:
     for application, device in (("fleet", name), (name, "pump")):
-        with pytest.raises(PermanentError, match=r"^a name that no URL can carry$"):
+        reason = rf"^device registry: no URL can carry the name {re.escape(name)}$"
+        with pytest.raises(PermanentError, match=reason):
             cloud.registry.desired(application, device, 0, Deadline(5))
-        with pytest.raises(PermanentError):
-            device_path(application, device)
+        with pytest.raises(PermanentError, match=reason):
+            object_path((application, device))
+    with pytest.raises(PermanentError, match=reason):
+        listing_path(name)
     assert not cloud.asked
 
 
@@ -461,8 +487,9 @@ LARGE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("where", LARGE)
 def test_devices_with_large_objects_take_bounded_memory(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Objects of about 58 KiB; some take five times as much once they are parsed."""
-    for bound in ("_REMEMBERED_BYTES", "_JUST_READ_BYTES", "_REMEMBERED_FAILURES_BYTES"):
-        monkeypatch.setattr(f"fleet_fn.drogue.device_registry.{bound}", 1024 * 1024)
+    bounds = ("device_registry._MAX_OBJECTS_BYTES", "device_registry._MAX_JUST_READ_BYTES")
+    for bound in (*bounds, "report_backoff._MAX_FAILURES_BYTES"):
+        monkeypatch.setattr(f"fleet_fn.drogue.{bound}", 1024 * 1024)
     found = LARGE[where]
     found = {"spec": {}, **found, "metadata": {**METADATA["device"], **found.get("metadata", {}), "name": "NAME"}}
     device = json.dumps(found).encode()

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fleet_fn.drogue.firmware_spec import NONE, MalformedPolicyError, Policy, Window, read_policy
+from fleet_fn.drogue.firmware_spec import NONE, MalformedSpecError, Policy, Window, read_policy
 from fleet_fn.update.policy import Hold, drawn, hold_start, hold_swap
 from fleet_fn.update.window import opens_in
 
@@ -39,7 +39,7 @@ def window(start: str, end: str, timezone: str = "UTC", days: list[str] | None =
 
 def told(section: Mapping[str, Any]) -> str:
     """The one line about a section that is not accepted."""
-    with pytest.raises(MalformedPolicyError) as caught:
+    with pytest.raises(MalformedSpecError) as caught:
         read_policy(section)
     line = str(caught.value)
     assert line.isprintable()
@@ -372,7 +372,7 @@ def test_every_section_is_either_a_policy_that_can_be_asked_or_refused_in_one_li
 ) -> None:
     try:
         policy = read_policy(section)
-    except MalformedPolicyError as error:
+    except MalformedSpecError as error:
         line = str(error)
         assert line.startswith(("rollout: ", "rollout.", "maxAttempts: ", "retry: ", "mtu: "))
         assert line.isprintable()

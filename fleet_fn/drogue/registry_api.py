@@ -1,0 +1,118 @@
+"""The API of the device registry: read and write one object."""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.api_paths import object_path
+from fleet_fn.drogue.refusals import (
+    DEVICE_REGISTRY,
+    refusal_for_application,
+    refusal_for_device,
+    refusal_of_status,
+)
+from fleet_fn.errors import PermanentError
+from fleet_fn.http.client import Answer, HttpClient
+from fleet_fn.protocol.strict_json import parse_json
+
+#: Drogue Cloud answers 404 for missing rights, too.
+_REFUSALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
+
+
+class DeviceNotFoundError(PermanentError):
+    """The registry does not confirm that the device exists, so no command can be sent to it."""
+
+
+class RegistryApi:
+    """Reads and writes devices and applications.
+
+    An object is named by its application, or by its application and its device.
+    """
+
+    def __init__(self, upstream: HttpClient) -> None:
+        self._upstream = upstream
+
+    def fetch(self, names: tuple[str, ...], deadline: Deadline) -> tuple[dict[str, Any], bytes]:
+        """Return an object, and the JSON text that it was read from.
+
+        Raises:
+            DeviceNotFoundError: the object is unknown, our credentials are refused, or the device's answer is
+                malformed.
+            PermanentError: the application's answer is malformed.
+            TransientError: the registry is unavailable.
+
+        """
+        kind = kind_of(names)
+        answer = self._request("GET", names, deadline)
+        if answer.status != HTTPStatus.OK:
+            raise unusable(names, f"answered {answer.status} for the {kind}")
+        try:
+            found = parse_json(answer.body)
+        except ValueError as error:
+            raise unusable(names, f"answer for the {kind}: {error}") from error
+        metadata = found.get("metadata") if isinstance(found, dict) else None
+        if not isinstance(metadata, dict):
+            raise unusable(names, f"answer for the {kind} is no {kind} object")
+        if (metadata.get("application"), metadata.get("name"))[-len(names) :] != names:
+            # This answers another request. The kept connections may hold more of such answers.
+            self._upstream.close()
+            raise unusable(names, f"answer for the {kind} is another object")
+        return found, answer.body
+
+    def put(self, names: tuple[str, ...], changed: Mapping[str, Any], deadline: Deadline) -> bool:
+        """Write a device; return False if it has changed since it was read (optimistic-lock conflict).
+
+        Raises:
+            DeviceNotFoundError: the registry refuses the credentials or the device.
+            PermanentError: the registry refuses the object.
+            TransientError: the registry is unavailable.
+
+        """
+        answer = self._request("PUT", names, deadline, json.dumps(changed).encode())
+        if answer.status == HTTPStatus.CONFLICT:
+            return False
+        if not 200 <= answer.status < 300:
+            raise PermanentError(refusal_of_status(answer.status, *names))
+        return True
+
+    def _request(self, method: str, names: tuple[str, ...], deadline: Deadline, body: bytes | None = None) -> Answer:
+        path = object_path(names)
+        try:
+            answer = self._upstream.request(
+                method,
+                path,
+                deadline,
+                body=body,
+                content_type="application/json" if body else None,
+                wants_body=not body,
+            )
+        except PermanentError as error:
+            raise _error_type(names)(error.reason) from error
+        if answer.status in _REFUSALS:
+            raise DeviceNotFoundError(_refusal(method, answer.status, names))
+        return answer
+
+
+def kind_of(names: tuple[str, ...]) -> str:
+    """Return the kind of an object, `device` or `application`."""
+    return "device" if len(names) == 2 else "application"
+
+
+def unusable(names: tuple[str, ...], problem: str) -> PermanentError:
+    """Return the error for an object that the registry gave no usable answer for."""
+    return _error_type(names)(f"{DEVICE_REGISTRY}: {problem}")
+
+
+def _error_type(names: tuple[str, ...]) -> type[PermanentError]:
+    """Return the error for a failed request; without its own object, a device must not be sent anything."""
+    return DeviceNotFoundError if kind_of(names) == "device" else PermanentError
+
+
+def _refusal(method: str, status: int, names: tuple[str, ...]) -> str:
+    if len(names) == 1:
+        return refusal_for_application(DEVICE_REGISTRY, status, *names)
+    if method == "PUT":
+        return refusal_of_status(status, *names)
+    return refusal_for_device(DEVICE_REGISTRY, status, *names)

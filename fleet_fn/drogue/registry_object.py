@@ -1,0 +1,99 @@
+"""The parts of a registry object, a device or an application, that its updates depend on."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from fleet_fn.drogue.firmware_spec import NONE, MalformedSpecError, Policy, Source, read_policy, read_source
+from fleet_fn.drogue.status_report import Reported
+
+
+class Malformed(NamedTuple):
+    """A malformed part of `spec.firmware`. Only updates that need this part fail, for this reason."""
+
+    reason: str
+
+
+class RegistryObject(NamedTuple):
+    """A device or an application, as far as updates depend on it."""
+
+    source: Source | Malformed | None
+    policy: Policy | Malformed
+    #: Empty if the object has none.
+    uid: str = ""
+    labels: Mapping[str, str] = MappingProxyType({})
+    reported: Reported = Reported()
+    #: `spec.core.disabled` is true.
+    disabled: bool = False
+    gateways: tuple[str, ...] = ()
+
+
+def read_object(found: Mapping[str, Any], kind: str) -> RegistryObject:
+    """Return the parts of an object that updates depend on.
+
+    Args:
+        found: the object.
+        kind: `device` or `application`, for reasons.
+
+    Raises:
+        ValueError: it is no object of the registry. A malformed `spec.firmware` raises nothing, see `Malformed`.
+
+    """
+    metadata, spec = read_map(found, "metadata"), read_map(found, "spec")
+    uid, labels, status = metadata.get("uid"), metadata.get("labels"), found.get("status")
+    source, policy = _read_firmware(spec.get("firmware"), f"the {kind}'s spec.firmware")
+    return RegistryObject(
+        source,
+        policy,
+        uid if isinstance(uid, str) else "",
+        labels if isinstance(labels, dict) else {},
+        Reported.read(status.get("firmware") if isinstance(status, dict) else None),
+        _is_disabled(spec),
+        read_gateways(spec),
+    )
+
+
+def read_map(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the map at `key`; an empty one if there is none.
+
+    Raises:
+        ValueError: the value at `key` is not a map.
+
+    """
+    value = parent.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is not a map")
+    return value
+
+
+def read_gateways(spec: object) -> tuple[str, ...]:
+    """Return the names in `gatewaySelector.matchNames` of a device's `spec`; none if it is malformed."""
+    selector = spec.get("gatewaySelector") if isinstance(spec, dict) else None
+    names = selector.get("matchNames") if isinstance(selector, dict) else None
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def _read_firmware(section: object, path: str) -> tuple[Source | Malformed | None, Policy | Malformed]:
+    """Return the source and the policy of a `spec.firmware` that stands at `path`."""
+    if section is None:
+        return None, NONE
+    if not isinstance(section, dict):
+        return Malformed(f"{path} is not a map"), NONE
+    source: Source | Malformed | None
+    policy: Policy | Malformed
+    try:
+        source = read_source(section)
+    except MalformedSpecError as error:
+        source = Malformed(f"{path}.{error.reason}")
+    try:
+        policy = read_policy(section)
+    except MalformedSpecError as error:
+        policy = Malformed(f"{path}.{error.reason}")
+    return source, policy
+
+
+def _is_disabled(spec: Mapping[str, Any]) -> bool:
+    core = spec.get("core")
+    return isinstance(core, dict) and core.get("disabled") is True
