@@ -1,1 +1,1 @@
-"""Everything that talks to, or looks like, Drogue Cloud."""
+"""Drogue Cloud: its events, its APIs and its formats."""

@@ -1,8 +1,8 @@
-"""A CloudEvent from Drogue Cloud: who reports what, when it came, and on which command the answer goes out.
+"""Read CloudEvents of Drogue Cloud from HTTP requests.
 
-The CloudEvents SDK decides what is an event. How one lies in a request is read here: some senders encode headers as the
-HTTP binding wants it and some do not, JSON is read strictly, and data stays the bytes that it is. The SDK's own readers
-would take a tenth of the start besides, and of each event five times the time.
+The CloudEvents SDK validates events, but its readers are not used. Some senders do not encode headers as the HTTP
+binding demands, JSON has to be read strictly, and data has to stay bytes. The SDK's readers also take five times as
+long for each event, and would add a tenth to the start-up time.
 """
 
 import base64
@@ -33,39 +33,39 @@ DFU: Final = "dfu"
 LORAWAN_PORT: Final = "223"
 
 #: Hexadecimal digits of a key.
-_KEY: Final = 32
+_KEY_DIGITS: Final = 32
 _REQUIRED = ("specversion", "id", "source", "type")
-#: Attributes that the function reads in binary mode, beside the media type. All others may hold anything.
+#: Attributes that are read in binary mode, besides the media type. All others may hold anything.
 _USED: Final = frozenset(
     (*_REQUIRED, "subject", "time", "application", "device", "deviceuid", "traceparent", "tracestate")
 )
 #: Characters of an attribute in a reason.
-_MAX_SHOWN: Final = 100
-#: What the source of every event from Drogue Cloud begins with.
+_MAX_SHOWN_CHARACTERS: Final = 100
+#: The source of every event from Drogue Cloud begins with this.
 _CLOUD: Final = "drogue://"
-#: That source: the application as it is; of the device, everything but letters and digits percent-encoded. Characters
-#: that RFC 3986 (2.3) calls unreserved mean the same either way.
+#: The application as it is, then the device with everything but letters and digits percent-encoded. Encoded or not,
+#: unreserved characters mean the same (RFC 3986, section 2.3).
 _SOURCE: Final = re.compile(rf"{_CLOUD}([!-.0-~]+)/((?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{{2}})+)")
-#: Printable ASCII but space, double quote and percent stands for itself in a header (HTTP binding, 3.1.3.2).
+#: Characters that headers carry unencoded: printable ASCII but space, double quote and percent (HTTP binding, 3.1.3.2).
 _UNENCODED = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
-#: What stands for itself, whoever wrote it.
+#: Values that mean the same, encoded by the HTTP binding or not.
 _PLAIN: Final = re.compile(r"[\x20-\x24\x26-\x7e]*")
 
 
 class InvalidEventError(Exception):
-    """A request is no CloudEvent, or not one that Drogue Cloud makes. The text says why, in one line."""
+    """The request holds no CloudEvent, or none that Drogue Cloud makes. The text says why, in one line."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(one_line(reason))
 
 
-@lru_cache(maxsize=1024)  # each event's is asked for several times
+@lru_cache(maxsize=1024)  # each event needs its key several times
 def _key(source: str, id_: str) -> str:
-    return hashlib.sha256(repr((source, id_)).encode()).hexdigest()[:_KEY]
+    return hashlib.sha256(repr((source, id_)).encode()).hexdigest()[:_KEY_DIGITS]
 
 
 class Event(NamedTuple):
-    """An event of Drogue Cloud. Attributes that it does not have are empty."""
+    """An event of Drogue Cloud. Missing attributes are empty."""
 
     id: str
     source: str
@@ -73,7 +73,7 @@ class Event(NamedTuple):
     subject: str
     application: str
     device: str
-    #: When the event arrived in the cloud; None where it does not say.
+    #: When the event arrived in the cloud; None if unknown.
     time: datetime | None
     content_type: str | None
     payload: bytes
@@ -81,35 +81,34 @@ class Event(NamedTuple):
     device_uid: str = ""
     #: CloudEvents' distributed tracing extension.
     trace: Trace | None = None
-    #: Why the device is in doubt, and must not be sent anything; empty if it is certain.
+    #: Why the device is in doubt and must not be sent anything; empty if it is certain.
     doubt: str = ""
 
     @property
     def key(self) -> str:
-        """The text that tells it from all others, however long its `id` and `source` are."""
+        """Short text that identifies the event by its `id` and `source`."""
         return _key(self.source, self.id)
 
     @property
     def is_status(self) -> bool:
-        """Whether this is a device's status: what it sent on the `dfu` channel, or on LoRaWAN's firmware port."""
+        """Return whether the event is a device's status, sent on the `dfu` channel or LoRaWAN's firmware port."""
         return self.type == DEVICE_EVENT and self.subject in (DFU, LORAWAN_PORT)
 
     @property
     def is_lorawan(self) -> bool:
-        """Whether the device is one of The Things Network's, which is answered by port, and in CBOR always."""
+        """Return whether The Things Network serves the device, so that its answer is CBOR and addressed to a port."""
         return self.subject == LORAWAN_PORT
 
     @property
     def command(self) -> str:
-        """The name of the command that answers."""
+        """Name of the command that answers the event."""
         return f"port:{LORAWAN_PORT}" if self.is_lorawan else DFU
 
     def status_payload(self) -> tuple[bytes, str | None]:
         """Return the bytes of the status, and their media type if the event names one.
 
         Raises:
-            InvalidEventError: no device is named, its name is in doubt, or an uplink of The Things Network has no
-                payload.
+            InvalidEventError: the device is missing or in doubt, or an uplink of The Things Network has no payload.
 
         """
         if self.doubt:
@@ -126,26 +125,26 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
     """Read the event in an HTTP request, in binary or structured JSON mode.
 
     Args:
-        headers: names and values, the latter as WSGI has them: bytes read as ISO 8859-1.
+        headers: names and values; as in WSGI, values are bytes decoded as ISO 8859-1.
         body: the request's body.
 
     Raises:
         InvalidEventError: the request is no CloudEvent 1.0.
 
     """
-    decode: Callable[[str], str] = _decoded
+    decode: Callable[[str], str] = _decode_name
     try:
         fields = {name.lower(): value for name, value in headers}
         mode = fields.get("content-type", "").partition(";")[0].strip().lower()
         if mode == "application/cloudevents+json":
-            cloud_event, decode = _structured(body), _unchanged
+            cloud_event, decode = _structured(body), _keep
         elif mode.startswith("application/cloudevents"):
-            raise InvalidEventError(f"content type {mode!r}: one event, in binary or in JSON mode, is what is taken")
+            raise InvalidEventError(f"content type {mode!r}: takes one event, in binary or structured JSON mode")
         else:
             cloud_event = _Received(_attributes(fields), body)
     except CloudEventValidationError as error:
         raise InvalidEventError("; ".join(str(e) for errors in error.errors.values() for e in errors)) from error
-    # A time may lie beyond the calendar's end, and data that could be read may nest too deeply to be written again.
+    # OverflowError: a time beyond the calendar's end. RecursionError: data that nests too deeply to be written again.
     except (ValueError, OverflowError, RecursionError) as error:
         raise InvalidEventError(str(error)) from error
     attributes = cloud_event.get_attributes()
@@ -168,27 +167,27 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
     )
 
 
-# --- Who an event is about --------------------------------------------------------------------------------------------
+# --- The device of an event -------------------------------------------------------------------------------------------
 
 
 class _About(NamedTuple):
     application: str
     device: str
-    #: Why these must not be acted on.
+    #: Why these must not be used; empty if they may.
     doubt: str = ""
 
 
 def _about(source: str, application: str | None, device: str | None, decode: Callable[[str], str]) -> _About:
     """Decide which device an event is about.
 
-    Drogue Cloud's source is plain ASCII, which every deliverer leaves alone; the attributes may have been mangled on
-    the way, and only have to agree with it. Events from other senders have nothing but the attributes.
+    Drogue Cloud's source is plain ASCII, which every deliverer leaves alone. The attributes may have been mangled on
+    the way, so they only have to agree with the source. Events from other senders have nothing but the attributes.
 
     Args:
         source: the event's source.
-        application: the attribute as it came; None if there is none.
-        device: the attribute as it came; None if there is none.
-        decode: returns what an attribute says if no source tells; it may raise InvalidEventError.
+        application: the received attribute; None if it is missing.
+        device: the received attribute; None if it is missing.
+        decode: decodes an attribute of an event from another sender; it may raise InvalidEventError.
 
     """
     if named := _named_by(source):
@@ -196,15 +195,15 @@ def _about(source: str, application: str | None, device: str | None, decode: Cal
             if given is None:
                 return _About(*named, f"attribute {name!r} is missing")
             if not _may_stand_for(exact, given):
-                return _About(*named, f"attribute {name!r} is {_shown(given)}, but the source names {_shown(exact)}")
+                return _About(*named, f"attribute {name!r} is {_clip(given)}, but the source names {_clip(exact)}")
         return _About(*named)
     try:
         application, device = decode(application or ""), decode(device or "")
     except InvalidEventError as error:
         return _About("", "", str(error))
-    # Some tools write names into such a source as they are. A "?" may be what a deliverer made of a character.
+    # Some tools write unencoded names into such a source. A deliverer may have put "?" in the place of a character.
     if source.startswith(_CLOUD) and ("?" in source or source != f"{_CLOUD}{application}/{device}"):
-        return _About(application, device, f"source {_shown(source)} is not {_CLOUD}APPLICATION/PERCENT-ENCODED-DEVICE")
+        return _About(application, device, f"source {_clip(source)} is not {_CLOUD}APPLICATION/PERCENT-ENCODED-DEVICE")
     return _About(application, device)
 
 
@@ -220,7 +219,7 @@ def _named_by(source: str) -> tuple[str, str] | None:
 
 
 def _may_stand_for(name: str, given: str) -> bool:
-    """Tell whether an attribute, as it came, may be what a deliverer made of a name.
+    """Return whether a received attribute may stand for a name that a deliverer mangled.
 
     Deliverers write UTF-8 (which WSGI reads as ISO 8859-1), ISO 8859-1 with "?" for each UTF-16 unit of other
     characters, or percent-encoding. HTTP strips spaces.
@@ -239,17 +238,17 @@ def _may_stand_for(name: str, given: str) -> bool:
     return "%" in given and given.isascii() and unquote_to_bytes(given) == name.encode()
 
 
-def _unchanged(value: str) -> str:
+def _keep(value: str) -> str:
     return value
 
 
-def _shown(value: str) -> str:
+def _clip(value: str) -> str:
     """Quote the beginning of a value: it may be as long as a request."""
-    return repr(value[:_MAX_SHOWN])
+    return repr(value[:_MAX_SHOWN_CHARACTERS])
 
 
 class _Received(CloudEvent):
-    """A CloudEvent as it came: the SDK invents what is missing, which is a sender's place."""
+    """A received CloudEvent. Unlike the SDK's class, it invents no missing attributes: that is up to the sender."""
 
     def __init__(self, attributes: dict[str, Any], data: Any = None) -> None:
         missing = [name for name in _REQUIRED if name not in attributes]
@@ -262,21 +261,21 @@ class _Received(CloudEvent):
 
 
 def _structured(body: bytes) -> _Received:
-    """The event that a body is in structured mode (CloudEvents 1.0, JSON Event Format)."""
+    """Return the event in a body in structured mode (CloudEvents 1.0, JSON Event Format)."""
     members = parse_json(body)
     if not isinstance(members, dict):
         raise ValueError("a CloudEvent in JSON is an object")
     if "data" in members and "data_base64" in members:
         raise ValueError("both 'data' and 'data_base64'")
     attributes = {name: value for name, value in members.items() if value is not None and name != "dataschema"}
-    payload = _member_bytes(attributes)
+    payload = _pop_data(attributes)
     if "time" in attributes:
         attributes["time"] = _time(attributes["time"])
     return _Received(attributes, payload)
 
 
-def _member_bytes(attributes: dict[str, Any]) -> bytes:
-    """Takes the data out of the members of an event in JSON (JSON Event Format, 3.1)."""
+def _pop_data(attributes: dict[str, Any]) -> bytes:
+    """Remove the data from the members of an event in JSON, and return it (JSON Event Format, 3.1)."""
     if "data_base64" in attributes:
         return _base64(attributes.pop("data_base64"), "data_base64")
     if "data" not in attributes:
@@ -295,13 +294,13 @@ def _time(value: object) -> datetime:
 
 
 def _attributes(fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return the attributes that headers carry (HTTP binding, 3.1.3); those that name the device as they came."""
+    """Return the attributes that headers carry, undecoded if they name the device (HTTP binding, 3.1.3)."""
     attributes: dict[str, Any] = {}
     for header, value in fields.items():
         name = header.removeprefix("ce-")
         if name in _USED and name != header:
             is_exact = name in ("application", "device") or _PLAIN.fullmatch(value)
-            attributes[name] = value if is_exact else _readable(name, value)
+            attributes[name] = value if is_exact else _decode_other(name, value)
         elif header == "content-type" and value:
             attributes["datacontenttype"] = value
     if "time" in attributes:
@@ -309,33 +308,33 @@ def _attributes(fields: Mapping[str, str]) -> dict[str, Any]:
     return attributes
 
 
-def _readable(name: str, value: str) -> str:
-    """Return an attribute other than those that name the device; one that is not UTF-8 is ISO 8859-1.
+def _decode_other(name: str, value: str) -> str:
+    """Decode an attribute that does not name the device; if it is not UTF-8, it is ISO 8859-1.
 
-    Drogue Cloud's source is not decoded: its percent signs belong to it.
+    The percent signs in Drogue Cloud's source are its own, so it stays as it is.
     """
     try:
         text = value.encode("latin-1").decode()
     except UnicodeError:
         return value
-    return text if name == "source" and text.startswith(_CLOUD) else _percent_decoded(text)
+    return text if name == "source" and text.startswith(_CLOUD) else _percent_decode(text)
 
 
-def _decoded(value: str) -> str:
-    """Return the name in a header of a sender whose source does not tell it: encoded by the HTTP binding, or UTF-8.
+def _decode_name(value: str) -> str:
+    """Decode a name in a header, UTF-8 or encoded by the HTTP binding.
 
     Raises:
-        InvalidEventError: it is not UTF-8.
+        InvalidEventError: the name is not UTF-8.
 
     """
     try:
-        return _percent_decoded(value.encode("latin-1").decode())
+        return _percent_decode(value.encode("latin-1").decode())
     except UnicodeError as error:
-        raise InvalidEventError(f"the name {_shown(value)} in a header is not UTF-8") from error
+        raise InvalidEventError(f"the name {_clip(value)} in a header is not UTF-8") from error
 
 
-def _percent_decoded(text: str) -> str:
-    """Decode a header if a sender that follows the HTTP binding would have encoded it like this."""
+def _percent_decode(text: str) -> str:
+    """Decode a header if a sender that follows the HTTP binding encodes the result like this."""
     decoded = unquote(text)
     return decoded if "%" in text and quote(decoded, safe=_UNENCODED) == text else text
 
@@ -348,7 +347,7 @@ def _text(attributes: Mapping[str, Any], name: str) -> str | None:
 
 
 def _lorawan_payload(payload: bytes) -> bytes:
-    """The device's own bytes: The Things Network hands on either these, or its whole v3 uplink message as JSON."""
+    """Return the device's own bytes. The Things Network sends these, or its whole v3 uplink message as JSON."""
     if not payload.lstrip(b" \t\r\n").startswith(b"{"):
         return payload
     try:

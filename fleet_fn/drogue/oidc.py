@@ -15,32 +15,32 @@ from fleet_fn.http.authorization import basic
 from fleet_fn.http.client import HttpClient
 from fleet_fn.protocol.strict_json import parse_json
 
-#: Seconds for which a token is used whose provider does not say: the lifetime that many have by default, and less than
-#: that does no harm (RFC 6749, section 5.1, leaves it to be documented otherwise). And at most.
-_LIFETIME: Final = 60
-_MAX_LIFETIME: Final = 24 * 60 * 60
-#: Seconds before its end at which a token is not used any more; of short lives, a quarter.
-_MARGIN: Final = 10.0
-#: Seconds for which a provider that refused us is not asked again.
-_FAILED_AGE: Final = 10.0
-#: Seconds that a token must have lived for a 403 to be taken for its end: Drogue Cloud answers 403 to tokens that it
-#: does not accept, and to those that may not do what they ask for.
-_YOUNG: Final = 10.0
+#: Lifetime of tokens whose answer states none (RFC 6749, section 5.1): a common default. Too short does no harm.
+_DEFAULT_LIFETIME_SECONDS: Final = 60
+_MAX_LIFETIME_SECONDS: Final = 24 * 60 * 60
+#: Time before its end at which a token is replaced; a quarter of its lifetime if that is less.
+_RENEWAL_SECONDS: Final = 10.0
+#: Time after a refusal for which the token endpoint is not asked again.
+_REFUSAL_TTL_SECONDS: Final = 10.0
+#: Drogue Cloud answers 403 both to expired tokens and to missing rights. A token of this age counts as expired.
+_MIN_EXPIRED_AGE_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """An access token, and the moments at which it was asked for and from which on it is not used."""
+    """An access token, with times on the clock of `ClientCredentials`."""
 
     header: str = field(repr=False)
+    #: When it was requested.
     since: float
+    #: When it has to be replaced.
     until: float
 
 
 class ClientCredentials:
-    """Access tokens for a client: kept until shortly before they expire, one fetched at a time.
+    """An `Authorization` for `HttpClient` with access tokens of a client.
 
-    An `Authorization` for `HttpClient`; safe to use from several threads.
+    A token is used until shortly before it expires, and one is fetched at a time. Safe to use from several threads.
     """
 
     def __init__(
@@ -51,39 +51,39 @@ class ClientCredentials:
         client_secret: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Credentials of a client.
+        """Create credentials without a token.
 
         Args:
-            provider: who gives out tokens,
-            path: at this token endpoint.
-            client_id: the client's identifier,
-            client_secret: and its password.
+            provider: the OpenID provider.
+            path: path of its token endpoint.
+            client_id: the client's identifier.
+            client_secret: the client's password.
             clock: seconds, never stepping.
 
         """
         self._provider = provider
         self._path = path
-        # Both are form-encoded before they are put together (RFC 6749, section 2.3.1).
+        # Both are form-encoded before they are joined (RFC 6749, section 2.3.1).
         self._basic = basic(quote_plus(client_id), quote_plus(client_secret))
         self._clock = clock
         self._turn = threading.Lock()
         self._token: _Token | None = None
-        #: What went wrong last, and when.
+        #: The last failure, with its time.
         self._failure: tuple[float, UpstreamError] | None = None
 
     def header(self, deadline: Deadline) -> str:
-        """The `Authorization` with a token that is valid for a while.
+        """Return the value of `Authorization`, with a valid token.
 
         Raises:
-            PermanentError: the provider refuses us, or its answer makes no sense.
-            TransientError: it does not answer in time.
+            PermanentError: the token endpoint refuses the credentials, or its answer is malformed.
+            TransientError: the token endpoint is unavailable.
 
         """
         token = self._token
-        return token.header if token and self._clock() < token.until else self._fetched(None, deadline)
+        return token.header if token and self._clock() < token.until else self._renew(None, deadline)
 
     def refresh(self, refused: str, status: int, deadline: Deadline) -> str | None:
-        """The `Authorization` with another token than the one that was refused, where that is worth a try.
+        """Return another value of `Authorization` after a refusal; None if a retry would not help.
 
         Raises:
             PermanentError, TransientError: as with `header`.
@@ -91,13 +91,13 @@ class ClientCredentials:
         """
         token = self._token
         is_current = token is not None and token.header == refused
-        if is_current and token and status == 403 and self._clock() - token.since < _YOUNG:
+        if is_current and token and status == 403 and self._clock() - token.since < _MIN_EXPIRED_AGE_SECONDS:
             return None
-        other = self._fetched(refused, deadline)
-        return None if other == refused else other  # some providers give the same token again until it expires
+        other = self._renew(refused, deadline)
+        return None if other == refused else other  # some providers return the same token until it expires
 
-    def _fetched(self, refused: str | None, deadline: Deadline) -> str:
-        """A token that is not the one refused; those who want one at the same time share it, or its failure."""
+    def _renew(self, refused: str | None, deadline: Deadline) -> str:
+        """Return a token other than the refused one; concurrent callers share one fetch, or its failure."""
         asked = self._clock()
         if not self._turn.acquire(timeout=deadline.remaining):
             raise TransientError("token endpoint: an earlier request for a token has not ended")
@@ -109,7 +109,7 @@ class ClientCredentials:
             try:
                 self._token = token = self._fetch(deadline)
             except UpstreamError as error:
-                # A copy leaves behind the frames, and whatever these hold.
+                # The copy has no traceback, which would keep all frames in memory.
                 self._failure = self._clock(), copy(error)
                 raise
             return token.header
@@ -117,10 +117,10 @@ class ClientCredentials:
             self._turn.release()
 
     def _raise_failure(self, asked: float) -> None:
-        """Raises what went wrong since somebody asked, or so shortly before that it would again."""
+        """Raise the last failure again if it is newer than the request, or too recent for another attempt."""
         if self._failure:
             since, error = self._failure
-            if since > asked - (error.quiet if isinstance(error, TransientError) else _FAILED_AGE):
+            if since > asked - (error.quiet if isinstance(error, TransientError) else _REFUSAL_TTL_SECONDS):
                 raise copy(error)
 
     def _fetch(self, deadline: Deadline) -> _Token:
@@ -138,16 +138,16 @@ class ClientCredentials:
         if answer.status != 200:
             raise PermanentError(f"token endpoint: answered {answer.status}")
         token, lifetime = _read_answer(answer.body)
-        return _Token(f"Bearer {token}", since, since + lifetime - min(_MARGIN, lifetime / 4))
+        return _Token(f"Bearer {token}", since, since + lifetime - min(_RENEWAL_SECONDS, lifetime / 4))
 
 
 def _read_answer(body: bytes) -> tuple[str, int]:
-    """The token in an answer (RFC 6749, section 5.1), and the seconds for which it is valid."""
+    """Return the token in an answer, and its lifetime in seconds (RFC 6749, section 5.1)."""
     found: object
     try:
         found = parse_json(body)
     except ValueError:
-        found = None  # and the error is dropped: it may quote the token
+        found = None  # without the error, which may quote the token
     if not isinstance(found, dict):
         raise PermanentError("token endpoint: the answer is no JSON object")
     token, kind, lifetime = found.get("access_token"), found.get("token_type", "Bearer"), found.get("expires_in")
@@ -156,5 +156,5 @@ def _read_answer(body: bytes) -> tuple[str, int]:
     if not isinstance(kind, str) or kind.lower() != "bearer":
         raise PermanentError("token endpoint: the token is not of type Bearer")
     if isinstance(lifetime, bool) or not isinstance(lifetime, int | float) or lifetime < 1:
-        lifetime = _LIFETIME
-    return token, min(int(lifetime), _MAX_LIFETIME)
+        lifetime = _DEFAULT_LIFETIME_SECONDS
+    return token, min(int(lifetime), _MAX_LIFETIME_SECONDS)

@@ -1,12 +1,12 @@
-"""Reasons for what Drogue Cloud refuses: the upstream, its status and the possible causes.
+"""Reasons for refusals by Drogue Cloud: the upstream, its status and the possible causes.
 
-Drogue Cloud answers 404 for what does not exist and for what we may not see, so these name both.
+Drogue Cloud also answers 404 for missing rights, so these reasons name both causes.
 """
 
 from http import HTTPStatus
 from typing import Final
 
-#: How reasons, logs and the command line call the two APIs.
+#: Names of the two APIs in reasons, logs and the command line.
 DEVICE_REGISTRY: Final = "device registry"
 COMMAND_API: Final = "command API"
 

@@ -1,7 +1,7 @@
-"""What a device's object says of its firmware: `status.firmware`, readable to the original's console.
+"""The firmware section of a device's status: `status.firmware`.
 
-That console takes `current`, `target` and `conditions` for granted, and a condition's message `UpdateProgress` for a
-number.
+Drogue's original console reads it, too. It needs `current`, `target` and `conditions`, and takes the message of
+`UpdateProgress` for a number.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from fleet_fn.drogue.update_record import Record, timestamp
 
-#: The target of a device for which it cannot be told.
+#: The reported target if it is not known.
 UNKNOWN: Final = "Unknown"
 
 IN_SYNC: Final = "InSync"
@@ -18,7 +18,7 @@ PROGRESS: Final = "UpdateProgress"
 FAILED: Final = "UpdateFailed"
 _OURS: Final = (IN_SYNC, PROGRESS, FAILED)
 
-#: Reasons of `InSync` beside a known target that are none of policy's. The device is on its way:
+#: Reasons of `InSync` beside a known target that do not come from the policy. The device is on its way:
 FINISHING: Final = "finishing"
 CONFIRMING: Final = "confirming"
 SETTLING: Final = "settling"
@@ -28,7 +28,7 @@ BLOCK_REFUSED: Final = "block-refused"
 
 
 class Condition(NamedTuple):
-    """One of our conditions; what is empty is left out."""
+    """One of our conditions. Empty fields are not written."""
 
     type: str
     #: `True`, `False` or `Unknown`.
@@ -38,7 +38,7 @@ class Condition(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """What stands in an object: of all that may stand there, what is ours."""
+    """The last report in a device's object, without the parts that other software writes."""
 
     current: str | None = None
     target: str | None = None
@@ -47,7 +47,7 @@ class Reported(NamedTuple):
 
     @classmethod
     def read(cls, section: object) -> "Reported":
-        """What `status.firmware` says; where it is something else than it should be, nothing."""
+        """Read a `status.firmware`; malformed parts count as missing."""
         fields = section if isinstance(section, dict) else {}
         found = {kind: condition for kind in _OURS if (condition := _find(fields, kind))}
         return cls(
@@ -61,43 +61,43 @@ class Reported(NamedTuple):
         )
 
     def condition(self, kind: str) -> Condition | None:
-        """The condition of that type."""
+        """Return the condition of a type; None if there is none."""
         return next((condition for condition in self.conditions if condition.type == kind), None)
 
 
 class Report(NamedTuple):
-    """What there is to say of a device."""
+    """A report on a device's update."""
 
     current: str
     target: str
-    #: All of ours that hold.
+    #: All conditions that hold.
     conditions: tuple[Condition, ...]
-    #: The record that stood in the object when it was decided what to do, and what it becomes.
+    #: The record in the object at the time of the decision, and the record that replaces it.
     before: Record | None = None
     record: Record | None = None
-    #: The block that was sent reaches the next tenth of the way.
+    #: The sent block reaches the next tenth of the way.
     crosses_tenth: bool = False
 
     @property
     def changes_record(self) -> bool:
-        """Whether something else is to be noted of the update."""
+        """Return whether the report changes the record of the update."""
         return self.record != self.before
 
     def is_news(self, reported: Reported) -> bool:
-        """Whether it says more than what stands there. A percentage alone does only with each tenth."""
+        """Return whether it differs from the last report; a percentage alone counts at each tenth only."""
         if (self.current, self.target) != (reported.current, reported.target) or self.changes_record:
             return True
-        if _but_percentage(self.conditions) != _but_percentage(reported.conditions):
+        if _without_percentage(self.conditions) != _without_percentage(reported.conditions):
             return True
         return self.crosses_tenth and self.conditions != reported.conditions
 
     def written_into(self, section: object, now: datetime) -> dict[str, Any]:
-        """The section as it is to stand; what others have in it stays.
+        """Return a `status.firmware` with this report in it; keys and conditions of other software stay.
 
-        A condition's `lastTransitionTime` changes with its `status` only.
+        A condition's `lastTransitionTime` changes only together with its `status`.
         """
         fields = dict(section) if isinstance(section, dict) else {}
-        conditions = [_written(condition, _find(fields, condition.type), now) for condition in self.conditions]
+        conditions = [_condition_json(condition, _find(fields, condition.type), now) for condition in self.conditions]
         others = [other for other in _conditions(fields) if _type(other) not in _OURS]
         if self.changes_record:
             fields.pop("update", None)
@@ -106,7 +106,7 @@ class Report(NamedTuple):
         return {**fields, "current": self.current, "target": self.target, "conditions": [*conditions, *others]}
 
 
-def _written(condition: Condition, earlier: Mapping[str, Any] | None, now: datetime) -> dict[str, Any]:
+def _condition_json(condition: Condition, earlier: Mapping[str, Any] | None, now: datetime) -> dict[str, Any]:
     since = earlier.get("lastTransitionTime") if earlier and earlier.get("status") == condition.status else None
     fields = {
         "type": condition.type,
@@ -118,7 +118,7 @@ def _written(condition: Condition, earlier: Mapping[str, Any] | None, now: datet
     return {name: value for name, value in fields.items() if value}
 
 
-def _but_percentage(conditions: tuple[Condition, ...]) -> list[tuple[str, ...]]:
+def _without_percentage(conditions: tuple[Condition, ...]) -> list[tuple[str, ...]]:
     return [(c.type, c.status) if c.type == PROGRESS else (c.type, c.status, c.reason, c.message) for c in conditions]
 
 

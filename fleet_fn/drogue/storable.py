@@ -1,4 +1,4 @@
-"""Text that Drogue Cloud can store: PostgreSQL's `jsonb` has no U+0000."""
+"""Texts that Drogue Cloud can store: PostgreSQL's `jsonb` has no U+0000."""
 
 from typing import TypeVar, cast
 
@@ -9,9 +9,9 @@ _ESCAPED = "\\x00"
 
 
 def storable(value: T) -> T:
-    r"""Return a JSON value with `\x00` in the place of each U+0000 in its texts.
+    r"""Return a JSON value with the four characters `\x00` in the place of each U+0000.
 
-    Drogue Cloud answers 503 to a write with U+0000, however often it is sent.
+    Drogue Cloud answers every write with U+0000 with 503, so retries would not help.
     """
     return cast(T, _escaped(value))
 

@@ -1,4 +1,4 @@
-"""The record of a device's update between two of its statuses: `status.firmware.update` in its object."""
+"""The record of a device's update, kept in its object between its statuses: `status.firmware.update`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,24 +12,24 @@ from fleet_fn.protocol.step import Target
 _MAX_ANSWERED: Final = 4
 #: Earlier targets that a record names. Only those of the last `SPEC_TTL_SECONDS` matter.
 _MAX_EARLIER: Final = 16
-#: How long an earlier target is kept at least, whatever the TTL of the process that writes the record.
-_EARLIER_KEPT: Final = timedelta(hours=1)
-#: An update of which nothing was recorded for so long does not go on.
-_UNDER_WAY: Final = timedelta(days=1)
+#: Minimum time that a record names an earlier target; processes may have different TTLs.
+_MIN_EARLIER_AGE: Final = timedelta(hours=1)
+#: An update without a new record for this long counts as abandoned.
+_ABANDONED_AFTER: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class PendingRestart:
-    """An order to a device midway to begin from 0, as long as no status shows what came of it."""
+    """An order to a device midway to begin from 0, until a status shows its effect."""
 
     #: Bytes of the block at 0. A status that reports exactly this offset shows that the device wrote the block.
     sent: int
     #: The offset that the device reported before. A device that refused the block reports it again.
     midway: int
-    #: Orders given while the device reported the version that it is told to write, so that its status does not show
-    #: whether it heard one. 0 if it reported another version.
+    #: Orders that were given while the device already reported the ordered version. Its status cannot show then whether
+    #: it received one. 0 if it reported another version.
     orders: int = 0
-    #: The device reported another offset than `sent`: nobody knows what lies in its flash.
+    #: The device reported another offset than `sent`, so the content of its flash is unknown.
     stuck: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -40,17 +40,17 @@ class PendingRestart:
 
 @dataclass(frozen=True, slots=True)
 class LastAnswered:
-    """The last statuses whose answers were recorded."""
+    """The last answered statuses."""
 
     #: The keys of their events, the latest first.
     events: tuple[str, ...]
     #: When the latest came to the cloud; None if unknown.
     time: datetime | None = None
-    #: Fingerprint of the latest: equal for a status that was published twice.
+    #: Fingerprint of the latest status; a status that is published twice has the same one.
     status: str | None = None
 
     def after(self, earlier: "LastAnswered | None") -> "LastAnswered":
-        """Return these with those that were answered before them."""
+        """Return these statuses followed by earlier ones."""
         if earlier is None:
             return self
         latest = earlier if self.is_before(earlier) else self
@@ -61,7 +61,7 @@ class LastAnswered:
         return bool(other and other.time and self.time and self.time < other.time)
 
     def without(self, event: str) -> "LastAnswered":
-        """Return these without an event that was not answered after all."""
+        """Return these statuses without that of an event whose answer had no effect."""
         return LastAnswered(tuple(key for key in self.events if key != event))
 
     def to_json(self) -> dict[str, Any]:
@@ -73,11 +73,11 @@ class LastAnswered:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the bytes of an update lie, independent of tags."""
+    """The place of an update's bytes, independent of tags."""
 
     #: Name of an OCI repository below the prefix, and the digest of a manifest or an index: `name@sha256:…`.
     image: str | None = None
-    #: Which of an index's manifests is meant.
+    #: Selects one of an index's manifests.
     platform: str | None = None
     #: Name of a firmware in `FIRMWARE_DIR`.
     file: str | None = None
@@ -90,7 +90,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """A target that a device's update had before the present one."""
+    """An earlier target of a device's update."""
 
     version: str
     #: SHA-256 of the firmware, in hex.
@@ -106,7 +106,7 @@ class Superseded:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """How far a device's update to one target has come."""
+    """The progress of a device's update to one target."""
 
     version: str
     #: SHA-256 of the firmware that its blocks are taken from, in hex.
@@ -119,21 +119,21 @@ class Record:
     synced: str | None = None
     #: SYNCs sent to the device since it came up with the version, as far as they matter.
     syncs: int = 0
-    #: Swaps after which the device came back with another version.
+    #: Failed swaps: the device came back with another version.
     attempts: int = 0
     restart: PendingRestart | None = None
-    #: The targets before this one, the latest first.
+    #: Earlier targets, the latest first.
     earlier: tuple[Superseded, ...] = ()
     answered: LastAnswered | None = None
     origin: Origin | None = None
     #: The UID of the device; None if its event had none.
     device: str | None = None
-    #: The device numbers its statuses, and can tell its own answers from those for other devices.
+    #: The device numbers its statuses, so it ignores answers that are meant for other devices.
     correlates: bool = False
 
     @classmethod
     def read(cls, value: object) -> Self | None:
-        """Return the record that stands in a device's object; None if there is none, or it makes no sense."""
+        """Read the record in a device's object; return None if there is none, or it is malformed."""
         fields = value if isinstance(value, dict) else {}
         version, checksum = fields.get("version"), fields.get("checksum")
         if not isinstance(version, str) or not isinstance(checksum, str):
@@ -176,11 +176,11 @@ class Record:
         return {name: value for name, value in fields.items() if value is not None}
 
     def is_of(self, target: Target) -> bool:
-        """Return whether the record is of this target: the same bytes under the same version."""
+        """Return whether the record has this target: the same bytes and the same version."""
         return self.version.encode() == target.version and self.checksum == target.checksum.hex()
 
     def describes(self, version: bytes) -> bool:
-        """Return whether a device midway in `version` may be continued by this record."""
+        """Return whether the record allows to continue a device that is midway in `version`."""
         return self.started is not None and self.version.encode() == version
 
     def awaits_sync(self, version: bytes) -> bool:
@@ -188,26 +188,26 @@ class Record:
         return self.swapped is not None and self.version.encode() == version
 
     def is_under_way(self, now: datetime) -> bool:
-        """Return whether the device is being updated, and was told something of it within the last day."""
+        """Return whether the update has begun but not ended, and is not abandoned."""
         if self.started is None or self.synced is not None:
             return False
         times = (self.answered.time if self.answered else None, _moment(self.started))
-        return any(time is not None and timedelta() <= now - time < _UNDER_WAY for time in times)
+        return any(time is not None and timedelta() <= now - time < _ABANDONED_AFTER for time in times)
 
     def with_start(self, now: datetime) -> "Record":
-        """Return the record of an update whose first block is about to be sent; the first time counts."""
+        """Return the record with the time of the first block, about to be sent; an earlier time stays."""
         return self if self.started else replace(self, started=timestamp(now))
 
     def with_swap(self, now: datetime) -> "Record":
-        """Return the record of an update whose SWAP is about to be sent; the first time counts."""
+        """Return the record with the time of the SWAP, about to be sent; an earlier time stays."""
         return self if self.swapped else replace(self, swapped=timestamp(now))
 
     def with_sync(self, now: datetime) -> "Record":
-        """Return the record of an update whose device is told SYNC; the first time counts."""
+        """Return the record with one more SYNC and the time of the first."""
         return replace(self, synced=self.synced or timestamp(now), syncs=self.syncs + 1)
 
     def with_return(self) -> "Record":
-        """Return the record of a device that had come up, and has another version since: its swap did not fail."""
+        """Return the record of a device that had come up, but changed its version later: its swap did not fail."""
         return replace(self, started=None, swapped=None, synced=None, syncs=0) if self.synced else self
 
     def with_failed_swap(self) -> "Record":
@@ -215,15 +215,15 @@ class Record:
         return replace(self, attempts=self.attempts + 1, started=None, swapped=None, synced=None, syncs=0)
 
     def synced_at(self) -> datetime | None:
-        """Return when the first SYNC was sent."""
+        """Return the time of the first SYNC; None if there is none."""
         return _moment(self.synced)
 
     def superseded_at(self, version: bytes, *, but: str | None = None) -> datetime | None:
-        """Return when the device last had an earlier target of `version`.
+        """Return the last time at which an earlier target of `version` was replaced; None if there is none.
 
         Args:
             version: the version.
-            but: a checksum in hex; targets with these bytes do not count.
+            but: SHA-256 in hex; targets with these bytes do not count.
 
         """
         times = [t.at for t in self.earlier if t.version.encode() == version and t.checksum != but and t.at]
@@ -233,14 +233,14 @@ class Record:
 def record_for(
     target: Target, known: Record | None, retry: str | None, now: datetime, kept: timedelta = timedelta()
 ) -> Record:
-    """Return the record of an update to `target`: the `known` one, or a new one.
+    """Return the record of an update to `target`: the known one, or a new one.
 
     Args:
         target: what the device should run.
         known: the record in the device's object.
-        retry: the token of `spec.firmware.retry`. Another one than before forgets the attempts, but not a restart.
-        now: the time at which a new record takes the place of the known one.
-        kept: how long earlier targets are kept, if that is more than an hour.
+        retry: the token of `spec.firmware.retry`. A changed token resets the attempts, but not a restart.
+        now: the current time.
+        kept: time for which earlier targets are kept, at least an hour.
 
     """
     if known and known.is_of(target):
@@ -248,14 +248,14 @@ def record_for(
     version, checksum = target.version.decode(), target.checksum.hex()
     if known is None:
         return Record(version, checksum, retry)
-    oldest = now - max(kept, _EARLIER_KEPT)
+    oldest = now - max(kept, _MIN_EARLIER_AGE)
     earlier = [before for before in known.earlier if before.at and before.at >= oldest]
     superseded = Superseded(known.version, known.checksum, now)
     return Record(version, checksum, retry, earlier=(superseded, *earlier)[:_MAX_EARLIER])
 
 
 def timestamp(now: datetime) -> str:
-    """Return a moment as RFC 3339 writes it: UTC, to the second."""
+    """Return a time in RFC 3339's format, in UTC, to the second."""
     return now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -296,7 +296,7 @@ def _read_origin(value: object) -> Origin | None:
 
 
 def _moment(value: object) -> datetime | None:
-    """Return the moment that a text names; None if it names none, or does not say in which time zone."""
+    """Read a time in RFC 3339's format; return None if it is malformed, or has no time zone."""
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else None
         return moment.astimezone(UTC) if moment and moment.tzinfo else None
