@@ -1,1 +1,1 @@
-"""The HTTP face: requests in, responses out. Knows nothing of firmware."""
+"""The HTTP face: requests in, responses out. It knows nothing of firmware."""

@@ -1,31 +1,32 @@
-"""A request on its way in: which bytes belong to it, and whether all of it has come.
+"""The bytes of a request on its way in, and whether all of them have come.
 
-A worker collects a request's bytes here while its sender takes its time, and gives it to a thread when it is whole.
-This is no parser: the server's parser gets the very bytes, and decides what the request means. Anything that looks
-malformed counts as whole at once, so that the parser can refuse it.
+A worker collects the bytes of a slow request here, and gives the request to a thread when it is whole. This is no
+parser: the server's parser gets the same bytes, and decides what they mean. A request that looks malformed counts as
+whole at once, so that the parser can refuse it.
 """
 
 import re
 from typing import Final
 
-#: Bytes of an event's body at most.
+#: Largest body of an event.
 MAX_BODY_BYTES: Final = 64 * 1024
-#: Bytes of a larger body that are read and dropped, so that its sender listens to the answer.
+#: How much of a larger body is read and dropped, so that its sender reads the answer.
 MAX_DISCARDED_BYTES: Final = 16 * 1024 * 1024
-#: Where a request's environment has the event's deadline, if its body has been read already. The deadline began then.
+#: Key of a request's WSGI environment: the event's deadline, begun with the request's first byte. Only present if the
+#: server has read the whole body.
 DEADLINE: Final = "fleet_fn.deadline"
 
-#: Bytes of a chunked body at most, chunk sizes and extensions included.
-_MAX_CHUNKED: Final = 8 * MAX_BODY_BYTES
-#: Bytes of a line that tells a chunk's size, and of a trailer.
-_MAX_LINE: Final = 8192
+#: Largest chunked body, chunk sizes and extensions included.
+_MAX_CHUNKED_BYTES: Final = 8 * MAX_BODY_BYTES
+#: Longest line with a chunk's size, and longest trailer.
+_MAX_LINE_BYTES: Final = 8192
 _HEAD_ENDS: Final = b"\r\n\r\n"
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
-#: The fields that tell where a request ends, or that its body waits for an answer.
+#: The fields that say where a request ends, or that its body waits for `100 Continue`.
 _FIELD: Final = re.compile(rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE)
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _CHUNK_SIZE: Final = re.compile(rb"[0-9a-fA-F]{1,15}")
-#: How methods begin; an empty line may precede them (RFC 9112, section 2.2).
+#: First character of a method, or of an empty line before it (RFC 9112, section 2.2).
 _BEGINNING: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z\r-]")
 
 
@@ -50,42 +51,42 @@ class Arrival:
     )
 
     def __init__(self, max_line: int, max_head: int) -> None:
-        """A request whose first line has at most `max_line` bytes, and whose whole head `max_head`."""
+        """Expect a first line of at most `max_line` bytes, and a head of at most `max_head` bytes."""
         self._max_line = max_line
         self._max_head = max_head
-        #: The request as far as it is understood, and bytes beyond that.
+        #: Bytes known to belong to the request, and later bytes.
         self._kept = bytearray()
         self._pending = bytearray()
         self._is_chunked = False
         self._in_trailers = False
-        #: Bytes to come of the body, or of a chunk with the line break that ends it.
+        #: Missing bytes of the body, or of a chunk and the line break that ends it.
         self._left = 0
-        #: Bytes of the chunks whose sizes have come, and of the body those that were dropped.
+        #: Sum of the chunk sizes so far, and bytes of the body that were dropped.
         self._announced = 0
         self._dropped = 0
-        #: Its head is there.
+        #: The whole head has come.
         self.has_head = False
         #: The sender waits for `100 Continue` before it sends the body (RFC 9110, section 10.1.1).
         self.awaits_continue = False
-        #: Its body is larger than any that is wanted, and is dropped.
+        #: The body is too large, and is dropped.
         self.is_large = False
-        #: All of it is there, or as much as will be looked at.
+        #: The whole request has come, or no more of it will be read.
         self.is_whole = False
-        #: Where it ends is not known, so nothing can follow it.
+        #: The request's end is unknown, so no other request can follow it.
         self.is_cut = False
 
     @property
     def is_begun(self) -> bool:
-        """Whether any byte has come."""
+        """Is true once a byte has come."""
         return self.has_head or bool(self._pending)
 
     @property
     def size(self) -> int:
-        """Bytes of memory that it takes."""
+        """Bytes in memory."""
         return len(self._kept) + len(self._pending)
 
     def feed(self, data: bytes) -> None:
-        """Take the bytes that came next; those after the request's end are kept for the next one."""
+        """Take the next bytes; those after the request's end are kept for the next request."""
         searched = max(0, len(self._pending) - len(_HEAD_ENDS) + 1)
         self._pending += data
         if self.is_whole:
@@ -99,17 +100,17 @@ class Arrival:
                 self._take_body()
 
     def end(self) -> None:
-        """Take what is there for the whole request: no more will come, or not in time."""
+        """Declare the request whole: no more bytes will come, or not in time."""
         if not self.is_whole:
             self._give_up()
 
     def take(self) -> bytes:
-        """Return the request's bytes; `next` is all that can be asked for after that."""
+        """Return the request's bytes, and forget them; after that, only `next` may be called."""
         kept, self._kept = bytes(self._kept), bytearray()
         return kept
 
     def next(self) -> "Arrival":
-        """Return the request that follows on the same connection, as far as it has come."""
+        """Return the next request on the same connection, with the bytes of it that have come."""
         other = Arrival(self._max_line, self._max_head)
         if self._pending:
             other.feed(bytes(self._pending))
@@ -134,7 +135,7 @@ class Arrival:
         self._read_head()
 
     def _read_head(self) -> None:
-        """Find out how long the body is."""
+        """Read the length of the body from the head."""
         fields: dict[bytes, list[bytes]] = {}
         for name, value in _FIELD.findall(self._kept):
             fields.setdefault(name.lower(), []).append(value.strip(b" \t").lower())
@@ -153,7 +154,7 @@ class Arrival:
             self._left = int(lengths[0])
             self.is_large = self._left > MAX_BODY_BYTES
             if self.is_large and self.awaits_continue:
-                self._give_up()  # it is refused, and need not be sent
+                self._give_up()  # the request is refused, so its body need not be sent
         else:
             self._give_up()
 
@@ -176,10 +177,10 @@ class Arrival:
         self._check_dropped()
 
     def _take_line(self) -> bool:
-        """Take the line with a chunk's size, or a trailer; False if it has not come."""
+        """Take the line with a chunk's size, or a trailer; return False if it has not come."""
         end = self._pending.find(b"\r\n")
-        if end < 0 or end > _MAX_LINE:
-            if len(self._pending) > _MAX_LINE:
+        if end < 0 or end > _MAX_LINE_BYTES:
+            if len(self._pending) > _MAX_LINE_BYTES:
                 self._give_up()
             return False
         line = bytes(self._pending[:end])
@@ -198,13 +199,13 @@ class Arrival:
         return True
 
     def _check_chunks(self) -> None:
-        """Drop what follows once more than the largest body is there, for the parser to find it too large."""
+        """Drop the rest of a body once it is too large. The parser gets enough of it to see that."""
         body = self._announced - max(0, self._left - len(b"\r\n"))
-        if body > MAX_BODY_BYTES or len(self._kept) > _MAX_CHUNKED:
+        if body > MAX_BODY_BYTES or len(self._kept) > _MAX_CHUNKED_BYTES:
             self.is_large = self.is_cut = True
 
     def _keep(self, count: int) -> None:
-        """Add so many pending bytes to the request; those of a body that is too large are dropped."""
+        """Move `count` pending bytes to the request; drop them if its body is too large."""
         if self.is_large:
             self._dropped += count
         else:

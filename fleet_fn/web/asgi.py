@@ -1,4 +1,4 @@
-"""The function as an ASGI application, for servers that speak nothing else."""
+"""The function as an ASGI application, for `func`, whose server speaks only ASGI."""
 
 import asyncio
 import io
@@ -23,34 +23,33 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class ASGIFunction:
-    """The WSGI application behind ASGI 3's HTTP, with the threads that it has under gunicorn.
+    """The WSGI application behind ASGI 3's HTTP, with as many threads as under gunicorn.
 
-    Threads take whole requests and give whole answers, and never wait for the event loop. Those of a2wsgi's middleware
-    do: when the server ends its loop meanwhile, such a thread waits for ever, and the process with it.
+    A thread takes a whole request and returns a whole response, and never waits for the event loop. The threads of
+    a2wsgi's middleware do: if the server ends its loop meanwhile, the thread waits for ever, and so does the process.
 
-    Health is told as `func` asks for it: its middleware answers `/health/liveness` and `/health/readiness` itself, from
-    `alive` and `ready`.
+    `func`'s middleware answers `/health/liveness` and `/health/readiness` itself, with `alive` and `ready`.
     """
 
     def __init__(self, application: "WSGIApplication", settings: Settings) -> None:
-        self._patience = settings.event_deadline * OURS
+        self._deadline_seconds = settings.event_deadline * OURS
         self._application = application
         self._threads = ThreadPoolExecutor(settings.threads + MAX_WAITING + SPARE_THREADS, "requests")
 
     async def handle(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        deadline = Deadline(self._patience)
+        deadline = Deadline(self._deadline_seconds)
         body = await _read(receive, deadline)
-        environ = _environment(scope, body) | {DEADLINE: deadline}
+        environ = _build_environ(scope, body) | {DEADLINE: deadline}
         working = asyncio.get_running_loop().run_in_executor(self._threads, _respond, self._application, environ)
         while not working.done():
-            # A server that stops has less patience than an event may take. It is answered all the same: otherwise it
-            # would be delivered again, with its command on the way.
+            # A server that stops cancels requests before their deadline. The event is answered all the same: else it
+            # would be delivered again although its command was sent.
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(working)
         response = working.result()
         await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
-        # What still comes of the request has to be taken: the server's end of it would wait for that, and stay.
+        # Read the rest of the request meanwhile: the server would wait until it is read, and keep the connection.
         discarding = asyncio.create_task(_discard(receive))
         try:
             await send({"type": "http.response.body", "body": response.body})
@@ -58,11 +57,11 @@ class ASGIFunction:
             discarding.cancel()
 
     def alive(self) -> tuple[bool, str]:
-        """Whether the process serves, and the body that says so."""
+        """Return whether the process serves, and the body of the response."""
         return True, "ok\n"
 
     def ready(self) -> tuple[bool, str]:
-        """Whether it can serve, whatever its upstreams do, and the body that says so."""
+        """Return whether the process can serve, and the body of the response. Upstreams do not matter."""
         return True, "ok\n"
 
 
@@ -70,7 +69,7 @@ class ASGIFunction:
 
 
 class _Broken(io.RawIOBase):
-    """A body that did not come whole. ASGI has no error for that, but a message that passes for the end of a body."""
+    """A body that did not come whole. ASGI has no error for that; its last message looks like the end of a body."""
 
     def __init__(self, error: OSError) -> None:
         self._error = error
@@ -83,7 +82,7 @@ class _Broken(io.RawIOBase):
 
 
 async def _read(receive: Receive, deadline: Deadline) -> io.IOBase:
-    """The body, or enough of it to see that it is too large; the rest of that is dropped, up to a point."""
+    """Return the body, or enough of it to see that it is too large; drop up to MAX_DISCARDED_BYTES of the rest."""
     body = bytearray()
     dropped = 0
     try:
@@ -91,7 +90,7 @@ async def _read(receive: Receive, deadline: Deadline) -> io.IOBase:
             while dropped <= MAX_DISCARDED_BYTES:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    return _Broken(ConnectionResetError("the sender went away"))
+                    return _Broken(ConnectionResetError("the sender closed the connection"))
                 piece: bytes = message.get("body", b"")
                 kept = piece[: MAX_BODY_BYTES + 1 - len(body)]
                 body += kept
@@ -108,16 +107,15 @@ async def _discard(receive: Receive) -> None:
         pass
 
 
-def _environment(scope: Mapping[str, Any], body: io.IOBase) -> dict[str, Any]:
-    """The request as WSGI has it.
+def _build_environ(scope: Mapping[str, Any], body: io.IOBase) -> dict[str, Any]:
+    """Return the request as a WSGI environment, without a query string.
 
-    A header with an underscore is none, as under gunicorn: WSGI could not tell `ce_id` from `ce-id`. Nothing is made of
-    query strings.
+    Like gunicorn, drop headers with an underscore: WSGI cannot tell `ce_id` from `ce-id`.
     """
     headers = [(name, value) for name, value in scope["headers"] if b"_" not in name]
     request: Any = {**scope, "headers": headers, "query_string": b""}
     whole: Any = body
-    # Werkzeug takes a body in chunks for empty, unless it is told that the body ends by itself.
+    # Without this flag, Werkzeug takes a body without Content-Length for empty.
     return {**build_environ(request, whole), "wsgi.input_terminated": True}
 
 

@@ -1,4 +1,4 @@
-"""How gunicorn runs the function: the settings that we recommend, and what they need before, beside and after it."""
+"""gunicorn's configuration for the function: the recommended settings, and hooks at the start and the end."""
 
 import errno
 import gc
@@ -17,23 +17,23 @@ from fleet_fn.observability import metrics
 from fleet_fn.observability.metrics_folder import Folder
 from fleet_fn.settings import MAX_WAITING, OURS, SPARE_THREADS, Settings, SettingsError
 
-#: Files and sockets that a worker should be able to have open, and how many of them each of its threads may need for
-#: upstreams and firmware. One that has none left for a connection ends, and what it works on with it.
-_DESCRIPTORS: Final = 8192
-_OF_A_THREAD: Final = 4
-#: Seconds after which a worker that has had no event loads what it counts with.
-_METRICS_AFTER: Final = 1.0
+#: Open files that a worker should be allowed, and those that each of its threads may need for upstreams and firmware.
+#: A worker without a descriptor for a new connection ends, and loses the events that it answers.
+_WANTED_DESCRIPTORS: Final = 8192
+_DESCRIPTORS_PER_THREAD: Final = 4
+#: A worker without an event loads its counters after this time.
+_METRICS_DELAY_SECONDS: Final = 1.0
 #: A parameter of glibc's mallopt(3), and its value.
 _M_ARENA_MAX: Final = -8
 _ARENAS: Final = 2
 
 
-#: The folder for metrics, where one can be had.
+#: The metrics folder, if one could be made.
 _metrics: Final[list[Folder]] = []
 
 
 def on_starting(server: Any) -> None:
-    """End gunicorn before any worker runs, with one line, if a setting is invalid or the address is not to be had."""
+    """End gunicorn with one line, before any worker runs, if a setting is invalid or the address cannot be used."""
     try:
         settings = Settings.from_environment()
         if _binds_anew(server):
@@ -44,8 +44,8 @@ def on_starting(server: Any) -> None:
     try:
         _metrics.append(Folder())
     except OSError as error:
-        # Nothing else needs it, and nothing that is counted is worth a device that is not answered.
-        _complain(f"each worker's metrics are its own, for want of a folder: {error}")
+        # Answering devices is worth more than counting.
+        _complain(f"the folder for metrics cannot be made, so /metrics shows one worker at a time: {error}")
     _keep_pipes_from_blocking()
     _bound_arenas()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -54,10 +54,10 @@ def on_starting(server: Any) -> None:
 
 
 def _check_address(settings: Settings) -> None:
-    """Check that the server can listen on its address: gunicorn tries for 5 s, and names no variable.
+    """Check that the server can listen on its address: gunicorn would try for 5 s, and name no variable.
 
     Raises:
-        SettingsError: it cannot.
+        SettingsError: the server cannot listen there.
 
     """
     host, port = settings.host, settings.port
@@ -65,7 +65,7 @@ def _check_address(settings: Settings) -> None:
         with closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-            probe.listen()  # two sockets may be bound to an address, if none of them listens
+            probe.listen()  # two sockets may be bound to the same address as long as neither listens
     except OSError as error:
         where = settings.address
         match error.errno:
@@ -83,51 +83,51 @@ def _check_address(settings: Settings) -> None:
 
 
 def _binds_anew(server: Any) -> bool:
-    """Return whether gunicorn is about to bind the address of the settings, and no other, nor takes sockets over."""
+    """Return whether gunicorn is about to bind the address of the settings, and inherits no sockets."""
     inherits = os.environ.keys() & {"GUNICORN_FD", "LISTEN_FDS"}
     return not inherits and getattr(server, "address", None) == [(_settings.host, _settings.port)]
 
 
 def child_exit(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Keep what a worker has counted that has ended."""
+    """Keep the counts of a worker that has ended."""
     for folder in _metrics:
         try:
             folder.end_worker(worker.pid)
-        except Exception as error:  # noqa: BLE001 - whatever the worker left behind, the server goes on
-            _complain(f"what a worker has counted is lost: {error}")
+        except Exception as error:  # noqa: BLE001 - the server goes on, whatever files the worker left
+            _complain(f"counts of worker {worker.pid} are lost: {error}")
 
 
 def on_exit(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Leave nothing behind."""
+    """Remove the metrics folder."""
     for folder in _metrics:
         folder.remove()
 
 
 def post_fork(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Tell a worker how long a request may take to come, and disable its garbage collector while modules load."""
+    """Set a worker's time for a request to arrive, and disable its garbage collector while modules load."""
     worker.request_seconds = _settings.event_deadline * OURS
     gc.disable()
 
 
 def post_worker_init(worker: object) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Have a worker look for garbage from now on, and not among what it has loaded, which stays."""
+    """Enable the garbage collector, except for loaded modules; they stay."""
     gc.freeze()
     gc.enable()
-    timer = Timer(_METRICS_AFTER, metrics.load)
+    timer = Timer(_METRICS_DELAY_SECONDS, metrics.load)
     timer.daemon = True
     timer.start()
 
 
 def _complain(text: str) -> None:
-    """Write a line to stderr, if that can be written to."""
+    """Write a line to stderr, if stderr can be written to."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"fleet_fn: {text}\n")
 
 
 def _keep_pipes_from_blocking() -> None:
-    """Have lines fail, rather than wait, if whatever reads stdout or stderr stalls: threads would wait for ever.
+    """Let lines fail instead of wait if the reader of stdout or stderr stalls: threads would wait for ever.
 
-    The flag belongs to an open file, which others may share: so the pipe is opened anew.
+    The flag belongs to the open file, which other processes may share. So the pipe is opened anew.
     """
     for descriptor in (1, 2):
         with suppress(OSError):
@@ -138,12 +138,12 @@ def _keep_pipes_from_blocking() -> None:
 
 
 def _bound_arenas() -> None:
-    """Have memory come from two of glibc's arenas at most, unless the environment says otherwise.
+    """Limit glibc to two memory arenas, unless the environment sets another number.
 
-    What is freed stays with the arena it came from, of which glibc takes eight for each CPU: with as many threads as
-    these, memory would grow for hours. One at a time is what Python's threads need.
+    Freed memory stays in its arena, and glibc uses up to eight arenas per CPU. With this many threads, memory would
+    grow for hours. Python's threads run one at a time, so two arenas suffice.
     """
-    import ctypes  # here alone
+    import ctypes  # late: nothing else needs it
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt and "MALLOC_ARENA_MAX" not in os.environ:
@@ -151,30 +151,30 @@ def _bound_arenas() -> None:
 
 
 def _descriptors() -> int:
-    """How many descriptors a worker has, or gets, which is as many as it may have up to those that it should have."""
+    """Return the number of descriptors that a worker gets: its limit, raised to the wanted number if it may be."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in limits)
-    return max(soft, min(hard, _DESCRIPTORS))
+    return max(soft, min(hard, _WANTED_DESCRIPTORS))
 
 
 try:
     _settings = Settings.from_environment()
 except SettingsError:
-    # Told by `on_starting`, where gunicorn lets a process end without a traceback.
+    # `on_starting` reports the error: there, gunicorn lets the process end without a traceback.
     _settings = Settings(drogue_api_url="", firmware_registry="")
 
 worker_class = "fleet_fn.web.worker.ThreadWorker"
 bind = _settings.address
 workers = _settings.workers
 threads = _settings.threads + MAX_WAITING + SPARE_THREADS
-worker_connections = max(threads, min(threads + 1000, _descriptors() - _OF_A_THREAD * threads))
-# Longer than deliverers keep an idle connection, so that it is them who close it and no event meets a closed one.
+worker_connections = max(threads, min(threads + 1000, _descriptors() - _DESCRIPTORS_PER_THREAD * threads))
+# Seconds; longer than deliverers keep an idle connection. So they close it, and no event meets a closed connection.
 keepalive = 120
 # Events in flight when the platform stops a pod get their answer.
 graceful_timeout = math.ceil(_settings.event_deadline) + 2
-# A file on disk could block the workers' heartbeat.
+# Not on disk: a slow disk would block the workers' heartbeat.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - gunicorn makes it safe
-# Whatever stands before the function on the same host has no word in where it is: no header names its path.
+# Ignore headers by which a proxy on the same host could change the request's path or address.
 forwarder_headers = ""
 forwarded_allow_ips = ""
 control_socket_disable = True

@@ -1,11 +1,11 @@
 """gunicorn's threaded worker, with threads that never wait for a sender.
 
-gunicorn gives a thread to each new connection, and reads the request there: a few dozen senders that are slow, or that
-send nothing, keep all threads. Here, the main thread polls all connections, collects their bytes, and gives a thread a
-request that is whole. Requests that do not become whole in time, and connections beyond the bound, are closed.
+gunicorn gives a thread to each new connection, and reads the request there. So a few dozen senders that are slow, or
+that send nothing, keep all threads. Here, the main thread polls all connections, collects their bytes, and gives a
+thread a whole request. It closes connections whose request is late, and connections beyond the bound.
 
-Deliverers send one event after the other on a connection, so a thread waits a moment for the next one: that spares two
-wake-ups for each event.
+Deliverers send one event after the other on a connection. So a thread waits a moment for the next one, which saves two
+wake-ups per event.
 """
 
 import errno
@@ -27,22 +27,22 @@ from gunicorn.workers import gthread
 from fleet_fn.deadline import Deadline
 from fleet_fn.web.arrival import DEADLINE, Arrival
 
-#: Milliseconds for which a thread waits for a connection's next bytes, and how often it does for one request.
-_STAYS: Final = 1
-_MOST_STAYS: Final = 4
-#: Seconds within which a body has to come that is larger than any that is wanted.
+#: How long a thread waits for a connection's next bytes, and how often it does for one request.
+_STAY_MILLISECONDS: Final = 1
+_MAX_STAYS: Final = 4
+#: How long to read a body that is too large.
 _LARGE_SECONDS: Final = 1.0
-#: Seconds for which a closed connection is kept until its sender closes it too, and bytes that are read meanwhile: else
-#: what it still sends would make it lose the answer (RFC 9112, section 9.6).
+#: A connection closed on this side stays open for reading, for this time and so many bytes, until the sender closes it
+#: too. Else bytes under way would make the sender lose the answer (RFC 9112, section 9.6).
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 64 * 1024
-#: Seconds for which a sender may not read its answer.
+#: How long a sender may take to read its answer.
 _SEND_SECONDS: Final = 4
 _SEND_TIMEOUT: Final = struct.pack("@ll", _SEND_SECONDS, 0)
-#: Bytes that are read at once.
-_READ: Final = 64 * 1024
-#: Bytes that all requests together may take that are not whole. The oldest are closed beyond that.
-_MAX_HELD: Final = 16 * 1024 * 1024
+#: Size of one read.
+_READ_BYTES: Final = 64 * 1024
+#: Memory for all requests that are not whole. Beyond that, the oldest connections are closed.
+_MAX_HELD_BYTES: Final = 16 * 1024 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _PLAIN: Final = ("http", "off", "off")
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -50,44 +50,44 @@ _NO_CONNECTION: Final = (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK)
 
 
 class _Received(Unreader):  # type: ignore[misc]
-    """The source of gunicorn's parser: the bytes that have been received, and no more."""
+    """The source of gunicorn's parser: only bytes that have been received already."""
 
     def chunk(self, size_hint: int | None = None) -> bytes:  # noqa: ARG002 - gunicorn's signature
         return b""
 
 
 class Connection(gthread.TConn):  # type: ignore[misc]
-    """A connection, and the request that is on its way in. Either the main thread has it, or one other."""
+    """A connection, and the request on its way in. One thread at a time owns it: the main thread, or another."""
 
     def __init__(self, cfg: Any, sock: socket.socket, client: object, server: object, seconds: float) -> None:
-        """A connection of which each request has to come within so many seconds after its first byte."""
+        """Expect each request within `seconds` of its first byte."""
         super().__init__(cfg, sock, client, server)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
-        self.data_ready = True  # when a thread gets it
+        self.data_ready = True  # a thread only gets a whole request
         fields = cfg.limit_request_fields * (cfg.limit_request_field_size + 2)
         self.arrival = Arrival(cfg.limit_request_line + 2, cfg.limit_request_line + fields + 4)
         self._seconds = seconds
-        #: When it was accepted, or a request began.
+        #: Time of the connection's acceptance, or of the current request's first byte.
         self.since = time.monotonic()
-        #: Began with the first byte of the request.
+        #: Begins with the first byte of the request.
         self.deadline: Deadline | None = None
-        #: The sender is gone, or cannot be told anything.
+        #: The sender has closed the connection, or cannot be answered.
         self.is_gone = False
-        #: Where the main thread has it, and bytes that count there.
+        #: The main thread's list that has this connection, and the bytes that it counts for it.
         self.place: _Waiting | None = None
         self.held = 0
 
     def init(self) -> None:
-        """Have the parser read the request that is there; called in a thread, for each request."""
+        """Give the request's bytes to the parser; called in a thread, for each request."""
         super().init()
         if not isinstance(self.parser.unreader, _Received):
             self.parser.unreader = _Received()
         self.parser.unreader.unread(self.arrival.take())
 
     def receive(self) -> bool:
-        """Take bytes that have come, without waiting; False if there are none."""
+        """Take bytes that have come, without waiting; return False if there are none."""
         try:
-            data = self.sock.recv(_READ, socket.MSG_DONTWAIT)
+            data = self.sock.recv(_READ_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:
@@ -95,20 +95,20 @@ class Connection(gthread.TConn):  # type: ignore[misc]
         if data:
             self._feed(data)
         elif self.arrival.has_head:
-            self.arrival.end()  # it may still listen
+            self.arrival.end()  # the sender may still read the answer
         else:
             self.is_gone = True
         return True
 
     def begin_next(self) -> None:
-        """Go on with the request after the one that was answered."""
-        self.parser.mesg = None  # or it would look for the rest of a body that was dropped
-        self.is_gone = bool(self.parser.unreader.take_buffered())  # two opinions on where a request ends
+        """Go on with the next request."""
+        self.parser.mesg = None  # else the parser would look for the rest of a dropped body
+        self.is_gone = bool(self.parser.unreader.take_buffered())  # parser and Arrival disagree on the request's end
         self.arrival = self.arrival.next()
         self.deadline = None
         if self.arrival.is_begun:
             self._begin()
-            self._tell_to_go_on()
+            self._send_continue()
 
     def _begin(self) -> None:
         self.since, self.deadline = time.monotonic(), Deadline(self._seconds)
@@ -117,9 +117,10 @@ class Connection(gthread.TConn):  # type: ignore[misc]
         if self.deadline is None:
             self._begin()
         self.arrival.feed(data)
-        self._tell_to_go_on()
+        self._send_continue()
 
-    def _tell_to_go_on(self) -> None:
+    def _send_continue(self) -> None:
+        """Send `100 Continue` if the sender waits for it."""
         if not self.arrival.awaits_continue:
             return
         self.arrival.awaits_continue = False
@@ -131,45 +132,45 @@ class Connection(gthread.TConn):  # type: ignore[misc]
 
 
 class _Waiting(dict[Connection, float]):
-    """Connections with the moment until which they are waited for; the one that has been here longest comes first."""
+    """Connections with the time at which the wait for each ends; the one that has waited longest comes first."""
 
     @property
     def first(self) -> tuple[Connection, float] | None:
-        """The connection that has been here longest."""
+        """Longest-waiting connection, and the time at which its wait ends."""
         return next(iter(self.items()), None)
 
     @property
     def seconds(self) -> float:
-        """Seconds until the first one has been waited for long enough."""
+        """Seconds until the wait for the first connection ends."""
         return max(0.0, next(iter(self.values())) - time.monotonic()) if self else math.inf
 
 
 class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
     """A gthread worker whose threads get whole requests.
 
-    Connections with TLS, a proxy's preamble or HTTP/2, of which the function's settings know nothing, are gunicorn's.
+    gunicorn's own code handles connections with TLS, PROXY protocol or HTTP/2; the function's settings use none.
     """
 
-    #: Seconds within which a request has to come; the server's configuration sets them.
+    #: Seconds within which a request has to arrive; the server's configuration sets them.
     request_seconds: float = 4.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         cfg = self.cfg
         self._is_plain = not cfg.is_ssl and (cfg.protocol, cfg.proxy_protocol, cfg.http2_cleartext) == _PLAIN
-        #: Connections in threads, or in line for one.
+        #: Number of connections that have a thread or wait for one.
         self.busy = 0
-        #: Connections that have sent nothing yet; with half a request; with too large a body; and closed ones.
+        #: Connections: without a byte yet; with a part of a request; with too large a body; closed on this side.
         self._silent = _Waiting()
         self._arriving = _Waiting()
         self._large = _Waiting()
         self._closing = _Waiting()
-        #: Bytes of requests that are not whole.
+        #: Bytes of all requests that are not whole.
         self._held = 0
         self._request = threading.local()
 
     def load_wsgi(self) -> None:
-        """Have the application told of the deadline that began with a request's first byte."""
+        """Put the deadline, begun with the request's first byte, into the environment of each request."""
         super().load_wsgi()
         application, request = self.wsgi, self._request
 
@@ -184,7 +185,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
     # --- In threads
 
     def handle(self, conn: Any) -> Any:
-        """Answer the request that `conn` has, and those that follow at once; return whether it can be kept."""
+        """Answer the request of `conn`, and those that follow at once; return whether to keep the connection."""
         if not isinstance(conn, Connection):
             return super().handle(conn)
         while super().handle(conn):
@@ -194,11 +195,11 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         return False
 
     def handle_request(self, req: Any, conn: Any) -> bool:
-        """Have the application answer a request that is there."""
+        """Let the application answer a whole request; return whether to keep the connection."""
         if not isinstance(conn, Connection):
             return bool(super().handle_request(req, conn))
         self._request.deadline = conn.deadline
-        req._expected_100_continue = False  # its sender has been told, or need not be
+        req._expected_100_continue = False  # it has been sent already, or is not needed
         if conn.arrival.is_cut:
             req.force_close()
         try:
@@ -208,23 +209,23 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             return False
 
     def _stay(self, conn: Connection) -> bool:
-        """Wait a moment for the next request; whether it is there, and no connection waits for a thread."""
+        """Wait a moment for the next request; return whether it is whole. Do not wait if others need the thread."""
         poll = None
-        for _ in range(_MOST_STAYS):
-            if conn.is_gone or not self._has_time():
+        for _ in range(_MAX_STAYS):
+            if conn.is_gone or not self._has_spare_thread():
                 return False
             if conn.arrival.is_whole:
                 return True
             if poll is None:
                 poll = select.poll()
                 poll.register(conn.sock, select.POLLIN)
-            if not poll.poll(_STAYS):
+            if not poll.poll(_STAY_MILLISECONDS):
                 return False
             conn.receive()
         return conn.arrival.is_whole and not conn.is_gone
 
-    def _has_time(self) -> bool:
-        """Whether there is a thread for each of the connections with a request."""
+    def _has_spare_thread(self) -> bool:
+        """Return whether each connection with a request has a thread."""
         return bool(self.busy <= self.cfg.threads)
 
     # --- In the main thread
@@ -259,7 +260,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
                 self.keepalived_conns.append(conn)
 
     def accept(self, listener: socket.socket) -> None:
-        """Take a new connection; the one that has been waited for longest makes room if need be."""
+        """Take a new connection; at the bound, close the longest-waiting one."""
         if not self._is_plain:
             super().accept(listener)
             return
@@ -273,7 +274,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             return
         conn = Connection(self.cfg, sock, address, listener.getsockname(), self.request_seconds)
         self.nr_conns += 1
-        conn.receive()  # mostly, the request comes with the connection
+        conn.receive()  # usually, the request comes with the connection
         if conn.is_gone:
             self._forget(conn)
         elif conn.arrival.is_whole:
@@ -286,12 +287,12 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._make_room()
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Wait for events, but not beyond the moment at which a connection has been waited for long enough."""
+        """Wait for events, but not longer than for the first connection whose wait ends."""
         soonest = min(self._arriving.seconds, self._large.seconds, self._closing.seconds)
         super().wait_for_and_dispatch_events(min(timeout, soonest))
 
     def murder_pending(self) -> None:
-        """End the wait for connections that have been waited for long enough."""
+        """End the waits that have lasted long enough."""
         super().murder_pending()
         now = time.monotonic()
         if not self.alive:
@@ -302,9 +303,9 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
                 self._end_wait(first[0])
 
     def _on_readable(self, conn: Connection, sock: socket.socket) -> None:
-        """Take what a connection has sent."""
+        """Take the bytes that a connection has sent."""
         if conn.sock.fileno() < 0:
-            return  # closed to make room, after the poller had told of it
+            return  # closed to make room, after the poller had reported it
         if conn.place is self._closing:
             self._drain(conn)
             return
@@ -330,11 +331,11 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._wait(conn, self._large, time.monotonic() + min(_LARGE_SECONDS, left))
         self._held += conn.arrival.size - conn.held
         conn.held = conn.arrival.size
-        while self._held > _MAX_HELD and (first := self._arriving.first or self._large.first):
+        while self._held > _MAX_HELD_BYTES and (first := self._arriving.first or self._large.first):
             self._drop(first[0])
 
     def _end_wait(self, conn: Connection) -> None:
-        """Answer a request whose body has not come; close any other connection."""
+        """Let the application refuse a request whose body has not come; close any other connection."""
         if not conn.arrival.has_head or conn.place is self._closing:
             self._drop(conn)
             return
@@ -344,7 +345,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self.enqueue_req(conn)
 
     def _make_room(self) -> bool:
-        """Close the connection that is missed least; False if all of them are being answered."""
+        """Close the least valuable connection; return False if all of them are being answered."""
         waiting = [place.first for place in (self._silent, self._arriving, self._large) if place.first]
         if self._closing.first:
             self._drop(self._closing.first[0])
@@ -357,7 +358,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         return True
 
     def _close(self, conn: Connection) -> None:
-        """Close our side of a connection, and wait until its sender has done so too."""
+        """Close this side of a connection, and wait until the sender closes the other."""
         try:
             conn.sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -367,9 +368,9 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._wait(conn, self._closing, time.monotonic() + _LINGER_SECONDS)
 
     def _drain(self, conn: Connection) -> None:
-        """Drop what a sender still sends on a closed connection, up to a point."""
+        """Drop bytes that still come on a closed connection, up to `_LINGER_BYTES`."""
         try:
-            data = conn.sock.recv(_READ)
+            data = conn.sock.recv(_READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -401,7 +402,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         conn.close()
 
     def _poll(self, conn: Connection) -> bool:
-        """Have the poller tell of what a connection sends; False if it cannot, and the connection is closed."""
+        """Poll a connection for bytes; if that is impossible, close it and return False."""
         try:
             self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._on_readable, conn))
         except OSError:

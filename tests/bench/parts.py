@@ -25,9 +25,9 @@ from fleet_fn.protocol.messages import Write
 from fleet_fn.protocol.step import Block, Target
 from fleet_fn.settings import Settings
 from fleet_fn.update.decision import decide
-from fleet_fn.update.outcome import Outcome, Reply
+from fleet_fn.update.outcome import Outcome
 from fleet_fn.update.values import DecisionContext
-from fleet_fn.web import routes
+from fleet_fn.web.event_log import log_event
 from tests.bench.peers import BLOCK, Cloud, midway
 from tests.support.function import event
 
@@ -87,10 +87,10 @@ def show(peers: Cloud, folder: Path) -> None:
             count_look_up(hit=True)
         count_sent(BLOCK)
 
-    answered: Any = routes._Result(cloud_event, Reply(Outcome("write", version="2", offset=0, size=BLOCK)), 204)  # type: ignore[arg-type]
+    outcome = Outcome("write", version="2", offset=0, size=BLOCK)
 
     def line() -> None:
-        routes._log_event(answered, 0.003)
+        log_event(cloud_event, outcome, 0.003)
 
     measured = {
         "CloudEvent": _cost(lambda: read_event(headers, body)),

@@ -147,7 +147,7 @@ def test_a_half_written_file_of_a_dead_worker_costs_one_line_and_what_was_in_it(
     server.child_exit(None, SimpleNamespace(pid=11))
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert told.startswith("fleet_fn: what a worker has counted is lost: ")
+    assert told.startswith("fleet_fn: counts of worker 11 are lost: ")
     assert not list(folder.path.glob("*_11.db"))
     sums(folder)
     server.child_exit(None, SimpleNamespace(pid=12))

@@ -30,7 +30,7 @@ def application(_: "WSGIEnvironment", start_response: "StartResponse") -> list[b
 @pytest.fixture
 def threaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A worker that has no connection yet, and more patience than a test needs."""
-    monkeypatch.setattr(worker, "_STAYS", 60_000)
+    monkeypatch.setattr(worker, "_STAY_MILLISECONDS", 60_000)
     config = Config()
     config.set("threads", THREADS)
     one = ThreadWorker(1, os.getppid(), [], None, 30, config, Logger(config))
@@ -109,7 +109,7 @@ def test_a_worker_that_is_to_end_does_not_wait_for_another_request(
 def test_a_connection_that_goes_quiet_is_kept_by_the_main_thread(
     handle: tuple[socket.socket, Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_STAYS", 1)
+    monkeypatch.setattr(worker, "_STAY_MILLISECONDS", 1)
     client, start = handle
     handled = start()
     assert answer(client).startswith(b"HTTP/1.1 204")

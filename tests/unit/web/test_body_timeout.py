@@ -1,4 +1,4 @@
-"""Patience with senders: what is left of it where a thread could not be started once."""
+"""The time-out for bodies, after its thread could not be started once."""
 
 import socket
 import threading
@@ -6,20 +6,20 @@ import threading
 import pytest
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.web.patience import Patience
+from fleet_fn.web.body_timeout import BodyTimeout
 
 
-def test_a_watch_that_could_not_be_begun_is_begun_for_the_next_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_without_a_thread_is_begun_for_the_next_sender(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    patience = Patience()
+    timeout = BodyTimeout()
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(10)
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
-            with pytest.raises(RuntimeError), patience.with_sender(ours, Deadline(0.1)):
+            with pytest.raises(RuntimeError), timeout.watch(ours, Deadline(0.1)):
                 pass
-        with patience.with_sender(ours, Deadline(0.1)):
+        with timeout.watch(ours, Deadline(0.1)):
             assert ours.recv(1) == b""  # ended, and not timed out

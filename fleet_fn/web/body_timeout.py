@@ -1,4 +1,4 @@
-"""An end to the patience with senders whose bodies do not come."""
+"""A time-out for whole bodies, for servers that read them while the application runs."""
 
 import socket
 import threading
@@ -8,16 +8,15 @@ from typing import Final
 
 from fleet_fn.deadline import Deadline
 
-#: Seconds between two looks at who is late.
-_TICK: Final = 0.1
+#: Pause between two looks at the deadlines.
+_TICK_SECONDS: Final = 0.1
 
 
-class Patience:
+class BodyTimeout:
     """Ends reading from sockets at a deadline, however slowly bytes trickle in.
 
-    The server reads bodies with as many calls as it takes, each of which may wait: a time-out of the socket bounds none
-    but the single call. A socket that is late is shut down for reading, so that the body ends there and then, and can
-    still be answered.
+    The server reads a body with many calls, each of which may wait; a time-out of the socket bounds a single call only.
+    So a thread shuts a late socket down for reading. The body then ends, and the request can still be answered.
     """
 
     def __init__(self) -> None:
@@ -26,15 +25,15 @@ class Patience:
         self._watching = False
 
     @contextmanager
-    def with_sender(self, connection: socket.socket | None, deadline: Deadline) -> Iterator[None]:
-        """While this lasts, `connection` is read from until `deadline` at the latest; None stands for one unknown."""
+    def watch(self, connection: socket.socket | None, deadline: Deadline) -> Iterator[None]:
+        """End reads from `connection` at the deadline while the context lasts; None watches nothing."""
         if connection is None:
             yield
             return
         with self._lock:
             if not self._watching:
                 threading.Thread(target=self._watch, daemon=True).start()
-                self._watching = True  # only now: where no thread can be started the next has to try again
+                self._watching = True  # only now: if no thread could be started, the next request has to try again
             self._reading[connection] = deadline
         try:
             yield
@@ -45,9 +44,9 @@ class Patience:
     def _watch(self) -> None:
         pause = threading.Event()
         while True:
-            pause.wait(_TICK)
+            pause.wait(_TICK_SECONDS)
             with self._lock:
                 for connection, deadline in self._reading.items():
                     if not deadline.remaining:
-                        with suppress(OSError):  # closed by its sender meanwhile
+                        with suppress(OSError):  # the sender has closed it meanwhile
                             connection.shutdown(socket.SHUT_RD)

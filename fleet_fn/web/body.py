@@ -1,0 +1,68 @@
+"""The body of a request: read within the deadline, bounded, or discarded."""
+
+import socket
+from contextlib import suppress
+from typing import Final
+
+from flask import Request
+from gunicorn.http.errors import ParseException
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.events import InvalidEventError
+from fleet_fn.web.arrival import DEADLINE, MAX_BODY_BYTES, MAX_DISCARDED_BYTES
+from fleet_fn.web.body_timeout import BodyTimeout
+
+#: How long to read a body that is too large, or of a request that is refused.
+_DISCARD_SECONDS: Final = 1.0
+
+_timeout = BodyTimeout()
+
+
+class TooLargeError(Exception):
+    """The body of an event is larger than `MAX_BODY_BYTES`."""
+
+
+def read_body(request: Request, deadline: Deadline) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        TooLargeError: it is larger than `MAX_BODY_BYTES`.
+        InvalidEventError: it did not come in time, or not whole.
+
+    """
+    announced = request.content_length
+    if announced is not None and announced > MAX_BODY_BYTES:
+        raise TooLargeError
+    try:
+        with _timeout.watch(_sender(request), deadline):
+            body = request.stream.read(MAX_BODY_BYTES + 1)
+    except TimeoutError as error:
+        raise InvalidEventError("the body did not come in time") from error
+    except (OSError, ParseException) as error:
+        if not deadline.remaining:
+            raise InvalidEventError("the body did not come in time") from error
+        raise InvalidEventError("the body is cut short, or its chunks are malformed") from error
+    if len(body) > MAX_BODY_BYTES:
+        raise TooLargeError
+    if announced is not None and len(body) < announced:
+        raise InvalidEventError("the body ended early" if deadline.remaining else "the body did not come in time")
+    return body
+
+
+def discard_body(request: Request) -> None:
+    """Read a body that is not wanted off the connection: else the sender would not read the answer."""
+    with (
+        suppress(OSError, ParseException),
+        _timeout.watch(_sender(request), Deadline(_DISCARD_SECONDS)),
+    ):
+        left = MAX_DISCARDED_BYTES
+        while left > 0 and (chunk := request.stream.read(MAX_BODY_BYTES)):
+            left -= len(chunk)
+
+
+def _sender(request: Request) -> socket.socket | None:
+    """Return the socket that the body is read from; None if the server has read all of it."""
+    if DEADLINE in request.environ:
+        return None
+    sender: socket.socket | None = request.environ.get("gunicorn.socket")
+    return sender

@@ -1,0 +1,44 @@
+"""The log line and the span attributes of an event."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fleet_fn.drogue.events import Event
+from fleet_fn.observability.log import logger
+from fleet_fn.update.outcome import Outcome
+
+#: Level of an event's line by outcome; INFO for the others.
+_LEVELS: Final = {"ignored": logging.DEBUG} | dict.fromkeys(("invalid", "denied", "failed", "retry"), logging.WARNING)
+
+
+def log_event(event: Event | None, outcome: Outcome, seconds: float) -> None:
+    """Log an event, None if the request had none, with its outcome and the seconds until the answer."""
+    level = _LEVELS.get(outcome.name, logging.INFO)
+    if not logger.isEnabledFor(level):
+        return
+    fields: Mapping[str, Any] = {
+        "outcome": outcome.name,
+        "reason": outcome.reason,
+        "application": event.application if event else None,
+        "device": event.device if event else None,
+        "version": outcome.version,
+        "offset": outcome.offset,
+        "milliseconds": round(seconds * 1000, 1),
+        "id": event.id if event else None,
+        "trace_id": event.trace.id if event and event.trace else None,
+    }
+    known = {name: value for name, value in fields.items() if value not in (None, "")}
+    logger.log(level, "event", extra={"fields": known})
+
+
+def span_attributes(event: Event) -> Mapping[str, str]:
+    """Return the attributes of an event's span, by OpenTelemetry's names."""
+    return {
+        "cloudevents.event_id": event.id,
+        "cloudevents.event_source": event.source,
+        "cloudevents.event_type": event.type,
+        "cloudevents.event_subject": event.subject,
+        "fleet.application": event.application,
+        "fleet.device": event.device,
+    }
