@@ -1,1 +1,1 @@
-"""Where the bytes come from, and how they are known to be the right ones."""
+"""Firmware: from a reference in a spec to verified bytes."""

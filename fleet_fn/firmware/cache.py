@@ -124,7 +124,7 @@ class Cache:
                 self._fetch(wanted, fill, deadline)
                 if reader := look():
                     return reader
-                raise NotReadyError("the firmware went from the cache as soon as it was there")
+                raise NotReadyError("the firmware was evicted right after its download")
 
             def anew() -> Reader:
                 return look() or fetch()

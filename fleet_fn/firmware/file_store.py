@@ -1,4 +1,4 @@
-"""Firmware in a folder: `NAME.json`, which describes it, and `NAME.bin`, its bytes."""
+"""Store of firmware in a folder: `NAME.json` describes it, `NAME.bin` has its bytes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,20 +14,20 @@ from fleet_fn.firmware.store import Firmware, Reader
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.reference import Reference
 
-_MAX_METADATA: Final = 64 * 1024
-#: Bytes of a name, so that it is one of a file with any suffix.
-_MAX_NAME: Final = 250
+_MAX_METADATA_BYTES: Final = 64 * 1024
+#: Upper bound for a name, which leaves room for a suffix in a file name of 255 bytes.
+_MAX_NAME_BYTES: Final = 250
 
 
 class FileStore:
-    """Reads firmware where it lies; nothing is copied."""
+    """Serves firmware from the files of a folder without copying them."""
 
     def __init__(self, folder: str | Path, files: VerifiedFiles) -> None:
         self._folder = Path(folder)
         self._files = files
 
     def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:  # noqa: ARG002 - small local files
-        """The firmware that is called as `reference` says.
+        """Return the firmware with the name in `reference`.
 
         Raises:
             PermanentError: there is none, its description is malformed, or its files are links out of the folder.
@@ -54,43 +54,43 @@ class FileStore:
     def _description(self, name: str) -> bytes:
         path = self._inside(f"{name}.json")
         try:
-            return read_small(path, _MAX_METADATA, f"{name}.json")
+            return read_small(path, _MAX_METADATA_BYTES, f"{name}.json")
         except OSError as error:
             raise PermanentError(f"{name}.json: {error.strerror}") from error
 
     def _inside(self, file: str) -> Path:
-        """The path of a file of the folder with all links resolved.
+        """Return the path of a file in the folder with all links resolved.
 
         Raises:
-            PermanentError: there is no such file, or it is somewhere else.
+            PermanentError: there is no such file, or a link leads out of the folder.
 
         """
         try:
             folder = self._folder.resolve(strict=True)
         except (OSError, RuntimeError) as error:
-            raise PermanentError(f"FIRMWARE_DIR: {_told(error)}") from error
+            raise PermanentError(f"FIRMWARE_DIR: {_describe_error(error)}") from error
         try:
             path = (folder / file).resolve(strict=True)
         except FileNotFoundError as error:
             raise PermanentError(f"no file {file} in FIRMWARE_DIR") from error
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-            raise PermanentError(f"{file}: {_told(error)}") from error
+            raise PermanentError(f"{file}: {_describe_error(error)}") from error
         if not path.is_relative_to(folder):
             raise PermanentError(f"{file} is a link out of FIRMWARE_DIR")
         return path
 
 
 def file_reference(name: str) -> Reference:
-    """The reference of the firmware `name`, which has to be one component of a path.
+    """Return the reference of the firmware `name`, which has to be one path component.
 
     Raises:
-        PermanentError: it is none.
+        PermanentError: `name` is not one path component.
 
     """
-    if name in ("", ".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > _MAX_NAME:
+    if name in ("", ".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > _MAX_NAME_BYTES:
         raise PermanentError(f"invalid file name {name[:100]!r}: it has to be one component of a path")
     return Reference("", name, None, None)
 
 
-def _told(error: OSError | RuntimeError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or "links that lead in a circle"
+def _describe_error(error: OSError | RuntimeError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or "a loop of links"

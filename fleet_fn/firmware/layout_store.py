@@ -1,4 +1,4 @@
-"""Firmware in OCI image layouts: folders below one folder, each of them a repository."""
+"""Store of firmware in OCI image layouts: folders below one folder, each of them a repository."""
 
 import os
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ from fleet_fn.oci.reference import Reference
 
 
 class LayoutStore:
-    """Reads firmware where it lies; only what has to be unpacked is copied, into the cache."""
+    """Serves firmware from image layouts; copies only firmware that has to be unpacked, into the cache."""
 
     def __init__(self, files: VerifiedFiles, shapes: Shapes) -> None:
         self._files = files
         self._shapes = shapes
 
     def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:  # noqa: ARG002 - it is cheap to look again
-        """The firmware that `reference` names in the layout of its name.
+        """Return the firmware that `reference` names in the layout of the same name.
 
         Raises:
-            NotReadyError: an image has to be looked through first, which goes on.
+            NotReadyError: searching the image's layers takes longer than the deadline; the search goes on.
             PermanentError: no such layout, tag or digest, or something in it is malformed.
 
         """
@@ -40,25 +40,25 @@ class LayoutStore:
 
 
 class _Repository:
-    """Content by digest, where it lies."""
+    """Content by digest in an image layout."""
 
     def __init__(self, layout: Layout, files: VerifiedFiles) -> None:
-        #: What tells it from all others.
+        #: Unique name of the repository.
         self.name = str(layout.folder)
         self._layout = layout
         self._files = files
 
     def manifest(self, digest: str, deadline: Deadline) -> bytes:  # noqa: ARG002 - local files
-        """The verified bytes of a manifest or an index; see `Repository.manifest`."""
+        """Return the verified bytes of a manifest or an index; see `Repository.manifest`."""
         return self._layout.content(digest)
 
     def config(self, blob: Descriptor, deadline: Deadline) -> bytes:  # noqa: ARG002 - local files
-        """The verified bytes of a small blob; see `Repository.config`."""
+        """Return the verified bytes of a small blob; see `Repository.config`."""
         return self._layout.content(blob.digest)
 
     @contextmanager
     def open(self, blob: Descriptor, deadline: Deadline) -> Iterator[Reader]:
-        """The verified bytes of a firmware that is a blob; see `Firmware.open`."""
+        """Open a firmware that is a blob, verified; see `Firmware.open`."""
         try:
             with self._files.open(self._layout.blob(blob.digest), blob.size, blob.checksum, deadline) as file:
                 yield file
@@ -67,7 +67,7 @@ class _Repository:
 
     @contextmanager
     def stream(self, blob: Descriptor) -> Iterator[Readable]:
-        """The bytes of a blob; see `Repository.stream`."""
+        """Open a blob for reading once, unverified; see `Repository.stream`."""
         file = _Blob(self._layout.blob(blob.digest), blob)
         try:
             yield file
@@ -76,7 +76,7 @@ class _Repository:
 
 
 class _Blob:
-    """A blob's file, to be read from its beginning to its end."""
+    """The file of a blob, read from its beginning to its end."""
 
     def __init__(self, path: Path, blob: Descriptor) -> None:
         self._digest = blob.digest
@@ -94,7 +94,7 @@ class _Blob:
             )
 
     def read(self, size: int, /) -> bytes:
-        """What comes next, at most `size` bytes; none at the end.
+        """Return the next bytes, at most `size`; b"" at the end.
 
         Raises:
             PermanentError: the file cannot be read.

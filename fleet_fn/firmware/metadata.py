@@ -1,4 +1,4 @@
-"""What the people who built a firmware wrote beside it: `{"version", "size", "checksum"}`."""
+"""Description of a firmware by its builder: `{"version", "size", "checksum"}`."""
 
 import re
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from fleet_fn.oci.manifest import read_json_object
 
 
 class Metadata(NamedTuple):
-    """A firmware as it is described; only its bytes can prove it."""
+    """The description of a firmware: a claim until the bytes are verified against it."""
 
     version: str
     #: Bytes.
@@ -18,10 +18,10 @@ class Metadata(NamedTuple):
 
 
 def read_metadata(content: bytes, what: str) -> Metadata:
-    """The description of a firmware in `content`, a piece of JSON called `what`.
+    """Parse the JSON description of a firmware; `what` names it in reasons.
 
     Raises:
-        PermanentError: it is none; the reason tells what is wrong with it.
+        PermanentError: `content` is no such description; the reason says why.
 
     """
     value = read_json_object(content, what)

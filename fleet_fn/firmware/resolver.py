@@ -1,4 +1,4 @@
-"""What references resolve to, remembered for as long as they cannot have changed."""
+"""Resolution of references to firmware, cached for a time to live, and served stale if the store is unavailable."""
 
 import math
 import time
@@ -14,16 +14,16 @@ from fleet_fn.firmware.store import Firmware, NotReadyError, Store
 from fleet_fn.observability.log import logger
 from fleet_fn.oci.reference import Reference
 
-#: Seconds for which a reference that failed to resolve is answered at once.
-_FAILED_AGE: Final = 10.0
-#: References that are remembered: some 500 bytes each.
-_REMEMBERED: Final = 4096
-#: The share of an event's time that is kept for going on with what is remembered, where the store does not answer.
-_KEPT_FOR_GOING_ON: Final = 0.5
+#: A permanent failure to resolve a reference is remembered this long.
+_NEGATIVE_TTL_SECONDS: Final = 10.0
+#: Bound of the cached references; about 500 bytes each.
+_MAX_REFERENCES: Final = 4096
+#: Share of the event's time left for serving the stale firmware if the store does not answer.
+_KEPT_FOR_STALE: Final = 0.5
 
 
 class Resolver:
-    """The firmware of one store, and what its references stood at a while ago."""
+    """Resolves the references of one store: a TTL cache with stale-if-error (RFC 5861)."""
 
     def __init__(
         self,
@@ -34,54 +34,63 @@ class Resolver:
         count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """What `store` has; `count` is told of each look-up of a reference."""
+        """Create a resolver for `store`.
+
+        Args:
+            store: resolves the references that are not cached.
+            background: runs look-ups that a stale firmware can replace.
+            remember: cache resolved references.
+            count: called for each look-up with whether it was a hit.
+            clock: monotonic seconds.
+
+        """
         self._store = store
         self._background = background
         self._resolved: TTLCache[Reference, Firmware] = TTLCache(
-            _REMEMBERED if remember else 0, negative_ttl=_error_age, count=count, clock=clock
+            _MAX_REFERENCES if remember else 0, negative_ttl=_negative_ttl, count=count, clock=clock
         )
-        #: References that are gone on with although their store does not answer.
-        self._gone_on_with: set[Reference] = set()
-        #: References whose store has answered since that they name nothing any more.
-        self._gone: set[Reference] = set()
+        #: References that are served stale now; the log tells only the first time.
+        self._served_stale: set[Reference] = set()
+        #: References that no longer name anything, by the store's latest answer; never served stale.
+        self._removed: set[Reference] = set()
 
     def resolve(self, reference: Reference, max_age: float, deadline: Deadline, *, stale_age: float = 0.0) -> Firmware:
-        """The firmware that `reference` names.
+        """Return the firmware that `reference` names.
 
         Args:
-            reference: which firmware.
-            max_age: seconds that a tag's manifest may be old; a digest's cannot change.
-            deadline: for the look-up.
-            stale_age: seconds that it may be old where the store does not answer.
+            reference: a tag or a digest.
+            max_age: age in seconds up to which a tag's manifest is served from the cache. A digest never expires.
+            deadline: bounds the look-up.
+            stale_age: age in seconds up to which it is served if the store is unavailable.
 
         Raises:
-            NotReadyError: the store has to do something first, which goes on.
+            NotReadyError: the store needs longer than the deadline; its work goes on.
             PermanentError: the reference names nothing, or something malformed.
-            TransientError: the store is not there.
+            TransientError: the store is unavailable, and there is no firmware to serve stale.
 
         """
         if reference.digest:
             max_age = math.inf
-        stale = None if reference in self._gone else self._resolved.peek(reference, stale_age)
+        stale = None if reference in self._removed else self._resolved.peek(reference, stale_age)
         if stale is None or (max_age > 0 and self._resolved.peek(reference, max_age)):
             return self._look_up(reference, max_age, deadline)
         try:
-            # With all the time that an event has, because others may need what it finds.
+            # Has the whole time of an event, not just what is left of this one: other events wait for the same result.
             return self._background.result(
                 (self, reference),
                 lambda: self._look_up(reference, max_age, Deadline(deadline.total)),
-                deadline.leaving(_KEPT_FOR_GOING_ON),
+                deadline.leaving(_KEPT_FOR_STALE),
             )
         except TimeoutError:
             reason = "no answer in time"
         except TransientError as error:
             reason = error.reason
         except (PermanentError, NotReadyError) as error:
-            raise copy(error) from error  # others hear the same one at the same time
-        if reference not in self._gone_on_with:
-            _add(self._gone_on_with, reference)
+            raise copy(error) from error  # other threads raise the same error at the same time
+        if reference not in self._served_stale:
+            _add(self._served_stale, reference)
             fields = {"reference": str(reference), "version": stale.version, "reason": reason}
-            logger.warning("going on with what a reference last stood at", extra={"fields": fields})
+            logger.warning("OCI registry unavailable; serving stale manifest", extra={"fields": fields})
         return stale
 
     def _look_up(self, reference: Reference, max_age: float, deadline: Deadline) -> Firmware:
@@ -91,20 +100,20 @@ class Resolver:
                 firmware = self._store.resolve(reference, deadline, known)
             except PermanentError:
                 if known is not None:
-                    _add(self._gone, reference)
+                    _add(self._removed, reference)
                 raise
-            self._gone_on_with.discard(reference)
-            self._gone.discard(reference)
+            self._served_stale.discard(reference)
+            self._removed.discard(reference)
             return firmware
 
         return self._resolved.get(reference, max_age, ask, deadline)
 
 
 def _add(references: set[Reference], reference: Reference) -> None:
-    if len(references) >= _REMEMBERED:
+    if len(references) >= _MAX_REFERENCES:
         references.clear()
     references.add(reference)
 
 
-def _error_age(error: UpstreamError) -> float:
-    return error.quiet if isinstance(error, TransientError) else _FAILED_AGE
+def _negative_ttl(error: UpstreamError) -> float:
+    return error.quiet if isinstance(error, TransientError) else _NEGATIVE_TTL_SECONDS

@@ -1,7 +1,7 @@
-"""The shapes in which a repository may hold a firmware: artifact, labelled image, image with firmware.json, index.
+"""Shapes of firmware in a repository: artifact, labelled image, image with firmware.json, index of them.
 
-Written once against `Repository`, for registries and for image layouts alike. An artifact is what `publish` and `oras
-push` make of a firmware; the two images are what the first firmware server of Drogue IoT built with buildah.
+Written once against `Repository`, for registries and image layouts. `publish` and `oras push` create artifacts. The
+first firmware server of Drogue IoT built the two kinds of image with buildah.
 """
 
 import hashlib
@@ -39,20 +39,20 @@ _IMAGE_CONFIGS: Final = (
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 )
-_MAX_METADATA: Final = 64 * 1024
-#: Bytes that layers may hold besides the firmware, and layers; more than that is no firmware's image, or a bomb.
-_MAX_BESIDES: Final = 256 * 1024 * 1024
+_MAX_METADATA_BYTES: Final = 64 * 1024
+#: Upper bounds for other content in an image's layers, and for the number of layers, against archive bombs.
+_MAX_OTHER_BYTES: Final = 256 * 1024 * 1024
 _MAX_LAYERS: Final = 128
-#: Manifests of an index that are looked into.
+#: Upper bound for the manifests of an index that are read.
 _MAX_MANIFESTS: Final = 64
-_CHUNK: Final = 64 * 1024
-#: A labelled image's firmware: where a layer has both names, the one that comes first.
+_CHUNK_BYTES: Final = 64 * 1024
+#: Names of the firmware in a labelled image. If a layer has both, its first entry counts.
 _FIRMWARE_FILES: Final = frozenset(("firmware", _FIRMWARE_FILE))
 _NAME_ONE: Final = "name one in spec.firmware.container.platform"
-#: Seconds; nobody else looks through the same image at the same time.
-_PATIENCE: Final = 3600.0
-#: Images whose files have been looked through, and are remembered with what was found.
-_REMEMBERED: Final = 4096
+#: Effectively unbounded: the search runs once per image, in the background.
+_SEARCH_TIMEOUT_SECONDS: Final = 3600.0
+#: Bound of the cached descriptions.
+_MAX_DESCRIPTIONS: Final = 4096
 
 
 class Repository(Protocol):
@@ -60,63 +60,63 @@ class Repository(Protocol):
 
     @property
     def name(self) -> str:
-        """What tells it from all others."""
+        """Unique name of the repository."""
 
     def manifest(self, digest: str, deadline: Deadline) -> bytes:
-        """The verified bytes of a manifest or an index, 4 MiB at most.
+        """Return the verified bytes of a manifest or an index, 4 MiB at most.
 
         Raises:
-            PermanentError: it is not there, or is something else.
-            TransientError: the place is not there.
+            PermanentError: it is missing, or does not match its digest.
+            TransientError: the repository is unavailable.
 
         """
 
     def config(self, blob: Descriptor, deadline: Deadline) -> bytes:
-        """The verified bytes of a small blob, 4 MiB at most.
+        """Return the verified bytes of a small blob, 4 MiB at most.
 
         Raises:
-            PermanentError, TransientError: as with `manifest`.
+            PermanentError, TransientError: see `manifest`.
 
         """
 
     def open(self, blob: Descriptor, deadline: Deadline) -> AbstractContextManager[Reader]:
-        """The verified bytes of a firmware that is a blob; see `Firmware.open`."""
+        """Open a firmware that is a blob, verified; see `Firmware.open`."""
 
     def stream(self, blob: Descriptor) -> AbstractContextManager[Readable]:
-        """The bytes of a blob as they come, never more than its descriptor says, and not verified.
+        """Open a blob for reading its bytes as they arrive: unverified, and at most as many as its descriptor says.
 
         Raises:
-            PermanentError, TransientError: as with `manifest`; when reading, too.
+            PermanentError, TransientError: see `manifest`; reads raise them, too.
 
         """
 
 
 class NoFirmwareError(PermanentError):
-    """A manifest has none of the shapes."""
+    """A manifest or an index has no firmware in any of the shapes."""
 
 
 class Shapes:
-    """Tells the shape of what a repository holds, and gets the firmware out of it."""
+    """Finds the firmware in manifests and indexes of any shape."""
 
     def __init__(self, cache: Cache, background: SingleFlight) -> None:
         self._cache = cache
         self._background = background
-        #: By repository and digests of layers: `firmware.json`, or nothing where there is none.
-        self._descriptions: TTLCache[str, bytes] = TTLCache(_REMEMBERED)
+        #: Content of `firmware.json` by repository and layers' digests; b"" if there is none.
+        self._descriptions: TTLCache[str, bytes] = TTLCache(_MAX_DESCRIPTIONS)
 
     def firmware(self, content: bytes, reference: Reference, repository: Repository, deadline: Deadline) -> Firmware:
-        """The firmware in a manifest or an index.
+        """Return the firmware in a manifest or an index.
 
         Args:
             content: the manifest or index, verified against its digest.
-            reference: what led to it; its tag is the version where nothing else tells it.
-            repository: where it lies.
-            deadline: for finding out.
+            reference: the reference that named it; its tag is the version if nothing else gives one.
+            repository: the repository that has it.
+            deadline: bounds the search.
 
         Raises:
-            NotReadyError: an image's layers have to be looked through first, which goes on.
-            PermanentError: there is no firmware in it, or several, or something is malformed; the reason tells.
-            TransientError: the repository is not there.
+            NotReadyError: searching an image's layers takes longer than the deadline; the search goes on.
+            PermanentError: there is no firmware in it, or several, or something is malformed; the reason says which.
+            TransientError: the repository is unavailable.
 
         """
         manifest = read_manifest(content)
@@ -132,15 +132,13 @@ class Shapes:
         ]
         if not entries:
             raise NoFirmwareError("no manifest in the index")
-        chosen = {entry.digest: entry for entry in entries if _suits(entry, reference.platform)}
+        chosen = {entry.digest: entry for entry in entries if _matches(entry, reference.platform)}
         if not chosen:
             raise PermanentError(
-                f"no manifest for the platform {reference.platform!r} in the index: it has {_told(entries)}"
+                f"no manifest for the platform {reference.platform!r} in the index: it has {_list_manifests(entries)}"
             )
         if len(chosen) > _MAX_MANIFESTS:
-            raise PermanentError(
-                f"index of {len(chosen)} manifests; at most {_MAX_MANIFESTS} are looked into: {_NAME_ONE}"
-            )
+            raise PermanentError(f"index of {len(chosen)} manifests; at most {_MAX_MANIFESTS} are read: {_NAME_ONE}")
         found: list[tuple[Descriptor, Firmware]] = []
         none: NoFirmwareError | None = None
         for digest, entry in chosen.items():
@@ -156,7 +154,9 @@ class Shapes:
             except NoFirmwareError as error:
                 none = error
         if len(found) > 1:
-            raise PermanentError(f"ambiguous index: firmware for {_told(entry for entry, _ in found)}; {_NAME_ONE}")
+            raise PermanentError(
+                f"ambiguous index: firmware for {_list_manifests(entry for entry, _ in found)}; {_NAME_ONE}"
+            )
         if not found:
             raise none or NoFirmwareError("no manifest in the index")
         return found[0][1]
@@ -171,29 +171,29 @@ class Shapes:
             raise NoFirmwareError(f"no firmware: no layer of media type {FIRMWARE_LAYER}, and no image")
         layers = _tar_layers(manifest)
         config = read_descriptor(manifest.config, "config")
-        if label := _label(repository.config(config, deadline)):
+        if label := _read_label(repository.config(config, deadline)):
             metadata, names, shape = read_metadata(label.encode(), f"label {_LABEL}"), _FIRMWARE_FILES, "labelled image"
         else:
             metadata = self._metadata_in_layers(layers, repository, deadline)
             names, shape = frozenset((_FIRMWARE_FILE,)), f"image with {_METADATA_FILE}"
         fill = partial(_unpack, layers, repository, names, metadata)
-        source = _told_layers(layers, repository)
+        source = _layers_key(layers, repository)
         opener = partial(self._cache.open, metadata.size, metadata.checksum, source, fill, is_claim=True)
         return Firmware(metadata.version, metadata.size, metadata.checksum, shape, opener)
 
     def _metadata_in_layers(self, layers: Sequence[Descriptor], repository: Repository, deadline: Deadline) -> Metadata:
-        """What the file `firmware.json` says, which is as immutable as the layers' digests."""
-        key = f"{_METADATA_FILE} in {_told_layers(layers, repository)}"
+        """Return the content of `firmware.json`, cached for good: the layers' digests fix it."""
+        key = f"{_METADATA_FILE} in {_layers_key(layers, repository)}"
 
         def look() -> bytes:
-            return self._descriptions.get(key, math.inf, find, Deadline(_PATIENCE))
+            return self._descriptions.get(key, math.inf, find, Deadline(_SEARCH_TIMEOUT_SECONDS))
 
         def find() -> bytes:
-            # Noted for other processes, and for when the registry is away.
-            found = self._cache.noted(key, _MAX_METADATA)
+            # Noted for other processes, and for times when the registry is unavailable.
+            found = self._cache.noted(key, _MAX_METADATA_BYTES)
             if found is None:
                 found = _find_description(layers, repository, self._cache.bound)
-                self._cache.note(key, found, Deadline(_PATIENCE))
+                self._cache.note(key, found, Deadline(_SEARCH_TIMEOUT_SECONDS))
             return found
 
         description = self._descriptions.peek(key)
@@ -211,7 +211,7 @@ class Shapes:
 
 
 def _tar_layers(manifest: Manifest) -> list[Descriptor]:
-    """The layers that are tar archives, compressed or not, in the order in which they are laid over each other."""
+    """Return the layers that are tar archives, compressed or not, the lowest first."""
     if len(manifest.layers) > _MAX_LAYERS:
         raise PermanentError(f"image of {len(manifest.layers)} layers; at most {_MAX_LAYERS} are read")
     return [
@@ -221,13 +221,13 @@ def _tar_layers(manifest: Manifest) -> list[Descriptor]:
     ]
 
 
-def _label(config: bytes) -> str | None:
-    """The label that describes the firmware, from an image's config ("OCI Image Configuration", `config.Labels`)."""
+def _read_label(config: bytes) -> str | None:
+    """Return the label that describes the firmware, from an image's config (`config.Labels`)."""
     section = read_json_object(config, "image config").get("config")
     labels = section.get("Labels") if isinstance(section, dict) else None
     label = labels.get(_LABEL) if isinstance(labels, dict) else None
     if label is not None and not isinstance(label, str):
-        raise PermanentError(f"label {_LABEL} is no text")
+        raise PermanentError(f"label {_LABEL} is not a string")
     return label
 
 
@@ -238,14 +238,14 @@ def _unpack(
     metadata: Metadata,
     write: Callable[[bytes], object],
 ) -> None:
-    """Writes the firmware in an image's layers: the file of one of `names` in the root of the last layer that has it.
+    """Write the firmware of an image: the file with one of `names` in the root of the topmost layer that has one.
 
     Raises:
-        PermanentError: there is none, or it has another size than it should; or a layer is malformed.
-        TransientError: the repository is not there.
+        PermanentError: there is none, or its size differs from the metadata; or a layer is malformed.
+        TransientError: the repository is unavailable.
 
     """
-    visible = _Visible(names, _MAX_BESIDES + metadata.size)
+    visible = _VisibleFiles(names, _MAX_OTHER_BYTES + metadata.size)
     for layer in reversed(layers):
         if not visible.names:
             break
@@ -255,31 +255,31 @@ def _unpack(
                     raise PermanentError(
                         f"size mismatch: {entry.name} has {entry.size} bytes where there should be {metadata.size}"
                     )
-                while piece := entry.read(_CHUNK):
+                while piece := entry.read(_CHUNK_BYTES):
                     write(piece)
                 return
     raise PermanentError(f"no file {' or '.join(sorted(names))} in the root of the image's layers")
 
 
 def _find_description(layers: Sequence[Descriptor], repository: Repository, max_firmware: int) -> bytes:
-    """The file `firmware.json` in an image's layers, or nothing where there is none.
+    """Return the file `firmware.json` of an image, or b"" if there is none.
 
-    Each layer is read to its end, because its digest vouches for it.
+    Each layer is read to its end, to verify it against its digest.
 
     Raises:
         PermanentError: the file or a layer is malformed.
-        TransientError: the repository is not there.
+        TransientError: the repository is unavailable.
 
     """
-    visible = _Visible({_METADATA_FILE}, _MAX_BESIDES + max_firmware)
+    visible = _VisibleFiles({_METADATA_FILE}, _MAX_OTHER_BYTES + max_firmware)
     for layer in reversed(layers):
         if not visible.names:
             break
         content: bytes | None = None
         with repository.stream(layer) as stream:
-            hashed = _Hashed(stream)
+            hashed = _HashingStream(stream)
             for entry in visible.entries(hashed):
-                content = _small(entry)
+                content = _read_small(entry)
         if hashed.digest.digest() != layer.checksum:
             raise PermanentError(f"digest mismatch: layer {layer.digest} has other bytes")
         if content is not None:
@@ -287,30 +287,30 @@ def _find_description(layers: Sequence[Descriptor], repository: Repository, max_
     return b""
 
 
-def _told_layers(layers: Sequence[Descriptor], repository: Repository) -> str:
-    """What tells layers in a repository from all others."""
+def _layers_key(layers: Sequence[Descriptor], repository: Repository) -> str:
+    """Return a unique key for these layers in this repository."""
     return " ".join((repository.name, *(layer.digest for layer in layers)))
 
 
-def _small(entry: Entry) -> bytes:
-    if entry.size > _MAX_METADATA:
-        raise PermanentError(f"{entry.name} has {entry.size} bytes; at most {_MAX_METADATA} are read")
+def _read_small(entry: Entry) -> bytes:
+    if entry.size > _MAX_METADATA_BYTES:
+        raise PermanentError(f"{entry.name} has {entry.size} bytes; at most {_MAX_METADATA_BYTES} are read")
     content = b""
-    while piece := entry.read(_CHUNK):
+    while piece := entry.read(_CHUNK_BYTES):
         content += piece
     return content
 
 
-class _Visible:
-    """Which of the files that are looked for can be seen in a layer: those that no layer above it hides."""
+class _VisibleFiles:
+    """The wanted files that are visible in an image: not hidden by a whiteout in a layer above."""
 
     def __init__(self, names: Iterable[str], max_unpacked: int) -> None:
-        #: What may still be seen further below.
+        #: Names that no layer so far has hidden.
         self.names = set(names)
         self._allowance = Allowance(max_unpacked)
 
     def entries(self, layer: Readable) -> Iterator[Entry]:
-        """The files in the next layer below those that were looked through."""
+        """Yield the visible files of the next lower layer."""
         hidden: set[str] = set()
         for entry in root_entries(layer, self._allowance):
             if entry.name == OPAQUE_WHITEOUT:
@@ -324,8 +324,8 @@ class _Visible:
         self.names -= hidden
 
 
-class _Hashed:
-    """A stream that is hashed as it passes."""
+class _HashingStream:
+    """A stream that hashes the bytes that are read from it."""
 
     def __init__(self, stream: Readable) -> None:
         self._stream = stream
@@ -340,8 +340,8 @@ class _Hashed:
 # --- Indexes ----------------------------------------------------------------------------------------------------------
 
 
-def _suits(manifest: Descriptor, platform: str | None) -> bool:
-    """Whether `platform` names a manifest of an index.
+def _matches(manifest: Descriptor, platform: str | None) -> bool:
+    """Return whether `platform` selects a manifest of an index.
 
     It may be `os/architecture`, with or without `/variant`; an annotation's value; or `name=value` of an annotation.
     """
@@ -350,8 +350,8 @@ def _suits(manifest: Descriptor, platform: str | None) -> bool:
     return any(platform in (value, f"{name}={value}") for name, value in manifest.annotations.items())
 
 
-def _told(manifests: Iterable[Descriptor]) -> str:
-    """What tells manifests apart, for people."""
+def _list_manifests(manifests: Iterable[Descriptor]) -> str:
+    """Return a list of manifests for people, by platform, annotations or digest."""
     return ", ".join(
         manifest.platform or " ".join(f"{n}={v}" for n, v in manifest.annotations.items()) or manifest.digest
         for manifest in manifests

@@ -1,4 +1,4 @@
-"""What firmware is, and the two verbs of every store: resolve a reference, open what it resolved to."""
+"""Firmware, and the interface of each store: resolve a reference, open the firmware that it names."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,47 +10,46 @@ from fleet_fn.errors import PermanentError
 from fleet_fn.oci.reference import Reference
 from fleet_fn.protocol.messages import U32_MAX
 
-#: The share of the time left for reaching the firmware's bytes that is kept for telling the device to wait for them.
+#: Share of the time for opening a firmware that is left for sending WAIT if its bytes are not ready.
 KEPT_FOR_WAIT: Final = 0.25
 
 
 class NotReadyError(Exception):
-    """The firmware is known, but its bytes cannot be served yet; what has to happen first goes on meanwhile."""
+    """The firmware is known, but its bytes are not ready; downloading or verifying them goes on."""
 
     @property
     def reason(self) -> str:
-        """What goes on, in one line."""
+        """Work in progress, in one line."""
         return str(self)
 
 
 class Reader(Protocol):
-    """Firmware whose bytes were verified."""
+    """An open firmware whose bytes were verified."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset` on.
+        """Return exactly `size` bytes from `offset` on.
 
         Raises:
-            NotReadyError: they are being changed, or verifying them takes longer than the deadline that the store was
-                given.
-            PermanentError: they are not what they should be, or cannot be read.
+            NotReadyError: the bytes are being changed, or verifying them takes longer than the deadline of `open`.
+            PermanentError: the bytes differ from the checksum, or cannot be read.
 
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Firmware:
-    """A version of a firmware, how it is known when it is seen, and how to get at its bytes."""
+    """A version of a firmware: its size and checksum, and how to open its bytes."""
 
     version: str
     #: Bytes, from 1 to 2^32-1: what the protocol's offsets can express.
     size: int
     #: SHA-256 of all bytes, 32 bytes.
     checksum: bytes
-    #: What kind of thing the reference named, for people: `artifact`, `labelled image`, …
+    #: Kind of content that the reference named, for people: `artifact`, `labelled image`, …
     shape: str
-    #: Its store's second verb, for this firmware.
+    #: Opens the bytes in the firmware's store.
     opener: Callable[[Deadline], AbstractContextManager[Reader]] = field(repr=False, compare=False)
-    #: Digest of the manifest or the index that the reference stood at, where it is such a reference.
+    #: Digest of the manifest or index that the reference named; None if the store has no manifests.
     manifest: str | None = None
 
     def __post_init__(self) -> None:
@@ -60,26 +59,26 @@ class Firmware:
             raise PermanentError(f"a firmware version with U+0000, which Drogue Cloud cannot store: {self.version}")
 
     def open(self, deadline: Deadline) -> AbstractContextManager[Reader]:
-        """The bytes, verified against size and checksum before the first of them is served.
+        """Open the bytes, verified against size and checksum before the first of them is served.
 
         Raises:
-            NotReadyError: that takes longer than the deadline; a later call finds the work done.
-            TransientError: the place where they lie is not there.
-            PermanentError: the bytes are not what they should be, or not there.
+            NotReadyError: fetching or verifying takes longer than the deadline; a later call finds the work done.
+            TransientError: the source of the bytes is unavailable.
+            PermanentError: the bytes are missing, or differ from size or checksum.
 
         """
         return self.opener(deadline)
 
 
 class Store(Protocol):
-    """A place where firmware lies."""
+    """A source of firmware."""
 
     def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:
-        """The firmware that `reference` names right now; `known` is what it named before, where that is remembered.
+        """Return the firmware that `reference` names now; `known` is the firmware that it named before, if cached.
 
         Raises:
-            NotReadyError: finding out takes longer than the deadline; a later call finds the work done.
-            PermanentError: there is none, or it is malformed.
-            TransientError: the place is not there.
+            NotReadyError: resolving takes longer than the deadline; a later call finds the work done.
+            PermanentError: the reference names nothing, or something malformed.
+            TransientError: the source is unavailable.
 
         """

@@ -852,7 +852,7 @@ def test_a_folder_that_is_deleted_during_a_download_gets_nothing_of_it(cache: Ca
         shutil.rmtree(folder)
         with fetching_half(folder):  # somebody else has begun anew, and is not disturbed
             source.may_end.set()
-            with pytest.raises(NotReadyError, match="went from the cache as soon as it was there"):
+            with pytest.raises(NotReadyError, match="was evicted right after its download"):
                 early.result()
             assert kept(folder) == {part_of(folder).name}
     assert get(cache) == RIGHT

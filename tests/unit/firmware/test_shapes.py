@@ -284,7 +284,7 @@ def test_an_image_that_describes_what_others_have_is_not_believed(shapes: Shapes
     [
         (b"[]", "image config is not a JSON object"),
         (b"<html>", "image config: not JSON"),
-        (b'{"config": {"Labels": {"io.drogue.metadata": 5}}}', "label io.drogue.metadata is no text"),
+        (b'{"config": {"Labels": {"io.drogue.metadata": 5}}}', "label io.drogue.metadata is not a string"),
     ],
 )
 def test_a_config_that_makes_no_sense_fails(shapes: Shapes, folder: Folder, config: bytes, told: str) -> None:
@@ -512,7 +512,7 @@ def test_an_index_of_more_manifests_than_anybody_has_platforms_is_not_looked_thr
     shapes: Shapes, folder: Folder
 ) -> None:
     many = folder.index(*(entry(folder, str(number)) for number in range(65)))
-    assert reason(shapes, folder, many).startswith("index of 65 manifests; at most 64 are looked into: name one in")
+    assert reason(shapes, folder, many).startswith("index of 65 manifests; at most 64 are read: name one in")
 
 
 def test_a_manifest_of_another_size_than_its_index_says_fails(shapes: Shapes, folder: Folder) -> None:
