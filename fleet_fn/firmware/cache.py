@@ -22,7 +22,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.firmware.private import UntrustedFileError, is_private, open_file
 from fleet_fn.firmware.store import NotReadyError, Reader
-from fleet_fn.firmware.verified import MismatchError, VerifiedFiles, check_digest, check_size, hash_of
+from fleet_fn.firmware.verified import MismatchError, VerifiedFiles, check_digest, check_size, hash_file
 from fleet_fn.observability.log import logger
 from fleet_fn.observability.side_effects import guarded
 
@@ -130,7 +130,7 @@ class Cache:
                 return look() or fetch()
 
             try:
-                kept = self._files.kept(f"{self._folder.path}/{wanted.name}", size, checksum, anew)
+                kept = self._files.peek(f"{self._folder.path}/{wanted.name}", size, checksum, anew)
                 if kept and self._is_proved(wanted):
                     self._folder.mark_still_used(wanted.name)
                     file = kept
@@ -181,7 +181,7 @@ class Cache:
         opened.callback(os.close, descriptor)
         path = self._folder.path / wanted.name
         try:
-            return self._files.reader(descriptor, path, wanted.size, wanted.checksum, deadline)
+            return self._files.verify(descriptor, path, wanted.size, wanted.checksum, deadline)
         except PermanentError:
             return None  # whoever fetches it looks at it again, alone
 
@@ -637,7 +637,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _has(descriptor: int, checksum: bytes) -> bool:
     try:
-        return hash_of(descriptor) == checksum
+        return hash_file(descriptor) == checksum
     except PermanentError:
         return False
 

@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
-from fleet_fn.firmware import verified
 from fleet_fn.firmware.store import NotReadyError
-from fleet_fn.firmware.verified import MismatchError, UnreadableError, VerifiedFiles
+from fleet_fn.firmware.verified import MismatchError, UnreadableError, VerifiedFiles, hashing, verdict_cache
 from tests.support.firmware import random_bytes
 from tests.support.mappings import mapped
 
@@ -364,7 +363,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_here(
             self._hash.update(chunk)
 
     files, checksum = VerifiedFiles(background, later), hashlib.sha256(RIGHT).digest()
-    monkeypatch.setattr("fleet_fn.firmware.verified.hashlib", SimpleNamespace(sha256=ChangedMeanwhile))
+    monkeypatch.setattr("fleet_fn.firmware.verified.verdict.hashlib", SimpleNamespace(sha256=ChangedMeanwhile))
     with (
         pytest.raises(NotReadyError, match=r"^the file is being changed$"),
         files.open(path, len(RIGHT), checksum, Deadline(10)),
@@ -494,12 +493,12 @@ def test_who_comes_late_to_a_long_hashing_does_not_wait(path: Path) -> None:
 def test_a_file_that_somebody_else_opened_is_verified_in_the_same_way(files: VerifiedFiles, path: Path) -> None:
     checksum = hashlib.sha256(RIGHT).digest()
     with path.open("rb") as file:
-        reader = files.reader(file.fileno(), path, len(RIGHT), checksum, Deadline(10))
+        reader = files.verify(file.fileno(), path, len(RIGHT), checksum, Deadline(10))
         assert reader.read(100, 50) == RIGHT[100:150]
         with pytest.raises(MismatchError, match=r"^digest mismatch"):
-            files.reader(file.fileno(), path, len(RIGHT), hashlib.sha256(WRONG).digest(), Deadline(10))
+            files.verify(file.fileno(), path, len(RIGHT), hashlib.sha256(WRONG).digest(), Deadline(10))
         with pytest.raises(MismatchError, match=r"^size mismatch"):
-            files.reader(file.fileno(), path, len(RIGHT) + 1, checksum, Deadline(10))
+            files.verify(file.fileno(), path, len(RIGHT) + 1, checksum, Deadline(10))
 
 
 def test_many_readers_at_once_get_their_blocks(files: VerifiedFiles, path: Path) -> None:
@@ -673,7 +672,7 @@ def test_a_block_with_a_damaged_byte_is_refused_however_it_is_read(large: Path, 
     files = VerifiedFiles(SingleFlight(), later)
     with mapped(large) as mapping, files.open(large, len(LARGE), LARGE_CHECKSUM, Deadline(10)) as file:
         if holds == "only a verdict":
-            files._kept.clear()
+            files._open_files._files.clear()
         mapping.flip(200_000)
         read_block = file.read if holds == "a reader" else partial(block_of, files, large)
         with pytest.raises(MismatchError, match=r"^digest mismatch"):
@@ -691,7 +690,7 @@ def test_a_block_costs_the_hashing_of_its_own_chunks_only(large: Path, monkeypat
 
     files = VerifiedFiles(SingleFlight(), later)
     with files.open(large, len(LARGE), LARGE_CHECKSUM, Deadline(10)) as file:
-        monkeypatch.setattr(verified, "chunk_hash", counted)
+        monkeypatch.setattr(hashing, "chunk_hash", counted)
         for offset, size, chunks in (
             (0, 512, [1024]),
             (512, 512, [1024]),
@@ -709,38 +708,39 @@ def test_a_block_costs_the_hashing_of_its_own_chunks_only(large: Path, monkeypat
     [(0, 1024), (1, 1024), (64 << 20, 1024), ((64 << 20) + 1, 2048), (200 << 20, 4096), (2**32 - 1, 65536)],
 )
 def test_hashes_of_one_file_take_a_mebibyte_at_most(size: int, chunk_bytes: int) -> None:
-    assert verified._chunk_bytes(size) == chunk_bytes
+    assert hashing.choose_chunk_bytes(size) == chunk_bytes
     assert -(-size // chunk_bytes) * 16 <= 1 << 20
 
 
 def test_hashes_of_all_files_are_bounded_and_a_file_beyond_is_hashed_again(
     tmp_path: Path, background: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verified, "_REMEMBERED_BYTES", 3 * 2 * 16)  # of three files with two chunks each
+    monkeypatch.setattr(verdict_cache, "_MAX_VERDICTS_BYTES", 3 * 2 * 16)  # of three files with two chunks each
     files, paths = VerifiedFiles(background, later), [tmp_path / str(number) for number in range(4)]
     for path in paths:
         path.write_bytes(RIGHT)
+    verdicts = files._verdicts
     for number, runs in ((0, 1), (1, 2), (2, 3), (0, 3), (3, 4), (0, 4), (2, 4), (1, 5)):
-        files._kept.clear()
+        files._open_files._files.clear()
         assert read(files, paths[number]) == RIGHT
         assert background.runs == runs
-        assert files._verdicts_bytes == sum(verdict.size for verdict in files._verdicts.values()) <= 96
+        assert verdicts._verdicts_bytes == sum(verdict.size for verdict in verdicts._verdicts.values()) <= 96
 
 
 def test_a_file_that_is_read_all_the_time_keeps_its_hashes(
     tmp_path: Path, background: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verified, "_REMEMBERED_BYTES", 2 * 2 * 16)
+    monkeypatch.setattr(verdict_cache, "_MAX_VERDICTS_BYTES", 2 * 2 * 16)
     files, paths = VerifiedFiles(background, later), [tmp_path / str(number) for number in range(3)]
     for path in paths:
         path.write_bytes(RIGHT)
     for path in paths[:2]:
         assert read(files, path) == RIGHT
-    files._sweep()
+    files._open_files._sweep()
     assert read(files, paths[0]) == RIGHT
-    files._sweep()
+    files._open_files._sweep()
     assert read(files, paths[2]) == RIGHT
-    assert list(files._verdicts) == [str(paths[0]), str(paths[2])]
+    assert list(files._verdicts._verdicts) == [str(paths[0]), str(paths[2])]
 
 
 def test_a_block_that_the_disk_does_not_give_has_the_file_hashed_anew(
