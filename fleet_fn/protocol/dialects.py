@@ -1,7 +1,7 @@
-"""Between bytes and messages: the protocol's three dialects, in CBOR and in JSON.
+"""Decode statuses and encode commands in the protocol's three dialects, in CBOR and in JSON.
 
-The device chooses; a status is decoded together with the form in which its answer has to be written.
-The packed and named forms are those of the Rust crate embedded-update, which serialises with serde_cbor.
+The device chooses the dialect, so decoding a status also yields the form of its answer. The packed and named dialects
+are those of the Rust crate embedded-update, which serializes with serde_cbor.
 """
 
 import base64
@@ -17,27 +17,27 @@ import cbor2
 from fleet_fn.protocol.messages import U32_MAX, Command, Progress, Status, Swap, Sync, Wait, Write
 from fleet_fn.protocol.strict_json import parse_json
 
-#: Containers within containers that a status may have.
+#: Levels of nested containers in a status.
 MAX_DEPTH = 8
-#: Devices of the embedded-update family hold a version in a buffer of this many bytes; a longer one panics them.
+#: Buffer for a version in devices of the embedded-update family. A longer version makes them panic.
 EMBEDDED_VERSION_BYTES = 16
-#: Bound of the versions in a status: they go into reports, headers and log lines.
+#: Bound on versions in statuses: they go into reports, headers and log lines.
 MAX_VERSION_BYTES = 255
 
 
 class InvalidStatusError(Exception):
-    """A payload is no status. The text tells a device's developer why, in one line."""
+    """The payload is not a status. The text tells the device's developer why, in one line."""
 
 
 class Encoding(Enum):
-    """How a message becomes bytes."""
+    """A serialization of messages. Values are media types."""
 
     CBOR = "application/cbor"
     JSON = "application/json"
 
 
 class Dialect(Enum):
-    """Which names the fields have. The values are what people are shown."""
+    """A naming of fields. Values are the names that documentation, logs and previews use."""
 
     DOCUMENTED = "documented"
     NAMED = "named"
@@ -45,22 +45,22 @@ class Dialect(Enum):
 
 
 class AnswerForm(NamedTuple):
-    """How the answer to a status has to be written for its sender to read it."""
+    """The form in which a device can read the answer to its status."""
 
-    #: The dialect that the status was in.
+    #: Dialect of the status.
     dialect: Dialect
     encoding: Encoding
-    #: The status had its version as text where the embedded-update family has bytes: an early client (CBOR only).
+    #: Versions are texts: an early client sent a text in CBOR where the embedded-update family sends bytes.
     text_versions: bool = False
     correlation_id: int | None = None
 
     @property
     def has_wait(self) -> bool:
-        """Whether a device can be told to wait."""
+        """Return whether the dialect has WAIT."""
         return self.dialect is not Dialect.DOCUMENTED
 
     def takes_version(self, version: bytes) -> bool:
-        """Whether a device of this dialect can hold `version`."""
+        """Return whether a device of this dialect can hold `version`."""
         return self.dialect is Dialect.DOCUMENTED or len(version) <= EMBEDDED_VERSION_BYTES
 
 
@@ -68,14 +68,14 @@ class AnswerForm(NamedTuple):
 
 
 def decode_status(payload: bytes, content_type: str | None = None) -> tuple[Status, AnswerForm]:
-    """The status that `payload` holds, and the form that its answer must have.
+    """Decode a status; return it with the form of its answer.
 
     Args:
         payload: the bytes that the device sent.
-        content_type: what the device said they are; anything but CBOR and JSON is told from the bytes themselves.
+        content_type: their media type. Unless it stands for CBOR or JSON, the first byte tells the encoding.
 
     Raises:
-        InvalidStatusError: the payload is no status of any dialect.
+        InvalidStatusError: the payload is not a status of any dialect.
 
     """
     encoding = _encoding(payload, content_type)
@@ -84,7 +84,7 @@ def decode_status(payload: bytes, content_type: str | None = None) -> tuple[Stat
     except ValueError as error:
         raise InvalidStatusError(str(error)) from error
     if not isinstance(fields, Mapping):
-        raise InvalidStatusError("a status is a map")
+        raise InvalidStatusError("neither a CBOR map nor a JSON object")
     return _read_packed(fields) if _has(fields, 0) else _read_named(fields, encoding)
 
 
@@ -103,7 +103,7 @@ def _encoding(payload: bytes, content_type: str | None) -> Encoding:
 
 def _read_packed(fields: Mapping[Any, Any]) -> tuple[Status, AnswerForm]:
     if _has(fields, "version"):
-        raise InvalidStatusError("a version under the integer key 0 and another under the text key 'version'")
+        raise InvalidStatusError("has two versions, under the integer key 0 and under the text key 'version'")
     status = Status(
         version=_version(fields, 0, "version (key 0)"),
         mtu=_mtu(fields, 1, "mtu (key 1)"),
@@ -118,8 +118,8 @@ def _read_named(fields: Mapping[Any, Any], encoding: Encoding) -> tuple[Status, 
     version = _version(fields, "version", "version")
     mtu = _mtu(fields, "mtu", "mtu")
     as_bytes = isinstance(_get(fields, "version"), bytes)
-    of_family = _has(fields, "update") or _has(fields, "correlation_id") or as_bytes
-    if of_family and (_has(fields, "update") or not _has(fields, "status")):
+    is_embedded = _has(fields, "update") or _has(fields, "correlation_id") or as_bytes
+    if is_embedded and (_has(fields, "update") or not _has(fields, "status")):
         correlation_id = _u32(fields, "correlation_id", "correlation_id")
         progress = _progress(fields, "update", "version", "offset", "update")
         text = encoding is Encoding.CBOR and not as_bytes
@@ -128,12 +128,12 @@ def _read_named(fields: Mapping[Any, Any], encoding: Encoding) -> tuple[Status, 
     try:
         version.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidStatusError("version: not UTF-8, and this dialect's answers have versions as text") from error
+        raise InvalidStatusError("version: not UTF-8, which this dialect's answers require") from error
     return Status(version, mtu, None, progress), AnswerForm(Dialect.DOCUMENTED, encoding)
 
 
 def _has(fields: Mapping[Any, Any], key: int | str) -> bool:
-    """Whether `key` is there. Python takes 0, False and 0.0 for one key, the wire does not."""
+    """Return whether `fields` has `key`. In Python 0, False and 0.0 are one key; on the wire they are not."""
     return key in fields and (isinstance(key, str) or any(type(k) is int and k == key for k in fields))
 
 
@@ -147,7 +147,7 @@ def _version(fields: Mapping[Any, Any], key: int | str, name: str) -> bytes:
         raise InvalidStatusError(f"{name}: {'missing' if value is None else 'neither text nor a byte string'}")
     version = value.encode("utf-8") if isinstance(value, str) else value
     if len(version) > MAX_VERSION_BYTES:
-        raise InvalidStatusError(f"{name}: {len(version)} bytes, at most {MAX_VERSION_BYTES} are taken")
+        raise InvalidStatusError(f"{name}: {len(version)} bytes, takes {MAX_VERSION_BYTES} at most")
     return version
 
 
@@ -161,7 +161,7 @@ def _u32(fields: Mapping[Any, Any], key: int | str, name: str) -> int | None:
 def _mtu(fields: Mapping[Any, Any], key: int | str, name: str) -> int | None:
     mtu = _u32(fields, key, name)
     if mtu == 0:
-        raise InvalidStatusError(f"{name}: a block has at least 1 byte")
+        raise InvalidStatusError(f"{name}: got 0, takes at least 1 byte")
     return mtu
 
 
@@ -186,8 +186,8 @@ def _refuse_tag(*_: object) -> NoReturn:
     raise ValueError("tagged")
 
 
-#: Every tag that cbor2 would turn into another type (dates, bignums, references, …); a status has none of them.
-_NO_TAGS = dict.fromkeys(
+#: Each tag that cbor2 turns into another type (dates, bignums, references, …). Statuses have no tags.
+_TAG_DECODERS = dict.fromkeys(
     (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
 )
 _SCALARS = (int, str, bytes, bool, float, type(None))
@@ -200,15 +200,15 @@ def _parse_cbor(payload: bytes) -> Any:
         max_depth=MAX_DEPTH,
         allow_duplicate_keys=False,
         tag_hook=_refuse_tag,
-        semantic_decoders=_NO_TAGS,
+        semantic_decoders=_TAG_DECODERS,
     )
     try:
         value = decoder.decode()
     except cbor2.CBORDecodeError as error:
         cause = error.__cause__
-        raise ValueError(f"not CBOR that a status may have: {error}{f': {cause}' if cause else ''}") from error
+        raise ValueError(f"not CBOR of a status: {error}{f': {cause}' if cause else ''}") from error
     if source.tell() != len(payload):
-        raise ValueError(f"{len(payload) - source.tell()} bytes are left over after the CBOR map")
+        raise ValueError(f"{len(payload) - source.tell()} bytes follow the CBOR map")
     _check_values(value)
     return value
 
@@ -220,14 +220,14 @@ def _parse_json(payload: bytes) -> Any:
 
 
 def _check_values(value: object, depth: int = 0) -> None:
-    """Refuses what has no place in a status: NaN, CBOR's undefined and simple values, too many containers."""
+    """Raise ValueError for NaN, CBOR's undefined and simple values, and containers that nest too deeply."""
     kind = type(value)
     if kind in _SCALARS:
         if kind is float and math.isnan(value):  # type: ignore[arg-type]
-            raise ValueError("NaN has no place in a status")
+            raise ValueError("NaN, which JSON does not have")
         return
     if depth == MAX_DEPTH:
-        raise ValueError(f"containers nested deeper than {MAX_DEPTH}")
+        raise ValueError(f"containers nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, Mapping):
         for key, member in value.items():
             _check_values(key, depth + 1)
@@ -245,10 +245,10 @@ _VARIANTS = {Wait: (0, "Wait"), Sync: (1, "Sync"), Write: (2, "Write"), Swap: (3
 
 
 def encode_command(command: Command, form: AnswerForm) -> bytes:
-    """The bytes of `command` as the device that `form` was made for reads them.
+    """Encode a command in the form of an answer.
 
     Raises:
-        ValueError: the dialect has no such command (`AnswerForm.has_wait` tells).
+        ValueError: the dialect has no such command, see `AnswerForm.has_wait`.
 
     """
     if form.dialect is Dialect.DOCUMENTED:
@@ -268,25 +268,25 @@ def encode_command(command: Command, form: AnswerForm) -> bytes:
 
 
 def room_for_data(form: AnswerForm, version: bytes, offset: int, limit: int) -> int:
-    """Return how many bytes of data, from 256 to 65,535, a WRITE has room for.
+    """Return the bytes of data that a WRITE has room for, exact from 256 to 65,535.
 
     Args:
-        form: how the command is encoded.
-        version: the version of the WRITE.
-        offset: its offset.
-        limit: bytes that the encoded command may have.
+        form: form of the command.
+        version: version of the WRITE.
+        offset: offset of the WRITE.
+        limit: bytes of the encoded command at most.
 
     """
     is_documented, is_cbor = form.dialect is Dialect.DOCUMENTED, form.encoding is Encoding.CBOR
-    # The lengths of 256 to 65,535 bytes of data take more room than those of none: two bytes each in CBOR, four digits
-    # of `size` in JSON.
+    # Lengths from 256 to 65,535 take more room than the length 0: two bytes more each in CBOR, four digits more for
+    # `size` in JSON.
     lengths = (4 if is_documented else 2) if is_cbor else (4 if is_documented else 0)
     room = limit - len(encode_command(Write(version, offset, b""), form)) - lengths
     return max(0, room if is_cbor else room // 4 * 3)
 
 
 def documented_json(command: Command) -> dict[str, Any]:
-    """`command` as the protocol's description shows it, byte data in base64; a WAIT in the same manner."""
+    """Return a command as JSON members of the documented dialect, data in base64. WAIT is formed alike."""
     return {key: _json_value(key, value) for key, value in _documented(command).items()}
 
 
@@ -305,21 +305,26 @@ def _documented(command: Command) -> dict[str, Any]:
 
 
 def _embedded_fields(command: Command, correlation_id: int | None, *, text: bool) -> list[tuple[str, Any]]:
-    """The fields in the order of the crate's declarations, which is that of the packed indices."""
-    ask: Any = _text if text else bytes
+    """Return the fields in the order of the crate's declarations, which gives the packed indices."""
+    encode: Any = _text if text else bytes
     match command:
         case Wait(poll):
             return [("correlation_id", correlation_id), ("poll", poll)]
         case Sync(version, poll):
-            return [("version", ask(version)), ("correlation_id", correlation_id), ("poll", poll)]
+            return [("version", encode(version)), ("correlation_id", correlation_id), ("poll", poll)]
         case Write(version, offset, data):
-            return [("version", ask(version)), ("correlation_id", correlation_id), ("offset", offset), ("data", data)]
+            return [
+                ("version", encode(version)),
+                ("correlation_id", correlation_id),
+                ("offset", offset),
+                ("data", data),
+            ]
         case Swap(version, checksum):
-            return [("version", ask(version)), ("correlation_id", correlation_id), ("checksum", checksum)]
+            return [("version", encode(version)), ("correlation_id", correlation_id), ("checksum", checksum)]
 
 
 def _text(version: bytes) -> str:
-    """`version` as text. Only in what people are shown can it be one that is not UTF-8."""
+    """Return a version as text. It is UTF-8, except in previews for operators."""
     return version.decode("utf-8", "replace")
 
 

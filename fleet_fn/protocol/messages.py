@@ -1,7 +1,7 @@
-"""The messages of the DFU protocol: what a device reports, and what it is told to do.
+"""Messages of the DFU protocol: statuses of devices, and commands to them.
 
-Plain values: how they look on the wire is told by `dialects`, which of them answers which by `step`.
-Versions are bytes, because that is how devices compare them; a version given as text is its UTF-8.
+`dialects` encodes them, `step` decides which command answers a status. Versions are bytes, because devices compare
+bytes; a version that arrives as text becomes UTF-8.
 """
 
 from dataclasses import dataclass
@@ -12,29 +12,29 @@ U32_MAX = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """An update under way on a device."""
+    """The progress of an update on a device."""
 
     #: The version being written.
     version: bytes
-    #: The next byte that the device expects, counted from the firmware's first.
+    #: Offset in the firmware of the next byte that the device expects.
     offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a device runs, and how far it has written what comes next."""
+    """The version that a device runs, and the progress of its update."""
 
     version: bytes
-    #: The largest block that the device wants, in bytes; None leaves it to the server.
+    #: The largest block that the device takes, in bytes; None if the server may choose.
     mtu: int | None = None
-    #: Opaque to the server, which echoes it where the dialect can.
+    #: Opaque to the server, which echoes it if the dialect can.
     correlation_id: int | None = None
     progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """You run what you should: mark it good, and ask again after `poll` seconds."""
+    """The device runs its target: mark it good, and report again after `poll` seconds."""
 
     version: bytes
     poll: int | None = None
@@ -42,7 +42,7 @@ class Sync:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Write these bytes at `offset`, then report."""
+    """Write `data` at `offset`, then report."""
 
     version: bytes
     offset: int
@@ -51,7 +51,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """All is written: verify, swap, boot, report."""
+    """All bytes are written: verify, swap, boot, report."""
 
     version: bytes
     #: SHA-256 of the whole firmware, 32 bytes.
@@ -60,7 +60,7 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to say yet: ask again after `poll` seconds."""
+    """The next step is not known yet: report again after `poll` seconds."""
 
     poll: int | None = None
 

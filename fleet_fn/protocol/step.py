@@ -1,11 +1,11 @@
-"""Which command answers a status: the decision table, row by row."""
+"""The decision table: the command that answers a status."""
 
 from dataclasses import dataclass
 
 from fleet_fn.protocol.messages import Status, Swap, Sync
 
-#: Devices pad the last block to their flash word and count the padding: bytes.
-FLASH_WORDS = (4, 8, 16, 32)
+#: Sizes of flash words. Devices pad the last block to theirs, and count the padding.
+FLASH_WORD_BYTES = (4, 8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A WRITE whose bytes are yet to be read: those of the target from `offset` to `offset + size`."""
+    """A WRITE without data: the target's bytes from `offset` to `offset + size` have to be read first."""
 
     version: bytes
     offset: int
@@ -30,13 +30,13 @@ class Block:
 
 
 def next_command(status: Status, target: Target, *, mtu: int, poll: int) -> Sync | Swap | Block:
-    """The command that brings a device in `status` closer to `target`.
+    """Return the command that brings a device closer to its target.
 
     Args:
-        status: what the device reported.
-        target: what it should run.
+        status: the device's status.
+        target: the device's target.
         mtu: bytes of a block at most.
-        poll: seconds after which a device in sync asks again.
+        poll: seconds after which a device in sync reports again.
 
     """
     progress = status.progress
@@ -52,13 +52,13 @@ def next_command(status: Status, target: Target, *, mtu: int, poll: int) -> Sync
 
 
 def is_all_written(offset: int, size: int) -> bool:
-    """Whether a device whose next byte is `offset` has all `size` bytes, the padding to its flash word included."""
+    """Return whether a device that expects `offset` next has all `size` bytes, padded or not."""
     return offset in paddings(size, size)
 
 
 def paddings(end: int, size: int) -> set[int]:
-    """The offsets that a device may report after a block that ends at `end`: the last block of all may be padded."""
-    return {end} | ({-(-end // word) * word for word in FLASH_WORDS} if end == size else set())
+    """Return the offsets that a device may report after a block up to `end`: it may pad the last block."""
+    return {end} | ({-(-end // word) * word for word in FLASH_WORD_BYTES} if end == size else set())
 
 
 def _block(target: Target, offset: int, mtu: int) -> Block:

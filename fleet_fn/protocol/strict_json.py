@@ -1,24 +1,24 @@
-"""JSON read strictly: what two readers could understand differently is refused."""
+"""Strict JSON: texts that two readers could understand differently are refused."""
 
 import json
 from typing import Any, NoReturn
 
 
 def parse_json(text: bytes) -> Any:
-    """The value that `text` holds: UTF-8 (RFC 8259, section 8.1), without duplicate keys, NaN and lone surrogates.
+    """Parse JSON in UTF-8 (RFC 8259, section 8.1) without duplicate keys, NaN and lone surrogates.
 
     Raises:
-        ValueError: it is not such a text; the error's own text says what is wrong, in one line.
+        ValueError: the text is malformed. The error says why, in one line.
 
     """
     try:
         value = json.loads(
             text.decode("utf-8"),
-            object_pairs_hook=_without_duplicates,
+            object_pairs_hook=_unique_members,
             parse_constant=_refuse_constant,
-            parse_float=_finite,
+            parse_float=_parse_finite,
         )
-        # Escapes can spell what is no text: "\\ud800".
+        # Escapes can spell lone surrogates, which are not text: "\\ud800".
         if b"\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
@@ -32,7 +32,7 @@ def parse_json(text: bytes) -> Any:
     return value
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError("a key stands twice in one object")
@@ -43,8 +43,8 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _finite(digits: str) -> float:
+def _parse_finite(digits: str) -> float:
     number = float(digits)
     if number in (float("inf"), float("-inf")):
-        raise ValueError("a number beyond what can be held")
+        raise ValueError("a number beyond the range of a double")
     return number

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_fn.protocol.messages import Progress, Status, Swap, Sync
-from fleet_fn.protocol.step import FLASH_WORDS, Block, Target, is_all_written, next_command
+from fleet_fn.protocol.step import FLASH_WORD_BYTES, Block, Target, is_all_written, next_command
 
 TARGET = Target(b"0.1.1", 1001, b"c" * 32)
 OLD = Status(b"0.1.0")
@@ -69,7 +69,7 @@ def test_every_block_lies_within_the_firmware_and_brings_the_device_on(
 @given(size=st.integers(1, 2**32 - 1), offset=st.integers(0, 2**32 - 1))
 def test_a_swap_is_sent_only_for_the_size_or_the_size_padded_to_a_flash_word(size: int, offset: int) -> None:
     swapped = isinstance(command(at(offset), replace(TARGET, size=size)), Swap)
-    padded = any(0 <= offset - size < word and offset % word == 0 for word in FLASH_WORDS)
+    padded = any(0 <= offset - size < word and offset % word == 0 for word in FLASH_WORD_BYTES)
     assert swapped == (offset == size or padded)
     assert swapped == is_all_written(offset, size)
 
