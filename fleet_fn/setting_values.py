@@ -1,4 +1,4 @@
-"""What the variables of `fleet_fn.settings` take: how each kind of value is read, and how an error calls it."""
+"""Kinds of values for the variables of `fleet_fn.settings`: how to parse them, and what to set them to."""
 
 import os
 import re
@@ -16,33 +16,32 @@ from urllib.parse import urlsplit
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.private import UntrustedError, check_private, default_folder, private_folder
 from fleet_fn.oci.docker_config import from_docker_config
-from fleet_fn.oci.reference import LAYOUT_SCHEME, is_name, parse_reference
+from fleet_fn.oci.reference import LAYOUT_SCHEME, is_host, is_name, parse_reference
 
 T_co = TypeVar("T_co", covariant=True)
 
-_HOST: Final = r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?"
 _U32_MAX: Final = 2**32 - 1
 _LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class UnfitError(ValueError):
-    """A value that a variable does not take. The text says why, after "which"; it quotes no secret."""
+    """A variable does not take a value. The text completes "which …" and quotes no secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[T_co]):
     """A kind of value."""
 
-    #: Returns the value of a text; raises ValueError.
+    #: Returns the value of a text, or raises ValueError.
     parse: Callable[[str], T_co]
-    #: What to set the variable to.
+    #: What to set the variable to, for messages.
     takes: str
     is_secret: bool = False
 
 
 def quoted(value: str) -> str:
-    """Return a value for an error message: one line, without what may be a secret in a URL."""
-    # A password there may hold any character, "@" and "?" included.
+    """Return a value for an error message: one line, without parts of URLs that may be secret."""
+    # A password before the host may hold any character, "@" and "?" included.
     upto = r".*" if re.search(r"[?#].*@", value, re.DOTALL) else r".*(?=@)"
     value = re.sub(rf"^([A-Za-z][A-Za-z0-9+.-]*://)?{upto}", r"\1…", value, count=1, flags=re.DOTALL)
     value = re.sub(r"([?#]).*", r"\1…", value, flags=re.DOTALL)
@@ -69,25 +68,24 @@ def base_url(takes: str) -> Kind[str]:
 
 
 def endpoint(takes: str) -> Kind[str]:
-    """Return the kind of URLs that are used as they are: to some servers a slash at the end makes a difference."""
+    """Return the kind of URLs that are used unchanged: some servers care about a slash at the end."""
     return Kind(_parse_url, takes)
 
 
 def _parse_prefix(value: str) -> str:
-    """Return the prefix of references as it is.
+    """Return a valid prefix of references unchanged.
 
     The folder of image layouts has to exist when the function starts: a mistyped one would fail each event. Layouts
-    may come later, below it: volumes are mounted before a container starts, and firmware is published at any time. If
-    `{application}` is part of the path, the folder before it has to exist, because applications come later, too.
+    below it may be added later. If `{application}` is part of the path, the folder before it has to exist, because
+    applications are added later, too.
     """
     _check_placeholders(value, "application")
     if value.startswith(LAYOUT_SCHEME):
         _check_layouts(value.removeprefix(LAYOUT_SCHEME))
         return value
     host, _, path = value.partition("/")
-    if not re.fullmatch(_HOST, host):
+    if not is_host(host):
         raise ValueError(value)
-    _parse_url(f"https://{host}")
     path = path.replace("{application}", "name").removesuffix("/")
     if path and not is_name(path):
         raise ValueError(value)
@@ -95,7 +93,7 @@ def _parse_prefix(value: str) -> str:
 
 
 def _check_layouts(path: str) -> None:
-    """Raise ValueError unless a folder is at `path`, up to the component that has a placeholder."""
+    """Raise ValueError unless `path` is a folder; only the part before a placeholder has to exist."""
     if not path:
         raise ValueError(path)
     before, placeholder, _ = path.partition("{")
@@ -120,7 +118,7 @@ def _parse_image(value: str) -> str:
 
 
 def _check_placeholders(value: str, *names: str) -> None:
-    """Raise ValueError for braces that are not of these placeholders: no reference can have them."""
+    """Raise ValueError for other placeholders than these: no reference can contain braces."""
     known = [f"{{{name}}}" for name in names]
     if re.search(r"[{}]", re.sub("|".join(map(re.escape, known)), "", value)):
         raise UnfitError(f"has a placeholder other than {' and '.join(known)}")
@@ -136,7 +134,7 @@ IMAGE: Final = Kind(_parse_image, "a reference: name, name:tag or name@sha256:�
 
 
 def _parse_credential(value: str) -> str:
-    """Return a credential that a header can carry: a line break would end it, and tracebacks would quote it."""
+    """Return a credential that a header can carry: a line break would end the header."""
     if any(unicodedata.category(character) == "Cc" for character in value):
         raise UnfitError("contains a control character (a trailing newline?)")
     if not value.isprintable():
@@ -183,7 +181,7 @@ def _parse_folder(value: str) -> str:
 
 
 def cache_folder(value: str = "") -> str:
-    """Return the folder to keep a cache in; without a `value`, one in the system's temporary directory.
+    """Return the folder for the cache; by default, one in the system's temporary directory.
 
     Raises:
         UnfitError: another user can change what the folder holds.
@@ -201,9 +199,9 @@ def cache_folder(value: str = "") -> str:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise OSError if no files can be made in a folder, or in the one that it would be made in.
+    """Raise OSError unless files can be created in a folder, or in the nearest parent that exists.
 
-    `UntrustedError` tells that the file system gives files to another user, or opens them to others.
+    `UntrustedError` means that the file system gives new files to another user, or lets other users access them.
     """
     folder = folder.absolute()
     while not os.path.lexists(folder):
@@ -267,7 +265,7 @@ def whole(takes: str, lowest: int, highest: int) -> Kind[int]:
 
 
 def word(*words: str, fold: Callable[[str], str]) -> Kind[str]:
-    """Return the kind of words of which there are few; `fold` makes upper or lower case no matter."""
+    """Return the kind of a few words; `fold` turns a word into the case of `words`."""
 
     def parse(value: str) -> str:
         if fold(value) not in words:
@@ -278,7 +276,7 @@ def word(*words: str, fold: Callable[[str], str]) -> Kind[str]:
 
 
 def text(takes: str) -> Kind[str]:
-    """Return the kind of texts of any characters."""
+    """Return the kind of texts with any characters."""
     return Kind(lambda value: value, takes)
 
 

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from fleet_fn.errors import PermanentError
 from fleet_fn.oci.docker_config import Credentials, from_docker_config
-from fleet_fn.oci.reference import Reference, parse_reference
+from fleet_fn.oci.reference import Reference, is_host, parse_reference
 
 _EXPECTED: Final = "expected HOST/NAME:TAG or oci-layout:DIR:TAG"
-_HOST: Final = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ def registry_reference(text: str, default_tag: str | None = None) -> Reference:
     host, slash, rest = text.partition("/")
     if "@" in host:  # the text before the @ may be a password, so the message does not quote it
         raise PermanentError(f"a reference has no user name or password in it; {_EXPECTED}")
-    if not slash or not _is_host(host):
+    if not slash or not _names_host(host):
         raise PermanentError(f"{text!r}: {_EXPECTED}")
     if default_tag and not re.search("[:@]", rest):
         rest = f"{rest}:{default_tag}"
@@ -75,14 +73,9 @@ def find_credentials(reference: Reference) -> Credentials | None:
     return None
 
 
-def _is_host(text: str) -> bool:
+def _names_host(text: str) -> bool:
     """Return whether `text` is a registry's host, with or without a port, and not the first component of a name."""
-    try:
-        _ = urlsplit(f"//{text}").port  # raises ValueError if the port is not a number
-        text.encode("idna")  # raises UnicodeError, a ValueError, if the resolver would
-    except ValueError:
-        return False
-    return _HOST.fullmatch(text) is not None and ("." in text or ":" in text or text == "localhost")
+    return is_host(text) and ("." in text or ":" in text or text == "localhost")
 
 
 def _saved_credentials() -> Iterator[Path]:

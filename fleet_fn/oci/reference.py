@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
+from urllib.parse import urlsplit
 
 from fleet_fn.errors import PermanentError
 
@@ -15,12 +16,27 @@ LAYOUT_SCHEME: Final = "oci-layout:"
 #: Names of Docker Hub in references, and the host of its registry.
 _DOCKER_HUB: Final = ("docker.io", "index.docker.io")
 _DOCKER_HUB_HOST: Final = "registry-1.docker.io"
+#: A host name, an IPv4 address or a bracketed IPv6 address, with or without a port.
+_HOST: Final = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
 _COMPONENT: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _DIGEST: Final = re.compile(r"sha256:[a-f0-9]{64}")
 #: Upper bound for a name; the specification advises it for host and name together.
 _MAX_NAME_CHARACTERS: Final = 255
+
+
+def is_host(text: str) -> bool:
+    """Return whether `text` can be the host of a registry, with or without a port."""
+    if not _HOST.fullmatch(text):
+        return False
+    try:
+        parts = urlsplit(f"//{text}")
+        _ = parts.port  # raises ValueError if the port is above 65535
+        (parts.hostname or "").encode("idna")  # raises UnicodeError, a ValueError, if the resolver would
+    except ValueError:
+        return False
+    return True
 
 
 def api_host(host: str) -> str:
