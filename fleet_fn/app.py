@@ -6,7 +6,7 @@ from collections.abc import Callable
 from flask import Flask
 
 from fleet_fn.observability import log, tracing
-from fleet_fn.parts import make_updaters
+from fleet_fn.parts import make_handlers
 from fleet_fn.settings import Settings
 from fleet_fn.web.routes import make_app
 
@@ -15,8 +15,8 @@ def create_app(settings: Settings | None = None, *, now: Callable[[], float] = t
     """Return the application that the settings describe.
 
     Args:
-        settings: without them, the environment's.
-        now: the wall clock, in seconds since 1970.
+        settings: the settings; by default, those of the environment.
+        now: wall clock, in seconds since 1970.
 
     Raises:
         SettingsError: a setting is missing or invalid.
@@ -25,4 +25,4 @@ def create_app(settings: Settings | None = None, *, now: Callable[[], float] = t
     settings = settings or Settings.from_environment()
     log.configure(settings.log_level, settings.log_format)
     tracing.configure()
-    return make_app(settings, *make_updaters(settings, now))
+    return make_app(settings, *make_handlers(settings, now))

@@ -1,11 +1,11 @@
-"""One deadline for a whole event, handed down to whatever it has to wait for."""
+"""Deadlines: one for a whole event, shared by all that the event waits for."""
 
 import time
 from collections.abc import Callable
 
 
 class Deadline:
-    """The moment by which something has to be done, on a clock that never steps."""
+    """A time on a clock that never steps, by which a task has to be done."""
 
     __slots__ = ("_clock", "_end", "_start")
 
@@ -26,9 +26,9 @@ class Deadline:
 
     @property
     def total(self) -> float:
-        """Seconds from when the deadline was set to its end."""
+        """Seconds between the setting of the deadline and its end."""
         return self._end - self._start
 
     def leaving(self, share: float) -> "Deadline":
-        """An earlier deadline, which leaves `share` (0 to 1) of the remaining time for what comes after."""
+        """Return an earlier deadline, which leaves a share (0 to 1) of the remaining time for later tasks."""
         return Deadline(self.remaining * (1 - share), self._clock)

@@ -1,66 +1,67 @@
-"""What can go wrong with an upstream, told by what cures it.
+"""Failures of upstreams, classified by whether a retry can help.
 
-Raised where the upstream is known, made an outcome by `update`, and a status code by `app`.
-Each error's text is a reason that an operator can act on: one line, without secrets.
+The modules that know the upstream raise them, `update` makes them outcomes, and `web` makes these status codes. Each
+error's text is a reason that an operator can act on: one line, without secrets.
 """
 
 from typing import Final, Self
 
-#: Characters of a reason: some of it may be what others wrote, who may have written a lot.
-_MAX_REASON: Final = 1000
+#: Characters of a reason: parts of it may come from elsewhere, and be long.
+_MAX_REASON_CHARACTERS: Final = 1000
 
 
 def one_line(text: str) -> str:
-    """`text` without what could begin another line, or steer a terminal: much of it comes from others."""
+    """Return a text with replacements for characters that could begin a line or control a terminal."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 class UpstreamError(Exception):
-    """An upstream did not give what an event needs."""
+    """An upstream did not deliver, for a reason."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(one_line(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…"))
-        #: Whether the upstream may have done what it was asked to all the same. A request that was never sent, or that
-        #: was answered with 4xx, has had no effect.
+        is_long = len(reason) > _MAX_REASON_CHARACTERS
+        super().__init__(one_line(f"{reason[:_MAX_REASON_CHARACTERS]}…" if is_long else reason))
+        #: The upstream may have acted on the request all the same. A request that was not sent, or was answered with
+        #: 4xx, had no effect.
         self.may_have_acted = True
 
     def without_effect(self) -> Self:
-        """Return this error as that of a request which the upstream has certainly not acted on."""
+        """Mark the error as one of a request without effect, and return it."""
         self.may_have_acted = False
         return self
 
     @property
     def reason(self) -> str:
-        """Why, in one line."""
+        """Reason, in one line."""
         return str(self)
 
 
 class TransientError(UpstreamError):
-    """A retry within seconds can cure it: a time-out, a refused connection, 429, 5xx."""
+    """A retry within seconds can help: a time-out, a refused connection, 429, 5xx."""
 
     def __init__(self, reason: str, after: int | None = None) -> None:
         super().__init__(reason)
-        #: Seconds that the upstream asked to be left alone.
+        #: Seconds that the upstream asks to wait (`Retry-After`); None if it does not say.
         self.after = after
 
     @property
     def quiet(self) -> float:
-        """Seconds for which it is not asked for the same again."""
+        """Seconds for which the same request is not repeated."""
         return 1.0
 
 
 class RateLimitedError(TransientError):
-    """The upstream answered 429: it wants fewer requests, from whomever."""
+    """The upstream answered 429: it gets too many requests, ours or those of others."""
 
     @property
     def quiet(self) -> float:
-        """Seconds for which it is not asked for the same again: as many as it wants, up to 10."""
+        """Seconds for which the same request is not repeated: as the upstream asks, up to 10."""
         return min(self.after or 1.0, 10.0)
 
 
 class PermanentError(UpstreamError):
-    """No retry within seconds can cure it: somebody has to change something."""
+    """No retry within seconds can help: an operator has to act."""
 
 
 class TooLargeError(PermanentError):
-    """An answer has more bytes than are read of one."""
+    """The answer is larger than its bound."""

@@ -1,4 +1,4 @@
-"""Opening files that may be anything, and reading small ones."""
+"""Open files that may be devices or FIFOs, and read small ones."""
 
 import os
 from pathlib import Path
@@ -7,20 +7,20 @@ from fleet_fn.errors import PermanentError
 
 
 def open_without_waiting(path: str | Path, flags: int = os.O_RDONLY) -> int:
-    """An `opener`: opening a FIFO in the usual way would wait for somebody at its other end."""
+    """Open a file as an `opener` for `open`. It does not wait for the other end of a FIFO."""
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
-def read_small(path: Path, limit: int, what: str) -> bytes:
-    """All of a file that is called `what`, and may have `limit` bytes.
+def read_small(path: Path, limit: int, name: str) -> bytes:
+    """Return the content of a file with at most `limit` bytes; `name` stands for it in reasons.
 
     Raises:
-        OSError: it cannot be read.
-        PermanentError: it is larger.
+        OSError: the file cannot be read.
+        PermanentError: the file is larger.
 
     """
     with open(path, "rb", opener=open_without_waiting) as file:
-        content = file.read(limit + 1) or b""  # None from a FIFO
+        content = file.read(limit + 1) or b""  # a FIFO gives None
     if len(content) > limit:
-        raise PermanentError(f"{what} is larger than {limit} bytes")
+        raise PermanentError(f"{name} is larger than {limit} bytes")
     return content

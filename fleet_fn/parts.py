@@ -1,4 +1,4 @@
-"""Which parts make up the function, as the settings say."""
+"""The composition root: make the function's parts from the settings."""
 
 import time
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from fleet_fn.update.handler import UpdateHandler
 
 
 class _Parts(NamedTuple):
-    """What events and previews share."""
+    """Parts that events and previews share."""
 
     background: SingleFlight
     registry: HttpClient
@@ -40,10 +40,10 @@ class _Parts(NamedTuple):
     files: Store | None
 
 
-def make_updaters(settings: Settings, now: Callable[[], float] = time.time) -> tuple[UpdateHandler, UpdateHandler]:
-    """The updater that answers events, and another for previews, which remembers no spec, manifest or event.
+def make_handlers(settings: Settings, now: Callable[[], float] = time.time) -> tuple[UpdateHandler, UpdateHandler]:
+    """Return the handler of events, and another one for previews, without caches of specs and manifests.
 
-    What previews ask of upstreams is counted, too, but not what they find in caches, of which they have none.
+    Metrics count the upstream requests of both, but only the cache look-ups of the first.
     """
     background = SingleFlight()
     files = VerifiedFiles(background)
@@ -56,13 +56,13 @@ def make_updaters(settings: Settings, now: Callable[[], float] = time.time) -> t
         make_image_store(settings, files, background, counts),
         FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
     )
-    answers = _updater(settings, parts, now, metrics.lookups("spec"), metrics.lookups("manifest"))
-    # An event's age does not matter to a preview.
-    return answers, _updater(replace(settings, event_max_age=0), parts, now, remember=False)
+    answers = _make_handler(settings, parts, now, metrics.lookups("spec"), metrics.lookups("manifest"))
+    # Previews ignore the age of events.
+    return answers, _make_handler(replace(settings, event_max_age=0), parts, now, remember=False)
 
 
 def make_drogue(settings: Settings, background: SingleFlight) -> HttpClient:
-    """Return Drogue Cloud's APIs, named as the device registry, with the credentials from the settings."""
+    """Return a client of Drogue Cloud's APIs, named `device registry`, with the credentials from the settings."""
     return HttpClient(
         DEVICE_REGISTRY,
         settings.drogue_api_url,
@@ -73,7 +73,7 @@ def make_drogue(settings: Settings, background: SingleFlight) -> HttpClient:
 
 
 class StoreCounts(NamedTuple):
-    """What is told of the requests of a store, and of look-ups in its cache."""
+    """Counters of a store's requests, and of the look-ups in its cache."""
 
     requests: RequestCount
     lookups: LookupCount
@@ -82,7 +82,7 @@ class StoreCounts(NamedTuple):
 def make_image_store(
     settings: Settings, files: VerifiedFiles, background: SingleFlight, counts: StoreCounts | None = None
 ) -> Store:
-    """The store of what `FIRMWARE_REGISTRY` names: image layouts, or a registry."""
+    """Return the store of images that `FIRMWARE_REGISTRY` names: image layouts, or an OCI registry."""
     lookups = counts.lookups if counts else None
     cache = Cache(settings.firmware_cache_dir, settings.firmware_cache_bytes, files, background, count=lookups)
     shapes = Shapes(cache, background)
@@ -100,7 +100,7 @@ def make_image_store(
     return RegistryStore(registry, shapes, cache)
 
 
-def _updater(
+def _make_handler(
     settings: Settings,
     parts: _Parts,
     now: Callable[[], float],
@@ -135,7 +135,7 @@ def _authorization(settings: Settings, background: SingleFlight) -> Authorizatio
 
 
 def _registry_credentials(settings: Settings, host: str) -> Callable[[str], Credentials | None]:
-    """The credentials for a repository of the registry at `host`."""
+    """Return a function from a repository of the registry at `host` to its credentials."""
     if settings.firmware_registry_token is not None:
         configured = Credentials(settings.firmware_registry_user, settings.firmware_registry_token)
         return lambda _: configured

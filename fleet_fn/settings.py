@@ -1,4 +1,4 @@
-"""Every environment variable: one row each, read once and checked once.
+"""Environment variables: one row each, read once and checked once.
 
 The rows are the fields of `Settings`. `SETTINGS` lists them for the documentation.
 """
@@ -13,22 +13,22 @@ from fleet_fn import setting_values as kinds
 from fleet_fn.oci.reference import LAYOUT_SCHEME
 from fleet_fn.setting_values import Kind, UnfitError, cache_folder, quoted
 
-__all__ = ["MAX_WAITING", "OURS", "SETTINGS", "SPARE_THREADS", "Setting", "Settings", "SettingsError"]
+__all__ = ["MAX_WAITING", "SETTINGS", "SPARE_THREADS", "WORK_SHARE", "Setting", "Settings", "SettingsError"]
 
 T = TypeVar("T")
 
-#: Events of a process that may wait while THREADS others are worked on, and threads that it has besides, so that health
-#: is told, and further events are turned away, while all of these hang.
+#: Events that may wait in a worker while THREADS others are in progress. Further threads answer health checks, and
+#: refuse further events, even if all of these hang.
 MAX_WAITING: Final = 56
 SPARE_THREADS: Final = 8
-#: The share of an event's time that is ours to use up; the rest is the server's and the network's.
-OURS: Final = 0.97
+#: Share of EVENT_DEADLINE_SECONDS for the function's work; the rest is for the server and the network.
+WORK_SHARE: Final = 0.97
 
 _ROW: Final = "setting"
 
 
 class SettingsError(Exception):
-    """Settings are missing or invalid. Its text is one line that names each, its value, and what to set it to."""
+    """Settings are missing or invalid. The text, one line, names each, its value, and what to set it to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,15 @@ class Setting:
     #: The value if the variable is not set, or empty.
     default: object
     kind: Kind[object]
-    #: For the documentation, in Markdown, as is `default_text`.
+    #: Markdown for the documentation, like `default_text`.
     meaning: str
     default_text: str
     is_required: bool = False
 
 
 def _row(variable: str, default: T, kind: Kind[T], meaning: str, *, default_text: str = "") -> T:
-    """Return a field of `Settings`. Secrets are kept out of `repr`."""
-    setting = Setting(variable, default, kind, meaning, default_text or _shown(default))
+    """Return a field of `Settings`; secrets do not show in `repr`."""
+    setting = Setting(variable, default, kind, meaning, default_text or _markdown(default))
     return field(default=default, repr=not kind.is_secret, metadata={_ROW: setting})
 
 
@@ -56,7 +56,7 @@ def _required(variable: str, kind: Kind[str], meaning: str) -> Any:
     return field(metadata={_ROW: Setting(variable, "", kind, meaning, "required", is_required=True)})
 
 
-def _shown(default: object) -> str:
+def _markdown(default: object) -> str:
     if default is None:
         return "none"
     shown = f"{default:g}" if isinstance(default, float) else str(default)
@@ -68,7 +68,7 @@ def _shown(default: object) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The environment, in the units of the contract."""
+    """The function's settings, in the units of their variables."""
 
     drogue_api_url: str = _required(
         "DROGUE_API_URL",
@@ -219,18 +219,18 @@ class Settings:
 
     @property
     def has_layouts(self) -> bool:
-        """Whether firmware lies in image layouts rather than in a registry."""
+        """Return whether firmware lies in image layouts rather than in an OCI registry."""
         return self.firmware_registry.startswith(LAYOUT_SCHEME)
 
     @property
     def firmware_prefix(self) -> str:
-        """The prefix of references, ending in `/`: else `ghcr.io/acme` could lead to `ghcr.io/acme-evil`."""
+        """Prefix of references. It ends in `/`: otherwise `ghcr.io/acme` would allow `ghcr.io/acme-evil`."""
         prefix = self.firmware_registry.removeprefix(LAYOUT_SCHEME)
         return prefix if prefix.endswith("/") else f"{prefix}/"
 
     @property
     def address(self) -> str:
-        """The host and port to listen on, as URLs have them."""
+        """Host and port to listen on, in the form of URLs."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @classmethod
@@ -253,7 +253,7 @@ class Settings:
 
     @classmethod
     def for_drogue(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Return the settings of `environment` that concern Drogue Cloud, for callers that need no firmware.
+        """Return the settings for Drogue Cloud only, for callers that need no firmware.
 
         Raises:
             SettingsError: a variable is missing or invalid.
@@ -283,7 +283,7 @@ def _check_drogue(read: "_Reader") -> None:
 
 
 class _Reader:
-    """Reads variables and collects all violations, so that a user can correct them in one go."""
+    """Reads variables and collects all violations, so that an operator can correct them at once."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -303,7 +303,7 @@ class _Reader:
         return setting.default
 
     def default_cache_folder(self) -> str:
-        """Return the default folder of the cache; nothing if the variable is set to an invalid one."""
+        """Return the default folder for the cache; an empty text if the variable is set to an invalid one."""
         variable = SETTINGS["firmware_cache_dir"].variable
         if self._text(variable) is not None:
             return ""
@@ -323,7 +323,7 @@ class _Reader:
                 return
 
     def check_needs(self, variable: str, *needed: str) -> None:
-        """Require variables that another one needs."""
+        """Require the variables that another one needs."""
         for other in needed if self._text(variable) is not None else ():
             if self._text(other) is None:
                 takes = f"{_BY_VARIABLE[other].kind.takes}, or unset {variable}"
@@ -336,7 +336,7 @@ class _Reader:
             self._violations.append(f"{variable} is {quoted(text)}, although {other} is set. Unset one of them")
 
     def check_bearer(self, variable: str, unless: str) -> None:
-        """Require a token that stands alone to be one for the Bearer scheme."""
+        """Require a token without a user to be valid for the Bearer scheme."""
         token = self._text(variable)
         if token and token.isprintable() and self._text(unless) is None and not re.fullmatch(r"[!-~]+", token):
             problem = "contains a character that no bearer token can have (RFC 6750)"
@@ -355,7 +355,7 @@ class _Reader:
 
 
 def _problem(kind: Kind[object], text: str, error: ValueError) -> str:
-    """Return what is wrong with an invalid text, which is quoted unless it is a secret."""
+    """Return the problem with an invalid text, with the text unless it is a secret."""
     why = str(error) if isinstance(error, UnfitError) else ""
     if kind.is_secret:
         return why or "is invalid"

@@ -11,7 +11,7 @@ from a2wsgi.wsgi import build_environ
 from werkzeug.test import run_wsgi_app
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.settings import MAX_WAITING, OURS, SPARE_THREADS, Settings
+from fleet_fn.settings import MAX_WAITING, SPARE_THREADS, WORK_SHARE, Settings
 from fleet_fn.web.arrival import DEADLINE, MAX_BODY_BYTES, MAX_DISCARDED_BYTES
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ASGIFunction:
     """
 
     def __init__(self, application: "WSGIApplication", settings: Settings) -> None:
-        self._deadline_seconds = settings.event_deadline * OURS
+        self._deadline_seconds = settings.event_deadline * WORK_SHARE
         self._application = application
         self._threads = ThreadPoolExecutor(settings.threads + MAX_WAITING + SPARE_THREADS, "requests")
 

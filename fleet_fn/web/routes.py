@@ -13,7 +13,7 @@ from fleet_fn.observability import metrics, tracing
 from fleet_fn.observability.log import logger
 from fleet_fn.observability.side_effects import Guarded
 from fleet_fn.protocol.dialects import InvalidStatusError
-from fleet_fn.settings import OURS, Settings
+from fleet_fn.settings import WORK_SHARE, Settings
 from fleet_fn.update.handler import UpdateHandler
 from fleet_fn.update.outcome import Outcome, Reply
 from fleet_fn.web.admission import BusyError, Slots
@@ -181,7 +181,7 @@ def _handle(
 def _deadline(settings: Settings, request: Request) -> Deadline:
     """Return the event's deadline, which the worker began with the request's first byte if it read the body."""
     deadline: Deadline | None = request.environ.get(DEADLINE)
-    return deadline or Deadline(settings.event_deadline * OURS)
+    return deadline or Deadline(settings.event_deadline * WORK_SHARE)
 
 
 def _headers(environ: "WSGIEnvironment") -> Iterator[tuple[str, str]]:

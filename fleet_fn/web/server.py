@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from fleet_fn.observability import metrics
 from fleet_fn.observability.metrics_folder import Folder
-from fleet_fn.settings import MAX_WAITING, OURS, SPARE_THREADS, Settings, SettingsError
+from fleet_fn.settings import MAX_WAITING, SPARE_THREADS, WORK_SHARE, Settings, SettingsError
 
 #: Open files that a worker should be allowed, and those that each of its threads may need for upstreams and firmware.
 #: A worker without a descriptor for a new connection ends, and loses the events that it answers.
@@ -105,7 +105,7 @@ def on_exit(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
 
 def post_fork(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
     """Set a worker's time for a request to arrive, and disable its garbage collector while modules load."""
-    worker.request_seconds = _settings.event_deadline * OURS
+    worker.request_seconds = _settings.event_deadline * WORK_SHARE
     gc.disable()
 
 

@@ -19,7 +19,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.http.client import Answer as UpstreamAnswer
 from fleet_fn.http.client import HttpClient
 from fleet_fn.http.connection import Request as UpstreamRequest
-from fleet_fn.parts import make_updaters
+from fleet_fn.parts import make_handlers
 from fleet_fn.settings import Settings
 from tests.support.drogue import Drogue
 from tests.support.firmware import random_bytes
@@ -310,7 +310,7 @@ def test_nothing_that_holds_a_secret_shows_it(tmp_path: Path, provider: Provider
     }
     for drogue in ({"DROGUE_USER": USER, "DROGUE_TOKEN": DROGUE}, provider.environment):
         settings = Settings.from_environment(environment | drogue)
-        updaters = make_updaters(settings)
+        updaters = make_handlers(settings)
         assert not told_in(repr(settings))
         holders = list(parts_of(updaters))
         assert len(holders) > 20

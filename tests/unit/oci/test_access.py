@@ -41,6 +41,7 @@ def save(path: Path, user: str, secret: str, key: str = "ghcr.io") -> None:
         ("localhost:5000/a/b/c:1", Reference("localhost:5000/", "a/b/c", "1", None)),
         ("127.0.0.1:5000/a.b/c:1", Reference("127.0.0.1:5000/", "a.b/c", "1", None)),
         ("[::1]:5000/a:1", Reference("[::1]:5000/", "a", "1", None)),
+        ("a" * 63 + ":5000/a:1", Reference("a" * 63 + ":5000/", "a", "1", None)),
         (f"ghcr.io/sensor@{DIGEST}", Reference("ghcr.io/", "sensor", None, DIGEST)),
         (f"ghcr.io/sensor:1@{DIGEST}", Reference("ghcr.io/", "sensor", "1", DIGEST)),
     ],
