@@ -1,4 +1,4 @@
-"""What `func` imports, to serve the function with its own ASGI middleware."""
+"""The entry point that `func` imports: its ASGI middleware serves the function."""
 
 import os
 import sys
@@ -11,8 +11,8 @@ from fleet_fn.web.asgi import ASGIFunction
 def new() -> ASGIFunction:
     """Return an instance of the function, configured by the environment.
 
-    If HOST is set, `func`'s server listens there, on PORT. That server reads LISTEN_ADDRESS after this call; if that
-    is set already, it wins. Without HOST, the server keeps its own default, which is IPv6 as well.
+    If HOST is set, `func`'s server listens there, on PORT. That server reads LISTEN_ADDRESS after this call; a value
+    set before wins. Without HOST, the server keeps its own default, which includes IPv6.
 
     Raises:
         SystemExit: a setting is missing or invalid; one line on stderr names it.

@@ -1,1 +1,1 @@
-"""The command line. Nothing in production imports it."""
+"""The command line. No other room imports it."""

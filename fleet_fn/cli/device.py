@@ -22,53 +22,59 @@ STOP_GRACE = 1.0
 
 @click.command("device")
 @click.option("--url", required=True, help="Base URL of the HTTP endpoint, such as the sandbox's.")
-@click.option("--application", required=True, help="Application that the device belongs to.")
-@click.option("--device", required=True, help="The device's name; with --count, what the names begin with.")
-@click.option("--password", required=True, envvar="DEVICE_PASSWORD", show_envvar=True, help="Its password.")
-@click.option("--gateway", help="Authenticate as this device, and speak for --device.")
-@click.option("--version", default="0.1.0", show_default=True, help="The version that it runs at first.")
-@click.option("--mtu", type=click.IntRange(1, U32_MAX), default=512, show_default=True, help="Largest block, bytes.")
-@click.option("--dialect", type=click.Choice(get_args(Dialect)), default="packed", show_default=True)
+@click.option("--application", required=True, help="The device's application.")
+@click.option("--device", required=True, help="The device's name; with --count, the beginning of the names.")
+@click.option("--password", required=True, envvar="DEVICE_PASSWORD", show_envvar=True, help="The device's password.")
+@click.option("--gateway", help="Authenticate as this gateway, and speak for --device.")
+@click.option("--version", default="0.1.0", show_default=True, help="Version at the start.")
+@click.option("--mtu", type=click.IntRange(1, U32_MAX), default=512, show_default=True, help="Largest block, in bytes.")
+@click.option(
+    "--dialect",
+    type=click.Choice(get_args(Dialect)),
+    default="packed",
+    show_default=True,
+    help="Form of the messages; packed has no json.",
+)
 @click.option("--encoding", type=click.Choice(get_args(Encoding)), default="cbor", show_default=True)
 @click.option(
     "--character",
     type=click.Choice(get_args(Character)),
     default="careful",
     show_default=True,
-    help="careful: verifies, and keeps its progress through a loss of power; "
-    "firmware-manager: does neither, like most devices in the field; "
-    "crate: embedded-update's updater over a device that writes wherever it is told.",
+    help="careful: verifies, and keeps its progress if it loses power. "
+    "firmware-manager: does neither, like most devices in the field. "
+    "crate: embedded-update's updater, over a device that writes at any offset.",
 )
 @click.option(
     "--flash-word",
     type=click.IntRange(1),
     default=4,
     show_default=True,
-    help="Bytes that a firmware-manager's flash writes at once.",
+    help="Bytes that the flash of a firmware-manager writes at once.",
 )
 @click.option(
     "--count",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="So many devices at once, named DEVICE1, DEVICE2 and so on; they share the password.",
+    help="Number of devices, named DEVICE1, DEVICE2 and so on; they share the password.",
 )
-@click.option("--once", is_flag=True, help="End when in sync, or when ten statuses in a row led nowhere.")
+@click.option("--once", is_flag=True, help="End when in sync, or after ten statuses in a row without progress.")
 @click.option(
     "--speed",
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Divides every pause: between polls, between blocks, after errors.",
+    help="Divide every pause: between polls, between blocks, after errors.",
 )
 @click.option(
     "--size",
     type=click.IntRange(1),
-    help="Bytes of the firmware to come, which a device is never told: gives the progress bar its end.",
+    help="Size of the new firmware in bytes, for the progress bar: no server tells it to a device.",
 )
-@click.option("--crash-at", metavar="BYTES|PERCENT%", help="Lose power, once, when so much is written.")
+@click.option("--crash-at", metavar="BYTES|PERCENT%", help="Lose power once, when so much is written.")
 @click.option("--drop", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Fraction of answers to lose.")
-@click.option("--seed", type=int, default=0, help="Which answers --drop loses.")
+@click.option("--seed", type=int, default=0, help="Choose which answers --drop loses.")
 @click.option(
     "--reject",
     type=click.IntRange(0),
@@ -89,9 +95,10 @@ def command(
     size: int | None,
     **rest: object,
 ) -> None:
-    """Simulate a device, or several, that go through real updates at a Drogue HTTP endpoint.
+    """Simulate devices that go through real updates.
 
-    Ends on Ctrl-C, or with --once. The exit code is 0 if every device was in sync at the end, else 1.
+    They talk to a Drogue HTTP endpoint, such as the sandbox's. The command ends on Ctrl-C, or by itself with --once.
+    Exits with 0 if every device was in sync at the end, else with 1.
     """
     try:
         options = DeviceOptions(
@@ -126,7 +133,7 @@ def _run_all(options: list[DeviceOptions], signals: "_Signals") -> list[DeviceRe
     stop = threading.Event()
     with _display(options) as (on_line, on_progress):
         runs = [DeviceRun(each, on_line=on_line, stop=stop, on_progress=on_progress) for each in options]
-        # Daemons: one that waits for a command, up to 30 s, must not keep a stopped command from ending.
+        # Daemons: a device may wait 30 s for its answer, and must not keep a stopped command from ending.
         threads = [
             threading.Thread(target=run.run, name=each.device, daemon=True)
             for run, each in zip(runs, options, strict=True)
@@ -146,7 +153,7 @@ def _run_all(options: list[DeviceOptions], signals: "_Signals") -> list[DeviceRe
 
 @dataclass(slots=True)
 class _Signals:
-    """Whether the command was told to end."""
+    """Remembers whether a signal came to end the command."""
 
     came: bool = False
 
@@ -172,7 +179,7 @@ def _signals() -> Iterator[_Signals]:
 def _display(
     options: list[DeviceOptions],
 ) -> Iterator[tuple[Callable[[str], None], Callable[[str, int], None] | None]]:
-    """What to call with a line, and with a device's offset: a bar in a terminal; in a pipe, lines are all."""
+    """Yield functions that take a line and a device's offset. A terminal shows a progress bar; a pipe, lines only."""
     lock = threading.Lock()
     if not sys.stdout.isatty():
 

@@ -1,4 +1,4 @@
-"""`fleet`: how far an application's devices are, as the registry has it."""
+"""`fleet`: show the state of an application's devices, read from the device registry."""
 
 import io
 import os
@@ -21,47 +21,50 @@ from fleet_fn.http.client import HttpClient
 from fleet_fn.parts import make_drogue
 from fleet_fn.settings import Settings, SettingsError
 
-#: Exit codes; the last two are those that shells give to what a signal ended.
-_GOOD, _FAILED, _UNREADABLE, _INTERRUPTED, _UNHEARD = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
-#: Seconds: a day.
-_LONGEST: Final = 24 * 60 * 60
+#: Exit codes. The last two are a shell's codes for a process that SIGINT or SIGPIPE ended.
+_GOOD, _FAILED, _UNREADABLE, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
+#: A day.
+_MAX_INTERVAL_SECONDS: Final = 24 * 60 * 60
 
 
 @click.command("fleet")
-@click.option("--application", required=True, metavar="NAME", help="Whose devices.")
+@click.option("--application", required=True, metavar="NAME", help="The application.")
 @click.option(
     "--labels",
     metavar="SELECTOR",
-    help="Only devices with these labels: 'site=oslo,ring in (1, 2),!retired'. site!=oslo and 'site notin (oslo)' "
-    "leave out devices without the label site. A comma at the end is an error.",
+    help="Show only devices with these labels: 'site=oslo,ring in (1, 2),!retired'. Neither site!=oslo nor "
+    "'site notin (oslo)' selects devices without the label site. A comma at the end is an error.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document, with one device a line.")
-@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, one device a line.")
+@click.option("--watch", is_flag=True, help="Read and print again until Ctrl-C.")
 @click.option(
     "--interval",
-    type=click.IntRange(1, _LONGEST),
+    type=click.IntRange(1, _MAX_INTERVAL_SECONDS),
     default=5,
     show_default=True,
     metavar="SECONDS",
-    help="Pause of --watch.",
+    help="Pause between two readings of --watch.",
 )
 def command(application: str, labels: str | None, as_json: bool, watch: bool, interval: int) -> None:
-    """Show how far an application's devices are.
+    """Show the state of an application's devices.
 
-    For each device the version that it runs and the one that it should run, how much of that is written, or what it is
-    held back for; how often the new version did not come up; when its state last changed, and what went wrong. Below
-    that, how many devices are how far, and run which version; and a warning for each gateway that is being updated at
-    the same time as devices behind it.
+    The table has a row for each device: the version that it runs and its target, the progress or the reason why it is
+    held back, how often the target did not come up, the time of the last change, and the last error. Below are the
+    numbers of devices by state and by version, and a warning for each gateway that is being updated at the same time
+    as devices behind it.
 
-    It is read from the device registry, with DROGUE_API_URL and the credentials that the function has; what the
-    function does not report there (REPORT_STATUS=false) is not known.
+    The state comes from the device registry, through DROGUE_API_URL and the function's credentials. With
+    REPORT_STATUS=false, the function reports no state.
 
-    Exits with 0; with 1 when a device's update failed, or an error stands in its status; with 2 when that could not be
-    read: a setting or an option is wrong, the application is unknown, credentials are refused, the registry is not
-    there. With --watch, what counts is the last reading that came to its end.
-    """
+    \b
+    Exits with 0 if no device has failed,
+      1 if a device's update failed or its status has an error,
+      2 if the devices cannot be read: a wrong setting or option, an unknown
+        application, refused credentials, or no answer.
+    With --watch, the last complete reading counts.
+    """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # names may hold what an older terminal has no characters for
+        sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack characters of a name
     url = ""
     try:
         displays = _displays(application, as_json=as_json, watch=watch)
@@ -79,30 +82,27 @@ def command(application: str, labels: str | None, as_json: bool, watch: bool, in
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except BrokenPipeError:
-        code = _UNHEARD
+        code = _BROKEN_PIPE
         _drop_output()
-    except OSError as error:  # of what is printed: an upstream's is an UpstreamError
+    except OSError as error:  # from printing: an upstream's failure is an UpstreamError
         code = _complain(str(error.strerror))
         _drop_output()
     sys.exit(code)
 
 
 def print_fleet(upstream: HttpClient, application: str, *, echo: Callable[[str], object] = click.echo) -> bool:
-    """Print the table of an application's devices, once, line by line.
-
-    Returns:
-        Whether an update failed, or an error stands in a device's status.
+    """Print the table of an application's devices once, line by line; return whether any device has failed.
 
     Raises:
         PermanentError: the application is unknown, our credentials are refused, or an answer makes no sense.
-        TransientError: the registry is not there.
+        TransientError: the device registry does not answer.
 
     """
     return _show(upstream, application, None, Table(echo))
 
 
 def _show(upstream: HttpClient, application: str, labels: str | None, display: Display) -> bool:
-    """Whether any of the devices that are shown has failed."""
+    """Read all devices and show them; return whether any of them has failed."""
     totals = Totals()
     try:
         for devices in list_devices(upstream, application, labels):
@@ -120,23 +120,23 @@ def _show(upstream: HttpClient, application: str, labels: str | None, display: D
 
 
 def _displays(application: str, *, as_json: bool, watch: bool) -> Iterator[Display]:
-    """A display for each reading."""
+    """Yield a display for each reading."""
     while as_json:
         yield Document(application)
     while watch and sys.stdout.isatty():
         yield Table(above=click.clear)
     has_shown = False
     while True:
-        table = Table(above=click.echo) if has_shown else Table()  # an empty line between two
+        table = Table(above=click.echo) if has_shown else Table()  # an empty line between two tables
         yield table
         has_shown = has_shown or table.has_begun
 
 
 def _watch(read: Callable[[], int], interval: int, url: str) -> int:
-    """Read every `interval` seconds until it is interrupted; return what the last reading that succeeded did.
+    """Read every `interval` seconds until a signal comes; return the exit code of the last complete reading.
 
     Raises:
-        PermanentError: it makes no sense to try again.
+        PermanentError: another try would fail too.
 
     """
     signal.signal(signal.SIGTERM, _interrupt)
@@ -164,7 +164,7 @@ def _complain(reason: str) -> int:
 
 
 def _drop_output() -> None:
-    """Nothing is written any more, nor complained of when Python ends: nobody reads, or there is no room."""
+    """Discard further output: stdout's reader is gone, or its disk is full. Else Python would complain at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

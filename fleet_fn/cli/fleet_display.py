@@ -1,4 +1,4 @@
-"""What is shown of a fleet while it is read: a table for people, JSON for programs."""
+"""The displays of a fleet while it is read: a table for people, JSON for programs."""
 
 import json
 import shutil
@@ -14,20 +14,20 @@ from fleet_fn.fleet.rows import Row, State, Totals
 
 #: Columns between two cells.
 _GAP: Final = "  "
-#: Columns of a line, where it goes to no terminal.
+#: Columns of a line without a terminal.
 _WIDTH: Final = 200
-#: Columns that an error gets, however narrow the terminal.
-_LEAST_ERROR: Final = 20
+#: Columns for an error, even in a narrow terminal.
+_MIN_ERROR_WIDTH: Final = 20
 
 
 class Display(Protocol):
-    """Takes a fleet page by page, and shows each at once."""
+    """Takes a fleet page by page, and shows each page at once."""
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Show further devices; there may be none."""
+        """Show a page of devices; it may be empty."""
 
     def end(self, totals: Totals) -> None:
-        """Show what they all come to."""
+        """Show the totals of all devices."""
 
     def break_off(self, reason: str) -> None:
         """End before all devices have been shown."""
@@ -35,7 +35,7 @@ class Display(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A column as wide as the devices of the first page want it, within bounds."""
+    """A column as wide as the first page needs, within bounds."""
 
     title: str
     least: int
@@ -63,7 +63,7 @@ _STATES: Final = {
 
 
 class Table:
-    """A table, and the totals below it. What comes from devices and others cannot steer the terminal."""
+    """A table, and the totals below it. Text from devices or upstreams cannot steer the terminal."""
 
     def __init__(
         self,
@@ -71,9 +71,9 @@ class Table:
         above: Callable[[], object] = lambda: None,
         width: int | None = None,
     ) -> None:
-        """A table that goes to `echo`, line by line, after a call of `above`.
+        """Print lines with `echo`, after one call of `above`.
 
-        `width` is that of a line in columns; None asks the terminal.
+        `width` is the width of a line in columns; None asks the terminal.
         """
         self._echo = echo
         self._above = above
@@ -82,11 +82,11 @@ class Table:
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything has been shown."""
+        """Is true once a line has been printed."""
         return self._widths is not None
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Show further devices. The first ones decide how wide each column is: who is longer pushes its row."""
+        """Show a page of devices. The first page sets the widths of the columns; a longer cell shifts its row."""
         cells = [_cells(row) for row in rows]
         if self._widths is None:
             self._widths = _widths(cells)
@@ -96,28 +96,28 @@ class Table:
             self._echo(self._line(self._widths, each))
 
     def end(self, totals: Totals) -> None:
-        """Show how many devices are in which state, and run which version; and which gateways are in conflict."""
+        """Show the numbers of devices by state and by version, and the gateways in conflict."""
         states = ", ".join(f"{totals.states[state]} {name}" for state, name in _STATES.items())
         self._echo("")
         self._echo(f"{_devices(totals.devices)}: {states}")
         for version in totals.versions:
-            runs, wanted = totals.current[version], totals.target[version]
-            target = f" (target of {wanted})" if wanted else ""
-            self._echo(f"{one_line(version) or '-'}: {_devices(runs)}{target}")
+            current, targeted = totals.current[version], totals.target[version]
+            target = f" (target of {targeted})" if targeted else ""
+            self._echo(f"{one_line(version) or '-'}: {_devices(current)}{target}")
         for conflict in totals.gateways.conflicts():
             self._echo(one_line(f"warning: {conflict.describe()}"))
 
     def break_off(self, reason: str) -> None:
-        """Show nothing: rows without totals below them are not all, and the reason is told elsewhere."""
+        """Show nothing: a table without totals is incomplete, and the command prints the reason."""
 
     def _line(self, widths: Sequence[int], cells: Sequence[str]) -> str:
         *cells, error = cells
         line = "".join(_padded(cell, width) + _GAP for cell, width in zip(cells, widths, strict=True))
-        return (line + _cut(error, max(_LEAST_ERROR, self._width - _columns(line)))).rstrip()
+        return (line + _cut(error, max(_MIN_ERROR_WIDTH, self._width - _columns(line)))).rstrip()
 
 
 class Document:
-    """One JSON document, one device a line. It is whole even where the reading was not."""
+    """One JSON document, one device a line. It is well-formed even if the reading breaks off."""
 
     def __init__(self, application: str, write: Callable[[str], object] = lambda text: click.echo(text, nl=False)):
         self._application = application
@@ -126,7 +126,7 @@ class Document:
         self._separator = "\n"
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Show further devices."""
+        """Show a page of devices."""
         if not self._has_begun:
             self._has_begun = True
             self._write(f'{{"application": {json.dumps(self._application)}, "devices": [')
@@ -135,7 +135,7 @@ class Document:
             self._write(separator + json.dumps(_members(row)))
 
     def end(self, totals: Totals) -> None:
-        """Show how many devices are in which state, and run which version; and which gateways are in conflict."""
+        """Show the numbers of devices by state and by version, and the gateways in conflict."""
         versions = {
             version: {"current": totals.current[version], "target": totals.target[version]}
             for version in totals.versions
@@ -149,7 +149,7 @@ class Document:
         self._close(totals=counts, gatewayConflicts=conflicts)
 
     def break_off(self, reason: str) -> None:
-        """Show the error in the place of totals, if there is anything to be ended."""
+        """Show the error instead of the totals, if the document has begun."""
         if self._has_begun:
             self._close(error=reason)
 
@@ -172,7 +172,7 @@ def _members(row: Row) -> dict[str, Any]:
 
 
 def _cells(row: Row) -> list[str]:
-    """The row's cells; nothing but dashes for a device of which nothing is known."""
+    """Return the cells of a row; a device without a status has dashes only."""
     missing = "-" if row == Row(row.device, gateways=row.gateways) else ""
     cells = (
         row.device,
@@ -209,7 +209,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _columns(text: str) -> int:
-    """Columns of a terminal that a text takes, as far as can be told."""
+    """Return the columns that a text takes in a terminal, as well as Unicode's tables tell."""
     if text.isascii():
         return len(text)
     wide = sum(unicodedata.east_asian_width(character) in ("W", "F") for character in text)

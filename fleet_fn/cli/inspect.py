@@ -1,4 +1,4 @@
-"""`inspect`: what the function would see in a reference, told by the function's own code."""
+"""`inspect`: show the firmware that a reference names, with the function's own code."""
 
 import sys
 import tempfile
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Final
 
 import click
 
@@ -23,31 +24,35 @@ from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.messages import U32_MAX
 from fleet_fn.settings import Settings
 
-#: Seconds for all that a registry has to answer, and for what may take long: downloads, and hashing.
-_ANSWER = 15.0
-_PATIENCE = 3600.0
-#: Seconds between two looks at how far that is.
-_PAUSE = 0.2
+#: How long the registry may take to answer, and how long downloading and hashing may take.
+_ANSWER_SECONDS: Final = 15.0
+_VERIFY_SECONDS: Final = 3600.0
+#: Pause between two looks at whether that is done.
+_PAUSE_SECONDS: Final = 0.2
 
 
 @click.command("inspect")
 @click.argument("reference", metavar="REF")
-@click.option("--platform", help="Of an index, the manifest for this platform: OS/ARCHITECTURE, or an annotation.")
+@click.option("--platform", help="In an index, take the manifest for this platform: OS/ARCHITECTURE, or an annotation.")
 @access_options
 def command(reference: str, platform: str | None, insecure: bool, ca_file: str | None) -> None:
     """Show the firmware that REF names, and verify its bytes.
 
-    REF is HOST/NAME:TAG or HOST/NAME@sha256:… in an OCI registry, or oci-layout:DIR:TAG or oci-layout:DIR@sha256:…;
-    the tag is 'latest' where it names none. Exits with 1 when the function would refuse it; the reason is the one that
-    it would give.
+    \b
+    REF is one of
+      HOST/NAME:TAG       HOST/NAME@sha256:…       in an OCI registry
+      oci-layout:DIR:TAG  oci-layout:DIR@sha256:…  in an OCI image layout
+    Without a tag or a digest, the tag is 'latest'.
 
-    Credentials for a registry are those in FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else those that
-    docker login or podman login saved.
-    """
+    Credentials for a registry come from FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else from docker login
+    or podman login.
+
+    Exits with 1, and the function's own reason, if the function would refuse the firmware.
+    """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     try:
         with _store(reference, insecure, ca_file) as (store, parsed):
             firmware = _resolve(store, replace(parsed, platform=platform))
-            with firmware.open(Deadline(_PATIENCE)) as reader:
+            with firmware.open(Deadline(_VERIFY_SECONDS)) as reader:
                 reader.read(0, 1)
     except (UpstreamError, NotReadyError) as error:
         click.echo(f"inspect: {error.reason}", err=True)
@@ -66,10 +71,10 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
 
 @contextmanager
 def _store(text: str, insecure: bool, ca_file: str | None) -> Iterator[tuple[Store, Reference]]:
-    """The store that the function would use for what `text` names, with a cache that lasts as long; and the reference.
+    """Yield the function's store for the reference in `text`, with a temporary cache, and the parsed reference.
 
     Raises:
-        PermanentError: `text` names nothing.
+        PermanentError: `text` is not a reference.
 
     """
     access = Access()
@@ -80,7 +85,7 @@ def _store(text: str, insecure: bool, ca_file: str | None) -> Iterator[tuple[Sto
         reference = registry_reference(text)
         prefix = reference.prefix
         access = Access(insecure, ca_file, find_credentials(reference))
-        access.tls_context()  # whose complaint is clearer than that of the store
+        access.tls_context()  # its error is clearer than the store's
     single_flight = SingleFlight()
     with tempfile.TemporaryDirectory(prefix="fleet-inspect-", ignore_cleanup_errors=True) as folder:
         settings = Settings(
@@ -97,11 +102,11 @@ def _store(text: str, insecure: bool, ca_file: str | None) -> Iterator[tuple[Sto
 
 
 def _resolve(store: Store, reference: Reference) -> Firmware:
-    limit = Deadline(_PATIENCE)
+    limit = Deadline(_VERIFY_SECONDS)
     while True:
         try:
-            return store.resolve(reference, Deadline(_ANSWER))
-        except NotReadyError:  # an image's layers are being looked through, which goes on
+            return store.resolve(reference, Deadline(_ANSWER_SECONDS))
+        except NotReadyError:  # the store still searches the image's layers
             if not limit.remaining:
                 raise
-        time.sleep(_PAUSE)
+        time.sleep(_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""The commands, each loaded only when it is called for."""
+"""The command line: each command's module is loaded only when it is used."""
 
 import importlib
 

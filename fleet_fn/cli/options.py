@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,11 +9,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def access_options(command: F) -> F:
-    """The options of every command that talks to a registry: `insecure` and `ca_file`."""
+    """Add the options of a command that talks to an OCI registry: `insecure` and `ca_file`."""
     insecure = click.option(
-        "--insecure", is_flag=True, envvar="FIRMWARE_REGISTRY_INSECURE", help="Talk plain HTTP to the registry."
+        "--insecure", is_flag=True, envvar="FIRMWARE_REGISTRY_INSECURE", help="Use plain HTTP for the registry."
     )
     ca_file = click.option(
-        "--ca-file", metavar="FILE", envvar="FIRMWARE_REGISTRY_CA_FILE", help="Trust anchors for the registry (PEM)."
+        "--ca-file",
+        metavar="FILE",
+        envvar="FIRMWARE_REGISTRY_CA_FILE",
+        help="PEM file with the registry's trusted CAs.",
     )
     return insecure(ca_file(command))

@@ -1,4 +1,4 @@
-"""`publish`: a firmware becomes an artifact that devices can be updated to."""
+"""`publish`: put a firmware into a registry or an image layout, as an artifact."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ from fleet_fn.oci.publishing import publish_to_registry
 from fleet_fn.oci.reference import LAYOUT_SCHEME, Reference, is_name, is_tag
 from fleet_fn.protocol.messages import U32_MAX
 
-#: Stands for the tag where neither the reference nor the version gives one.
+#: Stands for the tag if neither the reference nor the version gives one.
 _NO_TAG = "_no_tag_"
 _CREATED_ANNOTATION = "org.opencontainers.image.created"
 
@@ -31,10 +31,10 @@ _CREATED_ANNOTATION = "org.opencontainers.image.created"
 @click.command("publish")
 @click.argument("file", type=click.File("rb"))
 @click.argument("reference", metavar="REF")
-@click.option("--version", required=True, help="Version that the firmware reports once it runs.")
+@click.option("--version", required=True, help="Version that the firmware reports when it runs.")
 @click.option("--latest", is_flag=True, help="Also move the tag 'latest' to it.")
 @click.option("--force", is_flag=True, help="Move the tag even if it has other bytes already.")
-@click.option("--pad-to", type=click.IntRange(1, 1 << 20), metavar="N", help="Fill up with 0xff to a multiple of N.")
+@click.option("--pad-to", type=click.IntRange(1, 1 << 20), metavar="N", help="Fill with 0xff to a multiple of N bytes.")
 @click.option("--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="Annotate the manifest.")
 @access_options
 def command(
@@ -50,12 +50,16 @@ def command(
 ) -> None:
     """Publish the firmware in FILE as REF.
 
-    REF is HOST/NAME:TAG, a repository in an OCI registry such as ghcr.io/acme/sensor:1.2.3, or oci-layout:DIR:TAG, an
-    OCI image layout in the folder DIR, which is made where there is none. Without :TAG the tag is the version.
+    \b
+    REF is one of
+      HOST/NAME:TAG       in an OCI registry, e.g. ghcr.io/acme/sensor:1.2.3
+      oci-layout:DIR:TAG  in an OCI image layout; the folder DIR is made if
+                          it does not exist
+    Without :TAG, the tag is the version.
 
-    Credentials for a registry are those in FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else those that
-    docker login or podman login saved.
-    """
+    Credentials for a registry come from FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else from docker login
+    or podman login.
+    """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     try:
         target = _target(reference, version if is_tag(version) else _NO_TAG, insecure, ca_file)
         described = _annotations(version, annotations)
@@ -82,7 +86,7 @@ def command(
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where a firmware is to be published, and how that is done there."""
+    """The place where a firmware is published, and the function that does it."""
 
     scheme: str
     reference: Reference
@@ -93,10 +97,10 @@ class _Target:
 
 
 def _target(text: str, default_tag: str, insecure: bool, ca_file: str | None) -> _Target:
-    """Where `text` says that a firmware is to be published.
+    """Return the target that `text` names.
 
     Raises:
-        PermanentError: it names no such place, or no tag.
+        PermanentError: `text` is not a reference, or has no tag.
 
     """
     if text.startswith(LAYOUT_SCHEME):
@@ -113,7 +117,7 @@ def _target(text: str, default_tag: str, insecure: bool, ca_file: str | None) ->
 
 @contextmanager
 def _seekable(file: BinaryIO) -> Iterator[BinaryIO]:
-    """`file`, or a copy of what comes out of a pipe."""
+    """Yield `file`; or a copy of its bytes, if it is a pipe."""
     if file.seekable():
         yield file
         return

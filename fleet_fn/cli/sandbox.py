@@ -1,4 +1,4 @@
-"""The `sandbox` command: starts a sandbox, says how to use it, and tells what happens in it."""
+"""`sandbox`: start a sandbox, print how to use it, and log its events."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ from fleet_fn.sandbox.objects import credentials, names
 from fleet_fn.sandbox.refusal import RefusedError
 from fleet_fn.sandbox.rights import ROLES
 
-#: What there is when nobody says otherwise.
+#: The objects of a sandbox without --objects.
 _EXAMPLE: Final[list[Mapping[str, Any]]] = [
     {
         "metadata": {"name": "example"},
@@ -32,7 +32,7 @@ _EXAMPLE: Final[list[Mapping[str, Any]]] = [
 
 
 class _Unusable(click.ClickException):
-    """What was given cannot be used: told in one line."""
+    """An option or a file that cannot be used; reported in one line."""
 
     exit_code = 2
 
@@ -41,30 +41,30 @@ class _Unusable(click.ClickException):
 
 
 @click.command("sandbox")
-@click.option("--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0 takes any free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0 takes a free port.")
 @click.option(
     "--objects",
     "files",
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="Applications and devices, as the registry has them: YAML (documents or a list) or JSON. Repeatable.",
+    help="Applications and devices in the device registry's format: JSON, or YAML (documents or a list). Repeatable.",
 )
-@click.option("--sink", metavar="URL", help="Where events go: the function. Without it they are dropped.")
-@click.option("--sink-user", metavar="NAME", help="The sink's Basic credentials,")
-@click.option("--sink-password", metavar="PASSWORD", help="with their password.")
-@click.option("--sink-token", metavar="TOKEN", help="The sink's Bearer token.")
+@click.option("--sink", metavar="URL", help="URL of the function, which gets the events. Without it, they are dropped.")
+@click.option("--sink-user", metavar="NAME", help="User name for the sink (Basic).")
+@click.option("--sink-password", metavar="PASSWORD", help="Password for the sink (Basic).")
+@click.option("--sink-token", metavar="TOKEN", help="Token for the sink (Bearer).")
 @click.option(
     "--deliver-as",
     type=click.Choice(list(DELIVERERS)),
     default="event-source",
     show_default=True,
-    help="Whose requests and retries the sink gets.",
+    help="The deliverer to imitate, see above.",
 )
 @click.option("--retry", type=click.IntRange(0), metavar="COUNT", help="Attempts after the first.")
-@click.option("--backoff-delay", type=click.FloatRange(0), metavar="SECONDS", help="The pause before a retry,")
-@click.option("--backoff-policy", type=click.Choice(get_args(Backoff)), help="and how it grows.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="For one attempt.")
+@click.option("--backoff-delay", type=click.FloatRange(0), metavar="SECONDS", help="Pause before the first retry.")
+@click.option("--backoff-policy", type=click.Choice(get_args(Backoff)), help="Growth of the pause.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Time-out of one attempt.")
 @click.option("--user", default="sandbox", show_default=True, help="User name for the registry and command APIs.")
 @click.option("--token", default="sandbox", show_default=True, help="Access token for the registry and command APIs.")
 @click.option(
@@ -72,21 +72,21 @@ class _Unusable(click.ClickException):
     "members",
     metavar="USER:ROLE",
     multiple=True,
-    help=f"Another user of the APIs, with the same token; role in all applications: {', '.join(ROLES)}. Repeatable.",
+    help=f"Another user of the APIs, with the same token. ROLE, in all applications: {', '.join(ROLES)}. Repeatable.",
 )
 @click.option(
     "--core-disabled",
     type=click.Choice(CORE_DISABLED),
     default="as-released",
     show_default=True,
-    help="How spec.core.disabled is read; the command API of released clouds reads a device's inverted.",
+    help="How to read spec.core.disabled. The command API of released clouds inverts a device's.",
 )
 @click.option(
     "--speed",
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Divides the pauses and timeouts of delivery.",
+    help="Divide the pauses and time-outs of delivery.",
 )
 def command(
     port: int,
@@ -106,23 +106,22 @@ def command(
     core_disabled: str,
     speed: float,
 ) -> None:
-    """Run a Drogue Cloud to try things against, on one port of this machine.
+    """Run a small Drogue Cloud on this machine.
 
-    It has Drogue Cloud's device endpoint, registry API and command API, and delivers events to a sink, one at a time
-    per application. It keeps nothing when it ends.
+    It has Drogue Cloud's device endpoint, registry API and command API on one loopback port. It delivers events to a
+    sink, one at a time per application. It keeps nothing when it ends.
 
-    --deliver-as event-source: as drogue-event-source does it. Names are raw UTF-8, Basic credentials come twice. An
-    attempt lasts 5 s; 5xx and no answer are retried 5 times, 1 s apart. Then it stops, and starts again at the same
-    event.
+    --deliver-as event-source imitates drogue-event-source. Names are raw UTF-8, and Basic credentials come twice. An
+    attempt lasts 5 s; 5xx and no answer are retried 5 times, 1 s apart. Then the deliverer restarts at the same event.
 
-    --deliver-as knative: as a KafkaSource does it. Names are ISO 8859-1, with ? for characters beyond it. An attempt
-    lasts 600 s; 5xx, 404, 408, 409, 429 and no answer are retried 10 times, with pauses of 0.6 s, 1.2 s, 2.4 s, and so
-    on. Then the event is given up.
+    --deliver-as knative imitates a KafkaSource. Names are ISO 8859-1, with ? for other characters. An attempt lasts
+    600 s; 5xx, 404, 408, 409, 429 and no answer are retried 10 times, with pauses of 0.6 s, 1.2 s, 2.4 s, and so on.
+    Then the event is given up.
 
-    --deliver-as encoded: as the CloudEvents HTTP binding has it. Names are percent-encoded, credentials come once; the
-    rest is as for event-source.
+    --deliver-as encoded follows the CloudEvents HTTP binding. Names are percent-encoded; credentials come once. Retries
+    are those of event-source.
 
-    --retry, --backoff-delay, --backoff-policy and --timeout change that, like a KafkaSource's spec.delivery.
+    --retry, --backoff-delay, --backoff-policy and --timeout change the retries, like a KafkaSource's spec.delivery.
     """
     objects = [given for file in files for given in _read(file)] if files else _EXAMPLE
     try:
@@ -166,7 +165,7 @@ def _member(text: str) -> tuple[str, str]:
 def _policy(
     deliver_as: str, retry: int | None, delay: float | None, backoff: Backoff | None, timeout: float | None
 ) -> Policy:
-    """Return the deliverer's own policy with what the options change."""
+    """Return the deliverer's own policy, changed by the options that are given."""
     own = DELIVERERS[deliver_as].policy
     return Policy(
         own.retries if retry is None else retry,
@@ -177,7 +176,7 @@ def _policy(
 
 
 def _welcome(sandbox: Sandbox, objects: list[Mapping[str, Any]], user: str, token: str) -> None:
-    """What somebody new needs to know, each on a line to be pasted."""
+    """Print how to use the sandbox, in lines that can be pasted into a shell."""
     _tell(f"Drogue Cloud sandbox at {sandbox.url}, until Ctrl-C")
     _tell(f"  events go to  {sandbox.sink or 'nobody: say --sink URL'}")
     apis = {"DROGUE_API_URL": sandbox.url, "DROGUE_USER": user, "DROGUE_TOKEN": token}
@@ -203,7 +202,7 @@ def _password(device: Mapping[str, Any]) -> str | None:
 
 
 def _read(file: Path) -> list[Mapping[str, Any]]:
-    """The objects of a file."""
+    """Return the objects in a file."""
     try:
         text = file.read_text(encoding="utf-8")
         documents = _yaml(text) if file.suffix in (".yaml", ".yml") else [json.loads(text)]
@@ -223,10 +222,10 @@ def _read(file: Path) -> list[Mapping[str, Any]]:
 
 
 def _yaml(text: str) -> list[Any]:
-    """A YAML file's documents.
+    """Return the documents in YAML text.
 
     Raises:
-        ValueError: it is not YAML.
+        ValueError: the text is not YAML.
 
     """
     try:
@@ -242,14 +241,14 @@ def _yaml(text: str) -> list[Any]:
 @contextmanager
 def _signals() -> Iterator[Callable[[], object]]:
     """Return a function that waits for Ctrl-C or SIGTERM, those before the call included."""
-    # A lock or a queue would miss a signal that arrives right before the wait, or in another thread: Python runs
-    # handlers in the main thread only, which nothing wakes. The byte is written wherever the signal arrives.
+    # Python runs signal handlers in the main thread only. A lock or a queue would not wake that thread if a signal
+    # arrives in another thread, or right before the wait. Python writes the wake-up byte in whichever thread it is.
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    wanted = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM)
     with reader, writer:
         fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        before = {number: signal.signal(number, lambda *_: None) for number in wanted}
+        before = {number: signal.signal(number, lambda *_: None) for number in numbers}
         try:
             yield lambda: reader.recv(1)
         finally:
@@ -259,7 +258,7 @@ def _signals() -> Iterator[Callable[[], object]]:
 
 
 def _allow_many_connections() -> None:
-    """A thousand devices wait at once on a thousand sockets, more than many systems grant without being asked."""
+    """Raise the limit of open files: a thousand devices wait on a thousand sockets, more than the default allows."""
     try:
         import resource
     except ImportError:  # not a POSIX system
@@ -270,5 +269,5 @@ def _allow_many_connections() -> None:
 
 
 def _tell(line: str) -> None:
-    with suppress(OSError):  # nobody reads any more
+    with suppress(OSError):  # stdout's reader is gone
         click.echo(line)

@@ -1,1 +1,1 @@
-"""What an operator asks about a fleet."""
+"""The state of a fleet, for operators."""

@@ -7,17 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-#: Names of devices that are kept for each gateway; of the others, only the number.
+#: Names of devices that are kept per gateway; further devices are only counted.
 _MAX_NAMES: Final = 10
 
 
 class Conflict(NamedTuple):
-    """A gateway that is being updated, and devices behind it that are too."""
+    """A gateway that is being updated at the same time as devices behind it."""
 
     gateway: str
-    #: Their names: the first ones, in the registry's order.
+    #: Names of the first devices, in the registry's order.
     devices: list[str]
-    #: How many there are.
+    #: Number of all devices.
     total: int
 
     def describe(self) -> str:
@@ -39,13 +39,13 @@ class _Children:
 
 @dataclass(slots=True)
 class Gateways:
-    """What is known of gateways and of the devices behind them while the pages of a fleet are read."""
+    """Collects gateways, and the devices behind them, while the pages of a fleet are read."""
 
     _updating: set[str] = field(default_factory=set)
     _children: dict[str, _Children] = field(default_factory=dict)
 
     def add(self, device: str, gateways: Iterable[str], *, is_updating: bool) -> None:
-        """Take note of a device and of the names in its `gatewaySelector`."""
+        """Add a device and the names in its `gatewaySelector`."""
         if not is_updating:
             return
         self._updating.add(device)

@@ -1,4 +1,4 @@
-"""How far a device's update is, told by its object; and what many of them come to."""
+"""The state of a device's update, read from its object, and the totals of a fleet."""
 
 import re
 from collections import Counter
@@ -23,12 +23,12 @@ from fleet_fn.drogue.update_record import timestamp
 from fleet_fn.fleet.gateways import Gateways
 
 _PERCENT: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?")
-#: Characters by which versions are told apart when they are counted: devices may report what they like.
-_MAX_VERSION: Final = 255
+#: Versions are counted by this many characters: a device may report a longer one.
+_MAX_VERSION_CHARS: Final = 255
 
 
 class State(Enum):
-    """What is up with a device; each is in one."""
+    """The state of a device."""
 
     IN_SYNC = "inSync"
     UPDATING = "updating"
@@ -39,33 +39,33 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How far a device is; what its object does not say is None."""
+    """The state of a device's update. A value that its object lacks is None."""
 
     device: str
     state: State = State.UNKNOWN
     current: str | None = None
     target: str | None = None
     in_sync: bool | None = None
-    #: Percent of the target that are written, 0 to 100.
+    #: Percent of the target that is written, 0 to 100.
     progress: float | None = None
-    #: Why it is held back: `paused`, `rollout`, `window`, `backoff`, `attempts`.
+    #: Why the device is held back: `paused`, `rollout`, `window`, `backoff`, `attempts`.
     held: str | None = None
-    #: Swaps to the target after which it came back with another version.
+    #: Swaps to the target after which the device came back with another version.
     attempts: int = 0
     #: RFC 3339, UTC.
     last_change: str | None = None
     last_error: str | None = None
-    #: The devices through which it may be reached.
+    #: Names of its gateways.
     gateways: tuple[str, ...] = ()
 
     @property
     def is_updating(self) -> bool:
-        """Whether the device is sent blocks, or has begun with them and is held back."""
+        """Is true if the device gets blocks, or is held back midway."""
         return self.state is State.UPDATING or (self.state is State.HELD and bool(self.progress))
 
 
 def read_row(device: Device) -> Row:
-    """What a device's `status.firmware` says; where it is something else than it should be, nothing."""
+    """Return the row of a device, from its `status.firmware`; malformed parts count as missing."""
     section = device.status.get("firmware") if isinstance(device.status, dict) else None
     reported = Reported.read(section)
     in_sync = _in_sync(reported)
@@ -112,21 +112,21 @@ def _held(reported: Reported) -> str | None:
 
 
 def _error(reported: Reported) -> str | None:
-    """Return what keeps a device that is not in sync from its target, if it is no policy."""
+    """Return the error that keeps a device that is not in sync from its target; None if policy does."""
     condition = reported.condition(IN_SYNC)
     is_error = condition is not None and (reported.target == UNKNOWN or condition.reason == BLOCK_REFUSED)
-    return _told(condition) if condition and is_error else None
+    return _describe(condition) if condition and is_error else None
 
 
 def _failed(reported: Reported) -> str | None:
-    """Why a device's update was given up."""
+    """Return why a device's update was given up."""
     condition = reported.condition(FAILED)
     if condition is None or condition.status != "True":
         return None
     return condition.message or condition.reason or FAILED
 
 
-def _told(condition: Condition) -> str:
+def _describe(condition: Condition) -> str:
     return ": ".join(part for part in (condition.reason, condition.message) if part) or UNKNOWN
 
 
@@ -139,15 +139,15 @@ def _progress(reported: Reported) -> float | None:
 
 
 def _last_change(section: object, reported: Reported) -> str | None:
-    """The last moment that the object tells of."""
+    """Return the latest time in the object."""
     record = reported.record
-    told = [*_transitions(section), *((record.started, record.swapped) if record else ())]
-    moments = [moment for text in told if (moment := _moment(text))]
+    times = [*_transitions(section), *((record.started, record.swapped) if record else ())]
+    moments = [moment for text in times if (moment := _moment(text))]
     return timestamp(max(moments)) if moments else None
 
 
 def _transitions(section: object) -> list[object]:
-    """When our conditions changed, as far as that is told."""
+    """Return the transition times of our conditions."""
     conditions = section.get("conditions") if isinstance(section, dict) else None
     return [
         condition.get("lastTransitionTime")
@@ -168,7 +168,7 @@ def _moment(text: object) -> datetime | None:
 
 @dataclass(slots=True)
 class Totals:
-    """How many devices are in which state, run which version, and have which as their target."""
+    """Numbers of devices by state, by version and by target."""
 
     states: Counter[State] = field(default_factory=Counter)
     current: Counter[str] = field(default_factory=Counter)
@@ -176,27 +176,27 @@ class Totals:
     gateways: Gateways = field(default_factory=Gateways)
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Count further devices."""
+        """Count devices."""
         for row in rows:
             self.states[row.state] += 1
             if row.current is not None:
-                self.current[row.current[:_MAX_VERSION]] += 1
+                self.current[row.current[:_MAX_VERSION_CHARS]] += 1
             if row.target not in (None, UNKNOWN):
-                self.target[row.target[:_MAX_VERSION]] += 1
+                self.target[row.target[:_MAX_VERSION_CHARS]] += 1
             self.gateways.add(row.device, row.gateways, is_updating=row.is_updating)
 
     @property
     def devices(self) -> int:
-        """How many there are."""
+        """Number of devices."""
         return self.states.total()
 
     @property
     def versions(self) -> list[str]:
-        """All versions that devices run, or have as their target: the highest first, as people count."""
+        """All versions that devices run or have as their target, the highest first: 0.1.10 before 0.1.9."""
         return sorted({*self.current, *self.target}, key=_natural, reverse=True)
 
 
 def _natural(version: str) -> list[tuple[int, str]]:
-    """A key that sorts 0.1.10 above 0.1.9."""
+    """Return a key that sorts 0.1.10 above 0.1.9."""
     texts_and_numbers = re.split("([0-9]+)", version)
     return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in texts_and_numbers]

@@ -672,4 +672,5 @@ def test_watching_in_a_terminal_draws_in_the_same_place_again_and_again(sandbox:
 
 def test_the_help_tells_the_exit_codes() -> None:
     told = " ".join(CliRunner().invoke(command, ["--help"]).stdout.split())
-    assert "Exits with 0; with 1 when a device's update failed" in told
+    assert "Exits with 0 if no device has failed, 1 if a device's update failed" in told
+    assert "2 if the devices cannot be read" in told

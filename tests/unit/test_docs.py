@@ -11,10 +11,10 @@ import click
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as read_metrics
 
-from fleet_fn.cli import demo
 from fleet_fn.cli.main import main
 from fleet_fn.drogue.firmware_spec import MalformedSpecError, read_policy
 from fleet_fn.observability import prometheus
+from fleet_fn.sandbox import demo
 from fleet_fn.settings import SETTINGS, Settings, SettingsError
 from fleet_fn.web import routes
 from tests.support.function import ROOT
@@ -313,7 +313,7 @@ def test_contributing_names_places_that_exist() -> None:
 
 
 def test_readme_quotes_the_last_line_of_the_demo() -> None:
-    updated = sum(device.runs_at_the_end == demo._NEW for device in demo._DEVICES)
-    held = len(demo._DEVICES) - updated
-    last = f"{updated} of {updated} devices run {demo._NEW} with the right bytes, {held} held back"
+    updated = sum(device.expected_version == demo.NEW_VERSION for device in demo.DEVICES)
+    held = len(demo.DEVICES) - updated
+    last = f"{updated} of {updated} devices run {demo.NEW_VERSION} with the right bytes, {held} held back"
     assert last in " ".join((ROOT / "README.md").read_text().split())

@@ -1,0 +1,260 @@
+"""The demo: a real update of simulated devices, with the sandbox and the function, all on this machine."""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+import requests
+
+from fleet_fn.http.authorization import Fixed, basic
+from fleet_fn.http.client import HttpClient
+from fleet_fn.oci.access import Access, registry_reference
+from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
+from fleet_fn.oci.manifest import VERSION_ANNOTATION
+from fleet_fn.oci.publication import Published
+from fleet_fn.oci.publishing import publish_to_registry
+from fleet_fn.oci.reference import LAYOUT_SCHEME
+from fleet_fn.sandbox.cloud import Sandbox
+from fleet_fn.sandbox.device_run import Character, DeviceOptions, DeviceReport, run_device
+from fleet_fn.sandbox.device_wire import Dialect, Encoding
+from fleet_fn.sandbox.local_registry import local_registry
+
+OLD_VERSION: Final = "0.1.0"
+NEW_VERSION: Final = "0.1.1"
+
+_APPLICATION: Final = "example"
+_IMAGE: Final = "demo-firmware"
+_PASSWORD: Final = "password"  # noqa: S105 - of a sandbox that lives for seconds
+_GATEWAY: Final = "gateway"
+#: 200 KiB and a little, so that the last block is a short one.
+_SIZE_BYTES: Final = 200 * 1024 + 32
+#: Divides the devices' pauses: no user wants to wait for them.
+_SPEED: Final = 1000.0
+#: Variables that the function's process inherits: none of them is a setting.
+_INHERITED: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
+#: How long the function may take to start.
+_START_SECONDS: Final = 30
+#: How long all updates may take.
+_UPDATE_SECONDS: Final = 120.0
+#: Characters of the function's log that a failed demo shows.
+_LOG_TAIL_CHARS: Final = 4000
+
+
+class DemoError(Exception):
+    """The demo cannot run."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoDevice:
+    """One of the demo's devices, and its part in the demo."""
+
+    name: str
+    about: str
+    dialect: Dialect
+    encoding: Encoding
+    mtu: int
+    character: Character = "careful"
+    gateway: str | None = None
+    crash_at: int | None = None
+    drop: float = 0.0
+    reject: int = 0
+    #: Percent of the rollout, in the device's own spec; None leaves it to the application, which holds no device back.
+    percent: int | None = None
+
+    @property
+    def expected_version(self) -> str:
+        """Version that the device runs after the demo."""
+        return OLD_VERSION if self.percent == 0 else NEW_VERSION
+
+
+DEVICES: Final = (
+    DemoDevice("sensor", "built with Drogue Device, packed CBOR", "packed", "cbor", 1024, "firmware-manager"),
+    DemoDevice("lamp", "documented JSON, loses power midway", "documented", "json", 1024, crash_at=_SIZE_BYTES // 2),
+    DemoDevice("meter", "documented CBOR, loses every 20th answer", "documented", "cbor", 2048, drop=0.05),
+    DemoDevice("tag", f"named CBOR, behind {_GATEWAY!r}", "named", "cbor", 512, gateway=_GATEWAY),
+    DemoDevice("küche/ofen 1", "named JSON, a name that URLs have to escape", "named", "json", 4096),
+    DemoDevice("valve", "fails its self-test twice, and is given a third attempt", "packed", "cbor", 4096, reject=2),
+    DemoDevice("door", "held back by percent: 0", "packed", "cbor", 1024, percent=0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """The end of a demo."""
+
+    #: Each device's report, in the order of `DEVICES`.
+    reports: list[DeviceReport]
+    #: Whether each device ended as it should.
+    successes: list[bool]
+    #: The end of the function's log; empty if all went well.
+    log_tail: str
+
+
+def run_demo(
+    folder: Path,
+    *,
+    in_registry: bool,
+    on_line: Callable[[str], None],
+    show_fleet: Callable[[HttpClient, str], object],
+) -> DemoResult:
+    """Publish a firmware, start the sandbox and the function, and update all devices.
+
+    Args:
+        folder: takes all files.
+        in_registry: publish into a local registry, not into an image layout.
+        on_line: takes the lines that tell how far the demo is.
+        show_fleet: is called after the updates, with a client of the sandbox and the application's name.
+
+    Raises:
+        UpstreamError: the firmware could not be published, or the fleet could not be read.
+        DemoError: the function did not start.
+
+    """
+    with _publish(folder, in_registry, on_line) as (published, settings), Sandbox(_objects()) as sandbox:
+        on_line(f"firmware  {_IMAGE}:{NEW_VERSION}, {published.size} bytes, sha256 {published.sha256[:12]}…")
+        on_line(f"sandbox   {sandbox.url}")
+        with _run_function({**settings, "DROGUE_API_URL": sandbox.url}, folder) as (url, log):
+            on_line(f"function  {url}\n")
+            sandbox.sink = url
+            reports = _run_devices(sandbox.url, on_line)
+            sandbox.sink = None
+        # The function has ended, so all its status reports have been written.
+        with closing(HttpClient("sandbox", sandbox.url, authorization=Fixed(basic("sandbox", "sandbox")))) as cloud:
+            show_fleet(cloud, _APPLICATION)
+        successes = [
+            _is_right(device, report, published.sha256) for device, report in zip(DEVICES, reports, strict=True)
+        ]
+        return DemoResult(reports, successes, "" if all(successes) else log.read_text()[-_LOG_TAIL_CHARS:])
+
+
+@contextmanager
+def _publish(
+    folder: Path, in_registry: bool, on_line: Callable[[str], None]
+) -> Iterator[tuple[Published, dict[str, str]]]:
+    """Publish the firmware; yield its description, and the settings with which the function finds it."""
+    firmware = BytesIO(hashlib.shake_256(b"the demo's firmware").digest(_SIZE_BYTES))
+    annotations = {VERSION_ANNOTATION: NEW_VERSION}
+    if not in_registry:
+        layout = layout_reference(f"{LAYOUT_SCHEME}{folder / _IMAGE}:{NEW_VERSION}")
+        yield publish_to_layout(layout, firmware, annotations), {"FIRMWARE_REGISTRY": f"{LAYOUT_SCHEME}{folder}"}
+        return
+    with local_registry(folder) as host:
+        on_line(f"registry  http://{host}/")
+        reference = registry_reference(f"{host}/{_IMAGE}:{NEW_VERSION}")
+        published = publish_to_registry(reference, firmware, annotations, access=Access(insecure=True))
+        yield published, {"FIRMWARE_REGISTRY": f"{host}/", "FIRMWARE_REGISTRY_INSECURE": "true"}
+
+
+def _objects() -> list[dict[str, Any]]:
+    """Return the application, whose spec names the firmware, the gateway and the devices."""
+    authentication = {"credentials": [{"pass": _PASSWORD}]}
+    devices = [
+        {
+            "metadata": {"application": _APPLICATION, "name": device.name},
+            "spec": {
+                "authentication": authentication,
+                **({"gatewaySelector": {"matchNames": [device.gateway]}} if device.gateway else {}),
+                **({"firmware": {"rollout": {"percent": device.percent}}} if device.percent is not None else {}),
+            },
+        }
+        for device in DEVICES
+    ]
+    gateway = {
+        "metadata": {"application": _APPLICATION, "name": _GATEWAY},
+        "spec": {"authentication": authentication},
+    }
+    application = {
+        "metadata": {"name": _APPLICATION},
+        "spec": {"firmware": {"container": {"image": f"{_IMAGE}:{NEW_VERSION}"}}},
+    }
+    return [application, gateway, *devices]
+
+
+@contextmanager
+def _run_function(settings: Mapping[str, str], folder: Path) -> Iterator[tuple[str, Path]]:
+    """Run the function in a process of its own; yield its URL and its log file.
+
+    Raises:
+        DemoError: the function did not start.
+
+    """
+    log = folder / "function.log"
+    environment = {
+        **{name: os.environ[name] for name in _INHERITED if name in os.environ},
+        "DROGUE_USER": "sandbox",
+        "DROGUE_TOKEN": "sandbox",
+        "FIRMWARE_CACHE_DIR": str(folder / "cache"),
+        "LOG_FORMAT": "text",
+        **settings,
+    }
+    with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as output:
+        serve: Sequence[str] = (
+            *(sys.executable, "-m", "gunicorn", "--config", "python:fleet_fn.web.server"),
+            *("--bind", f"fd://{listener.fileno()}", "fleet_fn.app:create_app()"),
+        )
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, and nothing from outside
+            serve, env=environment, pass_fds=[listener.fileno()], stdout=output, stderr=output
+        )
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        try:
+            # The socket takes connections from the start: this waits until the function answers.
+            requests.get(f"{url}readyz", timeout=_START_SECONDS).raise_for_status()
+            yield url, log
+        except requests.RequestException as error:
+            raise DemoError(f"the function did not start: {error}\n{log.read_text()}") from error
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _run_devices(url: str, on_line: Callable[[str], None]) -> list[DeviceReport]:
+    """Run all devices at the same time, and return their reports."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(len(DEVICES)) as pool:
+        runs = [pool.submit(run_device, _options(device, url), on_line=on_line, stop=stop) for device in DEVICES]
+        try:
+            return [run.result(_UPDATE_SECONDS) for run in runs]
+        finally:
+            stop.set()
+
+
+def _options(device: DemoDevice, url: str) -> DeviceOptions:
+    return DeviceOptions(
+        url=url,
+        application=_APPLICATION,
+        device=device.name,
+        password=_PASSWORD,
+        gateway=device.gateway,
+        version=OLD_VERSION.encode(),
+        mtu=device.mtu,
+        dialect=device.dialect,
+        encoding=device.encoding,
+        character=device.character,
+        crash_at=device.crash_at,
+        drop=device.drop,
+        reject=device.reject,
+        once=True,
+        speed=_SPEED,
+        size=_SIZE_BYTES,
+    )
+
+
+def _is_right(device: DemoDevice, report: DeviceReport, sha256: str) -> bool:
+    expected = (sha256, _SIZE_BYTES) if device.expected_version == NEW_VERSION else (None, 0)
+    return (
+        report.in_sync
+        and report.version == device.expected_version.encode()
+        and (report.sha256, report.size) == expected
+        and report.rollbacks == device.reject
+        and not report.violations
+    )
