@@ -91,11 +91,11 @@ class _Repository:
 
     def keep(self, digest: str, content: bytes, deadline: Deadline) -> None:
         """Save a manifest or a config in the cache."""
-        self._cache.save(self._key(digest), content, deadline)
+        self._cache.small_files.save(self._key(digest), content, deadline)
 
     def _load_or_fetch(self, digest: str, fetch: Callable[[], bytes], deadline: Deadline) -> bytes:
         """Return a manifest or a config from the cache; if it is missing, fetch it and save it there."""
-        content = self._cache.load(self._key(digest), checksum_of(digest), MAX_MANIFEST_BYTES)
+        content = self._cache.small_files.load(self._key(digest), checksum_of(digest), MAX_MANIFEST_BYTES)
         if content is None:
             content = fetch()
             self.keep(digest, content, deadline)

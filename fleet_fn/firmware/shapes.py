@@ -190,10 +190,10 @@ class Shapes:
 
         def find() -> bytes:
             # Noted for other processes, and for times when the registry is unavailable.
-            found = self._cache.noted(key, _MAX_METADATA_BYTES)
+            found = self._cache.small_files.load_note(key, _MAX_METADATA_BYTES)
             if found is None:
                 found = _find_description(layers, repository, self._cache.bound)
-                self._cache.note(key, found, Deadline(_SEARCH_TIMEOUT_SECONDS))
+                self._cache.small_files.save_note(key, found, Deadline(_SEARCH_TIMEOUT_SECONDS))
             return found
 
         description = self._descriptions.peek(key)

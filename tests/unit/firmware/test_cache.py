@@ -831,8 +831,12 @@ def use_folder_that_is_read_only(folder: Path) -> list[str]:
         os.setuid(65534)
     cache = make_cache(Path())
     logging.disable()
-    cache.save("key", b"content", Deadline(5))
-    return [outcome(lambda: get(cache, source=never)), outcome(lambda: get(cache, A)), str(cache.load("key", b"", 9))]
+    cache.small_files.save("key", b"content", Deadline(5))
+    return [
+        outcome(lambda: get(cache, source=never)),
+        outcome(lambda: get(cache, A)),
+        str(cache.small_files.load("key", b"", 9)),
+    ]
 
 
 def test_a_folder_that_is_read_only_serves_what_it_has(cache: Cache, folder: Path) -> None:
@@ -954,7 +958,7 @@ def test_whatever_happens_no_descriptor_stays_open(cache: Cache, folder: Path) -
             for content in (A, B, C, D):
                 with suppress(NotReadyError):
                     get(cache, content, seconds=0)
-                cache.save("key", content[:100], Deadline(5))
+                cache.small_files.save("key", content[:100], Deadline(5))
         shutil.rmtree(folder)
 
     try_all()
@@ -1000,45 +1004,45 @@ def test_a_large_firmware_takes_little_memory(folder: Path) -> None:
 
 
 def load(cache: Cache, key: str, content: bytes, limit: int = 4096) -> bytes | None:
-    return cache.load(key, hashlib.sha256(content).digest(), limit)
+    return cache.small_files.load(key, hashlib.sha256(content).digest(), limit)
 
 
 @pytest.mark.parametrize("key", ["", "registry/name@sha256:0", "../../etc/passwd", "\0", "\udc80", "x" * 5000])
 def test_small_content_is_found_under_whatever_key_by_all(cache: Cache, folder: Path, key: str) -> None:
     assert load(cache, key, b"content") is None
-    cache.save(key, b"content", Deadline(5))
-    cache.save(key + "other", b"else", Deadline(5))
+    cache.small_files.save(key, b"content", Deadline(5))
+    cache.small_files.save(key + "other", b"else", Deadline(5))
     assert load(make_cache(folder), key, b"content") == b"content"
     assert {path.parent for path in folder.rglob("*")} == {folder}
 
 
 def test_small_content_that_is_not_what_it_should_be_is_not_there(cache: Cache, folder: Path) -> None:
-    cache.save("key", b"content", Deadline(5))
+    cache.small_files.save("key", b"content", Deadline(5))
     assert load(cache, "key", b"another") is None
     assert load(cache, "key", b"content", limit=7) == b"content"
     assert load(cache, "key", b"content", limit=6) is None
     for damage in (truncate, append, inflate, replace, replace_by_link, replace_by_fifo, Path.unlink):
-        cache.save("key", RIGHT, Deadline(5))
+        cache.small_files.save("key", RIGHT, Deadline(5))
         (path,) = (folder / name for name in kept(folder))
         damage(path)
         assert load(cache, "key", RIGHT) is None
-    cache.save("key", RIGHT, Deadline(5))
+    cache.small_files.save("key", RIGHT, Deadline(5))
     assert load(cache, "key", RIGHT) == RIGHT
-    cache.save("key", b"another", Deadline(5))
+    cache.small_files.save("key", b"another", Deadline(5))
     assert load(cache, "key", b"another") == b"another"
 
 
 def test_small_content_counts_and_goes_like_everything_else(folder: Path) -> None:
     cache = make_cache(folder)
-    cache.save("old", RIGHT[:1000], Deadline(5))
-    cache.save("used", RIGHT[:1001], Deadline(5))
+    cache.small_files.save("old", RIGHT[:1000], Deadline(5))
+    cache.small_files.save("used", RIGHT[:1001], Deadline(5))
     for content in (A, B):
         get(cache, content)
     load(cache, "used", RIGHT[:1001])
     get(cache, C)
     assert load(cache, "old", RIGHT[:1000]) is None
     assert load(cache, "used", RIGHT[:1001]) == RIGHT[:1001]
-    cache.save("old", RIGHT[:1000], Deadline(5))
+    cache.small_files.save("old", RIGHT[:1000], Deadline(5))
     assert total(folder) <= BOUND
     assert not path_of(folder, A).exists()
 
@@ -1046,7 +1050,7 @@ def test_small_content_counts_and_goes_like_everything_else(folder: Path) -> Non
 def test_small_content_that_cannot_be_kept_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_bytes(b"")
     cache = make_cache(tmp_path / "file")
-    cache.save("key", b"content", Deadline(5))
+    cache.small_files.save("key", b"content", Deadline(5))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert vars(record)["fields"]["reason"].startswith("firmware cache: ")
@@ -1059,21 +1063,21 @@ def test_small_content_is_not_waited_for(cache: Cache, folder: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)  # somebody who holds everything up
         for seconds, at_most in ((30.0, 10.0), (0.0, 0.3)):
             deadline = Deadline(seconds)
-            cache.save("key", b"content", deadline)
+            cache.small_files.save("key", b"content", deadline)
             assert deadline.elapsed < at_most
     assert load(cache, "key", b"content") == b"content"
 
 
 def test_a_note_comes_back_as_it_was_or_not_at_all(cache: Cache, folder: Path) -> None:
     for content in (b"", b"content"):
-        cache.note("key", content, Deadline(5))
-        assert make_cache(folder).noted("key", 100) == content
+        cache.small_files.save_note("key", content, Deadline(5))
+        assert make_cache(folder).small_files.load_note("key", 100) == content
         (file,) = (path for path in folder.iterdir() if path.suffix == ".small")
         damaged = bytearray(file.read_bytes())
         damaged[-1] ^= 1
         file.write_bytes(damaged)
-        assert cache.noted("key", 100) is None
-    assert cache.noted("other", 100) is None
+        assert cache.small_files.load_note("key", 100) is None
+    assert cache.small_files.load_note("other", 100) is None
 
 
 # --- Other users ------------------------------------------------------------------------------------------------------
@@ -1102,14 +1106,14 @@ def test_a_file_that_another_user_owns_or_may_write_is_fetched_anew(
 def test_a_note_that_another_user_may_have_written_is_none(
     cache: Cache, folder: Path, take: Callable[[Path], None]
 ) -> None:
-    cache.note("key", b"content", Deadline(5))
-    cache.save("small", b"content", Deadline(5))
+    cache.small_files.save_note("key", b"content", Deadline(5))
+    cache.small_files.save("small", b"content", Deadline(5))
     for path in folder.glob("*.small"):
         take(path)
-    assert cache.noted("key", 100) is None
+    assert cache.small_files.load_note("key", 100) is None
     assert load(cache, "small", b"content") is None
-    cache.note("key", b"content", Deadline(5))
-    assert cache.noted("key", 100) == b"content"
+    cache.small_files.save_note("key", b"content", Deadline(5))
+    assert cache.small_files.load_note("key", 100) == b"content"
 
 
 def test_what_another_user_left_does_not_stand_in_the_way(cache: Cache, folder: Path) -> None:
@@ -1135,7 +1139,7 @@ def test_a_folder_that_a_mount_opened_is_closed_again(cache: Cache, folder: Path
 
 def test_a_folder_that_became_another_users_is_not_used(tmp_path: Path, cache: Cache, folder: Path) -> None:
     get(cache)
-    cache.note("key", b"", Deadline(5))
+    cache.small_files.save_note("key", b"", Deadline(5))
     elsewhere = tmp_path / "elsewhere"
     folder.rename(elsewhere)
     folder.symlink_to(elsewhere)
@@ -1145,7 +1149,7 @@ def test_a_folder_that_became_another_users_is_not_used(tmp_path: Path, cache: C
     fresh = make_cache(folder)
     with pytest.raises(PermanentError, match=r"^firmware cache: Not a directory$"):
         get(fresh)
-    assert fresh.noted("key", 100) is None
+    assert fresh.small_files.load_note("key", 100) is None
     if is_root():
         with pytest.raises(PermanentError, match=rf"^firmware cache: '{elsewhere}' belongs to user {POD}$"):
             get(make_cache(elsewhere))
@@ -1244,7 +1248,7 @@ class Pod(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from("ab"), content=st.binary(max_size=50))
     def keep(self, key: str, content: bytes) -> None:
-        self.caches[0].save(key, content, Deadline(5))
+        self.caches[0].small_files.save(key, content, Deadline(5))
         assert load(self.caches[1], key, content) in (content, None)
 
     @rule(
