@@ -17,7 +17,7 @@ from fleet_fn.sandbox.device_run import Character, DeviceOptions, DeviceReport, 
 from fleet_fn.sandbox.device_wire import Dialect, Encoding
 
 #: Seconds that a stopped command waits for devices that are in the middle of a request.
-STOP_GRACE = 1.0
+STOP_GRACE_SECONDS = 1.0
 
 
 @click.command("device")
@@ -145,7 +145,7 @@ def _run_all(options: list[DeviceOptions], signals: "_Signals") -> list[DeviceRe
                 thread.join(0.1)
         if signals.came:
             stop.set()
-        deadline = time.monotonic() + STOP_GRACE
+        deadline = time.monotonic() + STOP_GRACE_SECONDS
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
     return [run.report() for run in runs]

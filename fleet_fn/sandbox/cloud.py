@@ -1,4 +1,4 @@
-"""The sandbox as a whole: a small Drogue Cloud on one loopback port."""
+"""The whole sandbox: a small Drogue Cloud on one loopback port."""
 
 import logging
 import threading
@@ -17,16 +17,16 @@ from fleet_fn.sandbox.rights import Rights
 from fleet_fn.sandbox.server import Server
 from fleet_fn.sandbox.waiting import Commands
 
-#: How `spec.core.disabled` of a device may be read: as released clouds do it, or as their documentation has it.
+#: How to read `spec.core.disabled` of a device: as released clouds do, or as their documentation says.
 CORE_DISABLED: Final = ("as-released", "as-documented")
 
 _logger = logging.getLogger(__name__)
 
 
 class Sandbox:
-    """A Drogue Cloud to try things against: device endpoint, registry, commands, delivery of events.
+    """A small Drogue Cloud: device endpoint, registry API, command API and delivery of events.
 
-    Serves while it is a context, or from `start` to `stop`; once only. Safe to use from several threads.
+    It serves while its context lasts, or from `start` to `stop`, and only once. Safe to use from several threads.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Sandbox:
         sink_password: str | None = None,
         sink_token: str | None = None,
         user: str = "sandbox",
-        token: str = "sandbox",  # noqa: S107 - of no value to anybody
+        token: str = "sandbox",  # noqa: S107 - protects nothing
         port: int = 0,
         speed: float = 1.0,
         deliver_as: str = "event-source",
@@ -47,35 +47,35 @@ class Sandbox:
         core_disabled: str = "as-released",
         log: Callable[[str], None] = _logger.info,
     ) -> None:
-        """A sandbox that knows these objects.
+        """Make a sandbox with these objects.
 
         Args:
-            objects: applications, and, where `metadata.application` names one, devices.
+            objects: applications, and devices, which have `metadata.application`.
             sink: URL that events are delivered to; None drops them.
-            sink_user: the sink's Basic credentials,
-            sink_password: with their password,
-            sink_token: or its Bearer token.
-            user: name that goes with the token of the APIs; the objects' owner.
-            token: what the APIs want.
-            port: where to listen on 127.0.0.1; 0 takes any.
-            speed: divides all pauses and timeouts of delivery.
-            deliver_as: whose requests events come in, a key of `DELIVERERS`.
-            delivery: the deliverer's retries; None leaves it its own.
-            members: other users' roles in all applications, with the same token: a key of `ROLES` for each name.
-            core_disabled: how `spec.core.disabled` is read, one of `CORE_DISABLED`.
-            log: takes one line, without secrets, for each thing that happens.
+            sink_user: user name of the sink's Basic credentials.
+            sink_password: password of the sink's Basic credentials.
+            sink_token: the sink's Bearer token, instead of these.
+            user: user name for the APIs; the owner of the objects.
+            token: access token for the APIs.
+            port: port on 127.0.0.1; 0 takes a free one.
+            speed: divides all pauses and time-outs of delivery.
+            deliver_as: the deliverer to imitate, a key of `DELIVERERS`.
+            delivery: the deliverer's retries; None keeps its own.
+            members: roles, keys of `ROLES`, of other users in all applications, by user name. They use the same token.
+            core_disabled: how to read `spec.core.disabled`, one of `CORE_DISABLED`.
+            log: takes one line, without secrets, for each event in the sandbox.
 
         Raises:
-            RefusedError: an object that Drogue Cloud would not take, or that the sandbox has no means for.
-            ValueError: an option makes no sense.
+            RefusedError: Drogue Cloud would refuse an object, or the sandbox does not support it.
+            ValueError: an option is invalid.
 
         """
         if not speed > 0:
             raise ValueError("speed must be above 0")
         if deliver_as not in DELIVERERS:
-            raise ValueError(f"nobody delivers as {deliver_as!r}: want one of {', '.join(DELIVERERS)}")
+            raise ValueError(f"unknown deliverer {deliver_as!r}: use one of {', '.join(DELIVERERS)}")
         if core_disabled not in CORE_DISABLED:
-            raise ValueError(f"core.disabled cannot be read {core_disabled!r}: want {' or '.join(CORE_DISABLED)}")
+            raise ValueError(f"unknown reading of core.disabled {core_disabled!r}: use {' or '.join(CORE_DISABLED)}")
         self._log_line = log
         self._port = port
         self._server: Server | None = None
@@ -100,10 +100,10 @@ class Sandbox:
         )
 
     def start(self) -> None:
-        """Listen.
+        """Listen and serve.
 
         Raises:
-            OSError: the port is taken.
+            OSError: the port is in use.
 
         """
         self._server = Server(self._port, self._endpoints.answer, self._log)
@@ -113,7 +113,7 @@ class Sandbox:
         self._serving.start()
 
     def stop(self) -> None:
-        """End everything: waiting devices get their answers, events not delivered yet are dropped."""
+        """Stop serving. Waiting devices get their answers; undelivered events are dropped."""
         self._delivery.stop()
         self._commands.close()
         if self._server is not None and self._serving is not None:
@@ -131,14 +131,14 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """Where it serves: `http://127.0.0.1:PORT`, without a slash."""
+        """Base URL: `http://127.0.0.1:PORT`, without a slash at the end."""
         if self._server is None:
             raise RuntimeError("the sandbox has not been started")
         return f"http://127.0.0.1:{self._server.server_port}"
 
     @property
     def sink(self) -> str | None:
-        """URL that events are delivered to, from the next attempt on; None drops them."""
+        """URL that events are delivered to; None drops them. A change counts from the next attempt on."""
         sink = self._delivery.sink
         return None if sink is None else sink.url
 
@@ -148,26 +148,26 @@ class Sandbox:
 
     @property
     def waiting(self) -> int:
-        """How many devices wait for commands."""
+        """Number of devices that wait for commands."""
         return self._commands.waiting
 
     def get(self, application: str, device: str | None = None) -> Object:
-        """A copy of an application, or of one of its devices.
+        """Return a copy of an application, or of one of its devices.
 
         Raises:
-            RefusedError: there is none.
+            RefusedError: there is no such object.
 
         """
         registry = self._registry
         return copied(registry.application(application) if device is None else registry.device(application, device))
 
     def put(self, given: Mapping[str, Any]) -> Object:
-        """Create or replaces an application or device, as somebody with `kubectl apply` would; return it.
+        """Create or replace an application or a device, like `kubectl apply`, and return a copy of it.
 
-        A `resourceVersion` in its metadata has to be the current one; leave it out to overwrite whatever is there.
+        A `resourceVersion` in its metadata has to be the current one; without it, any version is overwritten.
 
         Raises:
-            RefusedError: malformed, or another version.
+            RefusedError: the object is malformed, or has another version.
 
         """
         try:
@@ -181,7 +181,7 @@ class Sandbox:
         """Delete an application with its devices, or one of its devices.
 
         Raises:
-            RefusedError: there is none.
+            RefusedError: there is no such object.
 
         """
         self._registry.delete(application, device)
@@ -190,5 +190,5 @@ class Sandbox:
         self._delivery.put(registry_event(application, device))
 
     def _log(self, line: str) -> None:
-        """Log a line that stays one, whatever names are in it."""
+        """Log a line, with control characters escaped: names may contain some."""
         self._log_line("".join(char if char.isprintable() else ascii(char)[1:-1] for char in line))

@@ -1,4 +1,4 @@
-"""The deliverers of Drogue Cloud's events: what they write on the wire, and which answers they retry."""
+"""The deliverers of Drogue Cloud's events: their requests, and the answers that they retry."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ _KNATIVE_RETRIES: Final = frozenset({404, 408, 409, 429})
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How often a deliverer tries again, and when. Seconds are divided by the sandbox's speed."""
+    """A deliverer's retries. The sandbox's speed divides all seconds."""
 
     #: Attempts after the first.
     retries: int = 5
@@ -36,7 +36,7 @@ class Policy:
     def check(self) -> None:
         """Raise ValueError if no delivery can follow this policy."""
         if self.retries < 0 or self.delay_seconds < 0 or not self.timeout_seconds > 0:
-            raise ValueError("a delivery wants retries and delays of at least 0, and a timeout above 0")
+            raise ValueError("retries and delays must be 0 or more, and a time-out above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +44,19 @@ class Deliverer:
     """One kind of deliverer."""
 
     policy: Policy
-    #: Whether it starts again at the same event after its last retry, rather than give the event up.
+    #: After its last retry, it restarts at the same event instead of giving the event up.
     restarts: bool
-    #: Whether it can show Basic credentials.
+    #: It can send Basic credentials.
     takes_basic: bool
     is_retried: Callable[[int], bool]
-    #: The headers of an event, given the credentials and the number of the record in its topic.
+    #: Returns the headers of an event, given the credentials and the record's offset in its topic.
     write: Callable[[Event, str | None, int], Headers]
 
     def with_policy(self, policy: Policy | None) -> Self:
         """Return this deliverer with another policy, if one is given.
 
         Raises:
-            ValueError: no delivery can follow it.
+            ValueError: no delivery can follow the policy.
 
         """
         if policy is None:
@@ -66,7 +66,7 @@ class Deliverer:
 
 
 def _write_as_event_source(event: Event, authorization: str | None, _: int) -> Headers:
-    """Write as drogue-event-source does: raw UTF-8, and Basic credentials twice, since it sets them twice."""
+    """Write headers like drogue-event-source: raw UTF-8, and Basic credentials twice, because it sets them twice."""
     headers: Headers = []
     if authorization is not None:
         times = 2 if authorization.startswith("Basic ") else 1
@@ -78,7 +78,7 @@ def _write_as_event_source(event: Event, authorization: str | None, _: int) -> H
 
 
 def _write_as_knative(event: Event, authorization: str | None, offset: int) -> Headers:
-    """Write as Knative's Kafka dispatcher does: one byte for each UTF-16 unit, `?` beyond ISO 8859-1."""
+    """Write headers like Knative's Kafka dispatcher: one byte for each UTF-16 unit, `?` beyond ISO 8859-1."""
     headers: Headers = [
         ("user-agent", _VERTX),
         ("Prefer", b"reply"),
@@ -93,7 +93,7 @@ def _write_as_knative(event: Event, authorization: str | None, offset: int) -> H
 
 
 def _write_encoded(event: Event, authorization: str | None, _: int) -> Headers:
-    """Write as the CloudEvents HTTP binding has it (3.1.3.2): percent-encoded where ASCII would not do.
+    """Write headers by the CloudEvents HTTP binding (3.1.3.2): percent-encoded beyond printable ASCII.
 
     The source stays as it is: its percent signs, encoded once more, would name another device.
     """

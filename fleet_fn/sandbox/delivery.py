@@ -1,9 +1,9 @@
-"""Events on their way to the sink, one at a time for each application, as one of the real deliverers sends them.
+"""Delivery of events to the sink, one at a time per application, like one of the real deliverers.
 
-A deliverer knows three outcomes: success, and on to the next event; a status that it retries, or no answer; anything
-else, and the event is skipped. After its last retry drogue-event-source exits, is started again, and meets the same
-event, since it has not committed that event's offset: one event that always gets 5xx stops its application. Knative's
-dispatcher gives the event up instead.
+After a success, a deliverer goes on to the next event. It retries some statuses, and a missing answer. After any other
+status it skips the event. After its last retry, drogue-event-source exits, and its restart meets the same event, whose
+offset it has not committed. So one event that always gets 5xx stops its application. Knative's dispatcher gives the
+event up instead.
 """
 
 import base64
@@ -24,64 +24,64 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.sandbox.deliverers import EVENT_SOURCE, Deliverer, Headers
 from fleet_fn.sandbox.events import Event
 
-#: Seconds that a process takes to be started again.
-RESTART_DELAY: Final = 2.0
+#: How long the deliverer's process takes to restart.
+RESTART_DELAY_SECONDS: Final = 2.0
 #: Bytes that no deliverer's HTTP library writes into a header.
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """Where events go."""
+    """The server that events go to."""
 
     url: str
     secure: bool
     host: str
     port: int
-    #: As the header `Host` has it: without a scheme's own port.
+    #: Host and port in the form of the header `Host`: without the scheme's own port.
     authority: str
     target: str
 
     @classmethod
     def of(cls, url: str) -> "Sink":
-        """The sink at an http or https URL.
+        """Return the sink at an http or https URL.
 
         Raises:
-            ValueError: not such a URL; credentials in it are refused too, since it is logged.
+            ValueError: the URL is malformed, or has credentials: they would be logged.
 
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise ValueError("want a sink like http[s]://HOST[:PORT][/PATH], without credentials")
+            raise ValueError("the sink's URL must be http[s]://HOST[:PORT][/PATH], without credentials")
         if not url.isascii() or not url.isprintable() or " " in url:
-            raise ValueError("a sink's URL is printable ASCII without spaces")
-        parts.hostname.encode("idna")  # which looking it up would fail on
+            raise ValueError("the sink's URL must be printable ASCII without spaces")
+        parts.hostname.encode("idna")  # raises the error that a look-up would raise
         secure = parts.scheme == "https"
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        usual = 443 if secure else 80
-        port = parts.port or usual
+        default_port = 443 if secure else 80
+        port = parts.port or default_port
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        return cls(url, secure, parts.hostname, port, host if port == usual else f"{host}:{port}", target)
+        return cls(url, secure, parts.hostname, port, host if port == default_port else f"{host}:{port}", target)
 
 
 def authorization(user: str | None, password: str | None, token: str | None) -> str | None:
-    """The `Authorization` header for a sink that wants credentials: Basic, else Bearer; else None.
+    """Return the header `Authorization` for the sink: Basic, else Bearer; else None.
 
     Raises:
-        ValueError: a token that no header can carry, or half a pair of user and password.
+        ValueError: no header can carry the token; or there is a user without a password, or the reverse.
 
     """
     if (user is None) != (password is None):
-        raise ValueError("a sink's user and password go together")
+        raise ValueError("the sink's user and password must be given together")
     if user is not None:
         return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
     if token is not None and not (token.isascii() and token.isprintable()):
-        raise ValueError("a sink's token is printable ASCII")
+        raise ValueError("the sink's token must be printable ASCII")
     return None if token is None else f"Bearer {token}"
 
 
 class Delivery:
-    """Delivers events to a sink, which may be exchanged at any time. Safe to use from several threads."""
+    """Delivers events to a sink, which may change at any time. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -91,17 +91,17 @@ class Delivery:
         log: Callable[[str], None],
         deliverer: Deliverer = EVENT_SOURCE,
     ) -> None:
-        """Deliver to `sink`, or drop everything, with all pauses and timeouts divided by `speed`.
+        """Deliver to a sink.
 
         Args:
-            sink: where events go.
-            authorization: the header for a sink that wants credentials.
-            speed: how many times faster than the original.
-            log: takes one line for each thing that happens.
-            deliverer: whose requests and retries these are.
+            sink: the server that events go to; None drops them.
+            authorization: header with the sink's credentials.
+            speed: divides all pauses and time-outs.
+            log: takes one line for each attempt.
+            deliverer: the deliverer to imitate.
 
         Raises:
-            ValueError: the deliverer cannot show such credentials.
+            ValueError: the deliverer cannot send such credentials.
 
         """
         if authorization is not None and authorization.startswith("Basic ") and not deliverer.takes_basic:
@@ -117,10 +117,10 @@ class Delivery:
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._told_of_no_sink = False
+        self._has_logged_missing_sink = False
 
     def put(self, event: Event) -> None:
-        """Take an event to deliver after all others of its application."""
+        """Deliver an event after all earlier ones of its application."""
         application = event.attributes["application"]
         with self._lock:
             if self._stopping.is_set():
@@ -137,7 +137,7 @@ class Delivery:
             self._offsets[application] += 1
 
     def stop(self) -> None:
-        """End all delivery, attempts under way included, and waits for the threads."""
+        """End all delivery, attempts under way included, and wait for the threads."""
         self._stopping.set()
         with self._lock:
             for waiting in self._queues.values():
@@ -151,10 +151,10 @@ class Delivery:
         while (record := records.get()) is not None and not self._stopping.is_set():
             while not self._is_done(record) and not self._stopping.is_set():
                 self._log(f"delivery of {application}'s events stops, and starts again at {record.event}")
-                self._pause(RESTART_DELAY)
+                self._pause(RESTART_DELAY_SECONDS)
 
     def _is_done(self, record: "_Record") -> bool:
-        """Return whether the deliverer is through with an event, successfully or not."""
+        """Try to deliver an event; return whether the deliverer goes on to the next one."""
         event, policy = record.event, self._deliverer.policy
         headers = self._deliverer.write(event, self._authorization, record.offset)
         if any(_CONTROL.search(value) for _, value in headers):
@@ -166,46 +166,46 @@ class Delivery:
             if self._stopping.is_set():
                 return False
             if (sink := self.sink) is None:
-                self._tell_of_no_sink()
+                self._log_missing_sink()
                 return True
             try:
-                status, told = self._answer(sink, headers, event.data)
+                status, answer = self._post(sink, headers, event.data)
             except (OSError, http.client.HTTPException) as error:
                 if self._stopping.is_set():
                     return False
-                told = _told(error)
+                answer = _describe(error)
             else:
                 if not self._deliverer.is_retried(status):
-                    self._log(f"{event}: {told}" if 200 <= status < 300 else f"{event}: {told}, skipped")
+                    self._log(f"{event}: {answer}" if 200 <= status < 300 else f"{event}: {answer}, skipped")
                     return True
-            self._log(f"{event}: {told}, attempt {attempt + 1} of {1 + policy.retries}")
+            self._log(f"{event}: {answer}, attempt {attempt + 1} of {1 + policy.retries}")
         if not self._deliverer.restarts:
             self._log(f"{event}: given up, as without a dead-letter sink")
         return not self._deliverer.restarts
 
-    def _answer(self, sink: Sink, headers: Headers, data: bytes | None) -> tuple[int, str]:
-        """Return the sink's status, and a word on it.
+    def _post(self, sink: Sink, headers: Headers, data: bytes | None) -> tuple[int, str]:
+        """Send an event; return the answer's status, and the answer in words.
 
         Raises:
-            OSError: no answer.
-            HTTPException: an answer that is not HTTP.
+            OSError: no answer came.
+            HTTPException: the answer is not HTTP.
 
         """
         deadline = Deadline(self._deliverer.policy.timeout_seconds / self._speed)
-        sock = self._connected(sink, deadline)
+        sock = self._connect(sink, deadline)
         try:
             lines = [f"POST {sink.target} HTTP/1.1".encode(), b"host: " + sink.authority.encode("ascii")]
             lines += [name.encode() + b": " + value for name, value in headers]
             sock.sendall(b"\r\n".join((*lines, b"", data or b"")))
             with closing(http.client.HTTPResponse(sock, method="POST")) as response:
-                response.begin()  # the body does not matter: the status says it all
-            # What the function says about an event, and the only thing here that knows it.
+                response.begin()  # deliverers ignore the body
+            # The only place where the sandbox knows of the function: users want to see the outcome.
             outcome = response.getheader("Fleet-Outcome")
             return response.status, f"{response.status}, {outcome}" if outcome else str(response.status)
         finally:
             self._close(sock)
 
-    def _connected(self, sink: Sink, deadline: Deadline) -> socket.socket:
+    def _connect(self, sink: Sink, deadline: Deadline) -> socket.socket:
         failure = OSError("host has no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(sink.host, sink.port, type=socket.SOCK_STREAM):
             sock: socket.socket = self._within(deadline, _Socket(family, kind, protocol))
@@ -223,7 +223,7 @@ class Delivery:
         raise failure
 
     def _within(self, deadline: Deadline, sock: Any) -> Any:
-        """A socket that ends at the deadline, or when delivery does."""
+        """Make a socket end at the deadline, or when delivery does; return the socket."""
         sock.deadline = deadline
         sock.settimeout(_positive(deadline.remaining))
         with self._lock:
@@ -237,10 +237,11 @@ class Delivery:
             self._sockets.discard(sock)
         sock.close()
 
-    def _tell_of_no_sink(self) -> None:
+    def _log_missing_sink(self) -> None:
+        """Log once that there is no sink."""
         with self._lock:
-            told, self._told_of_no_sink = self._told_of_no_sink, True
-        if not told:
+            was_logged, self._has_logged_missing_sink = self._has_logged_missing_sink, True
+        if not was_logged:
             self._log("there is no sink: events are dropped")
 
     def _pause(self, seconds: float) -> None:
@@ -256,7 +257,7 @@ class _Record:
 
 
 class _Timed:
-    """A socket whose every read ends at the deadline of the attempt, however slowly bytes trickle in."""
+    """A socket whose reads end at the attempt's deadline, even if bytes trickle in."""
 
     deadline: Deadline
 
@@ -275,17 +276,17 @@ class _TLSSocket(_Timed, ssl.SSLSocket):
 
 
 def _positive(seconds: float) -> float:
-    """A time-out for a socket, for which 0 would mean not to wait at all."""
+    """Return a time-out for a socket; 0 would make the socket non-blocking."""
     return max(seconds, 0.001)
 
 
 def _shut(sock: socket.socket) -> None:
-    """End whatever another thread is doing with a socket."""
+    """End another thread's call on a socket."""
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, ConnectionRefusedError):

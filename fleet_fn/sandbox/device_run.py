@@ -18,7 +18,7 @@ from fleet_fn.protocol.messages import Command, Status, Write
 from fleet_fn.sandbox.device_wire import CommandError, Dialect, Encoding, decode_command, encode_status
 from fleet_fn.sandbox.simulated_device import (
     BRICKED,
-    ERROR_PAUSE,
+    ERROR_PAUSE_SECONDS,
     Bootable,
     CarefulDevice,
     CrateDevice,
@@ -30,32 +30,32 @@ from fleet_fn.sandbox.simulated_device import (
 
 Character = Literal["careful", "firmware-manager", "crate"]
 
-#: Seconds that a device waits for a command; the endpoint's `ct`.
-COMMAND_TIMEOUT = 30
-#: However fast the device: a cloud and a function between them need their seconds.
-COMMAND_TIMEOUT_MIN = 5
-#: Seconds beyond `ct` until the endpoint itself counts as gone.
-ENDPOINT_GRACE = 5
-#: However fast the device: one that is told to WAIT gives the server so many seconds to fetch the firmware.
-WAIT_MIN = 1.0
-#: However fast the device: after a wait that ran out it pauses so long, for the cloud drops a command that comes
-#: meanwhile. Else that command answers the next status, the next command the one after it, and so on.
-LATE_MAX = 5.0
-#: However fast the device: its first pause after a command that it could not use; doubles up to `LATE_MAX`.
-SETTLE_MIN = 0.5
-#: Bytes between two lines of progress where the firmware's size is not known.
-LINE_EVERY = 65536
+#: How long a device waits for a command: the endpoint's parameter `ct`.
+COMMAND_TIMEOUT_SECONDS = 30
+#: Shortest such wait, at any speed: cloud and function need some seconds.
+MIN_COMMAND_TIMEOUT_SECONDS = 5
+#: How long after `ct` the endpoint itself counts as gone.
+ENDPOINT_GRACE_SECONDS = 5
+#: Shortest pause after WAIT, at any speed: the function has to fetch the firmware.
+MIN_WAIT_SECONDS = 1.0
+#: Pause after a wait without a command, at any speed. The cloud drops a command that comes meanwhile. Else it would
+#: answer the next status, the next command the status after that, and so on.
+LATE_PAUSE_SECONDS = 5.0
+#: First pause after an unusable command, at any speed; doubles up to `LATE_PAUSE_SECONDS`.
+MIN_SETTLE_SECONDS = 0.5
+#: Bytes between two lines of progress if the firmware's size is unknown.
+LINE_EVERY_BYTES = 65536
 
-# Outcomes that bring a device on; anything else uses up its patience.
+# Outcomes that are progress; any other uses up the device's patience.
 _ADVANCES = {Outcome.WROTE, Outcome.IN_SYNC, Outcome.BOOTED, Outcome.ROLLED_BACK}
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceOptions:
-    """One simulated device: where it reports, how it speaks, and what befalls it.
+    """One simulated device: its endpoint, its dialect and its faults.
 
     Raises:
-        ValueError: the dialect has no such encoding, or cannot express the version.
+        ValueError: the dialect does not have this encoding, or cannot express the version.
 
     """
 
@@ -63,7 +63,7 @@ class DeviceOptions:
     application: str
     device: str
     password: str = field(repr=False)
-    #: Authenticate as this device, and speak for `device`.
+    #: Authenticate as this gateway, and speak for `device`.
     gateway: str | None = None
     version: bytes = b"0.1.0"
     #: Largest block to ask for, bytes; None leaves it to the server.
@@ -71,22 +71,22 @@ class DeviceOptions:
     dialect: Dialect = "packed"
     encoding: Encoding = "cbor"
     character: Character = "careful"
-    #: Bytes that a firmware-manager's flash writes at once.
+    #: Bytes that the flash of a firmware-manager writes at once.
     flash_word: int = 4
     #: End when in sync, or out of patience.
     once: bool = False
-    #: With `once`: statuses in a row that may lead nowhere, and images that may be rolled back.
+    #: With `once`: statuses in a row without progress, and rollbacks, until the device gives up.
     patience: int = 10
-    #: Divides every pause; a WAIT and a command's time stay real enough.
+    #: Divides every pause; the constants above bound some of them.
     speed: float = 1.0
     #: Lose power, once, when so many bytes are written.
     crash_at: int | None = None
-    #: Fraction of answers that are lost on their way.
+    #: Fraction of answers that are lost.
     drop: float = 0.0
     seed: int = 0
-    #: New images whose self-test fails, one after the other.
+    #: Number of new images whose self-test fails.
     reject: int = 0
-    #: Bytes of the firmware to come, which no server tells a device; for the display only.
+    #: Bytes of the new firmware, for the display only: no server tells it to a device.
     size: int | None = None
 
     def __post_init__(self) -> None:
@@ -95,28 +95,28 @@ class DeviceOptions:
 
 @dataclass(frozen=True, slots=True)
 class DeviceReport:
-    """What became of a device."""
+    """The state of a device at the end of its run, or before."""
 
     device: str
-    #: The version that it started with.
+    #: Version at the start.
     started: bytes
-    #: The version that it runs; empty if nothing boots.
+    #: Version that runs; empty if nothing boots.
     version: bytes
-    #: SHA-256 of the image that it runs, in hex; None for the one that it was delivered with.
+    #: SHA-256 of the image that runs, in hex; None for the delivered image.
     sha256: str | None
-    #: The checksum, in hex, that the SWAP to that image announced: an image can boot and yet be another.
+    #: Checksum in hex that the SWAP to that image announced: a wrong image may boot too.
     announced: str | None
     #: Bytes of that image.
     size: int
     blocks: int
     power_losses: int
     rollbacks: int
-    #: Answers lost on their way, by `drop`.
+    #: Answers that `drop` lost.
     lost: int
     in_sync: bool
-    #: What no server may say to a device, and this one heard.
+    #: Commands against the protocol that the device got.
     violations: tuple[str, ...]
-    #: Why it ended out of sync.
+    #: Why the device ended out of sync.
     reason: str
 
     def __str__(self) -> str:
@@ -150,20 +150,20 @@ def run_device(
 
     Args:
         options: the device.
-        on_line: told every transition and each tenth of the way, in a line.
-        stop: ends the device within `COMMAND_TIMEOUT` at the latest, or at once between two requests.
-        bootable: whether an image (its bytes, its version) comes up; without it every image does.
+        on_line: takes a line for every transition and each tenth of the way.
+        stop: ends the device at once between two requests, else within `COMMAND_TIMEOUT_SECONDS`.
+        bootable: tells whether an image (its bytes, its version) boots; without it, every image does.
 
     """
     return DeviceRun(options, on_line=on_line, stop=stop, bootable=bootable).run()
 
 
 class _NoAnswerError(Exception):
-    """A status was not answered; the next one may be.
+    """A status got no answer; the next one may get one.
 
     Args:
         reason: why.
-        pause: real seconds to the next status, at least.
+        pause: least seconds until the next status, at any speed.
 
     """
 
@@ -173,7 +173,7 @@ class _NoAnswerError(Exception):
 
 
 class _RefusedError(Exception):
-    """The endpoint will not have this device, or is none: another status would not change that."""
+    """The endpoint refuses the device, or is no Drogue endpoint: another status would not help."""
 
 
 class _BrickedError(Exception):
@@ -181,10 +181,10 @@ class _BrickedError(Exception):
 
 
 class DeviceRun:
-    """A device at work. `run` it in a thread; `report` tells at any time how far it is.
+    """The run of one device. `run` it in a thread; `report` returns its state at any time.
 
     Args:
-        on_progress: told the device's name and offset after each block, instead of a line for each tenth.
+        on_progress: takes the device's name and offset after each block, instead of a line for each tenth.
 
     """
 
@@ -203,7 +203,7 @@ class DeviceRun:
         self._stop = stop
         self._device = _build(options, bootable)
         self._dice = random.Random(f"{options.seed}/{options.device}")
-        self._timeout = max(COMMAND_TIMEOUT_MIN, round(COMMAND_TIMEOUT / options.speed))
+        self._timeout = max(MIN_COMMAND_TIMEOUT_SECONDS, round(COMMAND_TIMEOUT_SECONDS / options.speed))
         self._last_line = ""
         self._reached = False
         self._writing: bytes | None = None
@@ -213,14 +213,14 @@ class DeviceRun:
         self._power_losses = 0
         self._lost = 0
         self._in_sync = False
-        #: It came back from an image that did not come up, and has not been given another since.
+        #: The device was rolled back, and has made no progress since.
         self._came_back = False
         self._unreadable: list[str] = []
         self._setback = ""
         self._end = ""
 
     def run(self) -> DeviceReport:
-        """Report and obeys until there is a reason to end; return what became of the device."""
+        """Report statuses and obey commands until there is a reason to end; return the report."""
         options = self._options
         self._say(f"runs {_text(self._device.version)}, speaks {options.dialect} {options.encoding}")
         try:
@@ -236,7 +236,7 @@ class DeviceRun:
         return self.report()
 
     def report(self) -> DeviceReport:
-        """How far it is."""
+        """Return the device's state."""
         image = self._device.image
         sha256 = hashlib.sha256(image).hexdigest() if image else None
         boot = next((boot for boot in reversed(self._device.boots) if boot.sha256 == sha256), None)
@@ -257,33 +257,33 @@ class DeviceRun:
         )
 
     def _report_and_obey(self, session: requests.Session) -> float:
-        """One status and its answer. Returns real seconds until the next status."""
+        """Report one status and obey its answer; return the real seconds until the next status."""
         speed = self._options.speed
         try:
             answer = self._post(session)
             if self._dice.random() < self._options.drop:
                 self._lost += 1
-                return ERROR_PAUSE / speed
+                return ERROR_PAUSE_SECONDS / speed
             command, correlation_id = decode_command(*answer)
         except _NoAnswerError as error:
             self._set_back(str(error))
-            return max(ERROR_PAUSE / speed, error.pause)
+            return max(ERROR_PAUSE_SECONDS / speed, error.pause)
         except CommandError as error:
             self._unreadable.append(f"unreadable answer: {error}")
             self._set_back(self._unreadable[-1])
-            return ERROR_PAUSE / speed
+            return ERROR_PAUSE_SECONDS / speed
         step = self._device.handle(command, correlation_id)
         self._follow(command, step)
         return max(step.pause / speed, self._least_pause(step.outcome))
 
     def _least_pause(self, outcome: Outcome) -> float:
-        """Return the real seconds that the device pauses at least, whatever its speed."""
+        """Return the least pause in real seconds, at any speed."""
         if outcome in (Outcome.IGNORED, Outcome.FAILED):
-            # The command may have answered an earlier status: let the one that is on its way pass.
-            self._settle = min(2 * self._settle or SETTLE_MIN, LATE_MAX)
+            # The command may have answered an earlier status. Let the answer to the last one pass.
+            self._settle = min(2 * self._settle or MIN_SETTLE_SECONDS, LATE_PAUSE_SECONDS)
             return self._settle
         self._settle = 0.0
-        return WAIT_MIN if outcome is Outcome.WAITING else 0.0
+        return MIN_WAIT_SECONDS if outcome is Outcome.WAITING else 0.0
 
     def _set_back(self, reason: str) -> None:
         self._fruitless += 1
@@ -293,7 +293,7 @@ class DeviceRun:
     def _out_of_patience(self) -> bool:
         if self._fruitless < self._options.patience and self._device.rollbacks < self._options.patience:
             return False
-        self._end = f"gave up, the last of {self._options.patience} tries in vain: {self._setback}"
+        self._end = f"gave up, no progress in {self._options.patience} tries: {self._setback}"
         return True
 
     def _post(self, session: requests.Session) -> tuple[bytes, str | None]:
@@ -301,7 +301,7 @@ class DeviceRun:
         options = self._options
         payload, content_type = encode_status(self._device.status(), options.dialect, options.encoding)
         query = {"ct": str(self._timeout)} | ({"as": options.device} if options.gateway else {})
-        # The endpoint splits the user at the first @ and the first colon, and decodes the device.
+        # The endpoint splits the user name at the first @ and the first colon, and decodes the device's name.
         user = f"{quote(options.gateway or options.device, safe='')}@{options.application}"
         sent = time.monotonic()
         try:
@@ -311,7 +311,7 @@ class DeviceRun:
                 data=payload,
                 headers={"Content-Type": content_type} if content_type else {},
                 auth=HTTPBasicAuth(user.encode(), options.password.encode()),
-                timeout=(ENDPOINT_GRACE, self._timeout + ENDPOINT_GRACE),
+                timeout=(ENDPOINT_GRACE_SECONDS, self._timeout + ENDPOINT_GRACE_SECONDS),
                 allow_redirects=False,
             )
         except (
@@ -332,8 +332,8 @@ class DeviceRun:
         return response.content, response.headers.get("Content-Type")
 
     def _pause_after(self, sent: float) -> float:
-        """Return the real seconds to let a late command pass, if the wait since `sent` ran out."""
-        return LATE_MAX if time.monotonic() - sent >= self._timeout / 2 else 0.0
+        """Return the real seconds in which a late command passes, if the wait since `sent` ran out."""
+        return LATE_PAUSE_SECONDS if time.monotonic() - sent >= self._timeout / 2 else 0.0
 
     def _check(self, response: requests.Response, user: str) -> None:
         code = response.status_code
@@ -356,7 +356,7 @@ class DeviceRun:
             raise _NoAnswerError(f"a command named {name!r}, not dfu")
 
     def _follow(self, command: Command, step: Step) -> None:
-        """Tell what a command did, and lets happen what is to befall the device."""
+        """Log the effect of a command, and let the device's faults happen."""
         version = _text(self._device.version)
         if step.outcome is Outcome.IN_SYNC and self._came_back:
             self._in_sync = False
@@ -368,7 +368,7 @@ class DeviceRun:
             self._came_back = step.outcome is Outcome.ROLLED_BACK
         match step.outcome:
             case Outcome.WROTE if isinstance(command, Write):
-                self._wrote(command)
+                self._count_block(command)
             case Outcome.IN_SYNC:
                 if not was_in_sync:
                     self._say(f"in sync with {version}")
@@ -383,7 +383,7 @@ class DeviceRun:
             case _:
                 self._set_back(step.reason or step.outcome.value)
 
-    def _wrote(self, command: Write) -> None:
+    def _count_block(self, command: Write) -> None:
         self._blocks += 1
         if command.offset == 0 or command.version != self._writing:
             self._writing = command.version
@@ -404,16 +404,16 @@ class DeviceRun:
     def _say_tenth(self, start: int, end: int) -> None:
         size = self._options.size
         if size is None:
-            if start // LINE_EVERY < end // LINE_EVERY:
+            if start // LINE_EVERY_BYTES < end // LINE_EVERY_BYTES:
                 self._say(f"{end} bytes")
         elif 10 * start // size < 10 * end // size:
             self._say(f"{min(10 * end // size, 10)}0 %, {end} bytes")
 
     def _say(self, line: str) -> None:
-        """Hand a line on, but not the same twice in a row: a device repeats itself."""
+        """Log a line, but not the same one twice in a row: a device repeats itself."""
         if line != self._last_line:
             self._last_line = line
-            self._on_line(one_line(f"{self._options.device}: {line}"))  # versions are whatever was sent
+            self._on_line(one_line(f"{self._options.device}: {line}"))  # a version may contain anything
 
 
 def _build(options: DeviceOptions, bootable: Bootable | None) -> SimulatedDevice:

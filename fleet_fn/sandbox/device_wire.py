@@ -1,8 +1,8 @@
-"""The device's side of the wire: a status to bytes, bytes to a command.
+"""A device's codec: encodes a status, and decodes a command.
 
-Written from the protocol's description alone and independent of the server's codec, so that an error
-in either shows as soon as the two meet. It reads what a device in the field reads, and no more: in the
-embedded-update dialects' CBOR a version, data or checksum that is not a byte string is an error.
+It was written from the protocol's description alone, independently of the function's codec. So an error in either shows
+as soon as the two meet. It reads only what a device in the field reads. In the embedded-update dialects' CBOR, for
+instance, a version, data or checksum that is not a byte string is an error.
 """
 
 import base64
@@ -36,14 +36,14 @@ _CHECKSUM_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 class CommandError(Exception):
-    """An answer that a device cannot read; the message says what is wrong with it."""
+    """A device cannot read an answer; the message says why."""
 
 
 def encode_status(status: Status, dialect: Dialect, encoding: Encoding) -> tuple[bytes, str | None]:
-    """The payload of `status` and its content type, which is None where the field's clients send none.
+    """Return the payload of a status and its content type; None if devices in the field send none.
 
     Raises:
-        ValueError: the dialect has no such encoding, or a version is not text where the dialect wants text.
+        ValueError: the dialect does not have this encoding, or a version is not text and the dialect needs text.
 
     """
     if dialect == "packed" and encoding == "json":
@@ -63,7 +63,7 @@ def _documented_status(status: Status) -> dict[str, object]:
     body: dict[str, object] = {"version": status.version.decode()}
     if status.mtu is not None:
         body["mtu"] = status.mtu
-    # No correlation id: a status that has one is of the named dialect.
+    # No correlation id: it would make the status one of the named dialect.
     if status.progress is not None:
         body["status"] = {"version": status.progress.version.decode(), "offset": status.progress.offset}
     return body
@@ -82,12 +82,12 @@ def _embedded_update_status(status: Status, *, packed: bool, texts: bool) -> dic
 
 
 def decode_command(payload: bytes, content_type: str | None) -> tuple[Command, int | None]:
-    """The command in `payload` and the correlation id that it carries.
+    """Return the command in a payload, and its correlation id.
 
-    The dialect is told by the payload's shape, JSON or CBOR by the content type, or else by the first byte.
+    The payload's shape decides the dialect. The content type, or else the first byte, decides between JSON and CBOR.
 
     Raises:
-        CommandError: a device would not understand it.
+        CommandError: a device would not understand the payload.
 
     """
     is_json = _is_json(payload, content_type)
@@ -150,7 +150,7 @@ def _embedded_update_command(body: Mapping[object, object], *, is_json: bool) ->
 
 
 def _name(key: object, names: tuple[str, ...], *, indexed: bool) -> object:
-    """The name of a field or variant, which CBOR may give by its index."""
+    """Return the name of a field or a variant; CBOR may give its index instead."""
     if indexed and type(key) is int and 0 <= key < len(names):
         return names[key]
     return key
@@ -225,7 +225,7 @@ _Reader = Callable[[Mapping[object, object], str], bytes]
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How a dialect shows the three kinds of bytes in an encoding."""
+    """The form of versions, data and checksums in a dialect and an encoding."""
 
     version: _Reader
     data: _Reader

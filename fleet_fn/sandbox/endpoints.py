@@ -1,4 +1,4 @@
-"""What the sandbox answers: the device endpoint and the APIs of Drogue Cloud, and a token endpoint for these."""
+"""The sandbox's answers: Drogue Cloud's device endpoint and APIs, and their token endpoint."""
 
 import hmac
 import json
@@ -18,7 +18,7 @@ from fleet_fn.sandbox.server import Answer, Request
 from fleet_fn.sandbox.waiting import Command, Commands
 
 _APPS: Final = "/api/registry/v1alpha1/apps"
-#: Beyond any wait, and any listing.
+#: Bounds numbers in queries: longer than any wait, and than any listing.
 _MAX_NUMBER: Final = 2**32
 _JSON: Final = re.compile(r"[a-z0-9!#$&^_.+-]+/(json|[a-z0-9!#$&^_.+-]+\+json)", re.IGNORECASE)
 
@@ -39,12 +39,12 @@ class Endpoints:
         """Serve a cloud.
 
         Args:
-            registry: its objects.
-            commands: those that wait for commands.
+            registry: applications and devices.
+            commands: the devices that wait for commands.
             publish: takes events.
-            rights: who may do what.
+            rights: the users and their rights.
             log: takes one line for each command.
-            inverts_core: whether `spec.core.disabled` of a device is read as released clouds do it.
+            inverts_core: read `spec.core.disabled` of a device like released clouds.
 
         """
         self._registry = registry
@@ -58,7 +58,7 @@ class Endpoints:
         """Return the answer to a request.
 
         Raises:
-            RefusedError: the request is not granted.
+            RefusedError: the request is refused.
 
         """
         match request.segments:
@@ -91,7 +91,7 @@ class Endpoints:
             self._publish(event)
             return Answer(202)
         names = (each["metadata"]["name"] for each in (application, sender, device))
-        # Subscribed before the event goes out: its answer may be faster than we are.
+        # Subscribe before the event goes out: its command may come at once.
         with self._commands.subscribed(*names) as subscription:
             self._publish(event)
             command = subscription.wait(seconds)
@@ -100,10 +100,10 @@ class Endpoints:
         return Answer(200, command.payload, {"command": command.name})
 
     def _authenticate(self, request: Request) -> tuple[Object, Object, str]:
-        """Return the application and the device that sent a request, and what the device calls itself.
+        """Return the application and the device that sent a request, and the name that the device uses for itself.
 
-        The user is `DEVICE@APPLICATION`, split at the first `@`, the device percent-decoded; or, as documented for
-        clients that cannot say so much in a user name, the query has the application or the device or both.
+        The user name is `DEVICE@APPLICATION`, split at the first `@`, with the device percent-encoded. For clients that
+        cannot send such a user name, the query may have the application, the device or both, as documented.
         """
         user, separator, password = (basic(request.authorization) or "").partition(":")
         if not separator:
@@ -123,7 +123,7 @@ class Endpoints:
         sender = self._registry.device_by_alias(application, device)
         if sender is None or any(map(objects.is_being_deleted, (found, sender))):
             raise _unauthenticated()
-        # The authentication service reads the flag of applications only, and reads it rightly.
+        # The authentication service reads the flag of applications only, and does not invert it.
         if not _is_on(found) or (not self._inverts_core and not _is_on(sender)):
             raise _unauthenticated()
         if not any(_matches(entry, sender, device, username, password) for entry in objects.credentials(sender)):
@@ -162,10 +162,10 @@ class Endpoints:
             return Answer(406)
         command = Command(name, payload)
         targets = [device, *self._gateways(application, target)]
-        # Each in any case, so no any().
+        # Not any(), which would stop at the first.
         reached = sum(self._commands.send(application, gateway, device, command) for gateway in targets)
-        told = "passed on" if reached else "lost, since the device does not wait"
-        self._log(f"{application}/{device} command {name}: {len(request.body)} bytes, {told}")
+        fate = "passed on" if reached else "lost, since the device does not wait"
+        self._log(f"{application}/{device} command {name}: {len(request.body)} bytes, {fate}")
         return Answer(202)
 
     def _gateways(self, application: str, device: Object) -> list[str]:
@@ -181,7 +181,7 @@ class Endpoints:
         return found
 
     def _takes_commands(self, device: Object) -> bool:
-        """Return whether the command endpoint takes a device for enabled.
+        """Return whether the command endpoint treats a device as enabled.
 
         Released clouds return the flag `disabled` itself, so that a section `core` without it disables a device.
         """
@@ -197,7 +197,7 @@ class Endpoints:
                 if request.method == "POST":
                     return self._create(request, user, None)
                 selector, offset, limit = _listing(request.query)
-                # Applications that nobody owns are in nobody's list.
+                # An application without an owner is in no user's list.
                 return Answer.json(
                     self._registry.applications(selector, offset, limit, lambda name: self._is_member(user, name))
                 )
@@ -256,7 +256,7 @@ class Endpoints:
     def _create(self, request: Request, user: str | None, application: str | None) -> Answer:
         given = _object(request, is_device=application is not None)
         of, device = objects.names(given)
-        # As released: a device comes into the application that it names, whatever the path says.
+        # Like released clouds: the device's own metadata decides its application, not the path.
         objects.check_new(of, device)
         if device is not None:
             self._expect(user, of, Permission.WRITE, RefusedError.reference_not_found)
@@ -267,10 +267,10 @@ class Endpoints:
     def _expect(
         self, user: str | None, application: str, permission: Permission, refusal: Callable[[], RefusedError]
     ) -> None:
-        """Check that an application is there and that a user may do something with it.
+        """Check that an application exists and that a user has a permission for it.
 
         Raises:
-            RefusedError: it is missing, or `refusal`.
+            RefusedError: the application is missing; or `refusal`, if the user has no such permission.
 
         """
         try:
@@ -295,12 +295,12 @@ class Endpoints:
 
 
 def _unauthenticated() -> RefusedError:
-    """Return one answer for every reason, so that nobody can probe for devices."""
+    """Return the same refusal for every reason, so that no client can probe for devices."""
     return RefusedError(403, "AuthenticationError", "Authentication failed", has_code=True)
 
 
 def _without_body(refusal: RefusedError) -> RefusedError:
-    """Return how a GET of one object is refused: a missing one without a body."""
+    """Return the refusal of a GET of one object: without a body if the object is missing."""
     return RefusedError.silently(404, str(refusal)) if refusal.status == 404 else refusal
 
 
@@ -309,7 +309,7 @@ def _is_on(stored: Object) -> bool:
 
 
 def _matches(entry: object, device: Object, login: str, username: str | None, password: str) -> bool:
-    """Return whether one of a device's credentials was sent; without a user name, the device's is meant."""
+    """Return whether a request has these credentials of a device; `username` defaults to the device's name."""
     if not isinstance(entry, dict):
         return False
     name = device["metadata"]["name"]
@@ -333,10 +333,10 @@ def _only(request: Request, *methods: str) -> None:
 
 
 def _object(request: Request, *, is_device: bool) -> dict[str, Any]:
-    """Return the object that a request carries.
+    """Return the object in a request.
 
     Raises:
-        RefusedError: it is no JSON, or not what such an object looks like.
+        RefusedError: the body is not JSON, or not such an object.
 
     """
     if not _is_json(request.content_type):
@@ -350,13 +350,13 @@ def _object(request: Request, *, is_device: bool) -> dict[str, Any]:
     if ("application" in given["metadata"]) is not is_device:
         problem = "missing field `application`" if is_device else "unknown field `application`"
         raise RefusedError.bad_request(f"Json deserialize error: {problem}")
-    given.pop("kind", None)  # of use in files only
+    given.pop("kind", None)  # useful in files only
     objects.check(given)
     return given
 
 
 def _preconditions(request: Request) -> Mapping[str, Any]:
-    """Return what a deletion expects; as released, nothing if that cannot be read."""
+    """Return the preconditions of a deletion; like released clouds, none if they cannot be read."""
     if request.content is None or not _is_json(request.content_type):
         return {}
     try:

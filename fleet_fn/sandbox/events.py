@@ -1,4 +1,4 @@
-"""The CloudEvents that Drogue Cloud makes of what devices send and of what changes in the registry."""
+"""The CloudEvents that Drogue Cloud makes of devices' messages and of changes in the registry."""
 
 import json
 import uuid
@@ -12,7 +12,7 @@ _INSTANCE: Final = "sandbox"
 
 
 class NotAcceptableError(Exception):
-    """A payload that claims to be JSON, and isn't."""
+    """A payload claims to be JSON, and is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ def device_event(
     payload: bytes,
     content_type: str | None,
 ) -> Event:
-    """The event of a payload that `sender`, a gateway or the device itself, transmitted about `device`.
+    """Return the event of a payload from `sender`, which is the device itself or its gateway.
 
     Raises:
-        NotAcceptableError: it claims to be JSON and isn't.
+        NotAcceptableError: the payload claims to be JSON and is not.
 
     """
     data, content_type = published(payload, content_type)
@@ -46,7 +46,7 @@ def device_event(
 
 
 def registry_event(application: Mapping[str, Any], device: Mapping[str, Any]) -> Event:
-    """The event that tells that a device changed in the registry."""
+    """Return the event of a change of a device in the registry."""
     return _event("io.drogue.registry.v1", application, device, device, "devices", None, None)
 
 
@@ -66,7 +66,7 @@ def _event(
             "specversion": "1.0",
             "id": str(uuid.uuid4()),
             "type": kind,
-            # The application raw, as Drogue Cloud writes it; the only attribute that every deliverer leaves exact.
+            # The application is raw, as Drogue Cloud writes it. Only this attribute survives every deliverer unchanged.
             "source": f"drogue://{name}/{_percent_encoded(of_device['name'])}",
             "subject": subject,
             "time": now(),
@@ -85,7 +85,7 @@ def _event(
 
 
 def _percent_encoded(name: str) -> str:
-    """Everything but letters and digits; `urllib` would leave some punctuation."""
+    """Encode everything but letters and digits; `urllib` would leave some punctuation."""
     return "".join(chr(byte) if chr(byte).isalnum() and byte < 0x80 else f"%{byte:02X}" for byte in name.encode())
 
 
@@ -93,7 +93,7 @@ def published(payload: bytes, content_type: str | None) -> tuple[bytes, str]:
     """Return a payload and its content type as Drogue Cloud passes them on: JSON is written anew.
 
     Raises:
-        NotAcceptableError: it claims to be JSON and isn't.
+        NotAcceptableError: the payload claims to be JSON and is not.
 
     """
     claims_json = content_type is not None and (
@@ -108,7 +108,7 @@ def published(payload: bytes, content_type: str | None) -> tuple[bytes, str]:
         if claims_json:
             raise NotAcceptableError from None
         return payload, "application/octet-stream"
-    return written, "application/json"  # whatever kind of JSON it was
+    return written, "application/json"  # for every kind of JSON
 
 
 def _refuse_constant(name: str) -> NoReturn:

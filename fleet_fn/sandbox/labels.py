@@ -1,4 +1,4 @@
-"""Label selectors: which objects a listing shows."""
+"""Label selectors of listings."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ class Selector:
         """Parse a selector as Drogue Cloud does; an empty one selects everything.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the text is not a selector.
 
         """
         requirements = []
@@ -51,10 +51,10 @@ class Selector:
 
 
 def _requirement(match: re.Match[str]) -> _Requirement:
-    """Return a requirement as SQL evaluates it.
+    """Return a requirement, evaluated like SQL does.
 
-    A comparison with a label that is absent is unknown, and selects nothing: neither `=` nor `!=`, neither `in` nor
-    `notin`. Kubernetes would select such objects with `!=` and `notin`. Only an empty `notin ()` selects everything.
+    A comparison with an absent label is unknown, and selects nothing: neither `=` nor `!=`, neither `in` nor `notin`.
+    Kubernetes would select such objects with `!=` and `notin`. Only an empty `notin ()` selects everything.
     """
     if key := match["set"]:
         values = re.findall(_RAW, match["values"])

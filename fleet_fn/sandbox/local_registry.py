@@ -1,4 +1,4 @@
-"""A registry on this machine, for as long as it is needed: CNCF's distribution, as Debian packages it."""
+"""A temporary OCI registry on this machine: CNCF's distribution, from Debian's package."""
 
 import json
 import os
@@ -14,22 +14,22 @@ from typing import Any, Final
 from fleet_fn.errors import PermanentError
 
 PROGRAM: Final = "docker-registry"
-#: Seconds within which it has started.
-_START: Final = 30.0
+#: How long the registry may take to start.
+_START_SECONDS: Final = 30.0
 _LISTENING: Final = re.compile(rb"listening on 127\.0\.0\.1:([0-9]+)")
 
 
 @contextmanager
 def local_registry(folder: Path, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[str]:
-    """Run a registry, and gives its host and port, `127.0.0.1:PORT`.
+    """Run a registry while the context lasts; yield its host and port, `127.0.0.1:PORT`.
 
     Args:
-        folder: for its configuration and its log.
+        folder: takes its configuration and its log.
         settings: sections of its configuration (https://distribution.github.io/distribution/about/configuration/)
-            that replace or complete ours; without any it keeps all in memory, and lets everybody in.
+            that replace or complete ours. Without them, the registry keeps all in memory, and needs no credentials.
 
     Raises:
-        PermanentError: it is not installed, or does not start.
+        PermanentError: the registry is not installed, or does not start.
 
     """
     program = shutil.which(PROGRAM)
@@ -38,8 +38,8 @@ def local_registry(folder: Path, settings: Mapping[str, Mapping[str, Any]] | Non
     sections = {"storage": {"inmemory": {}, "delete": {"enabled": True}}, **(settings or {})}
     sections["http"] = {"addr": "127.0.0.1:0", **sections.get("http", {})}
     configuration, log = folder / "registry.yml", folder / "registry.log"
-    configuration.write_text(json.dumps({"version": "0.1", **sections}))  # which is YAML, too
-    # Its environment could change the configuration: REGISTRY_….
+    configuration.write_text(json.dumps({"version": "0.1", **sections}))  # JSON is YAML too
+    # Variables REGISTRY_… of the environment would change the configuration.
     environment = {"PATH": os.environ.get("PATH", os.defpath), "OTEL_TRACES_EXPORTER": "none"}
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - an installed program, and arguments of ours
@@ -58,8 +58,8 @@ def local_registry(folder: Path, settings: Mapping[str, Mapping[str, Any]] | Non
 
 
 def _port(process: "subprocess.Popen[bytes]", log: Path) -> int:
-    """The port that the registry listens on, which it tells in its log: no other is sure to be free."""
-    limit = time.monotonic() + _START
+    """Return the port from the registry's log. It chooses the port itself: no other is sure to be free."""
+    limit = time.monotonic() + _START_SECONDS
     while time.monotonic() < limit and process.poll() is None:
         if listening := _LISTENING.search(log.read_bytes()):
             return int(listening[1])

@@ -1,4 +1,4 @@
-"""What applications and devices may look like, and what their sections say."""
+"""Applications and devices: the checks of their form, and readers of their sections."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from fleet_fn.sandbox.refusal import RefusedError
 
-#: What Drogue Cloud stores, `{"metadata": …, "spec": …, "status": …}`: never changed once stored, only replaced.
+#: An application or a device: `{"metadata": …, "spec": …, "status": …}`. Once stored, it is replaced, never changed.
 Object = dict[str, Any]
 
 _HOST_NAME: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
@@ -22,7 +22,7 @@ _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]
 
 
 class Core(Enum):
-    """What an object's `spec.core` says."""
+    """The meaning of an object's `spec.core`."""
 
     ABSENT = "absent"
     ENABLED = "enabled"
@@ -47,7 +47,7 @@ def names(given: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def check(given: Mapping[str, Any]) -> None:
-    """Check the types of everything that Drogue Cloud reads of an object; it is a device if it has an application.
+    """Check the types of all parts of an object that Drogue Cloud reads. A device has `metadata.application`.
 
     Raises:
         RefusedError: Drogue Cloud could not read it.
@@ -70,10 +70,10 @@ def check(given: Mapping[str, Any]) -> None:
 
 
 def check_new(application: str, device: str | None) -> None:
-    """Check the name of an object that is to be created.
+    """Check the name of a new object.
 
     Raises:
-        RefusedError: Drogue Cloud does not allow it.
+        RefusedError: Drogue Cloud does not allow the name.
 
     """
     if device is not None:
@@ -88,10 +88,10 @@ def check_new(application: str, device: str | None) -> None:
 
 
 def check_text(*names: str) -> None:
-    """Check names that the database is asked for.
+    """Check names for a query of the database.
 
     Raises:
-        RefusedError: it cannot read them.
+        RefusedError: PostgreSQL cannot read them.
 
     """
     if any("\0" in name for name in names):
@@ -99,10 +99,10 @@ def check_text(*names: str) -> None:
 
 
 def check_storable(stored: Object) -> None:
-    """Check that PostgreSQL can hold an object, which is proven to be JSON.
+    """Check that PostgreSQL can store an object, which has to be JSON.
 
     Raises:
-        RefusedError: it cannot.
+        RefusedError: PostgreSQL cannot store it.
 
     """
     finalizers = stored["metadata"].get("finalizers", [])
@@ -120,14 +120,14 @@ def as_json(given: Object) -> Object:
     """Return a copy of an object.
 
     Raises:
-        RefusedError: the API could not show it.
+        RefusedError: the object is not JSON, so the API could not return it.
 
     """
     try:
         copied: Object = json.loads(json.dumps(given, allow_nan=False))
         json.dumps(copied, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
-        raise RefusedError.bad_request(f"not JSON (a date wants quotes): {error}") from error
+        raise RefusedError.bad_request(f"not JSON (a date needs quotes): {error}") from error
     return copied
 
 
@@ -138,7 +138,7 @@ def section(stored: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def core(stored: Mapping[str, Any]) -> Core:
-    """Return what `spec.core` says; what it says besides `disabled` does not matter."""
+    """Return the meaning of `spec.core`; only its key `disabled` counts."""
     spec = stored.get("spec", {})
     if "core" not in spec:
         return Core.ABSENT
@@ -149,19 +149,19 @@ def core(stored: Mapping[str, Any]) -> Core:
 
 
 def gateways(device: Mapping[str, Any]) -> list[str]:
-    """Return the names of the devices that may speak for a device, and that get its commands."""
+    """Return the names of a device's gateways, which may speak for it and get its commands."""
     return _texts(section(device, "gatewaySelector").get("matchNames"))
 
 
 def credentials(device: Mapping[str, Any]) -> list[Any]:
-    """Return the entries that a device's passwords are compared with."""
+    """Return a device's credentials."""
     place = "authentication" if section(device, "authentication") else "credentials"
     found = section(device, place).get("credentials")
     return found if isinstance(found, list) else []
 
 
 def aliases(device: Mapping[str, Any]) -> list[str]:
-    """Return all that a device is known as: its name, `spec.alias`, and user names marked as unique."""
+    """Return all names of a device: its name, `spec.alias`, and user names marked as unique."""
     entries = (entry.get("user") for entry in credentials(device) if isinstance(entry, dict))
     users = (user.get("username") for user in entries if isinstance(user, dict) and user.get("unique") is True)
     own = dict.fromkeys(_texts(device.get("spec", {}).get("alias")))
@@ -169,12 +169,12 @@ def aliases(device: Mapping[str, Any]) -> list[str]:
 
 
 def is_being_deleted(stored: Mapping[str, Any]) -> bool:
-    """Return whether an object is only held by its finalizers."""
+    """Return whether an object is marked for deletion, and waits for its finalizers."""
     return "deletionTimestamp" in stored["metadata"]
 
 
 def _texts(value: object) -> list[str]:
-    """Return a list of text; anything else makes its section unreadable, and so counts as none."""
+    """Return a list of strings; any other value makes its section unreadable, and counts as an empty list."""
     return value if isinstance(value, list) and all(isinstance(entry, str) for entry in value) else []
 
 
@@ -218,7 +218,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_time(value: object) -> bool:
-    """Return whether a value is a time as RFC 3339 has it."""
+    """Return whether a value is a time in the form of RFC 3339."""
     if not isinstance(value, str) or not _TIME.fullmatch(value):
         return False
     try:
@@ -232,7 +232,7 @@ def _is_time_or_null(value: object) -> bool:
     return value is None or _is_time(value)
 
 
-#: What metadata may have; everything else is refused.
+#: The allowed keys of metadata: the expected type, and its check.
 _METADATA: Final[Mapping[str, tuple[str, Callable[[object], bool]]]] = {
     "name": ("a string", _is_text),
     "application": ("a string", _is_text),

@@ -5,7 +5,7 @@ from typing import Self
 
 
 class RefusedError(Exception):
-    """A request that is not granted: an HTTP status, and what the answer says.
+    """A refused request: an HTTP status, and the content of the answer.
 
     Drogue Cloud refuses in three ways: with an error and a message as JSON, with plain text, and without a body.
     """
@@ -27,8 +27,8 @@ class RefusedError(Exception):
             error: the error's name; None makes the message plain text.
             message: what is wrong.
             headers: more headers.
-            has_body: whether the answer shows the message.
-            has_code: whether the JSON repeats the status, as the device endpoint does.
+            has_body: show the message in the answer.
+            has_code: repeat the status in the JSON, like the device endpoint.
 
         """
         super().__init__(message)
@@ -40,7 +40,7 @@ class RefusedError(Exception):
 
     @classmethod
     def bad_request(cls, message: str) -> Self:
-        """400, in plain text: the request makes no sense."""
+        """Refuse a malformed request: 400, in plain text."""
         return cls(400, None, message)
 
     @classmethod
@@ -50,25 +50,25 @@ class RefusedError(Exception):
 
     @classmethod
     def not_found(cls) -> Self:
-        """404: no such application or device, or another user's."""
+        """Refuse with 404: no such application or device, or another user's."""
         return cls(404, "NotFound", "Not found")
 
     @classmethod
     def conflict(cls) -> Self:
-        """409: there already, or another version."""
+        """Refuse with 409: the object exists already, or has another version."""
         return cls(409, "Conflict", "Conflict")
 
     @classmethod
     def reference_not_found(cls) -> Self:
-        """404: a device's application is missing, or another user's."""
+        """Refuse with 404: a device's application is missing, or another user's."""
         return cls(404, "ReferenceNotFound", "Referenced a non-existing entity")
 
     @classmethod
     def not_authorized(cls) -> Self:
-        """403: the application is another user's, or the role is too small."""
+        """Refuse with 403: the application is another user's, or the user's role has no such permission."""
         return cls(403, "AuthenticationError", "Not authorized")
 
     @classmethod
     def by_database(cls, problem: str) -> Self:
-        """503: PostgreSQL refuses the value, which no retry cures."""
+        """Refuse with 503: PostgreSQL refuses the value. No retry cures that."""
         return cls(503, "DatabaseError", f"Database error: db error: ERROR: {problem}")

@@ -22,9 +22,9 @@ from fleet_fn.sandbox.objects import (
 )
 from fleet_fn.sandbox.refusal import RefusedError
 
-#: What clients may say in metadata beside names; the rest is the cloud's.
+#: Keys of metadata that clients may set, besides names; the cloud sets the others.
 _CLIENTS_METADATA: Final = ("labels", "annotations", "finalizers")
-#: The finalizer that holds an application while devices hold themselves.
+#: The finalizer that holds an application while finalizers hold its devices.
 _HAS_DEVICES: Final = "has-devices"
 
 
@@ -45,16 +45,16 @@ class Registry:
         Args:
             objects: applications and devices, in any order.
             changed: is called with the application and the device, once for each section of a device that changed.
-            owner: whose the applications are.
+            owner: the owner of the applications.
 
         Raises:
-            RefusedError: an object that Drogue Cloud would not take, or that the sandbox has no means for.
+            RefusedError: Drogue Cloud would refuse an object, or the sandbox does not support it.
 
         """
         self._applications: dict[str, Object] = {}
         self._owners: dict[str, str | None] = {}
         self._devices: dict[str, dict[str, Object]] = {}
-        #: Names of devices, by whatever each is known as.
+        #: Names of devices by alias, per application.
         self._aliases: dict[str, dict[str, str]] = {}
         self._lock = threading.RLock()
         self._changed: Callable[[Object, Object], None] = lambda _application, _device: None
@@ -66,7 +66,7 @@ class Registry:
         """Return an application.
 
         Raises:
-            RefusedError: there is none of that name.
+            RefusedError: there is no such application.
 
         """
         check_text(name)
@@ -76,7 +76,7 @@ class Registry:
             return self._applications[name]
 
     def owner(self, application: str) -> str | None:
-        """Return whose an application is; None if it is everybody's, or missing."""
+        """Return the owner of an application; None if it has none, or is missing."""
         with self._lock:
             return self._owners.get(application)
 
@@ -84,7 +84,7 @@ class Registry:
         """Return a device.
 
         Raises:
-            RefusedError: there is none of that name, or no such application.
+            RefusedError: there is no such device, or no such application.
 
         """
         check_text(application, name)
@@ -94,7 +94,7 @@ class Registry:
             return self._devices[application][name]
 
     def device_by_alias(self, application: str, alias: str) -> Object | None:
-        """Return the device that is known as `alias`, or None."""
+        """Return the device with the name or alias `alias`, or None."""
         with self._lock:
             name = self._aliases.get(application, {}).get(alias)
             return None if name is None else self._devices[application][name]
@@ -123,10 +123,10 @@ class Registry:
             return _page(self._devices[application], selector, offset, limit)
 
     def create(self, given: Mapping[str, Any], owner: str | None = None) -> Object:
-        """Create an application that is `owner`'s, or, if `metadata.application` names one, a device.
+        """Create an application of `owner`; or a device, if the object has `metadata.application`.
 
         Raises:
-            RefusedError: malformed, there already, or the device's application is missing.
+            RefusedError: the object is malformed or exists already, or the device's application is missing.
 
         """
         application, device = names(given)
@@ -152,13 +152,14 @@ class Registry:
             return stored
 
     def update(self, given: Mapping[str, Any]) -> Object:
-        """Put `given` in the place of an application or device, and return what it is then.
+        """Replace an application or a device, and return the stored object.
 
-        Like Drogue Cloud: `uid` and `resourceVersion` are compared if `given` has them; an update that changes nothing
-        makes no new version and no event; one that takes the last finalizer of an object that is being deleted ends it.
+        Like Drogue Cloud: if `given` has `uid` or `resourceVersion`, they must be the current ones. An update without a
+        change makes no new version and no event. An update that removes the last finalizer of an object that is being
+        deleted deletes it.
 
         Raises:
-            RefusedError: malformed, missing, or not the current version any more.
+            RefusedError: the object is malformed or missing, or the version is not the current one.
 
         """
         application, device = names(given)
@@ -188,10 +189,10 @@ class Registry:
     def delete(self, application: str, device: str | None = None, expected: Mapping[str, Any] | None = None) -> None:
         """Delete a device, or an application with its devices, if it has the expected `uid` and `resourceVersion`.
 
-        An object with finalizers is only marked; so is an application of such devices.
+        An object with finalizers is only marked, and so is an application of such devices.
 
         Raises:
-            RefusedError: missing, being deleted already, or another version.
+            RefusedError: the object is missing, is being deleted already, or has another version.
 
         """
         with self._lock:
@@ -217,7 +218,7 @@ class Registry:
         """Store a device under all its aliases.
 
         Raises:
-            RefusedError: another device has one of them, or the database cannot hold it.
+            RefusedError: another device has one of the aliases, or PostgreSQL cannot store the device.
 
         """
         check_storable(stored)
@@ -265,7 +266,7 @@ class Registry:
 
 
 def _expect_version(current: Object, expected: Mapping[str, Any]) -> None:
-    """Compare `uid` and `resourceVersion` with those expected, if there are any.
+    """Compare `uid` and `resourceVersion` with the expected ones, if any are expected.
 
     Raises:
         RefusedError: they differ.
@@ -284,7 +285,7 @@ def _expect_version(current: Object, expected: Mapping[str, Any]) -> None:
 
 
 def _managed(given: Mapping[str, Any], current: Object | None) -> Object:
-    """Return `given` as it is stored in the place of `current`; its generation is still to be counted."""
+    """Return `given` in its stored form, as the successor of `current`; the caller sets its generation."""
     metadata = given["metadata"]
     then = current["metadata"] if current else {}
     managed: Object = {
@@ -324,7 +325,7 @@ def _written(value: object) -> str:
 
 
 def _marked(current: Object) -> Object:
-    """Return an object that is being deleted."""
+    """Return a copy that is marked for deletion."""
     metadata = {**current["metadata"], "deletionTimestamp": now(), "resourceVersion": str(uuid.uuid4())}
     return {**current, "metadata": metadata}
 
@@ -345,10 +346,10 @@ def _page(objects: Mapping[str, Object], selector: Selector, offset: int, limit:
 
 
 def now() -> str:
-    """Return the present as RFC 3339 has it, UTC."""
+    """Return the current time in UTC, in the form of RFC 3339."""
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 def copied(stored: Object) -> Object:
-    """Return an object that may be changed."""
+    """Return a deep copy, which the caller may change."""
     return copy.deepcopy(stored)

@@ -1,4 +1,4 @@
-"""Who asks the sandbox's APIs, and what they may do there."""
+"""Users of the sandbox's APIs, and their rights."""
 
 import base64
 import binascii
@@ -12,14 +12,14 @@ from fleet_fn.sandbox.tokens import Tokens
 
 
 class Permission(IntEnum):
-    """What an operation takes; each includes those before it."""
+    """The permission that an operation needs; each includes those before it."""
 
     READ = 1
     WRITE = 2
     ADMIN = 3
 
 
-#: What members of an application may do, by role; its owner may do everything.
+#: Permissions of an application's members by role; its owner has all.
 ROLES: Final[Mapping[str, int]] = {"none": 0, "reader": Permission.READ, "manager": Permission.WRITE, "admin": 3}
 
 
@@ -27,32 +27,32 @@ class Rights:
     """Knows users by their credentials, and their rights in applications."""
 
     def __init__(self, user: str, token: str, members: Mapping[str, str]) -> None:
-        """Know a user, who owns what there is at first, and members of all applications with the same token.
+        """Know the owner of the first objects, and the members of all applications.
 
         Args:
             user: the owner's name.
-            token: everybody's access token; alone, as a Bearer token, it is the owner's.
+            token: access token of all users; as a Bearer token, it is the owner's.
             members: roles by user name.
 
         Raises:
-            ValueError: a role or a name that makes no sense.
+            ValueError: a role or a name is invalid.
 
         """
         for name, role in members.items():
             if role not in ROLES:
-                raise ValueError(f"{role!r} is no role: want one of {', '.join(ROLES)}")
+                raise ValueError(f"unknown role {role!r}: use one of {', '.join(ROLES)}")
             if not name or ":" in name or name == user:
-                raise ValueError(f"{name!r} cannot be a member: want a name without a colon, other than {user!r}")
+                raise ValueError(f"{name!r} cannot be a member: use a name without a colon, other than {user!r}")
         self._owner = user
         self._token = token.encode()
         self._members = members
         self.tokens: Final = Tokens(dict.fromkeys((user, *members), token))
 
     def user(self, authorization: str | None) -> str | None:
-        """Return who sends a header `Authorization`; None is nobody in particular, as is a header without sense.
+        """Return the user of a header `Authorization`; None if the header is missing or malformed.
 
         Raises:
-            RefusedError: credentials that are not known. Drogue Cloud never says 401.
+            RefusedError: the credentials are unknown. Drogue Cloud never answers 401.
 
         """
         scheme, _, value = (authorization or "").partition(" ")
@@ -73,14 +73,14 @@ class Rights:
         return user
 
     def may(self, user: str | None, owner: str | None, permission: Permission) -> bool:
-        """Return whether a user may do something with the application of an owner; one without is everybody's."""
+        """Return whether a user has a permission for an owner's application. Without an owner, every user has all."""
         if owner is None or user == owner:
             return True
         return user is not None and ROLES[self._members.get(user, "none")] >= permission
 
 
 def basic(authorization: str | None) -> str | None:
-    """Return what Basic credentials say; None if there are none."""
+    """Return `USER:PASSWORD` of Basic credentials; None if there are none."""
     scheme, _, value = (authorization or "").partition(" ")
     if scheme.lower() != "basic" or not value.strip():
         return None

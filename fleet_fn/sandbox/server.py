@@ -1,4 +1,4 @@
-"""HTTP for the sandbox: requests and answers as values, over a server that thousands may wait at."""
+"""The sandbox's HTTP server, at which thousands of devices can wait; requests and answers are values."""
 
 import json
 import socket
@@ -16,14 +16,14 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 from fleet_fn.sandbox.refusal import RefusedError
 
-#: Bytes that a request's body may have, whichever API takes it.
+#: Largest body of a request, for each API.
 MAX_BODY_BYTES: Final = 65_536
-#: Seconds for which a connection is kept while nothing comes.
-_IDLE: Final = 75
-#: Seconds that handlers get to finish what they are at.
-_GRACE: Final = 1.0
+#: How long an idle connection is kept.
+_IDLE_SECONDS: Final = 75
+#: How long handlers may take to finish when the server closes.
+_GRACE_SECONDS: Final = 1.0
 _MAX_DIGITS: Final = 18
-#: Bytes that are read at once of a body that is too large.
+#: Size of one read of a body that is too large.
 _DRAINED_BYTES: Final = 1024 * 1024
 
 
@@ -37,15 +37,15 @@ class Request:
     query: Mapping[str, str]
     authorization: str | None
     content_type: str | None
-    #: None if it is too large; whoever needs it finds out, after whatever comes before.
+    #: None if the body is too large. A request is only refused for that when its body is needed.
     content: bytes | None
 
     @property
     def body(self) -> bytes:
-        """The body.
+        """Body of the request.
 
         Raises:
-            RefusedError: it is too large.
+            RefusedError: the body is too large.
 
         """
         if self.content is None:
@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request is answered with."""
+    """The answer to a request."""
 
     status: int
     body: bytes = b""
@@ -63,21 +63,21 @@ class Answer:
 
     @classmethod
     def json(cls, value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Self:
-        """An answer that shows a value."""
+        """Return an answer with a value as JSON."""
         return cls(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
 
 
 class Server(ThreadingHTTPServer):
-    """A server on a loopback port: what it serves is for this machine only."""
+    """A server on a loopback port, for this machine only."""
 
     daemon_threads = True
     request_queue_size = 4096
 
     def __init__(self, port: int, answer: Callable[[Request], Answer], log: Callable[[str], None]) -> None:
-        """A server that listens on `port`, or on any for 0, and asks `answer`.
+        """Listen on `port`, or on a free one for 0, and answer requests with `answer`.
 
         Raises:
-            OSError: the port is taken.
+            OSError: the port is in use.
 
         """
         self.answer = answer
@@ -87,7 +87,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
 
     def server_bind(self) -> None:
-        """Bind, without looking our name up (which may take seconds)."""
+        """Bind the port; unlike the base class, do not look the host's name up, which may take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.socket.getsockname()
 
@@ -107,23 +107,23 @@ class Server(ThreadingHTTPServer):
                 self._connections.pop(threading.current_thread(), None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - as the base class has it
-        """Log what a connection died of, unless it is only that the other side went away."""
+        """Log the error that ended a connection, unless the client has closed it."""
         error = sys.exception()
         if not isinstance(error, OSError):
             self._log(f"a connection broke off: {error!r}")
 
     def close(self) -> None:
-        """Stop listening, ends all connections and waits for their threads."""
+        """Stop listening, end all connections and wait for their threads."""
         self.shutdown()
         self.server_close()
-        # Reading ends first, so that an answer under way still arrives; then, for who doesn't take it, all.
+        # Close for reading first, so that answers under way still arrive; then close for writing too.
         for how in (socket.SHUT_RD, socket.SHUT_RDWR):
             with self._lock:
                 connections = dict(self._connections)
             for connection in connections.values():
                 with suppress(OSError):
                     connection.shutdown(how)
-            end = time.monotonic() + _GRACE
+            end = time.monotonic() + _GRACE_SECONDS
             for thread in connections:
                 thread.join(max(0.0, end - time.monotonic()))
 
@@ -135,14 +135,14 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1  # head and body of an answer in one packet
-    timeout = _IDLE
+    timeout = _IDLE_SECONDS
     _is_too_large = False
 
     def handle_method(self) -> None:
         answer = self._answer()
         self.send_response(answer.status)
         for name, value in answer.headers.items():
-            # UTF-8 on the wire; the base class would write latin-1.
+            # Write UTF-8; the base class would write ISO 8859-1.
             self.send_header(name, value.encode().decode("latin-1"))
         if answer.status != HTTPStatus.NO_CONTENT:
             self.send_header("Content-Length", str(len(answer.body)))
@@ -163,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         return going_on
 
     def log_message(self, *args: object) -> None:
-        """Nothing: what is worth a line is told elsewhere."""
+        """Log nothing: endpoints and delivery log their own lines."""
 
     def _answer(self) -> Answer:
         try:
@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             return _refusal(refusal)
 
     def _request(self) -> Request:
-        content = self._body()  # first, so that a refusal leaves nothing unread
+        content = self._body()  # first, so that a refusal leaves no bytes unread
         path, _, query = self.path.encode("latin-1").partition(b"?")
         if not path.startswith(b"/"):
             raise RefusedError.bad_request("The target is no path")
@@ -206,9 +206,9 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _drain(self) -> None:
-        """Take some of what is too large: closing on unread bytes would take the answer back (RFC 9112, 9.6)."""
+        """Read some of a too large body: closing with unread bytes would lose the answer (RFC 9112, 9.6)."""
         self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(_GRACE)
+        self.connection.settimeout(_GRACE_SECONDS)
         with suppress(OSError):
             for _ in range(64):
                 if not self.rfile.read1(_DRAINED_BYTES):

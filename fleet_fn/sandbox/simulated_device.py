@@ -1,9 +1,9 @@
 """Three simulated devices as state machines, above one bootloader.
 
-`CarefulDevice` trusts nothing that it is sent. `FirmwareManagerDevice` and `CrateDevice` have the habits of the
-devices in the field, as read from Drogue Device, the crates embedded-update and embassy-boot.
+`CarefulDevice` trusts no command. `FirmwareManagerDevice` and `CrateDevice` behave like devices in the field, by the
+sources of Drogue Device and of the crates embedded-update and embassy-boot.
 
-No I/O and no clock: a device tells its status, is handed a command, and says what happens next.
+No I/O and no clock: a device returns its status, takes a command, and returns the step that it made.
 """
 
 import hashlib
@@ -14,22 +14,22 @@ from enum import Enum
 
 from fleet_fn.protocol.messages import U32_MAX, Command, Progress, Status, Swap, Sync, Wait, Write
 
-#: Seconds that a device waits after an error.
-ERROR_PAUSE = 10.0
-#: Seconds until a device asks again where nobody told it when.
-POLL_PAUSE = 10.0
-#: Seconds that embedded-update's loop rests between two statuses, and that a device takes to boot.
-BACKOFF = 1.0
+#: Pause after an error.
+ERROR_PAUSE_SECONDS = 10.0
+#: Pause if the command has no `poll`.
+POLL_PAUSE_SECONDS = 10.0
+#: Pause of embedded-update's loop between two statuses, and time to boot.
+BACKOFF_SECONDS = 1.0
 
-#: FirmwareManager and the crate's own devices keep versions in a buffer of this many bytes.
+#: Size of the buffer in which FirmwareManager and the crate's own devices keep a version.
 VERSION_BYTES = 16
-#: The bootloader swaps in pages of this many bytes, and keeps the old image one page further on.
+#: The bootloader swaps page by page, and keeps the old image one page further on.
 PAGE_BYTES = 4096
 
-#: Why a device reports no more.
+#: Reason of a device that reports no more.
 BRICKED = "bricked: an update began before the firmware that ran was marked good, and the revert found no old image"
 
-#: Whether an image (its bytes, its version) comes up when it is booted.
+#: Tells whether an image (its bytes, its version) boots.
 Bootable = Callable[[bytes, bytes], bool]
 
 
@@ -38,7 +38,7 @@ class BrickedError(Exception):
 
 
 class Outcome(Enum):
-    """What a command did to a device."""
+    """The effect of a command on a device."""
 
     WROTE = "wrote a block"
     IN_SYNC = "in sync"
@@ -53,26 +53,26 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a device did with a command, and when it reports next."""
+    """The effect of a command on a device, and the pause until its next status."""
 
     outcome: Outcome
     #: Seconds until the next status.
     pause: float = 0.0
-    #: Why a command was ignored or failed, or what became of an image.
+    #: Why a command was ignored or failed, or why an image was rolled back.
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """One swap: what the bootloader was told to start, whether or not it came up."""
+    """One swap: the image that the bootloader started, even if it did not boot."""
 
-    #: What the image calls itself.
+    #: The image's own version.
     version: bytes
     #: SHA-256 of the image, in hex.
     sha256: str
     #: Bytes.
     size: int
-    #: The checksum that the SWAP announced, in hex.
+    #: Checksum that the SWAP announced, in hex.
     announced: str
 
 
@@ -89,58 +89,57 @@ def _comes_up(_image: bytes, _version: bytes) -> bool:
 class SimulatedDevice(ABC):
     """The two partitions of a device, and embassy-boot, which exchanges them.
 
-    SWAP and a reset exchange the active partition and the update partition. Until the new image is marked good,
-    which SYNC does, every further reset exchanges them back: the old image is the fallback. A WRITE at 0 erases the
-    update partition, and so the fallback if there is one; the next reset or SWAP then reverts into it, and nothing
-    boots.
+    SWAP and a reset exchange the active partition and the update partition. SYNC marks the new image good. Until then,
+    every further reset exchanges them back: the old image is the fallback. A WRITE at 0 erases the update partition,
+    and so the fallback if there is one. The next reset or SWAP then reverts into it, and nothing boots.
 
     Args:
-        version: what it runs when delivered.
-        mtu: the largest block that it asks for, in bytes.
-        bootable: asked about every image but the delivered one; an empty image never boots.
+        version: version of the delivered image.
+        mtu: the largest block that the device asks for, in bytes.
+        bootable: is called for every image but the delivered one; an empty image never boots.
 
     """
 
     def __init__(self, version: bytes, *, mtu: int | None = 512, bootable: Bootable = _comes_up) -> None:
-        #: The largest block that it asks for, in bytes; None leaves it to the server.
+        #: The largest block that the device asks for, in bytes; None leaves it to the server.
         self.mtu = mtu
         self._bootable = bootable
         self._delivered = self._running = _Image(version, b"")
-        # The update partition, from its first byte to the last one written; everything behind it is erased.
+        # The update partition, from its first byte to the last one written; the rest is erased.
         self._flash = bytearray()
         self._flash_version = b""
-        # The update partition holds an old image, one page further on than a new one would be.
+        # The update partition holds an old image, which begins one page further on than a new one.
         self._flash_is_old = False
-        #: Whether the bootloader keeps the image that runs; if not, the next reset reverts.
+        #: The bootloader keeps the running image; if False, the next reset reverts.
         self.marked_good = True
-        #: Whether an update began before the image that runs was marked good: the next reset bricks the device.
+        #: An update began before the running image was marked good: the next reset bricks the device.
         self.fallback_erased = False
-        #: Whether nothing boots; nothing but a programmer cures that.
+        #: Nothing boots; only a programmer cures that.
         self.is_bricked = False
         self.boots: list[Boot] = []
         self.rollbacks = 0
-        #: What no server may say to a device, and this one heard.
+        #: Commands against the protocol that the device got.
         self.violations: list[str] = []
 
     @property
     def version(self) -> bytes:
-        """The version that it runs; empty if it is bricked."""
+        """Version that runs; empty if the device is bricked."""
         return self._running.version
 
     @property
     def image(self) -> bytes:
-        """The bytes that it runs; none for the image that it was delivered with."""
+        """Bytes of the running image; none for the delivered image."""
         return self._running.content
 
     @property
     def flash(self) -> bytes:
-        """The update partition up to the last byte written."""
+        """Bytes of the update partition up to the last byte written."""
         return bytes(self._flash)
 
     @property
     @abstractmethod
     def progress(self) -> Progress | None:
-        """The update under way, as the next status tells it."""
+        """Progress of the update, as the next status reports it."""
 
     def status(self) -> Status:
         """Return the next status; each call is a new one.
@@ -155,7 +154,11 @@ class SimulatedDevice(ABC):
 
     def handle(self, command: Command, correlation_id: int | None = None) -> Step:
         """Take the answer to the last status."""
-        return Step(Outcome.BRICKED, ERROR_PAUSE, BRICKED) if self.is_bricked else self._obey(command, correlation_id)
+        return (
+            Step(Outcome.BRICKED, ERROR_PAUSE_SECONDS, BRICKED)
+            if self.is_bricked
+            else self._obey(command, correlation_id)
+        )
 
     def power_cycle(self) -> None:
         """Lose power and get it back: the bootloader reverts an image that was not marked good."""
@@ -176,7 +179,7 @@ class SimulatedDevice(ABC):
 
     def _swap(self, announced: bytes) -> Step:
         if not self.marked_good:
-            # The mark "swap" is set already, and the exchange is done: the bootloader takes this reset for a failure.
+            # The exchange is done, and the mark "swap" still set: the bootloader takes this reset for a failure.
             return self._revert()
         self._exchange_partitions()
         image = self._running
@@ -185,25 +188,25 @@ class SimulatedDevice(ABC):
         self.marked_good = False
         if not (image.content and self._bootable(image.content, image.version)):
             return self._revert()
-        return Step(Outcome.BOOTED, BACKOFF)
+        return Step(Outcome.BOOTED, BACKOFF_SECONDS)
 
     def _revert(self) -> Step:
         if self.fallback_erased:
-            # The revert copies from the second page on: even a whole new image there loses its first page.
+            # The revert copies from the second page on, so even a whole new image there loses its first page.
             self._running = _Image(b"", b"")
             self.is_bricked = True
-            return Step(Outcome.BRICKED, ERROR_PAUSE, BRICKED)
+            return Step(Outcome.BRICKED, ERROR_PAUSE_SECONDS, BRICKED)
         failed = self._running.version
         self._running, old = _Image(self._flash_version, bytes(self._flash)), self._running
         self._flash, self._flash_version, self._flash_is_old = bytearray(old.content), old.version, False
         self.marked_good = True
         self.rollbacks += 1
-        return Step(Outcome.ROLLED_BACK, BACKOFF, f"{failed!r} was not marked good")
+        return Step(Outcome.ROLLED_BACK, BACKOFF_SECONDS, f"{failed!r} was not marked good")
 
     def _exchange_partitions(self) -> None:
         content = bytes(self._flash)
         if self._flash_is_old:
-            # Nothing was written since the last swap: the first page is still that of the image that runs.
+            # Nothing was written since the last swap, so the first page is still that of the running image.
             content = self._running.content[:PAGE_BYTES].ljust(PAGE_BYTES, b"\xff") + content
         image = _Image(self._flash_version, content)
         self._flash, self._flash_version = bytearray(self._running.content), self._running.version
@@ -212,10 +215,10 @@ class SimulatedDevice(ABC):
 
     def _synced(self, command: Sync) -> Step:
         self.marked_good, self.fallback_erased = True, False
-        return Step(Outcome.IN_SYNC, command.poll or POLL_PAUSE)
+        return Step(Outcome.IN_SYNC, command.poll or POLL_PAUSE_SECONDS)
 
     def _check_sync(self, command: Sync) -> bool:
-        """Tell whether a SYNC is for the version that runs; if not, note it: no server may say that."""
+        """Return whether a SYNC is for the running version; if not, record the violation of the protocol."""
         if command.version == self.version:
             return True
         self.violations.append(f"SYNC for {command.version!r} to a device that runs {self.version!r}")
@@ -223,13 +226,13 @@ class SimulatedDevice(ABC):
 
 
 class CarefulDevice(SimulatedDevice):
-    """A device that trusts nothing: it writes in order, verifies before it swaps, and forgets nothing.
+    """A device that writes in order, verifies before it swaps, and keeps its progress when it loses power.
 
-    An answer shows that its new image can reach the server: before it begins another update it marks that image good
-    itself, and so never erases a fallback that it may need.
+    An answer proves that the running image can reach the server. So the device marks that image good before it begins
+    another update, and never erases a fallback that it may need.
 
     Args:
-        correlate: send a correlation id with each status, and take no answer that carries another.
+        correlate: send a correlation id with each status, and ignore answers with another.
 
     """
 
@@ -238,13 +241,13 @@ class CarefulDevice(SimulatedDevice):
     ) -> None:
         super().__init__(version, mtu=mtu, bootable=bootable)
         self._correlate = correlate
-        # These two are in flash as well: they survive a power cycle.
+        # Both are in flash, so they survive a power cycle.
         self._correlation_id: int | None = None
         self._writing: bytes | None = None
 
     @property
     def progress(self) -> Progress | None:
-        """The update under way."""
+        """Progress of the update."""
         return None if self._writing is None else Progress(self._writing, len(self._flash))
 
     def _next_status(self) -> Status:
@@ -259,7 +262,7 @@ class CarefulDevice(SimulatedDevice):
             return _ignored(f"correlation id {correlation_id}, not {self._correlation_id}")
         match command:
             case Wait(poll):
-                return Step(Outcome.WAITING, poll or POLL_PAUSE)
+                return Step(Outcome.WAITING, poll or POLL_PAUSE_SECONDS)
             case Sync():
                 if not self._check_sync(command):
                     return _ignored("SYNC for another version")
@@ -271,13 +274,13 @@ class CarefulDevice(SimulatedDevice):
 
     def _write(self, command: Write) -> Step:
         if command.version == self.version:
-            return _ignored("WRITE of the version that runs")
+            return _ignored("WRITE of the running version")
         if command.offset == 0:
             self.marked_good = True
             self._erase(command.version)
             self._writing = command.version
         if self.progress != Progress(command.version, command.offset):
-            return _ignored(f"WRITE at {command.offset}, which is not what comes next")
+            return _ignored(f"WRITE at {command.offset}, which is not the next offset")
         self._flash += command.data
         return Step(Outcome.WROTE)
 
@@ -286,16 +289,16 @@ class CarefulDevice(SimulatedDevice):
             return _ignored("SWAP to a version that was not written")
         self._writing = None
         if hashlib.sha256(self._flash).digest() != command.checksum:
-            return Step(Outcome.FAILED, BACKOFF, "what was written has another checksum")
+            return Step(Outcome.FAILED, BACKOFF_SECONDS, "the written bytes have another checksum")
         return self._swap(command.checksum)
 
 
 def _ignored(reason: str) -> Step:
-    return Step(Outcome.IGNORED, BACKOFF, reason)
+    return Step(Outcome.IGNORED, BACKOFF_SECONDS, reason)
 
 
 class _DeviceError(Exception):
-    """The device refuses a command; the updater's loop ends, and is run again after a pause."""
+    """The device refuses a command. The updater's loop ends, and starts again after a pause."""
 
 
 class _PanicError(Exception):
@@ -329,17 +332,17 @@ class UpdaterDevice(SimulatedDevice):
 
     @property
     def progress(self) -> Progress | None:
-        """The update under way as the loop counts it, which need not be what lies in flash."""
+        """Progress by the loop's counter, which may differ from the bytes in flash."""
         return self._counted if self._in_loop else self._own_progress()
 
     def power_cycle(self) -> None:
-        """Lose power and get it back: RAM is empty."""
+        """Lose power and get it back, with empty RAM."""
         super().power_cycle()
         self._reset()
 
     @abstractmethod
     def _own_progress(self) -> Progress | None:
-        """Return the update under way as the device below the loop tells it."""
+        """Return the progress that the device below the loop reports."""
 
     @abstractmethod
     def _start(self, version: bytes) -> None:
@@ -354,20 +357,20 @@ class UpdaterDevice(SimulatedDevice):
         return Status(self.version, self.mtu, None, self._counted)
 
     def _obey(self, command: Command, correlation_id: int | None) -> Step:  # noqa: ARG002 - it does not look
-        """Take any answer for the answer to the last status."""
+        """Take any answer as the answer to the last status."""
         self._counted, self._in_loop = self.progress, True
         match command:
             case Wait(poll):
-                return Step(Outcome.WAITING, poll or BACKOFF)
+                return Step(Outcome.WAITING, poll or BACKOFF_SECONDS)
             case Sync(_, poll):
                 self._in_loop = False
                 in_sync = self._check_sync(command)
-                step = self._synced(command)  # whatever the version
+                step = self._synced(command)  # for any version
                 return step if in_sync else Step(Outcome.WAITING, step.pause, "SYNC for another version")
             case Write():
                 return self._write(command)
             case Swap():
-                step = self._swap(command.checksum)  # whatever the version and the checksum
+                step = self._swap(command.checksum)  # for any version and checksum
                 self._reset()
                 return step
 
@@ -380,16 +383,16 @@ class UpdaterDevice(SimulatedDevice):
                 raise _DeviceError(f"the version is longer than {VERSION_BYTES} bytes")
         except _DeviceError as error:
             self._in_loop = False
-            return Step(Outcome.FAILED, ERROR_PAUSE, str(error))
+            return Step(Outcome.FAILED, ERROR_PAUSE_SECONDS, str(error))
         except _PanicError as error:
             self.power_cycle()
             if self.is_bricked:
-                return Step(Outcome.BRICKED, ERROR_PAUSE, BRICKED)
-            return Step(Outcome.RESET, BACKOFF, f"panicked: {error}")
+                return Step(Outcome.BRICKED, ERROR_PAUSE_SECONDS, BRICKED)
+            return Step(Outcome.RESET, BACKOFF_SECONDS, f"panicked: {error}")
         self._flash_version = command.version
         offset = self._counted.offset if self._counted else 0
         self._counted = Progress(command.version, (offset + len(command.data)) & U32_MAX)
-        return Step(Outcome.WROTE, BACKOFF)
+        return Step(Outcome.WROTE, BACKOFF_SECONDS)
 
     def _reset(self) -> None:
         """Empty the RAM, as every reset does."""
@@ -397,15 +400,15 @@ class UpdaterDevice(SimulatedDevice):
 
     def _prepare_update(self, version: bytes) -> None:
         if self._refuses_early_writes and not self.marked_good:
-            raise _DeviceError("the bootloader takes no update before the firmware that runs is marked good")
+            raise _DeviceError("the bootloader takes no update before the running firmware is marked good")
         self._erase(version)
 
 
 class FirmwareManagerDevice(UpdaterDevice):
-    """Drogue Device's `FirmwareManager` below the updater, which most of the field runs.
+    """Drogue Device's `FirmwareManager` below the updater, like most devices in the field.
 
-    Its progress is in RAM, it takes the server's word for everything, and it reports none of its errors. A WRITE at 0
-    does not reset the offset that it expects: after a restart midway it refuses every block until its power is cut.
+    It keeps its progress in RAM, verifies nothing, and reports none of its errors. A WRITE at 0 does not reset the
+    offset that it expects. So after a restart midway it refuses every block until its power is cut.
 
     Args:
         flash_word: bytes that its flash writes at once.
@@ -442,10 +445,10 @@ class FirmwareManagerDevice(UpdaterDevice):
 
     def _store(self, offset: int, data: bytes) -> None:
         if len(data) > self._flash_word and len(data) % self._flash_word:
-            raise _DeviceError(f"a block that is no multiple of {self._flash_word} bytes")
+            raise _DeviceError(f"the block is not a multiple of {self._flash_word} bytes")
         if offset != self._next_offset:
             raise _DeviceError(f"WRITE at {offset}, expected {self._next_offset}")
-        # Between the last block and this one lies that block's padding, or erased flash.
+        # Before this block lies the padding of the last one, or erased flash.
         gap = offset - len(self._flash)
         self._flash += (b"\x00" if self._flash else b"\xff") * gap + data
         self._next_offset += len(data) + -len(data) % self._flash_word
@@ -454,8 +457,8 @@ class FirmwareManagerDevice(UpdaterDevice):
 class CrateDevice(UpdaterDevice):
     """A device that keeps no progress below the updater, like the crate's own simulator.
 
-    It writes wherever it is told. After a restart midway its loop reports `(new version, midway + sent)`, until SYNC
-    ends the loop or power is cut.
+    It writes at any offset. After a restart midway its loop reports `(new version, midway + sent)`, until SYNC ends the
+    loop or power is cut.
     """
 
     def _own_progress(self) -> Progress | None:

@@ -1,4 +1,4 @@
-"""Access tokens for the sandbox's APIs, from an OpenID provider's token endpoint of its own."""
+"""Access tokens for the sandbox's APIs, and the token endpoint that issues them."""
 
 import base64
 import binascii
@@ -13,23 +13,23 @@ from urllib.parse import parse_qsl, unquote_plus
 
 from fleet_fn.sandbox.server import Answer, Request
 
-#: Seconds for which a token is good.
-LIFETIME: Final = 300
+#: Validity of a token.
+LIFETIME_SECONDS: Final = 300
 
 
 class Tokens:
-    """Gives tokens to clients (RFC 6749, section 4.4), and knows them again. Safe to use from several threads."""
+    """Issues tokens to clients (RFC 6749, section 4.4), and checks them. Safe to use from several threads."""
 
     def __init__(self, clients: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
-        """Give tokens to clients, which are users of the APIs, by their secrets."""
+        """Issue tokens to clients, given as secrets by client name; the clients are users of the APIs."""
         self._clients = clients
         self._clock = clock
         self._lock = threading.Lock()
-        #: The users of tokens, and until when they are good.
+        #: User and end of validity by token.
         self._given: dict[str, tuple[str, float]] = {}
 
     def give(self, request: Request) -> Answer:
-        """Answer as the token endpoint."""
+        """Answer a request to the token endpoint."""
         form = dict(parse_qsl(request.body.decode("utf-8", "replace")))
         client, _, secret = _client(request.authorization, form).partition(":")
         if not hmac.compare_digest(secret.encode(), self._clients.get(client, "").encode()) or not secret:
@@ -41,18 +41,18 @@ class Tokens:
         now = self._clock()
         with self._lock:
             self._given = {known: given for known, given in self._given.items() if given[1] > now}
-            self._given[token] = client, now + LIFETIME
-        return Answer.json({"access_token": token, "token_type": "Bearer", "expires_in": LIFETIME})
+            self._given[token] = client, now + LIFETIME_SECONDS
+        return Answer.json({"access_token": token, "token_type": "Bearer", "expires_in": LIFETIME_SECONDS})
 
     def user(self, token: str) -> str | None:
-        """Return whose a token is, if it was given out and is still good."""
+        """Return the user of a valid token; None for any other."""
         with self._lock:
             user, until = self._given.get(token, (None, 0.0))
             return user if self._clock() < until else None
 
 
 def _client(authorization: str | None, form: dict[str, str]) -> str:
-    """`CLIENT:SECRET`, from the header, both form-encoded there, or from the body (RFC 6749, section 2.3.1)."""
+    """Return `CLIENT:SECRET` from the header, form-encoded there, or from the body (RFC 6749, section 2.3.1)."""
     scheme, _, value = (authorization or "").partition(" ")
     if scheme.lower() != "basic":
         return f"{form.get('client_id', '')}:{form.get('client_secret', '')}"

@@ -1,4 +1,4 @@
-"""Commands on their way to devices: handed to whoever waits, kept for nobody."""
+"""Commands on their way to devices. A command reaches the devices that wait; it is not kept for others."""
 
 import threading
 from collections import defaultdict
@@ -17,20 +17,20 @@ class Command:
 
 
 class Subscription:
-    """What somebody who waits for commands of a device holds."""
+    """A device's wait for commands."""
 
     def __init__(self) -> None:
         self._commands: SimpleQueue[Command | None] = SimpleQueue()
 
     def wait(self, seconds: float) -> Command | None:
-        """The first command since the subscription, or None after `seconds`, or at once when nothing can come."""
+        """Return the first command since the subscription; None after `seconds`, or at once if none can come."""
         try:
             return self._commands.get(timeout=min(seconds, threading.TIMEOUT_MAX))
         except Empty:
             return None
 
     def put(self, command: Command | None) -> None:
-        """Hand over a command; None says that no more will come."""
+        """Hand over a command; None ends the wait."""
         self._commands.put(command)
 
 
@@ -38,14 +38,14 @@ class Commands:
     """Passes commands on to subscriptions. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        #: By application, gateway and device; a device that waits for itself is its own gateway, for any device.
+        #: By application, gateway and device. A device that waits for itself has the key of a gateway for any device.
         self._subscriptions: defaultdict[tuple[str, str, str | None], set[Subscription]] = defaultdict(set)
         self._lock = threading.Lock()
         self._closed = False
 
     @property
     def waiting(self) -> int:
-        """How many subscriptions there are."""
+        """Number of subscriptions."""
         with self._lock:
             return sum(map(len, self._subscriptions.values()))
 
@@ -56,8 +56,8 @@ class Commands:
         Args:
             application: the application of both.
             sender: the device that waits.
-            device: the device whose commands it waits for; if that is the sender, it also gets the commands of all
-                devices that it is a gateway of.
+            device: the device whose commands it waits for. If that is the sender, it also gets the commands for the
+                devices behind it.
 
         """
         subscription = Subscription()
@@ -75,7 +75,7 @@ class Commands:
                     del self._subscriptions[key]
 
     def send(self, application: str, gateway: str, device: str, command: Command) -> bool:
-        """Hand a command to everybody who waits for it at a gateway; return whether there was anybody."""
+        """Hand a command to all subscriptions for it at a gateway; return whether there was any."""
         with self._lock:
             keys = (application, gateway, device), (application, gateway, None)
             reached = [subscription for key in keys for subscription in self._subscriptions.get(key, ())]
@@ -84,7 +84,7 @@ class Commands:
             return bool(reached)
 
     def close(self) -> None:
-        """End every wait, those to come included."""
+        """End every wait, now and later."""
         with self._lock:
             self._closed = True
             for subscriptions in self._subscriptions.values():

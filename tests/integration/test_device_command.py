@@ -347,8 +347,8 @@ def test_lost_answers_cost_statuses_and_nothing_else(endpoint: Endpoint) -> None
 def test_a_command_that_comes_too_late_costs_a_device_few_statuses(
     monkeypatch: pytest.MonkeyPatch, character: str, dialect: str
 ) -> None:
-    monkeypatch.setattr("fleet_fn.sandbox.device_run.COMMAND_TIMEOUT_MIN", 1)
-    monkeypatch.setattr("fleet_fn.sandbox.device_run.LATE_MAX", 2.0)
+    monkeypatch.setattr("fleet_fn.sandbox.device_run.MIN_COMMAND_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr("fleet_fn.sandbox.device_run.LATE_PAUSE_SECONDS", 2.0)
     with serving(LateEndpoint()) as endpoint:
         report = run(endpoint, character=character, dialect=dialect, mtu=128)
     assert (report.sha256, report.in_sync, report.violations) == (CHECKSUM.hexdigest(), True, ())
@@ -377,7 +377,7 @@ def test_a_device_that_rejects_its_first_image_takes_the_second(endpoint: Endpoi
 def test_a_device_that_no_image_boots_on_gives_up(endpoint: Endpoint) -> None:
     report = run(endpoint, bootable=lambda _image, _version: False, patience=2)
     assert (report.rollbacks, report.version, report.in_sync) == (2, b"0.1.0", False)
-    assert report.reason == "gave up, the last of 2 tries in vain: 0.1.1 does not come up, rolled back to 0.1.0"
+    assert report.reason == "gave up, no progress in 2 tries: 0.1.1 does not come up, rolled back to 0.1.0"
 
 
 def test_a_device_that_boots_other_bytes_than_announced_says_so(endpoint: Endpoint) -> None:
@@ -393,7 +393,7 @@ def test_a_careful_device_never_boots_other_bytes_than_announced(endpoint: Endpo
 
     def listen(line: str) -> None:
         lines.append(line)
-        if line == "device1: what was written has another checksum":
+        if line == "device1: the written bytes have another checksum":
             stop.set()
 
     options = DeviceOptions(endpoint.url, "app", "device1", "secret", speed=1e9)
@@ -463,7 +463,7 @@ def test_a_device_that_is_told_to_wait_waits_a_real_second_at_any_speed(endpoint
 
 def test_a_device_that_is_told_to_wait_for_ever_gives_up(endpoint: Endpoint) -> None:
     endpoint.waits = 1000
-    assert run(endpoint, patience=1).reason == "gave up, the last of 1 tries in vain: waiting"
+    assert run(endpoint, patience=1).reason == "gave up, no progress in 1 tries: waiting"
 
 
 def test_a_command_of_another_name_is_no_answer(endpoint: Endpoint) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import cbor2
 import pytest
 
-from fleet_fn.sandbox.delivery import RESTART_DELAY, Delivery, Sink
+from fleet_fn.sandbox.delivery import RESTART_DELAY_SECONDS, Delivery, Sink
 from fleet_fn.sandbox.events import Event
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry
@@ -161,7 +161,7 @@ def test_by_drogues_event_source_nobody_waits_for_what_is_hopeless_nor_for_the_r
         assert waited[poison.why] < SLACK, waited
     for poison in TRANSIENT:
         # One attempt more, which may come after a new start of the event source.
-        assert waited[poison.why] < MAX_AGE + EVENT_DEADLINE + RESTART_DELAY / SPEED + SLACK, waited
+        assert waited[poison.why] < MAX_AGE + EVENT_DEADLINE + RESTART_DELAY_SECONDS / SPEED + SLACK, waited
 
 
 def test_knatives_kafka_source_gives_poison_up_when_it_is_stale_and_a_hopeless_one_at_once(

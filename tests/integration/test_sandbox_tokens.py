@@ -9,7 +9,7 @@ import requests
 
 from fleet_fn.sandbox import Sandbox
 from fleet_fn.sandbox.server import Request
-from fleet_fn.sandbox.tokens import LIFETIME, Tokens
+from fleet_fn.sandbox.tokens import LIFETIME_SECONDS, Tokens
 from tests.support.function import Function, event
 from tests.support.timing import Clock
 
@@ -62,7 +62,7 @@ def test_a_token_expires() -> None:
     given = tokens.give(Request("POST", ("auth", "token"), {}, basic, None, b"grant_type=client_credentials"))
     bearer = given.body.decode().split('"')[3]
     assert tokens.user(bearer) == "a"
-    clock.now += LIFETIME
+    clock.now += LIFETIME_SECONDS
     assert tokens.user(bearer) is None
 
 

@@ -227,7 +227,7 @@ def test_a_careful_device_drops_what_does_not_have_the_checksum_and_starts_again
     device = build(CarefulDevice, correlate=False)
     write(device, NEW)
     step = device.handle(Swap(NEW.version, NEWER.checksum))
-    assert (step.outcome, step.reason) == (Outcome.FAILED, "what was written has another checksum")
+    assert (step.outcome, step.reason) == (Outcome.FAILED, "the written bytes have another checksum")
     assert (device.boots, device.progress) == ([], None)
     update(device, NEW)
     assert device.image == NEW.content
