@@ -1,4 +1,4 @@
-"""What happens on connections: bodies that are too large, too slow or malformed, and more events than threads."""
+"""Bodies that are too large, too slow or malformed, and more events than threads."""
 
 import contextlib
 import http.client

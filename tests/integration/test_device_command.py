@@ -1,4 +1,4 @@
-"""Simulated devices against a real HTTP endpoint, with a server behind it that follows the decision table."""
+"""Simulated devices at a real HTTP endpoint, with a server that follows the decision table."""
 
 import base64
 import hashlib

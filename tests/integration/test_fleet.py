@@ -1,4 +1,4 @@
-"""`fleet`, as people run it: against a sandbox, and against registries that are large, slow, or make no sense."""
+"""`fleet` against a sandbox, and against registries that are large, slow, or make no sense."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Connections of senders that mean no good: however many there are, health and events are answered."""
+"""Hostile connections: however many there are, health requests and events are answered."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""What the log tells of an event: one line, and of each upstream that failed it the cause, once."""
+"""The log: one line for an event, and one for each upstream that failed, with the cause."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a scrape is told: sums over all worker processes, which never fall, and name nobody."""
+"""Scrapes: sums over all worker processes, which never fall and have no device's name."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The sandbox, over real sockets: what devices, the function and administrators meet there."""
+"""The sandbox over real sockets, as devices, the function and administrators use it."""
 
 import base64
 import hashlib

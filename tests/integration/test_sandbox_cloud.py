@@ -1,4 +1,4 @@
-"""Where the sandbox has to behave like released Drogue Clouds: each difference that real ones showed."""
+"""The sandbox's likeness to released Drogue Clouds: each difference that real ones showed."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Traces, from an event's attributes to the upstreams' headers, and to a collector where there is one."""
+"""Traces, from an event's attributes to the upstreams' headers, and to a collector."""
 
 import json
 import time

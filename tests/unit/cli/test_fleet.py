@@ -1,4 +1,4 @@
-"""What is shown of a device's object, and of a fleet."""
+"""The rows, totals and displays of `fleet`."""
 
 import json
 from collections.abc import Sequence

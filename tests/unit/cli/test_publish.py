@@ -1,4 +1,4 @@
-"""`publish` and `inspect`: what people type, what they read, and what lies in the layout afterwards."""
+"""`publish` and `inspect`: their output, and the layout afterwards."""
 
 import hashlib
 import json

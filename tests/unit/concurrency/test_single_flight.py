@@ -1,4 +1,4 @@
-"""Work that outlives who waits for it, and is done once however many wait."""
+"""Work that runs once for all callers that wait, and outlives them."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""What is remembered, for how long, and what it costs those who ask at the same time."""
+"""The values and errors of the cache, their age, and look-ups by several threads."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""Where requests may go that a registry sends elsewhere."""
+"""The check of URLs and addresses that an OCI registry sends the function to."""
 
 import ipaddress
 

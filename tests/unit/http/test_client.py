@@ -1,4 +1,4 @@
-"""Requests to upstreams that hang, trickle, reset, lie, and sometimes answer: all over real sockets."""
+"""Requests over real sockets to upstreams that hang, trickle, reset, lie, and sometimes answer."""
 
 import contextlib
 import itertools

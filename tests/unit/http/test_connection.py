@@ -1,4 +1,4 @@
-"""What one connection sends and receives, as compared with what `http.client` does."""
+"""One connection's requests and responses, compared with those of `http.client`."""
 
 import http.client
 import io

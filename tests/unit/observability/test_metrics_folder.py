@@ -1,4 +1,4 @@
-"""The folder of a server's metrics: what stays of a worker that ends, and what is removed of a killed server."""
+"""The metrics folder of a server: counts of ended workers, and folders of killed servers."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Observers that raise: one line is logged for each of them, and nothing else comes of it."""
+"""Observers that raise: each is logged once, and nothing else happens."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The device's codec, against bytes that the Rust crate produced and a server written from the description."""
+"""The device's codec, with bytes of the Rust crate, and with a server written from the description."""
 
 import base64
 import contextlib

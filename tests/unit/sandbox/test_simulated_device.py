@@ -1,4 +1,4 @@
-"""The characters of simulated devices: what the careful one never does, and what the others do in the field."""
+"""The characters of simulated devices: the careful one's guarantees, and the faults of the others."""
 
 import hashlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Where a request ends: as gunicorn's parser sees it, however its bytes are cut up."""
+"""The end of a request, found as gunicorn's parser finds it, however its bytes are split."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""The ASGI application, asked by a server that no socket can make say these things."""
+"""The ASGI application, with messages that no real server can be made to send."""
 
 import asyncio
 from collections.abc import Iterable, Mapping
