@@ -49,7 +49,7 @@ demo: .venv/.run ## update simulated devices here; REGISTRY=1: out of an OCI reg
 
 test: .venv/.dev .venv/.wheels ## run every test; under five minutes
 	@tests/install-peers
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 bench: .venv/.dev ## measure the function and check rollouts; SEED=7: other devices
 	@$(BIN)/python -m tests.bench $(if $(SEED),--seed $(SEED))
