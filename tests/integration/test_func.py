@@ -60,7 +60,7 @@ def scaffolded(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (folder / "service" / "__init__.py").touch()
     (folder / "service" / "main.py").write_text(MAIN)
     python = make_environment(folder / ".venv")
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", str(folder)]
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", str(folder)]
     subprocess.run(install, env={**os.environ, **wheels()}, check=True)
     return [str(python), str(folder / "service" / "main.py")]
 
