@@ -39,13 +39,13 @@ class UpstreamError(Exception):
 class TransientError(UpstreamError):
     """A retry within seconds can help: a time-out, a refused connection, 429, 5xx."""
 
-    def __init__(self, reason: str, after: int | None = None) -> None:
+    def __init__(self, reason: str, retry_after: int | None = None) -> None:
         super().__init__(reason)
         #: Seconds that the upstream asks to wait (`Retry-After`); None if it does not say.
-        self.after = after
+        self.retry_after = retry_after
 
     @property
-    def quiet(self) -> float:
+    def negative_ttl(self) -> float:
         """Seconds for which the same request is not repeated."""
         return 1.0
 
@@ -54,9 +54,9 @@ class RateLimitedError(TransientError):
     """The upstream answered 429: it gets too many requests, ours or those of others."""
 
     @property
-    def quiet(self) -> float:
+    def negative_ttl(self) -> float:
         """Seconds for which the same request is not repeated: as the upstream asks, up to 10."""
-        return min(self.after or 1.0, 10.0)
+        return min(self.retry_after or 1.0, 10.0)
 
 
 class PermanentError(UpstreamError):

@@ -41,7 +41,7 @@ class _Parts(NamedTuple):
 
 
 def make_handlers(settings: Settings, now: Callable[[], float] = time.time) -> tuple[UpdateHandler, UpdateHandler]:
-    """Return the handler of events, and another one for previews, without caches of specs and manifests.
+    """Return the handlers of events and of previews, the latter without caches of specs and manifests.
 
     Metrics count the upstream requests of both, but only the cache look-ups of the first.
     """
@@ -62,7 +62,7 @@ def make_handlers(settings: Settings, now: Callable[[], float] = time.time) -> t
 
 
 def make_drogue(settings: Settings, background: SingleFlight) -> HttpClient:
-    """Return a client of Drogue Cloud's APIs, named `device registry`, with the credentials from the settings."""
+    """Return a client of Drogue Cloud's APIs, named after the device registry."""
     return HttpClient(
         DEVICE_REGISTRY,
         settings.drogue_api_url,

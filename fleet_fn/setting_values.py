@@ -39,7 +39,7 @@ class Kind(Generic[T_co]):
     is_secret: bool = False
 
 
-def quoted(value: str) -> str:
+def quote(value: str) -> str:
     """Return a value for an error message: one line, without parts of URLs that may be secret."""
     # A password before the host may hold any character, "@" and "?" included.
     upto = r".*" if re.search(r"[?#].*@", value, re.DOTALL) else r".*(?=@)"
@@ -101,11 +101,11 @@ def _check_layouts(path: str) -> None:
     try:
         mode = folder.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise UnfitError(f"names a folder that does not exist: {quoted(str(folder))}") from error
+        raise UnfitError(f"names a folder that does not exist: {quote(str(folder))}") from error
     except OSError as error:
-        raise UnfitError(f"names a folder that cannot be read: {quoted(str(folder))} ({error.strerror})") from error
+        raise UnfitError(f"names a folder that cannot be read: {quote(str(folder))} ({error.strerror})") from error
     if not stat.S_ISDIR(mode):
-        raise UnfitError(f"names a file, not a folder: {quoted(str(folder))}")
+        raise UnfitError(f"names a file, not a folder: {quote(str(folder))}")
 
 
 def _parse_image(value: str) -> str:
@@ -246,7 +246,7 @@ def _parse_seconds(value: str) -> float:
 
 
 def _parse_address(value: str) -> str:
-    """Return an IP address without brackets. Names are refused, because they may resolve to several addresses."""
+    """Return an IP address without brackets. Names may resolve to several, so they are refused."""
     if value == "localhost":
         return "127.0.0.1"
     bracketed = re.fullmatch(r"\[(.*:.*)\]", value)

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from fleet_fn import setting_values as kinds
 from fleet_fn.oci.reference import LAYOUT_SCHEME
-from fleet_fn.setting_values import Kind, UnfitError, cache_folder, quoted
+from fleet_fn.setting_values import Kind, UnfitError, cache_folder, quote
 
 __all__ = ["MAX_WAITING", "SETTINGS", "SPARE_THREADS", "WORK_SHARE", "Setting", "Settings", "SettingsError"]
 
@@ -303,7 +303,7 @@ class _Reader:
         return setting.default
 
     def default_cache_folder(self) -> str:
-        """Return the default folder for the cache; an empty text if the variable is set to an invalid one."""
+        """Return the default folder for the cache; empty if the variable is set."""
         variable = SETTINGS["firmware_cache_dir"].variable
         if self._text(variable) is not None:
             return ""
@@ -333,7 +333,7 @@ class _Reader:
         """Refuse variables that exclude each other."""
         text = self._text(variable)
         if text is not None and self._text(other) is not None:
-            self._violations.append(f"{variable} is {quoted(text)}, although {other} is set. Unset one of them")
+            self._violations.append(f"{variable} is {quote(text)}, although {other} is set. Unset one of them")
 
     def check_bearer(self, variable: str, unless: str) -> None:
         """Require a token without a user to be valid for the Bearer scheme."""
@@ -359,4 +359,4 @@ def _problem(kind: Kind[object], text: str, error: ValueError) -> str:
     why = str(error) if isinstance(error, UnfitError) else ""
     if kind.is_secret:
         return why or "is invalid"
-    return f"is {quoted(text)}, which {why}" if why else f"is {quoted(text)}"
+    return f"is {quote(text)}, which {why}" if why else f"is {quote(text)}"

@@ -147,7 +147,7 @@ def _watch(read: Callable[[], int], interval: int, url: str) -> int:
             try:
                 code = read()
             except TransientError as error:
-                pause = max(interval, error.quiet)
+                pause = max(interval, error.negative_ttl)
                 _complain(f"{_with_url(error, url)}; trying again in {pause:.0f} s")
             time.sleep(pause)
     except KeyboardInterrupt:

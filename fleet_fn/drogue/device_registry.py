@@ -99,7 +99,7 @@ class DeviceRegistry:
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 
-    def desired(
+    def read_desired(
         self, application: str, device: str, max_age: float, deadline: Deadline, *, of_device: float | None = None
     ) -> Desired:
         """Return the firmware that a device should run, and its policy.
@@ -134,12 +134,12 @@ class DeviceRegistry:
             gateways=own.gateways,
         )
 
-    def reported(self, application: str, device: str) -> Reported | None:
+    def peek_reported(self, application: str, device: str) -> Reported | None:
         """Return the device's last report from the cache, however old; None if it is not cached."""
         known = self._objects.peek((application, device))
         return known.reported if known else None
 
-    def record(self, application: str, device: str, max_age: float, deadline: Deadline) -> Record | None:
+    def read_record(self, application: str, device: str, max_age: float, deadline: Deadline) -> Record | None:
         """Return the record of another device's update; None if there is none, or no such device.
 
         Raises:
@@ -239,12 +239,12 @@ def _with_report(device: Mapping[str, Any], report: Report, now: datetime) -> di
     except ValueError as error:
         raise DeviceNotFoundError(f"{DEVICE_REGISTRY}: the device's {error}") from error
     before = status.get("firmware")
-    section = _storable_news(report.written_into(before, now), before)
+    section = _storable_news(report.merge_into(before, now), before)
     return {**device, "status": {**status, "firmware": section}}
 
 
 def _storable_news(section: Mapping[str, Any], before: object) -> dict[str, Any]:
-    """Return a `status.firmware` with all its news storable; the rest has been stored before, so it is."""
+    """Return a `status.firmware` whose news the registry can store, as it could the rest."""
     known = before if isinstance(before, dict) else {}
     conditions = known.get("conditions")
     stored = {id(value) for value in known.values()}

@@ -60,7 +60,7 @@ class InvalidEventError(Exception):
 
 
 @lru_cache(maxsize=1024)  # each event needs its key several times
-def _key(source: str, id_: str) -> str:
+def _hash_key(source: str, id_: str) -> str:
     return hashlib.sha256(repr((source, id_)).encode()).hexdigest()[:_KEY_DIGITS]
 
 
@@ -87,16 +87,16 @@ class Event(NamedTuple):
     @property
     def key(self) -> str:
         """Short text that identifies the event by its `id` and `source`."""
-        return _key(self.source, self.id)
+        return _hash_key(self.source, self.id)
 
     @property
     def is_status(self) -> bool:
-        """Return whether the event is a device's status, sent on the `dfu` channel or LoRaWAN's firmware port."""
+        """Return whether the event is a status: on channel `dfu` or LoRaWAN's firmware port."""
         return self.type == DEVICE_EVENT and self.subject in (DFU, LORAWAN_PORT)
 
     @property
     def is_lorawan(self) -> bool:
-        """Return whether The Things Network serves the device, so that its answer is CBOR and addressed to a port."""
+        """Return whether a device of The Things Network sent it: its answers go to a port, in CBOR."""
         return self.subject == LORAWAN_PORT
 
     @property
@@ -117,7 +117,7 @@ class Event(NamedTuple):
             if not getattr(self, name):
                 raise InvalidEventError(f"attribute {name!r} is missing")
         if self.is_lorawan:
-            return _lorawan_payload(self.payload), None
+            return _read_lorawan(self.payload), None
         return self.payload, self.content_type
 
 
@@ -137,11 +137,11 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
         fields = {name.lower(): value for name, value in headers}
         mode = fields.get("content-type", "").partition(";")[0].strip().lower()
         if mode == "application/cloudevents+json":
-            cloud_event, decode = _structured(body), _keep
+            cloud_event, decode = _read_structured(body), _keep
         elif mode.startswith("application/cloudevents"):
             raise InvalidEventError(f"content type {mode!r}: takes one event, in binary or structured JSON mode")
         else:
-            cloud_event = _Received(_attributes(fields), body)
+            cloud_event = _Received(_read_attributes(fields), body)
     except CloudEventValidationError as error:
         raise InvalidEventError("; ".join(str(e) for errors in error.errors.values() for e in errors)) from error
     # OverflowError: a time beyond the calendar's end. RecursionError: data that nests too deeply to be written again.
@@ -150,7 +150,7 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
     attributes = cloud_event.get_attributes()
     payload = cloud_event.get_data()
     source = cloud_event.get_source()
-    about = _about(source, _text(attributes, "application"), _text(attributes, "device"), decode)
+    about = _identify(source, _text(attributes, "application"), _text(attributes, "device"), decode)
     return Event(
         id=cloud_event.get_id(),
         source=source,
@@ -170,14 +170,14 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
 # --- The device of an event -------------------------------------------------------------------------------------------
 
 
-class _About(NamedTuple):
+class _Identity(NamedTuple):
     application: str
     device: str
     #: Why these must not be used; empty if they may.
     doubt: str = ""
 
 
-def _about(source: str, application: str | None, device: str | None, decode: Callable[[str], str]) -> _About:
+def _identify(source: str, application: str | None, device: str | None, decode: Callable[[str], str]) -> _Identity:
     """Decide which device an event is about.
 
     Drogue Cloud's source is plain ASCII, which every deliverer leaves alone. The attributes may have been mangled on
@@ -190,25 +190,27 @@ def _about(source: str, application: str | None, device: str | None, decode: Cal
         decode: decodes an attribute of an event from another sender; it may raise InvalidEventError.
 
     """
-    if named := _named_by(source):
+    if named := _read_source(source):
         for name, exact, given in zip(("application", "device"), named, (application, device), strict=True):
             if given is None:
-                return _About(*named, f"attribute {name!r} is missing")
+                return _Identity(*named, f"attribute {name!r} is missing")
             if not _may_stand_for(exact, given):
-                return _About(*named, f"attribute {name!r} is {_clip(given)}, but the source names {_clip(exact)}")
-        return _About(*named)
+                return _Identity(*named, f"attribute {name!r} is {_clip(given)}, but the source names {_clip(exact)}")
+        return _Identity(*named)
     try:
         application, device = decode(application or ""), decode(device or "")
     except InvalidEventError as error:
-        return _About("", "", str(error))
+        return _Identity("", "", str(error))
     # Some tools write unencoded names into such a source. A deliverer may have put "?" in the place of a character.
     if source.startswith(_CLOUD) and ("?" in source or source != f"{_CLOUD}{application}/{device}"):
-        return _About(application, device, f"source {_clip(source)} is not {_CLOUD}APPLICATION/PERCENT-ENCODED-DEVICE")
-    return _About(application, device)
+        return _Identity(
+            application, device, f"source {_clip(source)} is not {_CLOUD}APPLICATION/PERCENT-ENCODED-DEVICE"
+        )
+    return _Identity(application, device)
 
 
-def _named_by(source: str) -> tuple[str, str] | None:
-    """Return the application and the device that Drogue Cloud's source names; None if it is another source."""
+def _read_source(source: str) -> tuple[str, str] | None:
+    """Return the application and device in Drogue Cloud's source; None for other sources."""
     match = _SOURCE.fullmatch(source)
     if match is None:
         return None
@@ -260,7 +262,7 @@ class _Received(CloudEvent):
             del attributes["time"]
 
 
-def _structured(body: bytes) -> _Received:
+def _read_structured(body: bytes) -> _Received:
     """Return the event in a body in structured mode (CloudEvents 1.0, JSON Event Format)."""
     members = parse_json(body)
     if not isinstance(members, dict):
@@ -270,14 +272,14 @@ def _structured(body: bytes) -> _Received:
     attributes = {name: value for name, value in members.items() if value is not None and name != "dataschema"}
     payload = _pop_data(attributes)
     if "time" in attributes:
-        attributes["time"] = _time(attributes["time"])
+        attributes["time"] = _parse_time(attributes["time"])
     return _Received(attributes, payload)
 
 
 def _pop_data(attributes: dict[str, Any]) -> bytes:
     """Remove the data from the members of an event in JSON, and return it (JSON Event Format, 3.1)."""
     if "data_base64" in attributes:
-        return _base64(attributes.pop("data_base64"), "data_base64")
+        return _decode_base64(attributes.pop("data_base64"), "data_base64")
     if "data" not in attributes:
         return b""
     value = attributes.pop("data")
@@ -287,14 +289,14 @@ def _pop_data(attributes: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
 
 
-def _time(value: object) -> datetime:
+def _parse_time(value: object) -> datetime:
     if not isinstance(value, str):
         raise ValueError("attribute 'time' is not a string")
     return datetime.fromisoformat(value.upper())  # `t` and `z` may be lower case (RFC 3339, 5.6)
 
 
-def _attributes(fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return the attributes that headers carry, undecoded if they name the device (HTTP binding, 3.1.3)."""
+def _read_attributes(fields: Mapping[str, str]) -> dict[str, Any]:
+    """Return the attributes in headers (HTTP binding, 3.1.3); names of devices stay undecoded."""
     attributes: dict[str, Any] = {}
     for header, value in fields.items():
         name = header.removeprefix("ce-")
@@ -304,7 +306,7 @@ def _attributes(fields: Mapping[str, str]) -> dict[str, Any]:
         elif header == "content-type" and value:
             attributes["datacontenttype"] = value
     if "time" in attributes:
-        attributes["time"] = _time(attributes["time"])
+        attributes["time"] = _parse_time(attributes["time"])
     return attributes
 
 
@@ -346,8 +348,8 @@ def _text(attributes: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
-def _lorawan_payload(payload: bytes) -> bytes:
-    """Return the device's own bytes. The Things Network sends these, or its whole v3 uplink message as JSON."""
+def _read_lorawan(payload: bytes) -> bytes:
+    """Return the device's bytes, which may be inside The Things Network's v3 uplink message."""
     if not payload.lstrip(b" \t\r\n").startswith(b"{"):
         return payload
     try:
@@ -360,12 +362,12 @@ def _lorawan_payload(payload: bytes) -> bytes:
     if not isinstance(message, dict) or "frm_payload" not in message:
         raise InvalidEventError("the uplink has no uplink_message.frm_payload")
     try:
-        return _base64(message["frm_payload"], "uplink_message.frm_payload")
+        return _decode_base64(message["frm_payload"], "uplink_message.frm_payload")
     except ValueError as error:
         raise InvalidEventError(str(error)) from error
 
 
-def _base64(value: object, name: str) -> bytes:
+def _decode_base64(value: object, name: str) -> bytes:
     if not isinstance(value, str):
         raise ValueError(f"{name} is not a string")
     try:

@@ -79,29 +79,29 @@ def read_source(section: Mapping[str, Any]) -> Source | None:
         raise MalformedSpecError(f"{kind}: got {', '.join(others)} beside it, takes one source only")
     source = section[kind]
     if not isinstance(source, dict):
-        raise _malformed(kind, source, "a map")
+        raise _error(kind, source, "a map")
     if kind == "hawkbit":
         return HawkBit()
     if kind == "file":
-        return File(_name(source.get("name"), "file.name", "the name of a firmware in FIRMWARE_DIR"))
-    return _image(source, kind)
+        return File(_read_name(source.get("name"), "file.name", "the name of a firmware in FIRMWARE_DIR"))
+    return _read_image(source, kind)
 
 
-def _image(source: Mapping[str, Any], kind: str) -> Image:
+def _read_image(source: Mapping[str, Any], kind: str) -> Image:
     pull_policy, platform = source.get("imagePullPolicy"), source.get("platform")
-    reference = _name(source.get("image"), f"{kind}.image", "name, name:tag or name@sha256:…")
+    reference = _read_name(source.get("image"), f"{kind}.image", "name, name:tag or name@sha256:…")
     if pull_policy is not None and pull_policy not in _PULL_POLICIES:
-        raise _malformed(f"{kind}.imagePullPolicy", pull_policy, " or ".join(_PULL_POLICIES))
+        raise _error(f"{kind}.imagePullPolicy", pull_policy, " or ".join(_PULL_POLICIES))
     if platform is not None:
-        platform = _name(platform, f"{kind}.platform", "a platform, such as linux/arm64")
+        platform = _read_name(platform, f"{kind}.platform", "a platform, such as linux/arm64")
     return Image(reference, always=pull_policy == "Always", platform=platform)
 
 
-def _name(value: object, path: str, takes: str) -> str:
+def _read_name(value: object, path: str, takes: str) -> str:
     if value is None:
         raise MalformedSpecError(f"{path}: missing, takes {takes}")
     if not isinstance(value, str) or not value:
-        raise _malformed(path, value, takes)
+        raise _error(path, value, takes)
     return value
 
 
@@ -166,160 +166,160 @@ def read_policy(section: Mapping[str, Any]) -> Policy:
     """
     if _POLICY_KEYS.isdisjoint(section):
         return NONE
-    rollout = _map(section.get("rollout"), "rollout", _ROLLOUT_KEYS)
+    rollout = _read_map(section.get("rollout"), "rollout", _ROLLOUT_KEYS)
     return Policy(
-        paused=_paused(rollout.get("paused")),
-        percent=_percent(rollout.get("percent")),
-        salt=_text(rollout.get("salt"), "rollout.salt"),
-        labels=_labels(rollout.get("labels")),
-        window=_window(rollout.get("window")),
-        max_attempts=_max_attempts(section.get("maxAttempts")),
-        retry=_text(section.get("retry"), "retry"),
-        mtu=_mtu(section.get("mtu")),
-        midway=_midway(rollout.get("midway")),
+        paused=_read_paused(rollout.get("paused")),
+        percent=_read_percent(rollout.get("percent")),
+        salt=_read_text(rollout.get("salt"), "rollout.salt"),
+        labels=_read_labels(rollout.get("labels")),
+        window=_read_window(rollout.get("window")),
+        max_attempts=_read_max_attempts(section.get("maxAttempts")),
+        retry=_read_text(section.get("retry"), "retry"),
+        mtu=_read_mtu(section.get("mtu")),
+        midway=_read_midway(rollout.get("midway")),
     )
 
 
-def _map(value: object, path: str, keys: Sequence[str]) -> Mapping[str, Any]:
-    """Return the map `value`, which may have these keys only: ignoring a mistyped `percent` would update all."""
+def _read_map(value: object, path: str, keys: Sequence[str]) -> Mapping[str, Any]:
+    """Return a map with these keys only: ignoring a mistyped `percent` would update all."""
     if value is None:
         return {}
-    takes = f"a map with {_either(keys)}"
+    takes = f"a map with {_join_words(keys)}"
     if not isinstance(value, dict):
-        raise _malformed(path, value, takes)
+        raise _error(path, value, takes)
     if unknown := [key for key in value if key not in keys]:
-        raise MalformedSpecError(f"{path}: got {shown(', '.join(unknown))}, takes {takes}")
+        raise MalformedSpecError(f"{path}: got {shorten(', '.join(unknown))}, takes {takes}")
     return value
 
 
-def _paused(value: object) -> bool | None:
+def _read_paused(value: object) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
-    raise _malformed("rollout.paused", value, "true or false")
+    raise _error("rollout.paused", value, "true or false")
 
 
-def _percent(value: object) -> float | None:
+def _read_percent(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-        raise _malformed("rollout.percent", value, "a number from 0 to 100")
+        raise _error("rollout.percent", value, "a number from 0 to 100")
     return float(value)
 
 
-def _text(value: object, path: str) -> str | None:
+def _read_text(value: object, path: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    raise _malformed(path, value, "a text")
+    raise _error(path, value, "a text")
 
 
-def _labels(value: object) -> Mapping[str, str] | None:
+def _read_labels(value: object) -> Mapping[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise _malformed("rollout.labels", value, "a map of texts")
+        raise _error("rollout.labels", value, "a map of texts")
     for key, text in value.items():
         # Null is no text either: if it counted as not set, all devices would meet the condition.
         if not isinstance(text, str):
-            raise _malformed(f"rollout.labels.{shown(key)}", text, "a text")
+            raise _error(f"rollout.labels.{shorten(key)}", text, "a text")
     return value
 
 
-def _max_attempts(value: object) -> int | None:
+def _read_max_attempts(value: object) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _malformed("maxAttempts", value, "a whole number above 0")
+        raise _error("maxAttempts", value, "a whole number above 0")
     return value
 
 
-def _mtu(value: object) -> int | None:
+def _read_mtu(value: object) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_MTU:
-        raise _malformed("mtu", value, f"a whole number of bytes from 1 to {_MAX_MTU}")
+        raise _error("mtu", value, f"a whole number of bytes from 1 to {_MAX_MTU}")
     return value
 
 
-def _midway(value: object) -> str | None:
+def _read_midway(value: object) -> str | None:
     if value is None or value in (FINISH, RESTART):
         return value if isinstance(value, str) else None
-    raise _malformed("rollout.midway", value, f"{FINISH} or {RESTART}")
+    raise _error("rollout.midway", value, f"{FINISH} or {RESTART}")
 
 
-def _window(value: object) -> Window | None:
+def _read_window(value: object) -> Window | None:
     if value is None:
         return None
-    window = _map(value, "rollout.window", _WINDOW_KEYS)
-    start = _minutes(window.get("from"), "rollout.window.from")
-    end = _minutes(window.get("to"), "rollout.window.to", can_be_24=True)
+    window = _read_map(value, "rollout.window", _WINDOW_KEYS)
+    start = _read_minutes(window.get("from"), "rollout.window.from")
+    end = _read_minutes(window.get("to"), "rollout.window.to", can_be_24=True)
     if start == end:
         takes = 'another time than from; "00:00" to "24:00" is the whole day'
-        raise _malformed("rollout.window.to", window["to"], takes)
-    return Window(start, end or _MINUTES_OF_DAY, _timezone(window.get("timezone")), _days(window.get("days")))
+        raise _error("rollout.window.to", window["to"], takes)
+    return Window(start, end or _MINUTES_OF_DAY, _read_timezone(window.get("timezone")), _read_days(window.get("days")))
 
 
-def _minutes(value: object, path: str, *, can_be_24: bool = False) -> int:
+def _read_minutes(value: object, path: str, *, can_be_24: bool = False) -> int:
     """Return minutes from midnight, 0 to 1440."""
     if value is None:
         raise MalformedSpecError(f"{path}: missing, takes {_TIME_TAKES}")
     if not isinstance(value, str):
         hint = ": YAML makes a number of 22:00 without quotes" if isinstance(value, int | float) else ""
-        raise _malformed(path, value, _TIME_TAKES + hint)
+        raise _error(path, value, _TIME_TAKES + hint)
     if can_be_24 and value == "24:00":
         return _MINUTES_OF_DAY
     time = _TIME.fullmatch(value)
     if not time:
-        raise _malformed(path, value, f'"00:00" to "{"24:00" if can_be_24 else "23:59"}"')
+        raise _error(path, value, f'"00:00" to "{"24:00" if can_be_24 else "23:59"}"')
     return int(time[1]) * 60 + int(time[2])
 
 
-def _timezone(value: object) -> tzinfo:
+def _read_timezone(value: object) -> tzinfo:
     if value is None:
         return UTC
     if not isinstance(value, str) or not _ZONE.fullmatch(value):
-        raise _malformed("rollout.window.timezone", value, _TIMEZONE_TAKES)
+        raise _error("rollout.window.timezone", value, _TIMEZONE_TAKES)
     from zoneinfo import ZoneInfo  # imported when needed: few deployments have windows, and all should start fast
 
     try:
         return ZoneInfo(value)
     # KeyError: not found. ValueError: not a time zone's file. OSError: a folder.
     except (KeyError, ValueError, OSError) as error:
-        raise _malformed("rollout.window.timezone", value, _TIMEZONE_TAKES) from error
+        raise _error("rollout.window.timezone", value, _TIMEZONE_TAKES) from error
 
 
-def _days(value: object) -> frozenset[int]:
+def _read_days(value: object) -> frozenset[int]:
     if value is None:
         return frozenset(range(7))
-    takes = f"a list of {_either(_DAYS)}"
+    takes = f"a list of {_join_words(_DAYS)}"
     if not isinstance(value, list) or not value:
-        raise _malformed("rollout.window.days", value, takes)
-    return frozenset(_day(name, takes) for name in value)
+        raise _error("rollout.window.days", value, takes)
+    return frozenset(_read_day(name, takes) for name in value)
 
 
-def _day(name: object, takes: str) -> int:
+def _read_day(name: object, takes: str) -> int:
     if not isinstance(name, str) or name.lower() not in _DAYS:
-        raise _malformed("rollout.window.days", name, takes)
+        raise _error("rollout.window.days", name, takes)
     return _DAYS.index(name.lower())
 
 
-def _malformed(path: str, value: object, takes: str) -> MalformedSpecError:
-    return MalformedSpecError(f"{path}: got {_quoted(value)}, takes {takes}")
+def _error(path: str, value: object, takes: str) -> MalformedSpecError:
+    return MalformedSpecError(f"{path}: got {_describe(value)}, takes {takes}")
 
 
-def _quoted(value: object) -> str:
+def _describe(value: object) -> str:
     """Return a value as JSON in one line; a map or a list is only named."""
     if isinstance(value, dict | list):
         kind = "map" if isinstance(value, dict) else "list"
         return f"a {kind}" if value else f"an empty {kind}"
     if isinstance(value, str):
-        return f'"{shown(value)}"'
-    return shown(json.dumps(value))
+        return f'"{shorten(value)}"'
+    return shorten(json.dumps(value))
 
 
-def shown(text: str) -> str:
+def shorten(text: str) -> str:
     """Return a text of others in one line, cut to the length that a message has room for."""
     return one_line(text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]}…")
 
 
-def _either(names: Sequence[str]) -> str:
+def _join_words(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -35,7 +35,7 @@ class Device:
 def list_devices(
     upstream: HttpClient, application: str, labels: str | None = None, *, patience: float = _PAGE_SECONDS
 ) -> Iterator[list[Device]]:
-    """Yield the devices of an application, in the registry's order, page by page; the first page may be empty.
+    """Yield the devices of an application page by page, an empty first page included.
 
     A device that is created or deleted during the listing shifts the pages by one. Another device may be missed then,
     but none is listed twice. Names cannot replace offsets: the registry's database sorts them by its own collation.
@@ -113,7 +113,7 @@ def _device(entry: object, application: str) -> Device:
 
 
 def _error_message(body: bytes) -> str:
-    """Return Drogue Cloud's message about an error, `{"error": …, "message": …}`; empty if there is none."""
+    """Return the message in `{"error": …, "message": …}`; empty if there is none."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):

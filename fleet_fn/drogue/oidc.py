@@ -117,10 +117,10 @@ class ClientCredentials:
             self._turn.release()
 
     def _raise_failure(self, asked: float) -> None:
-        """Raise the last failure again if it is newer than the request, or too recent for another attempt."""
+        """Raise the last failure again if it is too recent for another attempt."""
         if self._failure:
             since, error = self._failure
-            if since > asked - (error.quiet if isinstance(error, TransientError) else _REFUSAL_TTL_SECONDS):
+            if since > asked - (error.negative_ttl if isinstance(error, TransientError) else _REFUSAL_TTL_SECONDS):
                 raise copy(error)
 
     def _fetch(self, deadline: Deadline) -> _Token:

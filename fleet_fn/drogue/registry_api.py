@@ -38,9 +38,8 @@ class RegistryApi:
         """Return an object, and the JSON text that it was read from.
 
         Raises:
-            DeviceNotFoundError: the object is unknown, our credentials are refused, or the device's answer is
-                malformed.
-            PermanentError: the application's answer is malformed.
+            DeviceNotFoundError: object unknown, credentials refused, or a malformed answer for a device.
+            PermanentError: a malformed answer for an application.
             TransientError: the registry is unavailable.
 
         """
@@ -106,7 +105,7 @@ def unusable(names: tuple[str, ...], problem: str) -> PermanentError:
 
 
 def _error_type(names: tuple[str, ...]) -> type[PermanentError]:
-    """Return the error for a failed request; without its own object, a device must not be sent anything."""
+    """Return the error for a failed request; an unknown device must not be sent anything."""
     return DeviceNotFoundError if kind_of(names) == "device" else PermanentError
 
 

@@ -44,7 +44,7 @@ class ReportBackoff:
             self._failures.put(names, self._clock(), _Failure(pause_seconds, known))
 
     def is_paused(self, names: tuple[str, ...], known: RegistryObject | None) -> bool:
-        """Return whether a report failed, and neither its pause has ended nor the object has changed since."""
+        """Return whether reports are paused: one failed, and the object is still the same."""
         entry = self._failures.get(names)
         if entry is None:
             return False

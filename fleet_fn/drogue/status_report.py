@@ -91,7 +91,7 @@ class Report(NamedTuple):
             return True
         return self.crosses_tenth and self.conditions != reported.conditions
 
-    def written_into(self, section: object, now: datetime) -> dict[str, Any]:
+    def merge_into(self, section: object, now: datetime) -> dict[str, Any]:
         """Return a `status.firmware` with this report in it; keys and conditions of other software stay.
 
         A condition's `lastTransitionTime` changes only together with its `status`.

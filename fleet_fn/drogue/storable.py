@@ -5,7 +5,7 @@ from typing import TypeVar, cast
 T = TypeVar("T")
 
 _NUL = "\0"
-_ESCAPED = "\\x00"
+_ESCAPED_NUL = "\\x00"
 
 
 def storable(value: T) -> T:
@@ -13,12 +13,12 @@ def storable(value: T) -> T:
 
     Drogue Cloud answers every write with U+0000 with 503, so retries would not help.
     """
-    return cast(T, _escaped(value))
+    return cast(T, _escape(value))
 
 
-def _escaped(value: object) -> object:
+def _escape(value: object) -> object:
     if isinstance(value, str):
-        return value.replace(_NUL, _ESCAPED)
+        return value.replace(_NUL, _ESCAPED_NUL)
     if isinstance(value, dict):
-        return {_escaped(key): _escaped(member) for key, member in value.items()}
-    return [_escaped(member) for member in value] if isinstance(value, list) else value
+        return {_escape(key): _escape(member) for key, member in value.items()}
+    return [_escape(member) for member in value] if isinstance(value, list) else value

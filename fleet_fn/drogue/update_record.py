@@ -65,7 +65,7 @@ class LastAnswered:
         return LastAnswered(tuple(key for key in self.events if key != event))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the statuses as they stand in the device's object, the time to the microsecond (RFC 3339)."""
+        """Return the statuses as they stand in the device's object, with microseconds."""
         time = self.time and self.time.isoformat(timespec="microseconds")
         fields = {"events": list(self.events), "time": time, "status": self.status}
         return {name: value for name, value in fields.items() if value is not None}
@@ -207,7 +207,7 @@ class Record:
         return replace(self, synced=self.synced or timestamp(now), syncs=self.syncs + 1)
 
     def with_return(self) -> "Record":
-        """Return the record of a device that had come up, but changed its version later: its swap did not fail."""
+        """Return the record of a device that came up, but left the version later: no failed swap."""
         return replace(self, started=None, swapped=None, synced=None, syncs=0) if self.synced else self
 
     def with_failed_swap(self) -> "Record":
@@ -219,7 +219,7 @@ class Record:
         return _moment(self.synced)
 
     def superseded_at(self, version: bytes, *, but: str | None = None) -> datetime | None:
-        """Return the last time at which an earlier target of `version` was replaced; None if there is none.
+        """Return when an earlier target of `version` was last replaced; None if there is none.
 
         Args:
             version: the version.

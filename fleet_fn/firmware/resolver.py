@@ -116,4 +116,4 @@ def _add(references: set[Reference], reference: Reference) -> None:
 
 
 def _negative_ttl(error: UpstreamError) -> float:
-    return error.quiet if isinstance(error, TransientError) else _NEGATIVE_TTL_SECONDS
+    return error.negative_ttl if isinstance(error, TransientError) else _NEGATIVE_TTL_SECONDS

@@ -133,7 +133,7 @@ def _read_named(fields: Mapping[Any, Any], encoding: Encoding) -> tuple[Status, 
 
 
 def _has(fields: Mapping[Any, Any], key: int | str) -> bool:
-    """Return whether `fields` has `key`. In Python 0, False and 0.0 are one key; on the wire they are not."""
+    """Return whether `fields` has `key`; unlike in Python, False and 0.0 are not the key 0."""
     return key in fields and (isinstance(key, str) or any(type(k) is int and k == key for k in fields))
 
 
@@ -220,7 +220,7 @@ def _parse_json(payload: bytes) -> Any:
 
 
 def _check_values(value: object, depth: int = 0) -> None:
-    """Raise ValueError for NaN, CBOR's undefined and simple values, and containers that nest too deeply."""
+    """Raise ValueError for NaN, values that JSON does not have, and too deep nesting."""
     kind = type(value)
     if kind in _SCALARS:
         if kind is float and math.isnan(value):  # type: ignore[arg-type]
@@ -256,7 +256,7 @@ def encode_command(command: Command, form: AnswerForm) -> bytes:
             raise ValueError("the documented dialect has no WAIT")
         if form.encoding is Encoding.JSON:
             return _json_bytes(documented_json(command))
-        return cbor2.dumps(_documented(command))
+        return cbor2.dumps(_documented_fields(command))
     index, name = _VARIANTS[type(command)]
     if form.encoding is Encoding.JSON:
         fields = _embedded_fields(command, form.correlation_id, text=True)
@@ -286,11 +286,11 @@ def room_for_data(form: AnswerForm, version: bytes, offset: int, limit: int) -> 
 
 
 def documented_json(command: Command) -> dict[str, Any]:
-    """Return a command as JSON members of the documented dialect, data in base64. WAIT is formed alike."""
-    return {key: _json_value(key, value) for key, value in _documented(command).items()}
+    """Return a command, WAIT included, in the documented dialect's JSON."""
+    return {key: _json_value(key, value) for key, value in _documented_fields(command).items()}
 
 
-def _documented(command: Command) -> dict[str, Any]:
+def _documented_fields(command: Command) -> dict[str, Any]:
     fields: dict[str, Any]
     match command:
         case Sync(version, poll):

@@ -57,7 +57,7 @@ def is_all_written(offset: int, size: int) -> bool:
 
 
 def paddings(end: int, size: int) -> set[int]:
-    """Return the offsets that a device may report after a block up to `end`: it may pad the last block."""
+    """Return the offsets that may follow a block up to `end`: devices pad the last block."""
     return {end} | ({-(-end // word) * word for word in FLASH_WORD_BYTES} if end == size else set())
 
 

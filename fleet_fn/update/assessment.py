@@ -110,7 +110,7 @@ class Assessor:
         """
         event, status, form = received
         with self._clock.worth_a_retry(event, DeviceNotFoundError):
-            desired = self._registry.desired(
+            desired = self._registry.read_desired(
                 event.application, event.device, ages.application(), deadline, of_device=ages.device()
             )
         if desired.disabled:
@@ -187,7 +187,7 @@ class Assessor:
         """Return a gateway of the device that is being updated and takes any block for its own; empty if none."""
         now = self._clock.now()
         for gateway in desired.gateways[:_MAX_GATEWAYS]:
-            record = self._registry.record(event.application, gateway, ages.device(), deadline)
+            record = self._registry.read_record(event.application, gateway, ages.device(), deadline)
             if gateway != event.device and record and record.is_under_way(now) and not record.correlates:
                 return gateway
         return ""

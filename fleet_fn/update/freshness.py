@@ -59,7 +59,11 @@ class _WorthARetry:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, RateLimitedError) and error.after is not None and error.after > self._time_left():
+        if (
+            isinstance(error, RateLimitedError)
+            and error.retry_after is not None
+            and error.retry_after > self._time_left()
+        ):
             other = self._otherwise(f"{error.reason}, and wants to be left alone for too long")
             other.may_have_acted = error.may_have_acted
             raise other from error

@@ -83,7 +83,7 @@ class UpdateHandler:
         except PermanentError as error:
             return Outcome("failed", error.reason)
         except TransientError as error:
-            return Outcome("retry", error.reason, retry_after=error.after)
+            return Outcome("retry", error.reason, retry_after=error.retry_after)
 
     def decide(self, event: Event, deadline: Deadline) -> Reply:
         """Return the reply to `event`, whether or not it has been answered already; nothing is sent.
@@ -107,7 +107,7 @@ class UpdateHandler:
         except NotReadyError as error:
             return Reply(Outcome("wait", error.reason), wait_in(form, self._settings.wait), form)
         except TransientError as error:
-            return Reply(Outcome("retry", error.reason, retry_after=error.after), None, form)
+            return Reply(Outcome("retry", error.reason, retry_after=error.retry_after), None, form)
         except DeviceDisabledError as error:
             return self._failure(received, error.reason)._replace(command=None)
         except DeviceNotFoundError as error:
@@ -193,7 +193,7 @@ class UpdateHandler:
 
         """
         event, status, form = received
-        reported = reported or self._registry.reported(event.application, event.device) or Reported()
+        reported = reported or self._registry.peek_reported(event.application, event.device) or Reported()
         report = Report(
             version_text(status.version),
             UNKNOWN,

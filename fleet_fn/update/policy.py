@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final
 
-from fleet_fn.drogue.firmware_spec import Policy, shown
+from fleet_fn.drogue.firmware_spec import Policy, shorten
 from fleet_fn.update.window import opens_in
 
 #: A float holds 53 bits exactly (IEEE 754, binary64), so no draw is rounded, least of all up to 1.
@@ -67,7 +67,7 @@ def drawn(uid: str, version: str, salt: str | None) -> float:
 
 def _hold_labels(wanted: Mapping[str, str], labels: Mapping[str, str]) -> Hold | None:
     missing = ", ".join(f"{key}={value}" for key, value in wanted.items() if labels.get(key) != value)
-    return Hold("rollout", f"its labels are not {shown(missing)}") if missing else None
+    return Hold("rollout", f"its labels are not {shorten(missing)}") if missing else None
 
 
 def _hold_percent(percent: float | None, uid: str, version: str, salt: str | None) -> Hold | None:

@@ -76,7 +76,7 @@ class Recorder:
         is_final = isinstance(error, PermanentError) and not isinstance(error, DeviceNotFoundError)
         if not self._is_on or not (is_final or (recorded and had_no_effect)):
             return
-        reported = self._registry.reported(event.application, event.device) or Reported()
+        reported = self._registry.peek_reported(event.application, event.device) or Reported()
         report = recorded or reply.report
         conditions = report.conditions if report else reported.conditions
         target = (report.target if report else reported.target) or UNKNOWN

@@ -57,7 +57,7 @@ def show(peers: Cloud, folder: Path) -> None:
         return Deadline(60)
 
     def spec() -> Any:
-        desired = registry.desired("medium", "device-1", 3600, soon())
+        desired = registry.read_desired("medium", "device-1", 3600, soon())
         source: Any = desired.source
         reference = image_reference(source.reference, settings.firmware_prefix, "medium", None)
         return desired, images.resolve(reference, 3600, soon())

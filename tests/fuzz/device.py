@@ -57,7 +57,7 @@ def one_input(data: bytes) -> None:
     registry = DeviceRegistry(cast(HttpClient, cloud))
     try:
         with bounded():
-            desired = registry.desired("a", "d", 0.0, Deadline(10))
+            desired = registry.read_desired("a", "d", 0.0, Deadline(10))
     except PermanentError as failed:
         _check_reason(failed)
         return

@@ -47,7 +47,7 @@ def registry(drogue: Drogue) -> Iterator[DeviceRegistry]:
 
 
 def desired(registry: DeviceRegistry, max_age: float = 0.0) -> Desired:
-    return registry.desired(APPLICATION, DEVICE, max_age, Deadline(4))
+    return registry.read_desired(APPLICATION, DEVICE, max_age, Deadline(4))
 
 
 # --- Keys -------------------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_interim_responses_do_not_give_a_device_the_object_of_another(interim: b
         for name in ("one", "two", "three"):
             drogue.put_image(APPLICATION, name, f"for-{name}:1")
         for name in ("one", "two", "three", "two"):
-            found = registry.desired(APPLICATION, name, 0.0, Deadline(4))
+            found = registry.read_desired(APPLICATION, name, 0.0, Deadline(4))
             assert found.source == Image(f"for-{name}:1")
 
 

@@ -1,4 +1,4 @@
-"""What the environment says, and how it is told that it says nonsense."""
+"""Settings from the environment, and the messages about invalid ones."""
 
 import os
 import re

@@ -128,7 +128,7 @@ class Cache:
         # The key contains the expected size: threads that expect different sizes get different errors.
         key = ("fetch", self._folder.path, blob)
         since, error_before = self._unavailable.get(key, (0.0, None))
-        if error_before and self._clock() - since < error_before.quiet:
+        if error_before and self._clock() - since < error_before.negative_ttl:
             raise copy(error_before)
         try:
             self._background.result(key, lambda: self._store(blob, fill), deadline, keeps_error=True)
@@ -141,7 +141,7 @@ class Cache:
 
     def _remember_unavailable(self, key: tuple[object, ...], error: TransientError) -> None:
         now = self._clock()
-        recent = {other: entry for other, entry in self._unavailable.items() if now - entry[0] < entry[1].quiet}
+        recent = {other: entry for other, entry in self._unavailable.items() if now - entry[0] < entry[1].negative_ttl}
         self._unavailable = {**recent, key: (now, copy(error))}
 
     def _store(self, blob: Blob, fill: Fill) -> None:

@@ -23,7 +23,7 @@ BEHIND = Condition(IN_SYNC, "False")
 def reported(target: str, *conditions: Condition, record: Record | None = None, current: str = "0.1.0") -> Row:
     """The row of a device of which the function has reported this, at noon."""
     report = Report(current, target, conditions, record=record)
-    return read_row(Device("lamp", {"firmware": report.written_into(None, NOON)}))
+    return read_row(Device("lamp", {"firmware": report.merge_into(None, NOON)}))
 
 
 def halfway(percent: str = "37.50") -> Condition:

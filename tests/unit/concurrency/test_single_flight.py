@@ -140,7 +140,7 @@ def test_an_error_that_nobody_waited_for_is_raised_for_the_next_and_only_for_tha
     assert single_flight.result("other", lambda: 42, Deadline(5)) == 42
     with pytest.raises(TransientError, match="away") as caught:
         single_flight.result("key", lambda: 42, Deadline(0))
-    assert caught.value.after == 7
+    assert caught.value.retry_after == 7
     assert single_flight.result("key", lambda: 42, Deadline(5)) == 42
 
 

@@ -1,4 +1,4 @@
-"""How a command is addressed, and what the command API's answers mean."""
+"""Commands: paths, and the meaning of the command API's answers."""
 
 import re
 from collections.abc import Iterator
@@ -112,7 +112,7 @@ def test_what_a_retry_can_cure_is_to_be_retried(server: Server, commands: Comman
     server.answer = lambda _: Response(status, headers={"Retry-After": "2"})
     with pytest.raises(TransientError) as caught:
         send(commands)
-    assert caught.value.after == 2
+    assert caught.value.retry_after == 2
     assert len(server.requests) == 1
 
 

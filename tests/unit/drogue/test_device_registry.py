@@ -1,4 +1,4 @@
-"""Whose firmware section counts, what the registry's answers mean, and how often it is asked."""
+"""DeviceRegistry: precedence of firmware sections, meaning of answers, caching and back-off."""
 
 import json
 import math
@@ -55,7 +55,7 @@ class Cloud:
         self.has(**{kind: {"spec": {"firmware": section}} for kind, section in sections.items()})
 
     def desired(self, max_age: float = 0.0, seconds: float = 5.0) -> Source | None:
-        return self.registry.desired("fleet", "pump", max_age, Deadline(seconds)).source
+        return self.registry.read_desired("fleet", "pump", max_age, Deadline(seconds)).source
 
     @property
     def asked(self) -> list[str]:
@@ -240,7 +240,7 @@ def test_whatever_the_registry_says_it_is_a_source_or_none_or_a_failure(device: 
 
     registry = DeviceRegistry(Scripted("registry", "http://127.0.0.1"))
     try:
-        source = registry.desired("fleet", "pump", 0, Deadline(5)).source
+        source = registry.read_desired("fleet", "pump", 0, Deadline(5)).source
     except PermanentError as error:
         assert error.reason
     else:
@@ -342,14 +342,14 @@ def test_a_registry_that_is_not_well_is_to_be_asked_again(cloud: Cloud, whose: s
     cloud.has(**{whose: Response(status, headers={"Retry-After": "3"})})
     with pytest.raises(TransientError) as caught:
         cloud.desired(math.inf)
-    assert caught.value.after == 3
+    assert caught.value.retry_after == 3
     cloud.has(**{whose: PLAIN})
     assert cloud.desired(math.inf) is None  # such an answer is not remembered
 
 
 def test_a_registry_that_is_not_there_is_to_be_asked_again() -> None:
     with closed_port() as port, pytest.raises(TransientError, match="refused"):
-        DeviceRegistry(HttpClient("device registry", f"http://127.0.0.1:{port}")).desired(
+        DeviceRegistry(HttpClient("device registry", f"http://127.0.0.1:{port}")).read_desired(
             "fleet", "pump", 0, Deadline(5)
         )
 
@@ -372,9 +372,9 @@ def test_a_registry_that_is_not_there_is_to_be_asked_again() -> None:
 )
 def test_names_are_percent_encoded_in_paths(cloud: Cloud, name: str, encoded: str) -> None:
     with pytest.raises(DeviceNotFoundError):
-        cloud.registry.desired("fleet", name, 0, Deadline(5))
+        cloud.registry.read_desired("fleet", name, 0, Deadline(5))
     with pytest.raises(DeviceNotFoundError):
-        cloud.registry.desired(name, "pump", 0, Deadline(5))
+        cloud.registry.read_desired(name, "pump", 0, Deadline(5))
     assert cloud.asked == [f"{APPLICATION}/devices/{encoded}", f"/api/registry/v1alpha1/apps/{encoded}/devices/pump"]
     assert listing_path(name) == f"/api/registry/v1alpha1/apps/{encoded}/devices"
     path = command_path(name, name, name)
@@ -386,7 +386,7 @@ def test_names_that_a_path_would_swallow_fail_before_anything_is_asked(cloud: Cl
     for application, device in (("fleet", name), (name, "pump")):
         reason = rf"^device registry: no URL can carry the name {re.escape(name)}$"
         with pytest.raises(PermanentError, match=reason):
-            cloud.registry.desired(application, device, 0, Deadline(5))
+            cloud.registry.read_desired(application, device, 0, Deadline(5))
         with pytest.raises(PermanentError, match=reason):
             object_path((application, device))
     with pytest.raises(PermanentError, match=reason):
@@ -416,7 +416,7 @@ def test_devices_of_one_application_share_what_is_known_of_it(cloud: Cloud) -> N
     other = {"metadata": {**METADATA["device"], "name": "other"}}
     cloud.answers[f"{APPLICATION}/devices/other"] = Response(200, json.dumps(other).encode())
     cloud.desired(60)
-    cloud.registry.desired("fleet", "other", 60, Deadline(5))
+    cloud.registry.read_desired("fleet", "other", 60, Deadline(5))
     assert cloud.asked.count(APPLICATION) == 1
 
 
@@ -505,7 +505,7 @@ def test_devices_with_large_objects_take_bounded_memory(where: str, monkeypatch:
     tracemalloc.start()
     try:
         for number in range(40):
-            registry.desired("fleet", f"pump-{number}", 60, Deadline(30))
+            registry.read_desired("fleet", f"pump-{number}", 60, Deadline(30))
             registry.give_up_reporting("fleet", f"pump-{number}")
         taken, _ = tracemalloc.get_traced_memory()
     finally:
@@ -523,7 +523,7 @@ def test_both_look_ups_together_keep_the_deadline(cloud: Cloud) -> None:
     cloud.server.answer = slowly
     deadline = Deadline(0.4)
     with pytest.raises(TransientError, match="no answer in time"):
-        cloud.registry.desired("fleet", "pump", 0, deadline)
+        cloud.registry.read_desired("fleet", "pump", 0, deadline)
     assert deadline.elapsed < 0.9
     over.set()
 
@@ -552,7 +552,7 @@ def test_what_could_not_be_written_is_tried_again_ever_more_rarely_unless_the_ob
     def gives_up(after: float, **spec: object) -> bool:
         cloud.has(device={"spec": spec})
         clock.now += after
-        registry.desired("fleet", "pump", 0, Deadline(5))
+        registry.read_desired("fleet", "pump", 0, Deadline(5))
         return registry.has_given_up_reporting("fleet", "pump")
 
     assert not gives_up(0)

@@ -1,4 +1,4 @@
-"""CloudEvents as Drogue Cloud's and Knative's deliverers send them, as careful people do, and as nobody should."""
+"""Events as Drogue Cloud and the deliverers of Knative send them, and malformed ones."""
 
 import base64
 import json

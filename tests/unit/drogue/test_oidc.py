@@ -1,4 +1,4 @@
-"""Access tokens: fetched when they are needed, kept for as long as they are good, and shown to nobody else."""
+"""ClientCredentials: fetching, caching and renewing access tokens, and keeping them secret."""
 
 import json
 import threading

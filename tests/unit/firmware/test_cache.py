@@ -482,7 +482,7 @@ def test_a_source_that_is_away_is_left_alone_for_a_second(folder: Path) -> None:
         clock.now = now
         with pytest.raises(TransientError, match="registry away") as caught:
             get(cache, source=away)
-        assert caught.value.after == 3
+        assert caught.value.retry_after == 3
         assert runs == expected
     clock.now = 2.2
     assert get(cache) == RIGHT

@@ -303,7 +303,7 @@ def test_a_store_that_is_asked_too_much_is_left_alone_as_long_as_it_wants(
         clock.now += later
         with pytest.raises(RateLimitedError) as caught:
             resolve()
-        assert caught.value.after == after
+        assert caught.value.retry_after == after
     assert len(store.asked) == 1
     clock.now += 0.01
     with pytest.raises(RateLimitedError):

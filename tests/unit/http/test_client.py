@@ -260,7 +260,7 @@ def test_429_and_5xx_are_to_be_retried_after_the_seconds_that_the_answer_names(
         pytest.raises(TransientError, match=rf"^cloud: answered {status}$") as caught,
     ):
         cloud.request("GET", "/", Deadline(5))
-    assert caught.value.after == seconds
+    assert caught.value.retry_after == seconds
     assert isinstance(caught.value, RateLimitedError) == (status == 429)
 
 
@@ -272,7 +272,7 @@ def test_the_moment_until_which_to_wait_is_so_many_seconds_from_now() -> None:
         pytest.raises(RateLimitedError) as caught,
     ):
         cloud.request("GET", "/", Deadline(5))
-    assert caught.value.after in range(50, 62)
+    assert caught.value.retry_after in range(50, 62)
 
 
 def test_the_answer_to_a_head_has_no_body_and_its_connection_is_kept() -> None:

@@ -628,7 +628,7 @@ def test_what_a_retry_can_cure_is_passed_on_and_not_remembered() -> None:
     ours = authorization(realm)
     with pytest.raises(RateLimitedError) as caught:
         answer_challenge(ours)
-    assert caught.value.after == 7
+    assert caught.value.retry_after == 7
     realm.answer = None
     assert answer_challenge(ours) == "Bearer token2"
 
