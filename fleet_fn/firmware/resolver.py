@@ -75,7 +75,7 @@ class Resolver:
         if stale is None or (max_age > 0 and self._resolved.peek(reference, max_age)):
             return self._look_up(reference, max_age, deadline)
         try:
-            # Has the whole time of an event, not just what is left of this one: other events wait for the same result.
+            # Has the time of a whole event, not only the rest of this one: other events wait for the same result.
             return self._background.result(
                 (self, reference),
                 lambda: self._look_up(reference, max_age, Deadline(deadline.total)),

@@ -1,4 +1,4 @@
-"""A registry that does what tests tell it, and functions that read from it."""
+"""Fixtures: a registry that misbehaves on demand, and functions that read from it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

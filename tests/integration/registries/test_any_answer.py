@@ -1,4 +1,4 @@
-"""Whatever a registry answers, the event has an outcome, in time, and no device gets a wrong byte."""
+"""For any answer of a registry the event gets an outcome in time, and no device gets a wrong byte."""
 
 import hashlib
 import itertools
@@ -168,7 +168,7 @@ _numbers = itertools.count(1)
     changes=st.dictionaries(st.sampled_from(["challenge", "token", "head", "manifest", "blob"]), CHANGES, min_size=1),
     status=st.sampled_from([STATUS, midway("1", 512)]),
 )
-def test_whatever_a_registry_answers_the_event_has_an_outcome_and_the_device_no_wrong_byte(
+def test_any_answer_yields_an_outcome_and_no_wrong_byte(
     hasty: Function,
     drogue: Drogue,
     registry: FakeRegistry,

@@ -1,4 +1,4 @@
-"""Registries that send something else than they should: no device ever gets a byte of it."""
+"""Registries that send wrong bytes: no device gets one of them."""
 
 import json
 import time
@@ -201,7 +201,7 @@ def test_a_manifest_that_is_not_the_one_asked_for_by_its_digest_fails(
 
 
 @pytest.mark.usefixtures("released")
-def test_a_manifest_that_is_not_what_the_answer_says_it_is_fails(
+def test_manifest_with_another_digest_than_announced_fails(
     function: Function, drogue: Drogue, registry: FakeRegistry, device: str
 ) -> None:
     told_digest = f"sha256:{'0' * 64}"
@@ -305,7 +305,7 @@ def test_the_layer_that_is_called_firmware_is_the_one(
 
 
 @pytest.mark.parametrize("described", ["version", "title"])
-def test_what_a_manifest_says_at_length_is_not_repeated_to_everybody(
+def test_long_values_of_a_manifest_are_cut_in_reasons(
     function: Function, drogue: Drogue, registry: FakeRegistry, device: str, described: str
 ) -> None:
     layout = ImageLayout(registry.folder / device)

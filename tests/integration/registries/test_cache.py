@@ -1,4 +1,4 @@
-"""What has been fetched: nobody can slip a byte into it, and it stays within its bounds."""
+"""The cache of a running function: no other user can change a byte that it serves, and it stays within its bound."""
 
 import hashlib
 import json
@@ -246,7 +246,7 @@ def has_begun(folder: Path, size: int) -> bool:
     return False
 
 
-def test_what_a_killed_process_has_left_behind_half_written_is_no_firmware(
+def test_half_written_file_of_a_killed_process_is_not_served(
     disturbed: tuple[Function, Path], drogue: Drogue, registry: FakeRegistry, device: str, released: Published
 ) -> None:
     function, folder = disturbed
@@ -306,7 +306,7 @@ def test_firmware_larger_than_the_cache_fails(
     assert fetched(registry, device) == 0
 
 
-def test_what_was_used_least_recently_goes_first_and_the_bound_is_kept(
+def test_least_recently_used_is_evicted_and_the_bound_holds(
     small: Function, drogue: Drogue, registry: FakeRegistry, device: str, small_cache: Path
 ) -> None:
     contents = {f"{device}-{letter}": b"" for letter in "abc"}
@@ -429,7 +429,7 @@ def test_large_firmware_is_served_in_little_memory(
     assert peak_resident(measured) < 1.3 * before
 
 
-def test_what_has_no_end_takes_little_memory(
+def test_endless_answers_take_little_memory(
     measured: Function, drogue: Drogue, registry: FakeRegistry, device: str
 ) -> None:
     many = json.dumps({"layers": [{}] * 1_000_000}).encode()

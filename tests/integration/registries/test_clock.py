@@ -1,4 +1,4 @@
-"""A wall clock that steps by an hour, there and back: what is measured goes on, and only ages of events follow it."""
+"""A wall clock that steps by an hour and back changes the ages of events, and nothing else."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta

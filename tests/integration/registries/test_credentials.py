@@ -1,4 +1,4 @@
-"""What a registry wants to be shown: the right thing to the right one, and to nobody else."""
+"""Credentials go to the registry that they belong to, and to no other host."""
 
 import base64
 import json
@@ -201,7 +201,7 @@ def test_a_token_is_renewed_when_its_time_is_over(
         ("x" * 60_000, "asks for"),
     ],
 )
-def test_a_registry_that_asks_for_what_nobody_has_fails(
+def test_registry_that_asks_for_missing_credentials_fails(
     anonymous: Function, drogue: Drogue, registry: FakeRegistry, device: str, challenge: str | None, reason: str
 ) -> None:
     headers = {} if challenge is None else {"WWW-Authenticate": challenge}
@@ -248,7 +248,7 @@ def test_a_realm_that_never_ends_fails(
     assert "answer larger than" in failed(anonymous, device)
 
 
-def test_credentials_that_nobody_asks_for_are_not_shown(
+def test_credentials_are_not_sent_without_a_challenge(
     with_password: Function, drogue: Drogue, registry: FakeRegistry, device: str, realm: TokenRealm
 ) -> None:
     # Whoever was asked for a user name before says it at once; here a realm was the last to be asked.
@@ -313,7 +313,7 @@ def test_passwords_that_a_realm_refuses_fail(
 
 
 @pytest.mark.usefixtures("released")
-def test_a_repository_that_is_somebody_elses_fails(
+def test_repository_without_access_fails(
     with_password: Function, drogue: Drogue, registry: FakeRegistry, device: str
 ) -> None:
     realm = at(registry, TokenRealm(f"{registry.url}/token/{device}", credentials=(USER, PASSWORD)))
@@ -322,7 +322,7 @@ def test_a_repository_that_is_somebody_elses_fails(
     assert not blocks(drogue, device)
 
 
-def test_what_one_may_not_read_any_more_is_not_served_from_memory_to_those_who_begin(
+def test_lost_access_ends_new_updates_despite_the_cache(
     with_password: Function, drogue: Drogue, registry: FakeRegistry, device: str, released: Published
 ) -> None:
     assert is_served(with_password, drogue, device, released)

@@ -1,4 +1,4 @@
-"""Where requests go: to the registry that the operator named, and from there to where nothing is given away."""
+"""Requests go to the configured registry, and after redirects to public hosts only, without credentials."""
 
 import ssl
 from collections.abc import Iterator
@@ -292,7 +292,7 @@ def test_no_reference_leads_to_where_the_operator_has_not_said(
 
 
 @pytest.mark.parametrize("image", ["evil.example/x", "localhost/x", "evil.example", "evil.example:80", "127.0.0.1/x:1"])
-def test_what_looks_like_a_host_is_a_repository_of_the_registry(
+def test_host_like_name_is_a_repository_of_the_registry(
     function: Function, drogue: Drogue, registry: FakeRegistry, device: str, image: str
 ) -> None:
     drogue.put_image("example", device, image)
@@ -301,7 +301,7 @@ def test_what_looks_like_a_host_is_a_repository_of_the_registry(
     assert registry.asked(name)[-1] == f"GET manifests/{tag or 'latest'}"
 
 
-def test_each_application_has_what_is_below_its_own_name(
+def test_application_gets_only_repositories_below_its_name(
     drogue: Drogue, registry: FakeRegistry, device: str, tmp_path: Path
 ) -> None:
     publish(registry.folder, f"acme/{device}/app", "1", random_bytes(3000, device))
@@ -399,7 +399,7 @@ def test_with_tls_no_token_is_fetched_without(
 
 
 @pytest.mark.usefixtures("securely_released")
-def test_a_host_that_nobody_vouches_for_gets_no_request(
+def test_host_with_untrusted_certificate_gets_no_request(
     secured: Function, drogue: Drogue, secure: FakeRegistry, device: str
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -412,7 +412,7 @@ def test_a_host_that_nobody_vouches_for_gets_no_request(
         assert not elsewhere.requests
 
 
-def test_a_registry_that_nobody_vouches_for_gets_no_credentials(
+def test_registry_with_untrusted_certificate_gets_no_credentials(
     drogue: Drogue, secure: FakeRegistry, device: str, tmp_path: Path, securely_released: Published
 ) -> None:
     asked = len(secure.requests)

@@ -1,4 +1,4 @@
-"""Registries that take their time, or are away: events are answered in time, and updates go on where they can."""
+"""Slow and unavailable registries: events are answered in time, and updates in progress go on."""
 
 import socket
 import time
@@ -76,7 +76,7 @@ def late(answer: Hook) -> Hook:
 # --- The deadline
 
 
-def test_an_event_is_answered_in_time_whatever_does_not_come(
+def test_event_is_answered_in_time_without_any_upstream_bytes(
     hasty: Function, drogue: Drogue, registry: FakeRegistry, device: str, gate: Gate
 ) -> None:
     trickle = trickling(Response(200, b"{}" * 1000))
@@ -190,7 +190,7 @@ def test_events_are_answered_in_time_where_the_registry_is_nowhere(
 
 
 @pytest.mark.parametrize("how", ["hangs", "speaks no TLS"])
-def test_events_are_answered_in_time_where_nobody_speaks_tls(
+def test_events_are_answered_in_time_if_the_registry_speaks_no_tls(
     drogue: Drogue, registry: FakeRegistry, device: str, tmp_path: Path, how: str
 ) -> None:
     drogue.put_image("example", device, f"{device}:1")
@@ -268,7 +268,7 @@ def test_of_many_events_only_a_few_wait_for_a_registry_that_hangs(
 
 
 @pytest.mark.usefixtures("released")
-def test_what_timed_out_is_asked_for_again_after_a_second_and_what_failed_later(
+def test_timeouts_are_retried_after_a_second_and_failures_later(
     hasty: Function, drogue: Drogue, registry: FakeRegistry, device: str, gate: Gate
 ) -> None:
     missing = f"{device}-missing"
@@ -431,16 +431,14 @@ def test_without_the_registry_updates_by_digest_go_all_the_way(
 
 
 @pytest.mark.usefixtures("released")
-def test_a_tag_that_was_deleted_ends_what_goes_on(hasty: Function, registry: FakeRegistry, device: str) -> None:
+def test_deleted_tag_ends_updates_in_progress(hasty: Function, registry: FakeRegistry, device: str) -> None:
     assert post(hasty, device).outcome.startswith("write")
     registry.answers[f"{device}/manifests"] = always(Response(404))
     time.sleep(2 * TTL)
     assert post(hasty, device, midway("1", 512)).reason == f"no tag 1 in {device}"
 
 
-def test_a_function_that_starts_without_the_registry_serves_what_it_has_by_digest(
-    drogue: Drogue, tmp_path: Path, device: str
-) -> None:
+def test_function_started_without_registry_serves_cached_digests(drogue: Drogue, tmp_path: Path, device: str) -> None:
     with FakeRegistry(tmp_path / "registry") as registry:
         released = publish(registry.folder, device, "1", random_bytes(3000, device))
         drogue.put_image("example", device, f"{device}@{released.digest}")

@@ -1,4 +1,4 @@
-"""Updates from a registry, and what they cost it."""
+"""Updates from a registry, and the number of requests that they send to it."""
 
 import base64
 

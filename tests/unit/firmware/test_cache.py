@@ -1,4 +1,4 @@
-"""Bytes that are fetched once, kept within bounds, and never served wrong, whatever happens to the folder."""
+"""The cache fetches bytes once, stays within its bound, and never serves wrong bytes from a changed folder."""
 
 import errno
 import fcntl
@@ -193,12 +193,12 @@ def test_a_block_beyond_the_end_is_a_failure_not_a_short_one(cache: Cache) -> No
         reader.read(2047, 2)
 
 
-def test_what_one_process_fetched_another_one_finds(folder: Path) -> None:
+def test_bytes_fetched_by_one_process_serve_another(folder: Path) -> None:
     assert get(make_cache(folder)) == RIGHT
     assert get(make_cache(folder), source=never) == RIGHT
 
 
-def test_the_folder_is_made_when_it_is_first_needed_for_nobody_else_to_read(tmp_path: Path, folder: Path) -> None:
+def test_folder_is_created_when_first_needed_and_private(tmp_path: Path, folder: Path) -> None:
     cache = make_cache(folder)
     assert not folder.parent.exists()
     get(cache)
@@ -267,7 +267,7 @@ def test_a_source_without_end_is_stopped_at_the_size(cache: Cache, folder: Path)
 @pytest.mark.parametrize(
     "error", [PermanentError("blob missing"), TransientError("registry away", 7), KeyError("a mistake")]
 )
-def test_what_the_source_raises_is_raised_and_leaves_nothing(cache: Cache, folder: Path, error: Exception) -> None:
+def test_error_of_the_source_is_raised_and_leaves_no_file(cache: Cache, folder: Path, error: Exception) -> None:
     def broken(write: Write) -> None:
         write(RIGHT[:1000])
         raise error
@@ -279,7 +279,7 @@ def test_what_the_source_raises_is_raised_and_leaves_nothing(cache: Cache, folde
     assert not kept(folder)
 
 
-def test_whoever_expects_another_size_of_the_same_bytes_is_told_so_and_harms_nobody(cache: Cache) -> None:
+def test_wrong_expected_size_fails_and_affects_no_other_reader(cache: Cache) -> None:
     get(cache)
     for size in (2047, 2049):
         with (
@@ -347,7 +347,7 @@ DAMAGES: list[Callable[[Path], None]] = [
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("wall", [time.time, later])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_file_that_somebody_changed_is_fetched_anew_for_the_same_event(
+def test_changed_file_is_fetched_again_for_the_same_event(
     folder: Path, damage: Callable[[Path], None], wall: Callable[[], float]
 ) -> None:
     cache, source = make_cache(folder, wall=wall), Source()
@@ -360,7 +360,7 @@ def test_a_file_that_somebody_changed_is_fetched_anew_for_the_same_event(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_file_that_somebody_changed_is_not_served_where_it_cannot_be_fetched_anew(
+def test_changed_file_that_cannot_be_fetched_is_not_served(
     cache: Cache, folder: Path, damage: Callable[[Path], None]
 ) -> None:
     def broken(_: Write) -> None:
@@ -399,7 +399,7 @@ def test_a_folder_in_a_files_place_goes(cache: Cache, folder: Path) -> None:
     assert get(cache) == RIGHT
 
 
-def test_links_that_somebody_laid_are_not_followed(cache: Cache, folder: Path, tmp_path: Path) -> None:
+def test_links_in_the_folder_are_not_followed(cache: Cache, folder: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     os.utime(victim, (1, 1))
@@ -433,7 +433,7 @@ def test_a_download_beyond_the_deadline_goes_on_and_a_later_event_finds_it(cache
     assert source.runs == 1
 
 
-def test_whoever_comes_late_to_a_long_download_does_not_wait(folder: Path) -> None:
+def test_latecomer_to_a_long_download_does_not_wait(folder: Path) -> None:
     clock, source = Clock(0.0), Slow()
     cache = make_cache(folder, clock=clock)
     with background_ends():
@@ -452,7 +452,7 @@ def test_whoever_comes_late_to_a_long_download_does_not_wait(folder: Path) -> No
     assert source.runs == 1
 
 
-def test_an_error_that_nobody_waited_for_is_told_to_the_next_and_only_to_that_one(cache: Cache) -> None:
+def test_error_without_a_waiter_is_raised_once_for_the_next_caller(cache: Cache) -> None:
     source = Slow(error=PermanentError("blob missing"))
     with background_ends():
         with pytest.raises(NotReadyError):
@@ -610,9 +610,7 @@ def fetching_half(folder: Path, content: bytes = RIGHT) -> Iterator[SpawnProcess
         sender.close()
 
 
-def test_what_a_killed_process_leaves_is_fetched_by_the_next_even_by_one_that_waits_already(
-    cache: Cache, folder: Path
-) -> None:
+def test_download_of_a_killed_process_is_taken_over_by_a_waiting_one(cache: Cache, folder: Path) -> None:
     source = Source()
     with fetching_half(folder) as process:
         with pytest.raises(NotReadyError, match=r"^downloading$"):
@@ -625,7 +623,7 @@ def test_what_a_killed_process_leaves_is_fetched_by_the_next_even_by_one_that_wa
     assert holds(folder, RIGHT)
 
 
-def test_what_a_killed_process_leaves_of_a_firmware_does_not_stand_in_its_way(cache: Cache, folder: Path) -> None:
+def test_part_file_of_a_killed_process_does_not_block_the_firmware(cache: Cache, folder: Path) -> None:
     large = random_bytes(6000, "large")
     with fetching_half(folder, large):
         pass
@@ -634,7 +632,7 @@ def test_what_a_killed_process_leaves_of_a_firmware_does_not_stand_in_its_way(ca
     assert holds(folder, large)
 
 
-def test_what_a_killed_process_leaves_goes_before_anything_else(cache: Cache, folder: Path) -> None:
+def test_part_file_of_a_killed_process_is_evicted_first(cache: Cache, folder: Path) -> None:
     old, large = random_bytes(4000, "old"), random_bytes(5000, "large")
     get(cache, old)
     with fetching_half(folder, random_bytes(5000, "lost")):
@@ -723,7 +721,7 @@ def unsupported(*_: object) -> None:
     raise OSError(errno.EOPNOTSUPP, "not supported")
 
 
-def test_what_is_not_ours_is_neither_counted_nor_touched(cache: Cache, folder: Path) -> None:
+def test_foreign_files_are_neither_counted_nor_touched(cache: Cache, folder: Path) -> None:
     folder.mkdir(parents=True)
     foreign = [folder / name for name in ("notes", "a" * 64 + ".bin", "A" * 64, ".hidden", "b" * 63)]
     for path in foreign:
@@ -886,7 +884,7 @@ def test_who_waits_for_its_turn_in_a_folder_that_is_deleted_waits_for_it_in_the_
     assert source.runs == 1
 
 
-def test_a_download_of_which_nothing_comes_has_nobody_evicted(cache: Cache, folder: Path) -> None:
+def test_download_without_bytes_evicts_no_file(cache: Cache, folder: Path) -> None:
     get(cache, A)
 
     def refuse(_: Write) -> None:
@@ -897,7 +895,7 @@ def test_a_download_of_which_nothing_comes_has_nobody_evicted(cache: Cache, fold
     assert holds(folder, A)
 
 
-def test_what_is_wrong_with_one_source_is_not_in_the_way_of_another(cache: Cache, folder: Path) -> None:
+def test_fault_of_one_source_does_not_affect_another(cache: Cache, folder: Path) -> None:
     checksum = hashlib.sha256(RIGHT).digest()
     stuck = Slow(error=PermanentError("access denied"))
     with background_ends():
@@ -946,7 +944,7 @@ def test_too_many_open_files_cost_no_file(folder: Path) -> None:
     assert run_in_process(use_without_descriptors, folder) == [why, "bytes"]
 
 
-def test_whatever_happens_no_descriptor_stays_open(cache: Cache, folder: Path) -> None:
+def test_no_descriptor_stays_open(cache: Cache, folder: Path) -> None:
     def try_all() -> None:
         with background_ends():
             for damage in DAMAGES:
@@ -1008,7 +1006,7 @@ def load(cache: Cache, key: str, content: bytes, limit: int = 4096) -> bytes | N
 
 
 @pytest.mark.parametrize("key", ["", "registry/name@sha256:0", "../../etc/passwd", "\0", "\udc80", "x" * 5000])
-def test_small_content_is_found_under_whatever_key_by_all(cache: Cache, folder: Path, key: str) -> None:
+def test_small_content_is_found_under_any_key_by_all_processes(cache: Cache, folder: Path, key: str) -> None:
     assert load(cache, key, b"content") is None
     cache.small_files.save(key, b"content", Deadline(5))
     cache.small_files.save(key + "other", b"else", Deadline(5))
@@ -1016,7 +1014,7 @@ def test_small_content_is_found_under_whatever_key_by_all(cache: Cache, folder: 
     assert {path.parent for path in folder.rglob("*")} == {folder}
 
 
-def test_small_content_that_is_not_what_it_should_be_is_not_there(cache: Cache, folder: Path) -> None:
+def test_small_content_with_wrong_bytes_counts_as_missing(cache: Cache, folder: Path) -> None:
     cache.small_files.save("key", b"content", Deadline(5))
     assert load(cache, "key", b"another") is None
     assert load(cache, "key", b"content", limit=7) == b"content"
@@ -1116,7 +1114,7 @@ def test_a_note_that_another_user_may_have_written_is_none(
     assert cache.small_files.load_note("key", 100) == b"content"
 
 
-def test_what_another_user_left_does_not_stand_in_the_way(cache: Cache, folder: Path) -> None:
+def test_files_of_another_user_do_not_block_the_cache(cache: Cache, folder: Path) -> None:
     get(cache, A)
     strange = [folder / ".lock", part_of(folder), folder / f".{path_of(folder).name}.used", path_of(folder, bytes(9))]
     for path in strange:

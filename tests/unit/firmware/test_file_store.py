@@ -1,4 +1,4 @@
-"""Firmware in a folder: two files each, and nothing outside."""
+"""The file store reads two files for each firmware, and no file outside its folder."""
 
 import hashlib
 import json
@@ -86,7 +86,7 @@ def test_no_name_leads_out_of_a_folder(name: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["json", "bin"])
-def test_what_is_missing_is_told(store: FileStore, folder: Path, suffix: str) -> None:
+def test_missing_file_is_named(store: FileStore, folder: Path, suffix: str) -> None:
     firmware = find(store)
     (folder / f"pump.{suffix}").unlink()
     assert reason(store) == f"no file pump.{suffix} in FIRMWARE_DIR"
@@ -149,7 +149,7 @@ def test_the_folder_itself_may_be_a_link(folder: Path) -> None:
 )
 @pytest.mark.parametrize("suffix", ["json", "bin"])
 @pytest.mark.timeout(20)
-def test_what_is_no_file_fails(
+def test_path_that_is_no_regular_file_fails(
     store: FileStore, folder: Path, suffix: str, become: Callable[[Path], object], told: str
 ) -> None:
     path = folder / f"pump.{suffix}"
@@ -159,6 +159,6 @@ def test_what_is_no_file_fails(
         read(find(store))
 
 
-def test_a_folder_that_is_gone_is_told(store: FileStore, folder: Path) -> None:
+def test_missing_folder_is_named(store: FileStore, folder: Path) -> None:
     folder.rename(folder.parent / "elsewhere")
     assert reason(store) == "FIRMWARE_DIR: No such file or directory"

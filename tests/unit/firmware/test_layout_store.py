@@ -1,4 +1,4 @@
-"""Image layouts: what is found in them, and what is wrong with them."""
+"""The layout store finds firmware in image layouts, and says why a layout is malformed."""
 
 import errno
 import hashlib
@@ -88,7 +88,7 @@ def test_a_tag_leads_to_the_firmware(folder: Path, store: LayoutStore, published
     assert read(firmware) == CONTENT
 
 
-def test_a_digest_leads_to_it_too_whatever_the_tags_are(folder: Path, store: LayoutStore, published: Published) -> None:
+def test_manifest_is_found_by_digest_without_a_tag(folder: Path, store: LayoutStore, published: Published) -> None:
     publish(folder, "pump", "0.1.2", b"newer", tag="0.1.1")
     assert resolve(store, folder, "pump:0.1.1").version == "0.1.2"
     assert resolve(store, folder, f"pump@{published.digest}").version == "0.1.1"
@@ -122,7 +122,7 @@ def test_several_entries_of_one_tag_and_one_digest_are_one(
 
 
 @pytest.mark.usefixtures("published")
-def test_entries_of_other_tags_may_be_what_is_not_read(folder: Path, store: LayoutStore) -> None:
+def test_unsupported_entries_of_other_tags_are_ignored(folder: Path, store: LayoutStore) -> None:
     other = {"mediaType": "application/vnd.oci.image.index.v1+json", "digest": "sha256:" + "0" * 64, "size": 5}
     edit_index(folder, lambda index: index["manifests"].insert(0, other))
     assert resolve(store, folder, "pump:0.1.1").version == "0.1.1"
@@ -155,7 +155,7 @@ def test_firmware_whose_verification_outlasts_the_deadline_is_not_here_yet(folde
     ],
 )
 @pytest.mark.usefixtures("published")
-def test_what_is_not_there_fails_and_is_named(folder: Path, store: LayoutStore, reference: str, reason: str) -> None:
+def test_missing_content_is_named(folder: Path, store: LayoutStore, reference: str, reason: str) -> None:
     with pytest.raises(PermanentError) as caught:
         resolve(store, folder, reference)
     assert caught.value.reason == reason
@@ -213,7 +213,7 @@ def test_an_index_that_makes_no_sense_fails(
     assert caught.value.reason == reason
 
 
-def test_entries_of_other_peoples_kinds_do_not_matter(folder: Path, store: LayoutStore, published: Published) -> None:
+def test_entries_of_unknown_kinds_are_ignored(folder: Path, store: LayoutStore, published: Published) -> None:
     others = [5, {}, {"mediaType": "x", "digest": "sha512:0", "size": 1, "annotations": {"a": None}}]
     edit_index(folder, lambda index: index["manifests"].extend(others))
     for reference in ("pump:0.1.1", f"pump@{published.digest}"):

@@ -1,4 +1,4 @@
-"""Folders and files that another user owns or may write are told apart, and not used."""
+"""Folders and files that another user owns or may write are detected, and not used."""
 
 import os
 import stat

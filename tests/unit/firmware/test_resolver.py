@@ -1,4 +1,4 @@
-"""What a catalogue remembers of references, and for how long."""
+"""The resolver caches references for their time to live, and serves stale firmware if the store is unavailable."""
 
 import logging
 import math
@@ -56,11 +56,11 @@ Resolve = Callable[..., str]
 
 
 def resolving(store: CountedStore, clock: Clock, remember: bool = True) -> Resolve:
-    catalogue = Resolver(store, SingleFlight(), remember=remember, clock=clock)
+    resolver = Resolver(store, SingleFlight(), remember=remember, clock=clock)
 
     def resolve(reference: str = "pump:1", max_age: float = 30.0, stale_age: float = 0.0, **of: str) -> str:
         parsed = replace(parse_reference(reference, "ghcr.io/acme/"), **of)
-        return catalogue.resolve(parsed, max_age, Deadline(10), stale_age=stale_age).version
+        return resolver.resolve(parsed, max_age, Deadline(10), stale_age=stale_age).version
 
     return resolve
 
@@ -82,7 +82,7 @@ def test_with_no_age_allowed_it_is_looked_up_each_time(store: CountedStore, cloc
         assert resolve(max_age=0) == number
 
 
-def test_a_digest_is_looked_up_once_whatever_age_is_allowed(store: CountedStore, clock: Clock) -> None:
+def test_digest_is_looked_up_once_for_any_max_age(store: CountedStore, clock: Clock) -> None:
     resolve = resolving(store, clock)
     for reference in (f"pump@{DIGEST}", f"pump:1@{DIGEST}"):
         first = resolve(reference)
@@ -107,7 +107,7 @@ def test_no_tag_and_latest_are_the_same(store: CountedStore, clock: Clock) -> No
     ("error", "age"), [(PermanentError("no tag"), 10.0), (TransientError("no answer in time"), 1.0)]
 )
 @pytest.mark.parametrize("reference", ["pump:1", f"pump@{DIGEST}"])
-def test_what_failed_is_answered_at_once_for_10_s_and_what_timed_out_for_1(
+def test_failures_are_remembered_for_10_s_and_timeouts_for_1(
     store: CountedStore, clock: Clock, error: UpstreamError, age: float, reference: str
 ) -> None:
     resolve = resolving(store, clock)
@@ -139,9 +139,7 @@ def test_no_firmware_has_a_size_that_cannot_be_sent(size: int) -> None:
         Firmware("1", size, bytes(32), "artifact", unopened)
 
 
-def test_the_store_is_told_what_a_reference_stood_at_so_that_it_need_not_read_it_again(
-    store: CountedStore, clock: Clock
-) -> None:
+def test_store_gets_the_firmware_that_the_reference_named_before(store: CountedStore, clock: Clock) -> None:
     resolve = resolving(store, clock)
     for _ in range(3):
         clock.now += 0.001
@@ -191,7 +189,7 @@ def test_with_the_store_away_updates_go_on_for_as_long_as_they_may_and_the_log_s
     assert len(log) == 2
 
 
-def test_what_has_to_be_fresh_is_not_answered_with_what_is_stale(store: CountedStore, clock: Clock) -> None:
+def test_stale_age_of_0_serves_nothing_stale(store: CountedStore, clock: Clock) -> None:
     resolve = resolving(store, clock)
     resolve()
     store.error = TransientError("registry: no answer in time")
@@ -240,40 +238,42 @@ def test_a_store_is_waited_for_only_so_long_that_going_on_is_possible_and_its_an
     clock: Clock,
 ) -> None:
     store = Slow()
-    catalogue, reference = Resolver(store, SingleFlight(), clock=clock), parse_reference("pump:1", "ghcr.io/acme/")
+    resolver, reference = Resolver(store, SingleFlight(), clock=clock), parse_reference("pump:1", "ghcr.io/acme/")
     store.may_answer.set()
-    catalogue.resolve(reference, 0, Deadline(10), stale_age=300)
+    resolver.resolve(reference, 0, Deadline(10), stale_age=300)
     store.may_answer.clear()
     clock.now += 100
     deadline = Deadline(2)
-    assert catalogue.resolve(reference, 0, deadline, stale_age=300).version == "1"
+    assert resolver.resolve(reference, 0, deadline, stale_age=300).version == "1"
     assert 0.9 < deadline.elapsed < 1.9
     # Whoever needs to know more gets it from the same look-up, with all the time that there is.
     store.may_answer.set()
-    assert catalogue.resolve(reference, 50, Deadline(5)).version == "2"
+    assert resolver.resolve(reference, 50, Deadline(5)).version == "2"
     assert store.times == [10, pytest.approx(2)]
 
 
 def test_who_goes_on_while_others_wait_for_the_store_already_does_not_wait_with_them(clock: Clock) -> None:
     store = Slow()
-    catalogue, reference = Resolver(store, SingleFlight(clock)), parse_reference("pump:1", "ghcr.io/acme/")
+    resolver, reference = Resolver(store, SingleFlight(clock)), parse_reference("pump:1", "ghcr.io/acme/")
     store.may_answer.set()
-    catalogue.resolve(reference, 0, Deadline(10), stale_age=300)
+    resolver.resolve(reference, 0, Deadline(10), stale_age=300)
     store.may_answer.clear()
     store.is_asked.clear()
-    others = threading.Thread(target=lambda: catalogue.resolve(reference, 0, Deadline(60), stale_age=300))
+    others = threading.Thread(target=lambda: resolver.resolve(reference, 0, Deadline(60), stale_age=300))
     others.start()
     assert store.is_asked.wait(10)
     clock.now += 31
     deadline = Deadline(60)
-    assert catalogue.resolve(reference, 0, deadline, stale_age=300).version == "1"
+    assert resolver.resolve(reference, 0, deadline, stale_age=300).version == "1"
     assert deadline.elapsed < 10
     store.may_answer.set()
     others.join(10)
     assert len(store.times) == 2
 
 
-def test_what_is_known_already_undoes_nothing(store: CountedStore, clock: Clock, log: list[logging.LogRecord]) -> None:
+def test_cache_hits_reset_neither_stale_nor_gone_references(
+    store: CountedStore, clock: Clock, log: list[logging.LogRecord]
+) -> None:
     resolve = resolving(store, clock)
     resolve()
     store.error = TransientError("registry: connection refused")

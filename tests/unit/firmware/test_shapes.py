@@ -1,4 +1,4 @@
-"""Which firmware is in a manifest, whatever its shape, and why there is none."""
+"""Firmware is found in manifests of each shape; if there is none, the reason says why."""
 
 import gzip
 import hashlib
@@ -173,7 +173,7 @@ def test_an_artifact_is_its_layer(shapes: Shapes, folder: Folder) -> None:
     assert read(firmware) == FIRMWARE
 
 
-def test_what_is_named_by_its_digest_has_no_version_of_a_tag(shapes: Shapes, folder: Folder) -> None:
+def test_version_of_a_digest_is_no_tag(shapes: Shapes, folder: Folder) -> None:
     firmware = find(shapes, folder, folder.artifact(folder.put(FIRMWARE, OCTETS)), tag=None)
     assert firmware.version == hashlib.sha256(FIRMWARE).hexdigest()[:12]
 
@@ -183,7 +183,7 @@ def test_an_artifact_is_one_even_in_an_image_with_a_label(shapes: Shapes, folder
     assert find(shapes, folder, folder.artifact(folder.put(FIRMWARE, OCTETS), config=config)).shape == "artifact"
 
 
-def test_what_is_neither_artifact_nor_image_has_no_firmware(shapes: Shapes, folder: Folder) -> None:
+def test_manifest_of_another_kind_has_no_firmware(shapes: Shapes, folder: Folder) -> None:
     config = folder.put(b"{}", "application/vnd.oci.empty.v1+json")
     manifest = folder.artifact(folder.put(b"{}", "application/spdx+json"), config=config)
     assert reason(shapes, folder, manifest) == f"no firmware: no layer of media type {OCTETS}, and no image"
@@ -201,7 +201,7 @@ def test_what_is_neither_artifact_nor_image_has_no_firmware(shapes: Shapes, fold
         ((DOCKER_MANIFEST, DOCKER_CONFIG, DOCKER_LAYER), True),
     ],
 )
-def test_a_labelled_image_holds_what_its_label_describes(
+def test_labelled_image_has_the_firmware_of_its_label(
     shapes: Shapes, folder: Folder, name: str, types: tuple[str, str, str], is_gzip: bool
 ) -> None:
     manifest_type, config_type, layer_type = types
@@ -229,7 +229,7 @@ def test_a_later_layer_without_it_hides_nothing(shapes: Shapes, folder: Folder) 
 
 
 @pytest.mark.parametrize("whiteouts", [(".wh.firmware", ".wh.firmware.bin"), (".wh..wh..opq",)])
-def test_what_a_later_layer_deletes_is_gone(shapes: Shapes, folder: Folder, whiteouts: tuple[str, ...]) -> None:
+def test_file_deleted_by_a_later_layer_is_gone(shapes: Shapes, folder: Folder, whiteouts: tuple[str, ...]) -> None:
     layers = [folder.layer({"firmware": FIRMWARE}), folder.layer(dict.fromkeys(whiteouts, b""))]
     image = folder.image(*layers, label=json.dumps(described()))
     assert reason(shapes, folder, image) == "no file firmware or firmware.bin in the root of the image's layers"
@@ -271,7 +271,7 @@ def test_a_label_that_disagrees_or_makes_no_sense_fails(
         assert reason(shapes, folder, image).startswith(told)
 
 
-def test_an_image_that_describes_what_others_have_is_not_believed(shapes: Shapes, folder: Folder) -> None:
+def test_image_that_claims_bytes_of_another_is_not_served(shapes: Shapes, folder: Folder) -> None:
     label = json.dumps(described())
     assert read(find(shapes, folder, folder.image(folder.layer({"firmware": FIRMWARE}), label=label))) == FIRMWARE
     for files in ({"firmware": FIRMWARE[::-1]}, {"firmware": b"other"}, {"README": b""}, {"firmware": None}):
@@ -335,7 +335,7 @@ def test_firmware_json_describes_the_firmware_bin_beside_it(shapes: Shapes, fold
     assert len(folder.streamed) == 2, "once for the description, once for the firmware"
 
 
-def test_what_was_found_in_layers_is_known_to_other_processes_and_when_the_registry_is_away(
+def test_metadata_in_layers_is_shared_between_processes_and_outlives_the_registry(
     tmp_path: Path, folder: Folder
 ) -> None:
     layer = folder.layer({"firmware.json": json.dumps(described()).encode(), "firmware.bin": FIRMWARE})
@@ -473,7 +473,7 @@ def test_an_index_with_several_is_ambiguous(shapes: Shapes, folder: Folder) -> N
     assert reason(shapes, folder, index, "linux/arm").startswith("ambiguous index: firmware for linux/arm/v6, ")
 
 
-def test_a_platform_that_is_not_there_is_told_with_those_that_are(shapes: Shapes, folder: Folder) -> None:
+def test_missing_platform_is_reported_with_the_available_ones(shapes: Shapes, folder: Folder) -> None:
     index = folder.index(entry(folder, "1", "linux/arm64"), entry(folder, "2"))
     told = reason(shapes, folder, index, "linux/riscv64")
     assert told.startswith("no manifest for the platform 'linux/riscv64' in the index: it has linux/arm64, sha256:")

@@ -1,4 +1,4 @@
-"""Files that are replaced, changed, cut, or no files at all: what is served is what was verified."""
+"""Only verified bytes are served, also from files that are replaced, changed, truncated, or not regular."""
 
 import errno
 import hashlib
@@ -226,7 +226,7 @@ def test_those_who_read_a_file_that_changed_just_now_at_the_same_time_share_the_
     assert sorted(deadline.times for deadline in deadlines[1:]) == [1] * 6 + [2]
 
 
-def test_those_who_come_while_a_file_is_hashed_get_nothing_of_what_was_read_before(path: Path) -> None:
+def test_reader_during_a_pass_gets_no_bytes_read_before(path: Path) -> None:
     with reading_at_once(path, 3) as (_, go_on):
         overwrite(path, WRONG)
         first, *others = go_on()
@@ -317,7 +317,7 @@ def test_a_file_that_changes_after_it_was_verified_is_verified_anew(
     assert background.runs == 3
 
 
-def test_what_is_remembered_of_a_file_vouches_for_no_other_checksum(files: VerifiedFiles, path: Path) -> None:
+def test_verdict_holds_for_no_other_checksum(files: VerifiedFiles, path: Path) -> None:
     assert read(files, path) == RIGHT
     with pytest.raises(PermanentError, match=r"^digest mismatch"):
         read(files, path, WRONG)
@@ -373,9 +373,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_here(
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["right", "wrong", "short", "gone"]), min_size=1, max_size=6), st.booleans())
-def test_whatever_happens_to_a_file_nothing_else_than_the_right_bytes_is_served(
-    tmp_path: Path, changes: list[str], in_place: bool
-) -> None:
+def test_any_changes_of_a_file_serve_right_bytes_only(tmp_path: Path, changes: list[str], in_place: bool) -> None:
     files, path = VerifiedFiles(SingleFlight(), later), tmp_path / "firmware"
     path.unlink(missing_ok=True)
     for change in changes:
@@ -426,7 +424,7 @@ def odd(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("name", ["folder", "fifo", "to-fifo", "to-folder", "zero", "loop", "file/below", "x" * 300])
-def test_what_is_no_regular_file_fails_at_once(files: VerifiedFiles, odd: Path, name: str) -> None:
+def test_file_that_is_not_regular_fails_at_once(files: VerifiedFiles, odd: Path, name: str) -> None:
     with pytest.raises(PermanentError, match=r"^firmware: ") as caught:
         read(files, odd / name)
     assert caught.value.reason.isprintable()
@@ -442,7 +440,7 @@ def test_a_file_that_becomes_a_fifo_before_it_is_hashed_does_not_hang(path: Path
         read(VerifiedFiles(Watched(before=become_fifo), later), path)
 
 
-def test_whatever_fails_no_descriptor_stays_open(files: VerifiedFiles, odd: Path) -> None:
+def test_no_failure_leaves_a_descriptor_open(files: VerifiedFiles, odd: Path) -> None:
     def try_all() -> None:
         for name in ("folder", "fifo", "zero", "nowhere", "loop", "file"):
             with suppress(PermanentError, FileNotFoundError):
@@ -490,7 +488,7 @@ def test_who_comes_late_to_a_long_hashing_does_not_wait(path: Path) -> None:
     assert read(files, path, seconds=31) == RIGHT
 
 
-def test_a_file_that_somebody_else_opened_is_verified_in_the_same_way(files: VerifiedFiles, path: Path) -> None:
+def test_file_opened_by_the_caller_is_verified(files: VerifiedFiles, path: Path) -> None:
     checksum = hashlib.sha256(RIGHT).digest()
     with path.open("rb") as file:
         reader = files.verify(file.fileno(), path, len(RIGHT), checksum, Deadline(10))
@@ -550,9 +548,7 @@ def is_open(path: Path) -> bool:
     return False
 
 
-def test_a_file_that_is_read_again_and_again_stays_open_and_is_closed_once_nobody_reads_it(
-    files: VerifiedFiles, path: Path
-) -> None:
+def test_file_stays_open_while_it_is_read(files: VerifiedFiles, path: Path) -> None:
     assert read(files, path) == RIGHT
     assert is_open(path)
     limit = time.monotonic() + 20

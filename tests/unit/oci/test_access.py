@@ -1,4 +1,4 @@
-"""References to registries as people type them, and where credentials for them are found."""
+"""References to registries on the command line, and the credentials for them."""
 
 import base64
 import json
@@ -76,7 +76,7 @@ def test_the_default_tag_is_for_references_without_any() -> None:
         "oci-layout/pump:1",
     ],
 )
-def test_what_has_no_host_is_no_reference_and_the_reason_says_what_is(text: str) -> None:
+def test_reference_without_host_is_refused_with_expected_form(text: str) -> None:
     with pytest.raises(PermanentError) as failed:
         registry_reference(text)
     assert failed.value.reason == f"{text!r}: expected HOST/NAME:TAG or oci-layout:DIR:TAG"
@@ -99,7 +99,7 @@ def test_a_password_in_a_reference_is_not_shown() -> None:
 # --- Credentials ------------------------------------------------------------------------------------------------------
 
 
-def test_nobody_has_credentials_who_configured_none() -> None:
+def test_without_configuration_there_are_no_credentials() -> None:
     assert find_credentials(GHCR) is None
 
 
@@ -117,7 +117,7 @@ def test_a_user_without_a_token_is_a_mistake(monkeypatch: pytest.MonkeyPatch) ->
         find_credentials(GHCR)
 
 
-def test_what_docker_and_podman_saved_is_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_saved_by_docker_and_podman_are_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(home / "run"))
     save(home / "run" / "containers" / "auth.json", "podman", "1")
     assert find_credentials(GHCR) == Credentials("podman", "1")
@@ -140,7 +140,7 @@ def test_credentials_are_not_shown_with_what_they_give_access_to() -> None:
 # --- Trust ------------------------------------------------------------------------------------------------------------
 
 
-def test_trust_anchors_that_are_none_are_told_by_name(tmp_path: Path) -> None:
+def test_unreadable_trust_anchors_are_named(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     reason = f"--ca-file {file}: not a readable file of certificates (PEM)"
     with pytest.raises(PermanentError) as failed:

@@ -1,4 +1,4 @@
-"""Which firmware a manifest names, and why others name none."""
+"""Artifacts: the firmware that a manifest names, and the reasons if it names none."""
 
 import hashlib
 import json
@@ -129,7 +129,7 @@ def test_a_manifest_that_names_no_one_firmware_fails(content: bytes, reason: str
         (b"[" * 100_000, "nested"),
     ],
 )
-def test_what_is_not_strict_json_fails(content: bytes, reason: str) -> None:
+def test_manifest_that_is_not_strict_json_fails(content: bytes, reason: str) -> None:
     with pytest.raises(PermanentError, match=rf"^manifest: .*{reason}"):
         read_artifact(content, None)
 
@@ -155,7 +155,7 @@ values: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(values, st.none() | st.text(max_size=5))
-def test_whatever_a_manifest_holds_it_is_a_firmware_or_a_failure(content: object, tag: str | None) -> None:
+def test_any_manifest_is_a_firmware_or_a_failure(content: object, tag: str | None) -> None:
     try:
         artifact = read_artifact(json.dumps(content).encode(), tag)
     except PermanentError as error:
@@ -166,7 +166,7 @@ def test_whatever_a_manifest_holds_it_is_a_firmware_or_a_failure(content: object
 
 
 @given(values)
-def test_whatever_a_descriptor_holds_it_is_one_or_a_failure(value: object) -> None:
+def test_any_descriptor_is_read_or_fails(value: object) -> None:
     try:
         descriptor = read_descriptor(value, "it")
     except PermanentError as error:

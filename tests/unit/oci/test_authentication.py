@@ -1,4 +1,4 @@
-"""What challenges say, what is shown to whom, how long a token serves, and what it costs those who need it at once."""
+"""Authorization: challenges, recipients of credentials, lifetimes of tokens, and threads that share one token."""
 
 import base64
 import json
@@ -223,9 +223,7 @@ def test_however_challenges_are_written_they_are_read_as_they_were_meant(
 
 @given(st.lists(st.text(max_size=40) | st.text('Basic realm="\\,=; \t@\n', max_size=60), max_size=4), challenge_lists)
 @example(['a="\\'], [])
-def test_whatever_stands_in_a_field_it_hides_no_challenge_of_another_field(
-    junk: list[str], challenges: list[Challenge]
-) -> None:
+def test_no_field_hides_a_challenge_of_another_field(junk: list[str], challenges: list[Challenge]) -> None:
     named = [f'{challenge.scheme} realm="x"' for challenge in challenges]
     found = parse_challenges([*junk, *named])
     assert found[len(found) - len(named) :] == [Challenge(challenge.scheme, {"realm": "x"}) for challenge in challenges]
@@ -256,7 +254,7 @@ def test_of_more_than_64_kib_of_challenges_the_rest_is_not_read() -> None:
 # --- Who is shown what ------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_shown_and_nothing_read_before_the_registry_asks() -> None:
+def test_no_credentials_are_read_or_sent_before_a_challenge() -> None:
     configured = Configured(ADA)
     assert authorization(Realm(), configured).header("acme/pump") is None
     assert not configured.read
@@ -302,7 +300,7 @@ def test_a_configured_token_is_shown_to_a_registry_that_asks_for_one_and_never_t
     assert not realm.asked
 
 
-def test_a_registry_that_changes_its_mind_is_shown_what_it_asks_for_now() -> None:
+def test_registry_that_changes_its_scheme_gets_the_new_one() -> None:
     ours = authorization(Realm(), ADA)
     shown = answer_challenge(ours, BASIC)
     assert answer_challenge(ours, BEARER, refused=shown) == "Bearer token1"
@@ -364,9 +362,7 @@ def test_where_nothing_says_where_to_get_a_token_basic_will_do() -> None:
         ),
     ],
 )
-def test_what_cannot_be_answered_is_a_failure(
-    challenges: list[str], credentials: Credentials | None, told: str
-) -> None:
+def test_unanswerable_challenge_fails(challenges: list[str], credentials: Credentials | None, told: str) -> None:
     ours = authorization(Realm(), credentials)
     assert reason(lambda: ours.answer_challenge("acme/pump", None, challenges, Deadline(5))) == told
 
@@ -405,13 +401,13 @@ def test_credentials_that_cannot_be_read_are_a_failure() -> None:
         ("https://[::1]:5001/token", "https://[::1]:5001/token?"),
     ],
 )  # fmt: skip
-def test_what_is_asked_for_comes_after_whatever_the_realm_has(realm: str, asked: str) -> None:
+def test_token_query_is_appended_to_the_realms_query(realm: str, asked: str) -> None:
     upstream = Realm()
     answer_challenge(authorization(upstream), f'Bearer realm="{realm}",service="s"')
     assert upstream.asked[0][0] == f"{asked}service=s&scope=repository%3Aacme%2Fpump%3Apull"
 
 
-def test_a_service_is_asked_for_as_given_whatever_it_holds() -> None:
+def test_service_is_encoded_in_the_token_query() -> None:
     realm = Realm()
     answer_challenge(authorization(realm), r'Bearer realm="https://auth.example/token",service="a&b=c d+e%20#\"é,:"')
     query = urlsplit(realm.asked[0][0]).query
@@ -482,7 +478,7 @@ def test_credentials_are_only_shown_over_https_or_to_the_registrys_own_host(
     assert upstream.was_shown == (basic("ada", "pass") if is_shown else None)
 
 
-def test_where_credentials_were_not_shown_a_refusal_says_so_whoever_refuses() -> None:
+def test_refusal_says_that_credentials_were_not_sent() -> None:
     realm = Realm()
     ours = authorization(realm, ADA)
     challenge = 'Bearer realm="http://Auth.example:5001/token?key=S3cr3t"'
@@ -620,7 +616,7 @@ def test_an_answer_that_makes_no_sense_is_a_failure(body: bytes, told: str) -> N
     assert ours.header("acme/pump") is None
 
 
-def test_what_a_retry_can_cure_is_passed_on_and_not_remembered() -> None:
+def test_transient_errors_are_passed_on_and_not_remembered() -> None:
     def is_down() -> Answer:
         raise RateLimitedError(f"{NAME}: answered 429", 7)
 
@@ -877,7 +873,7 @@ def everything_told(thing: object) -> str:
 @example("ada", SECRET, "https://auth.example", "?key=", ["Bearer"], 200, b'\xff{"token": "%s"}')
 @example(None, SECRET, "https://auth.example", "?key=", ["Bearer"], 200, b"")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_secret_is_told_whatever_goes_wrong(
+def test_no_error_quotes_a_secret(
     caplog: pytest.LogCaptureFixture,
     user: str | None,
     secret: str,

@@ -1,4 +1,4 @@
-"""Which credentials a Docker configuration has for which repository, and what is told of one that has none."""
+"""Credentials for a repository in a Docker configuration, and reasons that quote no secret."""
 
 import base64
 import json
@@ -78,7 +78,7 @@ def test_a_registry_is_found_by_each_of_its_names(tmp_path: Path, key: str, host
         "acme/sensor/pump",
     ],
 )
-def test_what_others_have_is_nothing_to_it(tmp_path: Path, key: str) -> None:
+def test_credentials_of_other_repositories_do_not_match(tmp_path: Path, key: str) -> None:
     assert found(tmp_path, {"auths": {key: login()}}) is None
 
 
@@ -155,7 +155,7 @@ def test_an_entry_has_a_user_and_a_password_or_a_token_or_nothing(
     nulls=st.integers(0, 3),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_is_encoded_is_decoded(tmp_path: Path, user: str, password: str, padded: bool, nulls: int) -> None:
+def test_encoded_credentials_are_decoded(tmp_path: Path, user: str, password: str, padded: bool, nulls: int) -> None:
     auth = encoded(f"{user}:{password}" + "\0" * nulls)
     credentials = found(tmp_path, {"auths": {"ghcr.io": {"auth": auth if padded else auth.rstrip("=")}}})
     assert credentials == Credentials(user, password)
@@ -207,7 +207,7 @@ def test_it_is_read_anew_each_time_as_a_mounted_secret_changes(tmp_path: Path) -
         ({"auths": {"ghcr.io": {"username": "ada", "identitytoken": "x"}}, "credsStore": "x"}, "identity tokens"),
     ],
 )
-def test_what_is_not_supported_is_told_with_a_way_out(tmp_path: Path, config: object, reason: str) -> None:
+def test_unsupported_credentials_fail_with_advice(tmp_path: Path, config: object, reason: str) -> None:
     with pytest.raises(PermanentError) as caught:
         found(tmp_path, config)
     way_out = "set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN instead"
@@ -252,7 +252,7 @@ def test_a_configuration_that_makes_no_sense_is_a_failure_that_says_where(
         found(tmp_path, config)
 
 
-def test_what_cannot_be_read_is_a_failure_and_waits_for_nobody(tmp_path: Path) -> None:
+def test_unreadable_configuration_fails_at_once(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(PermanentError, match=r"^OCI registry credentials: DOCKER_CONFIG: loop: Too many levels"):
         from_docker_config(tmp_path / "loop", "ghcr.io", "pump")
@@ -326,9 +326,7 @@ configs = values | st.fixed_dictionaries(
 @example(b'{"S3cr3t": "\\ud800"}')
 @example(json.dumps({"auths": {"ghcr.io": {"auth": encoded(SECRET.encode() + b"\xff")}}}).encode())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_a_configuration_holds_it_is_credentials_or_none_or_a_failure_that_tells_nothing_of_it(
-    tmp_path: Path, config: bytes
-) -> None:
+def test_any_configuration_yields_credentials_none_or_a_failure_without_secrets(tmp_path: Path, config: bytes) -> None:
     try:
         credentials = found(tmp_path, config)
     except PermanentError as error:

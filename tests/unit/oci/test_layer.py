@@ -1,4 +1,4 @@
-"""Layers as tools write them, damaged ones, and ones that were made to do harm."""
+"""Layers as tools write them, damaged layers, and hostile ones."""
 
 import gzip
 import hashlib
@@ -192,7 +192,7 @@ NAMES = st.text(
     pieces=st.lists(st.integers(1, 70_000) | st.integers(1, 9), min_size=1, max_size=5),
     size=st.integers(1, 5000),
 )
-def test_whatever_files_a_layer_has_come_out_as_they_are(
+def test_files_of_a_layer_are_read_unchanged(
     files: dict[str, bytes], format: Format, cuts: list[float] | None, padding: int, pieces: list[int], size: int
 ) -> None:
     layer = tar = archive(files, format)
@@ -411,7 +411,7 @@ def test_the_times_of_gnus_format_are_no_prefix() -> None:
 
 
 @pytest.mark.parametrize("magic", [bytes(8), b"ustar  1", b"USTAR\x0000"])
-def test_what_stands_there_in_formats_before_posix_is_no_prefix(magic: bytes) -> None:
+def test_formats_before_posix_have_no_prefix(magic: bytes) -> None:
     header = with_prefix(b"folder", tarfile.USTAR_FORMAT)
     assert names(with_checksum(header[:257] + magic + header[265:])) == ["a", "b"]
 
@@ -496,7 +496,7 @@ def test_a_tar_that_is_cut_fails_unless_it_is_cut_between_entries(pack: Callable
 
 @pytest.mark.parametrize("end", [b"", ZEROS, END, ZEROS * 20, END + b"whatever" * 1000])
 @pytest.mark.parametrize("pack", [bytes, compress])
-def test_what_comes_after_the_last_entry_is_read_but_tells_nothing(end: bytes, pack: Callable[[bytes], bytes]) -> None:
+def test_bytes_after_the_last_entry_are_read_and_ignored(end: bytes, pack: Callable[[bytes], bytes]) -> None:
     layer = pack(member("a", b"content") + end)
     wire = Wire(layer, (100,))
     assert [entry.name for entry in root_entries(wire, LIMIT)] == ["a"]
@@ -549,7 +549,7 @@ def test_an_empty_layer_has_no_entries(layer: bytes) -> None:
 
 
 @pytest.mark.parametrize("layer", [b"\x1f", b"{}", b"<html>" * 1000, b"\x7fELF" + bytes(1000)])
-def test_what_is_no_tar_fails(layer: bytes) -> None:
+def test_layer_that_is_no_tar_fails(layer: bytes) -> None:
     assert failure(layer).startswith("layer: tar ")
 
 
@@ -595,7 +595,7 @@ SEEDS = [
 
 @settings(max_examples=500)
 @given(st.sampled_from(SEEDS), st.data())
-def test_whatever_is_changed_of_a_layer_it_is_read_in_bounds_or_fails(layer: bytes, data: st.DataObject) -> None:
+def test_any_damaged_layer_is_read_in_bounds_or_fails(layer: bytes, data: st.DataObject) -> None:
     damaged = bytearray(layer)
     for _ in range(data.draw(st.integers(1, 3))):
         position = data.draw(st.integers(0, len(layer) - 1))
@@ -713,9 +713,7 @@ class Broken(Wire):
 )
 @pytest.mark.parametrize("cut", [0, 1, 3, 10, 600, 2000])
 @pytest.mark.parametrize("pack", [bytes, lambda tar: gzip.compress(tar, 0)])
-def test_what_goes_wrong_on_the_wire_is_passed_on_as_it_is(
-    error: Exception, cut: int, pack: Callable[[bytes], bytes]
-) -> None:
+def test_errors_of_the_stream_are_passed_on(error: Exception, cut: int, pack: Callable[[bytes], bytes]) -> None:
     wire = Broken(pack(TAR)[:cut], error)
     with pytest.raises(type(error)) as caught:
         [read_whole(entry) for entry in root_entries(wire, LIMIT)]

@@ -1,4 +1,4 @@
-"""Publishing to registries that are strict, peculiar, broken, or none at all."""
+"""Publishing to registries that are strict, peculiar or broken, and to servers that are no registry."""
 
 import base64
 import hashlib
@@ -119,7 +119,7 @@ def publish(
 def reason(
     registry: Registry | int, kind: type[UpstreamError] = PermanentError, credentials: Credentials | None = None
 ) -> str:
-    """Why a publication failed, without the host, which stands at the beginning."""
+    """Return the reason of a failed publication without the host at its beginning."""
     with pytest.raises(UpstreamError) as failed:
         publish(registry, credentials=credentials)
     assert isinstance(failed.value, kind)
@@ -156,7 +156,7 @@ def test_blobs_come_before_the_manifest_that_names_them_and_latest_is_the_last(r
     ]
 
 
-def test_what_is_there_already_is_not_sent_again(registry: Registry) -> None:
+def test_blob_that_the_registry_has_is_not_uploaded_again(registry: Registry) -> None:
     publish(registry)
     publish(registry)
     assert len([asked for asked in registry.asked("PUT") if "/upload" in asked]) == 2
@@ -200,7 +200,7 @@ def test_a_registry_need_not_tell_digests(registry: Registry) -> None:
     assert publish(registry).sha256 == SHA256
 
 
-def test_a_tag_that_stands_at_something_else_afterwards_is_told(registry: Registry) -> None:
+def test_tag_that_names_another_manifest_afterwards_is_reported(registry: Registry) -> None:
     other = {"Docker-Content-Digest": "sha256:" + "0" * 64}
     registry.special = answering("HEAD", "manifests/", Response(200, headers=other))
     assert re.fullmatch(
@@ -216,7 +216,7 @@ def test_a_tag_with_the_same_bytes_may_be_published_again(registry: Registry) ->
 
 
 @pytest.mark.parametrize("there", [b"{}", b"no JSON", b'{"mediaType": "application/vnd.oci.image.index.v1+json"}'])
-def test_a_tag_that_stands_at_something_else_is_not_moved_unless_it_is_forced(registry: Registry, there: bytes) -> None:
+def test_tag_with_other_bytes_is_moved_only_by_force(registry: Registry, there: bytes) -> None:
     registry.manifests["1.2.3"] = there
     with pytest.raises(PermanentError, match=r"tag 1\.2\.3 has other bytes already"):
         publish(registry)
@@ -225,7 +225,7 @@ def test_a_tag_that_stands_at_something_else_is_not_moved_unless_it_is_forced(re
     assert SHA256.encode() in registry.manifests["1.2.3"]
 
 
-def test_tags_where_the_version_has_other_bytes_are_told(registry: Registry) -> None:
+def test_tags_where_the_version_has_other_bytes_are_reported(registry: Registry) -> None:
     publish(registry, content=b"other", latest=True)
     publish(registry, "v1.2.3-rc", content=b"another")
     publish(registry, "unlike", content=b"not looked at")
@@ -354,7 +354,7 @@ def test_a_token_without_a_user_is_shown_as_it_is(registry: Registry) -> None:
 @pytest.mark.parametrize(
     "challenge", ["", "Negotiate", "Bearer", 'Bearer realm=""', 'Bearer realm="ftp://x/"', 'Bearer realm="http://["']
 )
-def test_challenges_that_nobody_can_answer_are_a_refusal(registry: Registry, challenge: str) -> None:
+def test_unanswerable_challenges_are_a_refusal(registry: Registry, challenge: str) -> None:
     registry.special = lambda _: Response(401, headers={"WWW-Authenticate": challenge})
     assert re.match("the credentials were refused|malformed answer", reason(registry, credentials=ME))
 
@@ -377,7 +377,7 @@ def test_a_registry_that_repeats_our_secrets_does_not_make_us_tell_them(registry
     assert "is not …" in told
 
 
-def test_what_a_registry_gives_for_a_digest_is_told_only_if_it_is_one(registry: Registry) -> None:
+def test_digest_header_is_quoted_only_if_it_is_a_digest(registry: Registry) -> None:
     registry.special = answering("HEAD", "manifests/", Response(200, headers={"Docker-Content-Digest": "s3cret"}))
     assert reason(registry, credentials=ME).startswith("the tag 1.2.3 names something else instead of sha256:")
 
@@ -403,9 +403,7 @@ def test_credentials_do_not_follow_an_upload_to_another_host(registry: Registry)
     assert all(request.headers["Authorization"] == "Bearer s3cret" for request in registry.requests)
 
 
-def test_what_netrc_says_is_not_for_registries(
-    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_netrc_is_ignored(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login other password other\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -428,7 +426,7 @@ def test_the_environments_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None
         assert proxy.requests[0].path == "http://registry.invalid/v2/pump/manifests/1"
 
 
-def test_a_proxy_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with closed_port() as port:
         monkeypatch.setenv("HTTPS_PROXY", f"http://me:s3cret@127.0.0.1:{port}")
         with pytest.raises(TransientError) as failed:
@@ -511,12 +509,12 @@ def test_a_registry_that_sends_us_round_and_round_is_left(registry: Registry) ->
     assert reason(registry) == "malformed answer (TooManyRedirects)"
 
 
-def test_a_port_where_nobody_listens_is_told() -> None:
+def test_refused_connection_is_reported() -> None:
     with closed_port() as port:
         assert reason(port, TransientError) == "connection refused"
 
 
-def test_a_host_that_does_not_exist_is_told() -> None:
+def test_unknown_host_is_reported() -> None:
     with pytest.raises(PermanentError) as failed:
         publish_to_registry(registry_reference("registry.invalid/pump:1"), BytesIO(b"1"), VERSION, access=Access())
     assert failed.value.reason == "registry.invalid: host not found"
@@ -534,7 +532,7 @@ def raw(answer: bytes) -> Callable[[Request], None]:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", TransientError, "connection closed without an answer"),
     ],
 )
-def test_what_is_no_answer_is_told(answer: bytes, kind: type[UpstreamError], told: str) -> None:
+def test_malformed_answer_is_reported(answer: bytes, kind: type[UpstreamError], told: str) -> None:
     with Server(raw(answer)) as server:
         assert reason(server.port, kind) == told
 

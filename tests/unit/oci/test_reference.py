@@ -1,4 +1,4 @@
-"""References, and that none of them leaves its prefix."""
+"""References follow the OCI grammar, and none of them leaves its prefix."""
 
 import re
 from pathlib import PurePosixPath
@@ -90,7 +90,7 @@ def test_names_tags_and_digests_are_told_apart(text: str, name: str, tag: str | 
         "-evil/x",
     ],
 )
-def test_what_is_no_reference_fails_for_a_reason_of_one_line(text: str) -> None:
+def test_invalid_reference_fails_with_a_one_line_reason(text: str) -> None:
     with pytest.raises(PermanentError, match=r"^invalid reference '") as caught:
         parse_reference(text, "ghcr.io/acme/")
     assert caught.value.reason.isprintable()
@@ -114,7 +114,7 @@ def test_long_ones_are_refused_quickly(part: str) -> None:
 @example("a/..")
 @example("pump:1.2.3")
 @example(f"pump@{DIGEST}")
-def test_whatever_the_text_it_fails_or_stays_below_the_prefix(text: str) -> None:
+def test_any_text_fails_or_stays_below_the_prefix(text: str) -> None:
     prefix = "ghcr.io/acme/"
     try:
         reference = parse_reference(text, prefix)
@@ -149,7 +149,7 @@ def test_a_name_that_is_not_one_component_fails(name: str) -> None:
 
 
 @given(st.text(max_size=20) | st.text("ab./:@{}-_", max_size=12), st.text(max_size=20))
-def test_whatever_the_names_are_they_fill_one_component_each_or_fail(application: str, device: str) -> None:
+def test_any_name_fills_one_component_or_fails(application: str, device: str) -> None:
     try:
         filled = fill_in("ghcr.io/{application}/{device}", {"application": application, "device": device})
     except PermanentError:

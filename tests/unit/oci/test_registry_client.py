@@ -1,4 +1,4 @@
-"""Downloads that take their time, and those that take for ever."""
+"""Slow downloads go on as long as they make progress; stalled ones are given up."""
 
 import threading
 import time
