@@ -112,7 +112,7 @@ class Table:
 
     def _line(self, widths: Sequence[int], cells: Sequence[str]) -> str:
         *cells, error = cells
-        line = "".join(_padded(cell, width) + _GAP for cell, width in zip(cells, widths, strict=True))
+        line = "".join(_pad(cell, width) + _GAP for cell, width in zip(cells, widths, strict=True))
         return (line + _cut(error, max(_MIN_ERROR_WIDTH, self._width - _columns(line)))).rstrip()
 
 
@@ -200,7 +200,7 @@ def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
     ]
 
 
-def _padded(text: str, width: int) -> str:
+def _pad(text: str, width: int) -> str:
     return text + " " * (width - _columns(text))
 
 

@@ -139,7 +139,7 @@ def command(
             members=dict(map(_member, members)),
             core_disabled=core_disabled,
             delivery=_policy(deliver_as, retry, backoff_delay, backoff_policy, timeout),
-            log=_tell,
+            log=_print,
         )
     except (RefusedError, ValueError) as error:
         raise _Unusable(str(error)) from error
@@ -177,21 +177,21 @@ def _policy(
 
 def _welcome(sandbox: Sandbox, objects: list[Mapping[str, Any]], user: str, token: str) -> None:
     """Print how to use the sandbox, in lines that can be pasted into a shell."""
-    _tell(f"Drogue Cloud sandbox at {sandbox.url}, until Ctrl-C")
-    _tell(f"  events go to  {sandbox.sink or 'nobody: say --sink URL'}")
+    _print(f"Drogue Cloud sandbox at {sandbox.url}, until Ctrl-C")
+    _print(f"  events go to  {sandbox.sink or 'nowhere: use --sink URL'}")
     apis = {"DROGUE_API_URL": sandbox.url, "DROGUE_USER": user, "DROGUE_TOKEN": token}
-    _tell("  the function  " + " ".join(f"{name}={shlex.quote(value)}" for name, value in apis.items()))
+    _print("  the function  " + " ".join(f"{name}={shlex.quote(value)}" for name, value in apis.items()))
     named = [(*names(given), given) for given in objects]
     for application, device, _ in named:
         if device is None:
             count = sum(other is not None and of == application for of, other, _ in named)
-            _tell(f"  application   {application}, devices: {count}")
+            _print(f"  application   {application}, devices: {count}")
     for application, device, given in named:
         if device is not None and (password := _password(given)) is not None:
             # The endpoint splits at @ and decodes what is before it.
             login = f"{quote(device, safe='')}@{application}:{password}"
             status = ("-H", "Content-Type: application/json", "-d", '{"version": "0.1.0", "mtu": 512}')
-            _tell("  as a device   " + shlex.join(("curl", "-iu", login, *status, f"{sandbox.url}/v1/dfu?ct=30")))
+            _print("  as a device   " + shlex.join(("curl", "-iu", login, *status, f"{sandbox.url}/v1/dfu?ct=30")))
             break
 
 
@@ -213,7 +213,7 @@ def _read(file: Path) -> list[Mapping[str, Any]]:
     found = [given for part in documents for given in (part if isinstance(part, list) else [part]) if given is not None]
     for given in found:
         if not isinstance(given, dict):
-            raise _Unusable(f"{file}: wants applications and devices, maps with metadata")
+            raise _Unusable(f"{file}: must contain applications and devices: maps with metadata")
         try:
             names(given)
         except RefusedError as refusal:
@@ -231,7 +231,7 @@ def _yaml(text: str) -> list[Any]:
     try:
         import yaml
     except ImportError as error:
-        raise _Unusable("YAML needs PyYAML (pip install PyYAML); JSON needs nothing") from error
+        raise _Unusable("YAML needs PyYAML (pip install PyYAML). Or use JSON") from error
     try:
         return list(yaml.safe_load_all(text))
     except yaml.YAMLError as error:
@@ -268,6 +268,6 @@ def _allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     with suppress(OSError):  # stdout's reader is gone
         click.echo(line)

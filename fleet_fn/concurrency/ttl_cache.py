@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import TransientError, UpstreamError
-from fleet_fn.observability.side_effects import guarded
+from fleet_fn.observability.side_effects import guard
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -63,7 +63,7 @@ class TTLCache(Generic[K, V]):
 
         """
         self._error_age = negative_ttl
-        self._count = guarded("count of look-ups", count)
+        self._count = guard("count of look-ups", count)
         self._clock = clock
         self._lock = threading.Lock()
         self._values: Bounded[K, V] = Bounded(size, max_bytes)

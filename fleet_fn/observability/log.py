@@ -143,10 +143,10 @@ def _time(record: logging.LogRecord) -> str:
 def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
     """Return the record's `extra={"fields": …}`, with long values cut."""
     fields: Mapping[str, Any] = getattr(record, "fields", {})
-    return {name: _bounded(value) for name, value in fields.items()}
+    return {name: _shorten(value) for name, value in fields.items()}
 
 
-def _bounded(value: object) -> object:
+def _shorten(value: object) -> object:
     return f"{value[:_MAX_VALUE_CHARS]}…" if isinstance(value, str) and len(value) > _MAX_VALUE_CHARS else value
 
 

@@ -59,7 +59,7 @@ class Folder:
             OSError, ValueError, RuntimeError, struct.error: a file is half-written, or its counts cannot be added.
 
         """
-        with locked(self.path, fcntl.LOCK_EX), ExitStack() as each:
+        with lock_folder(self.path, fcntl.LOCK_EX), ExitStack() as each:
             for kind in _KINDS:
                 each.callback(self._end, kind, pid)  # even if another kind fails
 
@@ -88,7 +88,7 @@ class Folder:
 
 
 @contextmanager
-def locked(folder: Path, operation: int) -> Iterator[None]:
+def lock_folder(folder: Path, operation: int) -> Iterator[None]:
     """Hold the lock that keeps scrapes, which read all files, apart from the removal of files."""
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -14,7 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from fleet_fn.observability.metrics_file import ReservedDict
-from fleet_fn.observability.metrics_folder import FOLDER, locked
+from fleet_fn.observability.metrics_folder import FOLDER, lock_folder
 
 #: An answer from memory takes a few milliseconds; the deadline ends an event after some seconds.
 _BUCKETS_SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -112,7 +112,7 @@ def exposition(accept: str) -> tuple[bytes, str]:
         return encode(_registry), content_type
     registry = CollectorRegistry()
     MultiProcessCollector(registry, folder)
-    with locked(Path(folder), fcntl.LOCK_SH):
+    with lock_folder(Path(folder), fcntl.LOCK_SH):
         for _ in range(_ATTEMPTS - 1):
             try:
                 return encode(registry), content_type

@@ -51,6 +51,6 @@ class Guarded:
             self._guard.report(error)
 
 
-def guarded(observer: str, observe: Callable[..., object] | None) -> Guarded | None:
+def guard(observer: str, observe: Callable[..., object] | None) -> Guarded | None:
     """Return `observe` behind a guard; None if there is no observer."""
     return Guarded(observer, observe) if observe else None

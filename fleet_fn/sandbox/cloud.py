@@ -12,7 +12,7 @@ from fleet_fn.sandbox.endpoints import Endpoints
 from fleet_fn.sandbox.events import registry_event
 from fleet_fn.sandbox.objects import Object
 from fleet_fn.sandbox.refusal import RefusedError
-from fleet_fn.sandbox.registry import Registry, copied
+from fleet_fn.sandbox.registry import Registry, copy_object
 from fleet_fn.sandbox.rights import Rights
 from fleet_fn.sandbox.server import Server
 from fleet_fn.sandbox.waiting import Commands
@@ -89,7 +89,7 @@ class Sandbox:
             DELIVERERS[deliver_as].with_policy(delivery),
         )
         self._owner = user
-        self._registry = Registry(objects, self._tell_of_change, user)
+        self._registry = Registry(objects, self._publish_change, user)
         self._endpoints = Endpoints(
             self._registry,
             self._commands,
@@ -159,7 +159,9 @@ class Sandbox:
 
         """
         registry = self._registry
-        return copied(registry.application(application) if device is None else registry.device(application, device))
+        return copy_object(
+            registry.application(application) if device is None else registry.device(application, device)
+        )
 
     def put(self, given: Mapping[str, Any]) -> Object:
         """Create or replace an application or a device, like `kubectl apply`, and return a copy of it.
@@ -171,11 +173,11 @@ class Sandbox:
 
         """
         try:
-            return copied(self._registry.update(given))
+            return copy_object(self._registry.update(given))
         except RefusedError as refusal:
             if refusal.status != 404:
                 raise
-            return copied(self._registry.create(given, self._owner))
+            return copy_object(self._registry.create(given, self._owner))
 
     def delete(self, application: str, device: str | None = None) -> None:
         """Delete an application with its devices, or one of its devices.
@@ -186,7 +188,7 @@ class Sandbox:
         """
         self._registry.delete(application, device)
 
-    def _tell_of_change(self, application: Object, device: Object) -> None:
+    def _publish_change(self, application: Object, device: Object) -> None:
         self._delivery.put(registry_event(application, device))
 
     def _log(self, line: str) -> None:

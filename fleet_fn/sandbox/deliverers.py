@@ -100,7 +100,7 @@ def _write_encoded(event: Event, authorization: str | None, _: int) -> Headers:
     headers: Headers = []
     for name, value in event.attributes.items():
         is_media_type = name == "datacontenttype"
-        text = value.encode() if is_media_type or name == "source" else _percent_encoded(value)
+        text = value.encode() if is_media_type or name == "source" else _percent_encode(value)
         headers.append(("Content-Type" if is_media_type else f"ce-{name}", text))
     if authorization is not None:
         headers.append(("Authorization", authorization.encode()))
@@ -120,7 +120,7 @@ def _latin_1(value: str) -> bytes:
     return bytes(low if not high else ord("?") for low, high in zip(units[::2], units[1::2], strict=True))
 
 
-def _percent_encoded(value: str) -> bytes:
+def _percent_encode(value: str) -> bytes:
     return b"".join(
         b"%%%02X" % byte if byte in b'"%' or not 0x21 <= byte <= 0x7E else bytes((byte,)) for byte in value.encode()
     )

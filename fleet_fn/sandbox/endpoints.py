@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from fleet_fn.sandbox import objects
-from fleet_fn.sandbox.events import Event, NotAcceptableError, device_event, published
+from fleet_fn.sandbox.events import Event, NotAcceptableError, device_event, normalize_payload
 from fleet_fn.sandbox.labels import Selector
 from fleet_fn.sandbox.objects import Core, Object
 from fleet_fn.sandbox.refusal import RefusedError
@@ -82,7 +82,7 @@ class Endpoints:
         seconds = _number(request.query, "ct" if "ct" in request.query else "commandTimeout")
         payload = request.body
         application, sender, login = self._authenticate(request)
-        device = self._proxied(application, sender, login, request.query.get("as"))
+        device = self._find_represented(application, sender, login, request.query.get("as"))
         try:
             event = device_event(application, sender, device, channel, payload, request.content_type)
         except NotAcceptableError:
@@ -92,7 +92,7 @@ class Endpoints:
             return Answer(202)
         names = (each["metadata"]["name"] for each in (application, sender, device))
         # Subscribe before the event goes out: its command may come at once.
-        with self._commands.subscribed(*names) as subscription:
+        with self._commands.subscribe(*names) as subscription:
             self._publish(event)
             command = subscription.wait(seconds)
         if command is None:
@@ -130,7 +130,7 @@ class Endpoints:
             raise _unauthenticated()
         return found, sender, device
 
-    def _proxied(self, application: Object, sender: Object, login: str, name: str | None) -> Object:
+    def _find_represented(self, application: Object, sender: Object, login: str, name: str | None) -> Object:
         """Return the device that a sender speaks for."""
         if name is None or name == login:
             return sender
@@ -157,7 +157,7 @@ class Endpoints:
         if not self._takes_commands(target):
             return Answer(406)
         try:
-            payload, _ = published(payload, request.content_type)
+            payload, _ = normalize_payload(payload, request.content_type)
         except NotAcceptableError:
             return Answer(406)
         command = Command(name, payload)

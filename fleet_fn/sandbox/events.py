@@ -41,7 +41,7 @@ def device_event(
         NotAcceptableError: the payload claims to be JSON and is not.
 
     """
-    data, content_type = published(payload, content_type)
+    data, content_type = normalize_payload(payload, content_type)
     return _event("io.drogue.event.v1", application, sender, device, channel, data, content_type)
 
 
@@ -60,14 +60,14 @@ def _event(
     content_type: str | None,
 ) -> Event:
     of_application, of_sender, of_device = application["metadata"], sender["metadata"], device["metadata"]
-    name, key = of_application["name"], _percent_encoded(of_sender["name"])
+    name, key = of_application["name"], _percent_encode(of_sender["name"])
     return Event(
         {
             "specversion": "1.0",
             "id": str(uuid.uuid4()),
             "type": kind,
             # The application is raw, as Drogue Cloud writes it. Only this attribute survives every deliverer unchanged.
-            "source": f"drogue://{name}/{_percent_encoded(of_device['name'])}",
+            "source": f"drogue://{name}/{_percent_encode(of_device['name'])}",
             "subject": subject,
             "time": now(),
             **({} if content_type is None else {"datacontenttype": content_type}),
@@ -78,18 +78,18 @@ def _event(
             "sender": of_sender["name"],
             "senderuid": of_sender["uid"],
             "instance": _INSTANCE,
-            "partitionkey": f"{_percent_encoded(name)}/{key}",
+            "partitionkey": f"{_percent_encode(name)}/{key}",
         },
         data,
     )
 
 
-def _percent_encoded(name: str) -> str:
+def _percent_encode(name: str) -> str:
     """Encode everything but letters and digits; `urllib` would leave some punctuation."""
     return "".join(chr(byte) if chr(byte).isalnum() and byte < 0x80 else f"%{byte:02X}" for byte in name.encode())
 
 
-def published(payload: bytes, content_type: str | None) -> tuple[bytes, str]:
+def normalize_payload(payload: bytes, content_type: str | None) -> tuple[bytes, str]:
     """Return a payload and its content type as Drogue Cloud passes them on: JSON is written anew.
 
     Raises:

@@ -131,7 +131,7 @@ class Registry:
         """
         application, device = names(given)
         check_new(application, device)
-        stored = _managed(given, None)
+        stored = _to_stored(given, None)
         check_text(application, device or "")
         with self._lock:
             if device is None:
@@ -168,7 +168,7 @@ class Registry:
             if device is not None:
                 current = self.device(application, device)
             _expect_version(current, given["metadata"])
-            stored = _managed(given, current)
+            stored = _to_stored(given, current)
             if is_being_deleted(stored) and "finalizers" not in stored["metadata"]:
                 self._remove(application, device)
                 return stored
@@ -210,7 +210,7 @@ class Registry:
                 held = [*current["metadata"].get("finalizers", []), _HAS_DEVICES]
                 current = {**current, "metadata": {**current["metadata"], "finalizers": held}}
             if "finalizers" in current["metadata"]:
-                self._applications[application] = _marked(current)
+                self._applications[application] = _mark_deleted(current)
             else:
                 self._forget_application(application)
 
@@ -237,7 +237,7 @@ class Registry:
             self._forget_aliases(application, name)
             del self._devices[application][name]
         elif not is_being_deleted(current):
-            self._devices[application][name] = _marked(current)
+            self._devices[application][name] = _mark_deleted(current)
 
     def _remove(self, application: str, device: str | None) -> None:
         """Remove an object whose last finalizer is gone, and an application that waited for its last device."""
@@ -284,7 +284,7 @@ def _expect_version(current: Object, expected: Mapping[str, Any]) -> None:
             raise RefusedError.conflict()
 
 
-def _managed(given: Mapping[str, Any], current: Object | None) -> Object:
+def _to_stored(given: Mapping[str, Any], current: Object | None) -> Object:
     """Return `given` in its stored form, as the successor of `current`; the caller sets its generation."""
     metadata = given["metadata"]
     then = current["metadata"] if current else {}
@@ -315,16 +315,16 @@ def _changes(current: Object, new: Object) -> list[str]:
         paths += [
             f".{part}.{key}"
             for key in (*before, *(key for key in after if key not in before))
-            if (key in before) != (key in after) or _written(before[key]) != _written(after[key])
+            if (key in before) != (key in after) or _canonical_json(before[key]) != _canonical_json(after[key])
         ]
     return paths
 
 
-def _written(value: object) -> str:
+def _canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _marked(current: Object) -> Object:
+def _mark_deleted(current: Object) -> Object:
     """Return a copy that is marked for deletion."""
     metadata = {**current["metadata"], "deletionTimestamp": now(), "resourceVersion": str(uuid.uuid4())}
     return {**current, "metadata": metadata}
@@ -350,6 +350,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
-def copied(stored: Object) -> Object:
+def copy_object(stored: Object) -> Object:
     """Return a deep copy, which the caller may change."""
     return copy.deepcopy(stored)

@@ -213,7 +213,7 @@ class SimulatedDevice(ABC):
         self._flash_is_old = True
         self._running = image
 
-    def _synced(self, command: Sync) -> Step:
+    def _sync(self, command: Sync) -> Step:
         self.marked_good, self.fallback_erased = True, False
         return Step(Outcome.IN_SYNC, command.poll or POLL_PAUSE_SECONDS)
 
@@ -259,14 +259,14 @@ class CarefulDevice(SimulatedDevice):
     def _obey(self, command: Command, correlation_id: int | None) -> Step:
         """Take the answer to the last status, and ignore one to an earlier status."""
         if self._correlate and correlation_id != self._correlation_id:
-            return _ignored(f"correlation id {correlation_id}, not {self._correlation_id}")
+            return _ignore(f"correlation id {correlation_id}, not {self._correlation_id}")
         match command:
             case Wait(poll):
                 return Step(Outcome.WAITING, poll or POLL_PAUSE_SECONDS)
             case Sync():
                 if not self._check_sync(command):
-                    return _ignored("SYNC for another version")
-                return self._synced(command)
+                    return _ignore("SYNC for another version")
+                return self._sync(command)
             case Write():
                 return self._write(command)
             case Swap():
@@ -274,26 +274,26 @@ class CarefulDevice(SimulatedDevice):
 
     def _write(self, command: Write) -> Step:
         if command.version == self.version:
-            return _ignored("WRITE of the running version")
+            return _ignore("WRITE of the running version")
         if command.offset == 0:
             self.marked_good = True
             self._erase(command.version)
             self._writing = command.version
         if self.progress != Progress(command.version, command.offset):
-            return _ignored(f"WRITE at {command.offset}, which is not the next offset")
+            return _ignore(f"WRITE at {command.offset}, which is not the next offset")
         self._flash += command.data
         return Step(Outcome.WROTE)
 
     def _verify_and_swap(self, command: Swap) -> Step:
         if command.version != self._writing:
-            return _ignored("SWAP to a version that was not written")
+            return _ignore("SWAP to a version that was not written")
         self._writing = None
         if hashlib.sha256(self._flash).digest() != command.checksum:
             return Step(Outcome.FAILED, BACKOFF_SECONDS, "the written bytes have another checksum")
         return self._swap(command.checksum)
 
 
-def _ignored(reason: str) -> Step:
+def _ignore(reason: str) -> Step:
     return Step(Outcome.IGNORED, BACKOFF_SECONDS, reason)
 
 
@@ -365,7 +365,7 @@ class UpdaterDevice(SimulatedDevice):
             case Sync(_, poll):
                 self._in_loop = False
                 in_sync = self._check_sync(command)
-                step = self._synced(command)  # for any version
+                step = self._sync(command)  # for any version
                 return step if in_sync else Step(Outcome.WAITING, step.pause, "SYNC for another version")
             case Write():
                 return self._write(command)

@@ -50,7 +50,7 @@ class Commands:
             return sum(map(len, self._subscriptions.values()))
 
     @contextmanager
-    def subscribed(self, application: str, sender: str, device: str) -> Iterator[Subscription]:
+    def subscribe(self, application: str, sender: str, device: str) -> Iterator[Subscription]:
         """Subscribe for as long as the context lasts.
 
         Args:

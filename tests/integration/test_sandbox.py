@@ -919,7 +919,7 @@ class TestCommandLine:
             ("bad.json", "{", "Expecting"),
             ("bad.yaml", "{", "expected"),
             ("latin.json", '{"metadata": "\xff"}', "utf-8"),
-            ("string.json", '"x"', "wants applications and devices"),
+            ("string.json", '"x"', "must contain applications and devices"),
             ("name.json", '{"metadata": {"name": "Not A Host"}}', "no name of an application"),
             ("lost.json", '{"metadata": {"name": "till", "application": "none"}}', "non-existing"),
             ("date.yaml", "{metadata: {name: one}, status: {at: 2026-11-23}}", "quotes"),

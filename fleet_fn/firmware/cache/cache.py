@@ -18,7 +18,7 @@ from fleet_fn.firmware.cache.proofs import Proofs
 from fleet_fn.firmware.cache.small_files import SmallFiles
 from fleet_fn.firmware.store import NotReadyError, Reader
 from fleet_fn.firmware.verified import MismatchError, VerifiedFiles
-from fleet_fn.observability.side_effects import guarded
+from fleet_fn.observability.side_effects import guard
 
 
 class Cache:
@@ -44,7 +44,7 @@ class Cache:
         `count` is called for each `open` with whether it was a hit.
         """
         self.bound = bound
-        self._count = guarded("count of look-ups", count)
+        self._count = guard("count of look-ups", count)
         self._clock = clock
         self._folder = CacheFolder(Path(folder), bound)
         self._files = files

@@ -14,7 +14,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.observability import log, metrics, tracing
 from fleet_fn.observability.log import logger
 from fleet_fn.observability.metrics_file import ReservedDict
-from fleet_fn.observability.side_effects import Guard, Guarded, guarded
+from fleet_fn.observability.side_effects import Guard, Guarded, guard
 from tests.support.timing import Clock
 
 
@@ -54,11 +54,11 @@ def test_first_failure_of_each_observer_is_logged(lines: list[logging.LogRecord]
 
 def test_observer_is_called_with_what_it_is_given() -> None:
     seen = []
-    observe = guarded("list", lambda *args, **kwargs: seen.append((args, kwargs)))
+    observe = guard("list", lambda *args, **kwargs: seen.append((args, kwargs)))
     assert observe
     observe(1, hit=True)
     assert seen == [((1,), {"hit": True})]
-    assert guarded("nothing", None) is None
+    assert guard("nothing", None) is None
 
 
 def test_look_up_does_not_fail_for_its_count(lines: list[logging.LogRecord]) -> None:
