@@ -48,10 +48,9 @@ _MAX_INTERVAL_SECONDS: Final = 24 * 60 * 60
 def command(application: str, labels: str | None, as_json: bool, watch: bool, interval: int) -> None:
     """Show the state of an application's devices.
 
-    The table has a row for each device: the version that it runs and its target, the progress or the reason why it is
-    held back, how often the target did not come up, the time of the last change, and the last error. Below are the
-    numbers of devices by state and by version, and a warning for each gateway that is being updated at the same time
-    as devices behind it.
+    The table has a row for each device: the running version and the target; the progress, or why it is held back; how
+    often the target did not come up; the time of the last change; the last error. Below are the numbers of devices by
+    state and by version. A warning names each gateway that is being updated at the same time as devices behind it.
 
     The state comes from the device registry, through DROGUE_API_URL and the function's credentials. With
     REPORT_STATUS=false, the function reports no state.
