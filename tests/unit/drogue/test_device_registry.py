@@ -203,13 +203,13 @@ def test_a_section_that_cannot_be_understood_is_an_error(
     assert len(cloud.asked) == 2
 
 
-def test_a_malformed_section_of_the_device_does_not_fall_back_to_the_applications(cloud: Cloud) -> None:
+def test_malformed_device_section_does_not_fall_back(cloud: Cloud) -> None:
     cloud.has_sections(device={"container": {}}, application=image("shared:1"))
     with pytest.raises(MalformedSpecError, match="the device's"):
         cloud.desired()
 
 
-def test_a_malformed_section_of_the_application_is_no_concern_of_a_device_with_its_own(cloud: Cloud) -> None:
+def test_own_section_hides_malformed_application_section(cloud: Cloud) -> None:
     cloud.has_sections(device=image("own:1"), application=[])
     assert cloud.desired() == Image("own:1")
 
@@ -326,9 +326,7 @@ def test_a_spec_that_is_no_map_is_a_failure(cloud: Cloud, whose: str, spec: obje
         ("application", {}),
     ],
 )
-def test_another_object_than_asked_for_is_a_failure_and_its_connection_is_not_used_again(
-    cloud: Cloud, whose: str, metadata: object
-) -> None:
+def test_answer_for_another_object_fails_and_closes_connection(cloud: Cloud, whose: str, metadata: object) -> None:
     cloud.has(**{whose: {"metadata": metadata, "spec": {"firmware": image()}}})
     for _ in range(2):
         with pytest.raises(PermanentError, match=rf"^device registry: answer for the {whose} is another object$"):
@@ -438,7 +436,7 @@ def test_a_change_that_names_no_device_is_the_applications(cloud: Cloud) -> None
     assert cloud.asked[2:] == [APPLICATION]
 
 
-def test_a_change_during_the_look_up_keeps_what_was_read_from_being_remembered(cloud: Cloud) -> None:
+def test_change_during_look_up_prevents_caching(cloud: Cloud) -> None:
     reading, changed = threading.Event(), threading.Event()
 
     def slowly(request: Request) -> Response:
@@ -545,7 +543,7 @@ def test_events_that_come_at_once_share_the_look_ups(cloud: Cloud) -> None:
     assert sorted(cloud.asked) == [APPLICATION, DEVICE]
 
 
-def test_what_could_not_be_written_is_tried_again_ever_more_rarely_unless_the_object_changes(cloud: Cloud) -> None:
+def test_failed_report_backs_off_until_object_changes(cloud: Cloud) -> None:
     clock = Clock()
     registry = DeviceRegistry(cloud.upstream, clock=clock)
 

@@ -55,7 +55,7 @@ def structured(members: object = None, /, **attributes: Any) -> Event:
     return read_event(STRUCTURED, json.dumps(chosen if members is None else members).encode())
 
 
-def test_events_are_told_apart_by_id_and_source_and_a_long_id_is_no_burden_to_whoever_remembers_it() -> None:
+def test_key_is_short_and_depends_on_id_and_source() -> None:
     keys = {structured(id=name, source=source).key for name in ("1", "2", "1" * 60_000) for source in ("1", "2", "'1'")}
     assert len(keys) == 9
     assert {len(key) for key in keys} == {32}
@@ -181,7 +181,7 @@ def test_extensions_of_other_types_that_nobody_asks_for_are_fine() -> None:
         ("", ""),
     ],
 )
-def test_names_are_decoded_only_where_a_compliant_sender_would_have_encoded_them_so(value: str, device: str) -> None:
+def test_names_are_decoded_if_a_compliant_sender_encodes_them(value: str, device: str) -> None:
     assert binary(source="/tool", device=raw(value)).device == device
 
 
@@ -535,7 +535,7 @@ def test_what_two_readers_could_understand_differently_is_invalid(body: bytes, r
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
-def test_at_whatever_depth_nesting_becomes_too_deep_it_is_the_event_that_is_invalid(opening: bytes) -> None:
+def test_too_deep_nesting_makes_event_invalid(opening: bytes) -> None:
     closing = b"]" if opening == b"[" else b"}"
     for depth in range(5, 1200, 3):
         try:

@@ -115,7 +115,7 @@ def test_the_same_token_once_more_is_no_other_to_try(client: Client) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])
-def test_credentials_that_are_refused_are_a_failure_that_is_remembered_for_a_while(client: Client, status: int) -> None:
+def test_refused_credentials_are_remembered_for_a_while(client: Client, status: int) -> None:
     answers(client, status, b'{"error": "invalid_client"}')
     for _ in range(3):
         with pytest.raises(PermanentError, match=r"^token endpoint: our credentials were refused$"):
@@ -138,7 +138,7 @@ def test_a_provider_that_is_not_well_is_to_be_asked_again_a_moment_later(client:
     assert client.header() == "Bearer t0ken-1"
 
 
-def test_a_provider_that_wants_fewer_requests_is_left_alone_for_as_long_as_it_says(client: Client) -> None:
+def test_rate_limited_provider_is_not_asked_for_retry_after(client: Client) -> None:
     answers(client, 429, headers={"Retry-After": "5"})
     for _ in range(3):
         with pytest.raises(RateLimitedError, match="token endpoint: answered 429"):
@@ -160,7 +160,7 @@ def test_each_is_told_of_a_failure_by_an_error_of_his_own(client: Client) -> Non
     assert client.provider.asked == 1
 
 
-def test_nobody_waits_for_a_provider_that_hangs_longer_than_until_his_deadline_nor_asks_it_in_turn(
+def test_callers_of_hanging_provider_wait_until_their_deadline(
     client: Client,
 ) -> None:
     over = threading.Event()

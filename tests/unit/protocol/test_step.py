@@ -75,9 +75,7 @@ def test_a_swap_is_sent_only_for_the_size_or_the_size_padded_to_a_flash_word(siz
 
 
 @given(size=st.integers(1, 10_000), mtu=st.integers(1, 4096))
-def test_a_device_that_does_as_told_ends_on_the_target_after_as_many_blocks_as_arithmetic_demands(
-    size: int, mtu: int
-) -> None:
+def test_obedient_device_reaches_target_in_fewest_blocks(size: int, mtu: int) -> None:
     target = replace(TARGET, size=size)
     status, blocks = OLD, 0
     while isinstance(block := command(status, target, mtu), Block):
