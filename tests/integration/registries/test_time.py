@@ -403,7 +403,7 @@ def test_without_the_registry_updates_by_tag_go_on_for_a_while_and_start_and_end
             answer, elapsed = timed(lambda away=away, status=status: post(hasty, away, status))  # type: ignore[misc]
             assert (answer.status, answer.json["outcome"]) == (503, "retry")
             assert elapsed < DEADLINE + SLACK
-        (line,) = hasty.logged("going on", f'"{away}:1"')
+        (line,) = hasty.logged("serving stale manifest", f'"{away}:1"')
         assert '"WARNING"' in line
     time.sleep(max(0.0, looked + 10 * TTL + 0.1 - time.monotonic()))
     for away in ways:
