@@ -47,6 +47,8 @@ help: ## print this list
 demo: .venv/.run ## update simulated devices here; REGISTRY=1: out of an OCI registry
 	@$(BIN)/python -m fleet_fn demo $(if $(REGISTRY),--registry)
 
+# Each worker reads the tests: what one compiled is kept, whatever a container's environment says.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/.dev .venv/.wheels ## run every test; under five minutes
 	@tests/install-peers
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
