@@ -1,5 +1,6 @@
 """The Makefile as the contributors' vocabulary."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,10 @@ MAX_COLUMNS = 80
 @pytest.mark.parametrize("goals", [[], ["help"]], ids=["plain", "help"])
 def test_make_lists_its_targets_and_makes_nothing(goals: list[str], tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
-    shown = subprocess.run(["make", *goals], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    # `make test` passes variables on, with which the inner one would tell of its directory.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    run = subprocess.run(["make", *goals], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    shown = run.stdout
     explained = re.findall(r"^([a-z-]+):.*## (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert [line.split(maxsplit=2)[1:] for line in shown.splitlines()] == [list(pair) for pair in explained]
     assert max(map(len, shown.splitlines())) <= MAX_COLUMNS
