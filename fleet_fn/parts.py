@@ -33,7 +33,7 @@ from fleet_fn.update.handler import UpdateHandler
 class _Parts(NamedTuple):
     """Parts that events and previews share."""
 
-    background: SingleFlight
+    single_flight: SingleFlight
     registry: HttpClient
     commands: HttpClient
     images: Store
@@ -45,15 +45,15 @@ def make_handlers(settings: Settings, now: Callable[[], float] = time.time) -> t
 
     Metrics count the upstream requests of both, but only the cache look-ups of the first.
     """
-    background = SingleFlight()
-    files = VerifiedFiles(background)
-    drogue = make_drogue(settings, background)
+    single_flight = SingleFlight()
+    files = VerifiedFiles(single_flight)
+    drogue = make_drogue(settings, single_flight)
     counts = StoreCounts(metrics.exchanges("oci"), metrics.lookups("firmware"))
     parts = _Parts(
-        background,
+        single_flight,
         drogue.with_count("registry", metrics.exchanges("registry")),
         drogue.with_name(COMMAND_API).with_count("command", metrics.exchanges("command")),
-        make_image_store(settings, files, background, counts),
+        make_image_store(settings, files, single_flight, counts),
         FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
     )
     answers = _make_handler(settings, parts, now, metrics.lookups("spec"), metrics.lookups("manifest"))
@@ -61,14 +61,14 @@ def make_handlers(settings: Settings, now: Callable[[], float] = time.time) -> t
     return answers, _make_handler(replace(settings, event_max_age=0), parts, now, remember=False)
 
 
-def make_drogue(settings: Settings, background: SingleFlight) -> HttpClient:
+def make_drogue(settings: Settings, single_flight: SingleFlight) -> HttpClient:
     """Return a client of Drogue Cloud's APIs, named after the device registry."""
     return HttpClient(
         DEVICE_REGISTRY,
         settings.drogue_api_url,
-        authorization=_authorization(settings, background),
+        authorization=_authorization(settings, single_flight),
         ca_file=settings.drogue_ca_file,
-        single_flight=background,
+        single_flight=single_flight,
     )
 
 
@@ -80,12 +80,12 @@ class StoreCounts(NamedTuple):
 
 
 def make_image_store(
-    settings: Settings, files: VerifiedFiles, background: SingleFlight, counts: StoreCounts | None = None
+    settings: Settings, files: VerifiedFiles, single_flight: SingleFlight, counts: StoreCounts | None = None
 ) -> Store:
     """Return the store of images that `FIRMWARE_REGISTRY` names: image layouts, or an OCI registry."""
     lookups = counts.lookups if counts else None
-    cache = Cache(settings.firmware_cache_dir, settings.firmware_cache_bytes, files, background, count=lookups)
-    shapes = Shapes(cache, background)
+    cache = Cache(settings.firmware_cache_dir, settings.firmware_cache_bytes, files, single_flight, count=lookups)
+    shapes = Shapes(cache, single_flight)
     if settings.has_layouts:
         return LayoutStore(files, shapes)
     host = settings.firmware_prefix.partition("/")[0]
@@ -94,7 +94,7 @@ def make_image_store(
         credentials=_registry_credentials(settings, host),
         plain_http=settings.firmware_registry_insecure,
         ca_file=settings.firmware_registry_ca_file,
-        background=background,
+        single_flight=single_flight,
         count=counts.requests if counts else None,
     )
     return RegistryStore(registry, shapes, cache)
@@ -112,18 +112,21 @@ def _make_handler(
     return UpdateHandler(
         settings,
         DeviceRegistry(parts.registry, remember=remember, count=specs),
-        Resolver(parts.images, parts.background, remember=remember, count=manifests),
-        Resolver(parts.files, parts.background, remember=remember) if parts.files else None,
+        Resolver(parts.images, parts.single_flight, remember=remember, count=manifests),
+        Resolver(parts.files, parts.single_flight, remember=remember) if parts.files else None,
         Commands(parts.commands),
         now,
     )
 
 
-def _authorization(settings: Settings, background: SingleFlight) -> Authorization:
+def _authorization(settings: Settings, single_flight: SingleFlight) -> Authorization:
     if settings.drogue_oidc_token_url:
         url = urlsplit(settings.drogue_oidc_token_url)
         provider = HttpClient(
-            "token endpoint", f"{url.scheme}://{url.netloc}", ca_file=settings.drogue_ca_file, single_flight=background
+            "token endpoint",
+            f"{url.scheme}://{url.netloc}",
+            ca_file=settings.drogue_ca_file,
+            single_flight=single_flight,
         )
         client = (settings.drogue_oidc_client_id or "", settings.drogue_oidc_client_secret or "")
         return ClientCredentials(provider, url.path or "/", *client)

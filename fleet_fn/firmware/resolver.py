@@ -28,7 +28,7 @@ class Resolver:
     def __init__(
         self,
         store: Store,
-        background: SingleFlight,
+        single_flight: SingleFlight,
         *,
         remember: bool = True,
         count: Count | None = None,
@@ -38,14 +38,14 @@ class Resolver:
 
         Args:
             store: resolves the references that are not cached.
-            background: runs look-ups that a stale firmware can replace.
+            single_flight: runs look-ups that a stale firmware can replace.
             remember: cache resolved references.
             count: called for each look-up with whether it was a hit.
             clock: monotonic seconds.
 
         """
         self._store = store
-        self._background = background
+        self._single_flight = single_flight
         self._resolved: TTLCache[Reference, Firmware] = TTLCache(
             _MAX_REFERENCES if remember else 0, negative_ttl=_negative_ttl, count=count, clock=clock
         )
@@ -76,7 +76,7 @@ class Resolver:
             return self._look_up(reference, max_age, deadline)
         try:
             # Has the time of a whole event, not only the rest of this one: other events wait for the same result.
-            return self._background.result(
+            return self._single_flight.result(
                 (self, reference),
                 lambda: self._look_up(reference, max_age, Deadline(deadline.total)),
                 deadline.leaving(_KEPT_FOR_STALE),

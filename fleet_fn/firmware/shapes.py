@@ -98,9 +98,9 @@ class NoFirmwareError(PermanentError):
 class Shapes:
     """Finds the firmware in manifests and indexes of any shape."""
 
-    def __init__(self, cache: Cache, background: SingleFlight) -> None:
+    def __init__(self, cache: Cache, single_flight: SingleFlight) -> None:
         self._cache = cache
-        self._background = background
+        self._single_flight = single_flight
         #: Content of `firmware.json` by repository and layers' digests; b"" if there is none.
         self._descriptions: TTLCache[str, bytes] = TTLCache(_MAX_DESCRIPTIONS)
 
@@ -199,7 +199,7 @@ class Shapes:
         description = self._descriptions.peek(key)
         if description is None:
             try:
-                description = self._background.result(key, look, deadline.leaving(KEPT_FOR_WAIT), keeps_error=True)
+                description = self._single_flight.result(key, look, deadline.leaving(KEPT_FOR_WAIT), keeps_error=True)
             except TimeoutError as error:
                 raise NotReadyError(f"looking for {_METADATA_FILE} in the image's layers") from error
         if not description:

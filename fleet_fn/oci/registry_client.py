@@ -35,7 +35,7 @@ class RegistryClient:
         credentials: Callable[[str], Credentials | None],
         plain_http: bool,
         ca_file: str | None,
-        background: SingleFlight,
+        single_flight: SingleFlight,
         count: Count | None = None,
     ) -> None:
         """Create a client.
@@ -45,14 +45,14 @@ class RegistryClient:
             credentials: returns the credentials for a repository.
             plain_http: use plain HTTP instead of TLS.
             ca_file: PEM file of trust anchors; None means the system's.
-            background: runs name resolution.
+            single_flight: runs name resolution.
             count: called for each request, redirects to other hosts included.
 
         """
         self.url = f"{'http' if plain_http else 'https'}://{api_host(host)}"
         self._plain_http = plain_http
         self._name = f"OCI registry {host}"
-        self._upstream = HttpClient(self._name, self.url, ca_file=ca_file, single_flight=background)
+        self._upstream = HttpClient(self._name, self.url, ca_file=ca_file, single_flight=single_flight)
         if count:
             self._upstream = self._upstream.with_count("oci", count)
         self._authorization = Authorization(self._upstream.origin.host, credentials, self._fetch_token, name=self._name)

@@ -41,10 +41,10 @@ def show(peers: Cloud, folder: Path) -> None:
     environment = {**peers.environment(), "FIRMWARE_CACHE_DIR": str(folder / "cache")}
     with mock.patch.dict(os.environ, environment):
         settings = Settings.from_environment()
-    background = SingleFlight()
-    drogue = make_drogue(settings, background)
+    single_flight = SingleFlight()
+    drogue = make_drogue(settings, single_flight)
     registry, commands = DeviceRegistry(drogue), Commands(drogue)
-    images = Resolver(make_image_store(settings, VerifiedFiles(background), background), background)
+    images = Resolver(make_image_store(settings, VerifiedFiles(single_flight), single_flight), single_flight)
 
     body = midway(_SIZE)
     attributes = event("device-1", "medium", time=datetime.now(UTC).isoformat())

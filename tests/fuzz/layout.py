@@ -70,10 +70,10 @@ def _write(layout: Path, index: bytes, blobs: list[bytes]) -> None:
 
 def _served(folder: Path, platform: str | None) -> bytes | None:
     """The firmware that is served; None where there is none."""
-    background = SingleFlight()
-    files = VerifiedFiles(background, lambda: time.time() + 3600)
-    cache = Cache(folder / "cache", 1024 * 1024, files, background)
-    store = LayoutStore(files, Shapes(cache, background))
+    single_flight = SingleFlight()
+    files = VerifiedFiles(single_flight, lambda: time.time() + 3600)
+    cache = Cache(folder / "cache", 1024 * 1024, files, single_flight)
+    store = LayoutStore(files, Shapes(cache, single_flight))
     reference = Reference(f"{folder}/", "pump", "1.0.0", None, platform)
     try:
         with bounded():

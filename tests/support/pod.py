@@ -30,19 +30,19 @@ class Pod:
     """What a pod remembers, and what it answers. It reads from a registry by plain HTTP that wants no credentials."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
-        background = SingleFlight()
-        self._drogue = make_drogue(settings, background)
+        single_flight = SingleFlight()
+        self._drogue = make_drogue(settings, single_flight)
         host = settings.firmware_prefix.partition("/")[0]
         self._images = RegistryClient(
-            host, credentials=lambda _: None, plain_http=True, ca_file=None, background=background
+            host, credentials=lambda _: None, plain_http=True, ca_file=None, single_flight=single_flight
         )
-        files = VerifiedFiles(background)
-        cache = Cache(settings.firmware_cache_dir, settings.firmware_cache_bytes, files, background, clock=clock)
-        store = RegistryStore(self._images, Shapes(cache, background), cache)
+        files = VerifiedFiles(single_flight)
+        cache = Cache(settings.firmware_cache_dir, settings.firmware_cache_bytes, files, single_flight, clock=clock)
+        store = RegistryStore(self._images, Shapes(cache, single_flight), cache)
         self._updater = UpdateHandler(
             settings,
             DeviceRegistry(self._drogue, clock=clock),
-            Resolver(store, background, clock=clock),
+            Resolver(store, single_flight, clock=clock),
             None,
             Commands(self._drogue),
             now=lambda: wall(clock).timestamp(),

@@ -34,7 +34,7 @@ class Cache:
         folder: str | Path,
         bound: int,
         files: VerifiedFiles,
-        background: SingleFlight,
+        single_flight: SingleFlight,
         *,
         count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -48,9 +48,9 @@ class Cache:
         self._clock = clock
         self._folder = CacheFolder(Path(folder), bound)
         self._files = files
-        self._background = background
+        self._single_flight = single_flight
         #: Manifests, configs and notes.
-        self.small_files = SmallFiles(self._folder, background, self._store)
+        self.small_files = SmallFiles(self._folder, single_flight, self._store)
         self._proofs = Proofs(self.small_files)
         #: Downloads in progress in this process.
         self._downloads: dict[Blob, Download] = {}
@@ -131,7 +131,7 @@ class Cache:
         if error_before and self._clock() - since < error_before.negative_ttl:
             raise copy(error_before)
         try:
-            self._background.result(key, lambda: self._store(blob, fill), deadline, keeps_error=True)
+            self._single_flight.result(key, lambda: self._store(blob, fill), deadline, keeps_error=True)
         except TimeoutError as error:
             raise NotReadyError(self._describe_progress(blob)) from error
         except (UpstreamError, NotReadyError) as error:

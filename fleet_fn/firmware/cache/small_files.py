@@ -25,12 +25,12 @@ class SmallFiles:
     def __init__(
         self,
         folder: CacheFolder,
-        background: SingleFlight,
+        single_flight: SingleFlight,
         store: Callable[[Blob, Fill], None],
     ) -> None:
         """Create the small files of a cache; `store` writes a file of it."""
         self._folder = folder
-        self._background = background
+        self._single_flight = single_flight
         self._store = store
 
     def load(self, key: str, checksum: bytes, limit: int) -> bytes | None:
@@ -52,7 +52,7 @@ class SmallFiles:
 
         with suppress(TimeoutError):
             timeout = Deadline(min(SAVE_TIMEOUT_SECONDS, deadline.remaining))
-            self._background.result(("save", self._folder.path, name), store, timeout)
+            self._single_flight.result(("save", self._folder.path, name), store, timeout)
 
     def load_note(self, key: str, limit: int) -> bytes | None:
         """Return the note under `key`, up to `limit` bytes; None if it is missing or damaged."""

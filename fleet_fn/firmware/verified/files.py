@@ -27,8 +27,8 @@ class VerifiedFiles:
     the bytes that were hashed. A racy file is hashed with each read. A verified file stays open for a moment.
     """
 
-    def __init__(self, background: SingleFlight, clock: Callable[[], float] = time.time) -> None:
-        self._background = background
+    def __init__(self, single_flight: SingleFlight, clock: Callable[[], float] = time.time) -> None:
+        self._single_flight = single_flight
         self._clock = clock
         self._verdicts = VerdictCache()
         self._open_files = OpenFiles(self._verdicts.mark_used)
@@ -99,7 +99,7 @@ class VerifiedFiles:
             return verdict
 
         try:
-            return self._background.result(("hash", path, fingerprint), hash_again, deadline)
+            return self._single_flight.result(("hash", path, fingerprint), hash_again, deadline)
         except TimeoutError as error:
             raise NotReadyError("verifying") from error
         except OSError as error:

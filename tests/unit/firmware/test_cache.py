@@ -97,8 +97,8 @@ def make_cache(
     clock: Callable[[], float] = time.monotonic,
 ) -> Cache:
     """A cache as another process would have it: it shares nothing but the folder."""
-    background = SingleFlight(clock)
-    return Cache(folder, bound, VerifiedFiles(background, wall), background, clock=clock)
+    single_flight = SingleFlight(clock)
+    return Cache(folder, bound, VerifiedFiles(single_flight, wall), single_flight, clock=clock)
 
 
 @pytest.fixture
@@ -984,8 +984,8 @@ def memory_for_large_firmware(folder: Path) -> tuple[int, int]:
         for _ in range(SIZE // len(piece)):
             write(piece)
 
-    background = SingleFlight()
-    cache = Cache(folder, SIZE, VerifiedFiles(background), background)
+    single_flight = SingleFlight()
+    cache = Cache(folder, SIZE, VerifiedFiles(single_flight), single_flight)
     before = resident("VmRSS")
     for _ in range(2):
         with cache.open(SIZE, digest.digest(), "", fill, Deadline(60)) as reader:

@@ -38,10 +38,10 @@ def published(folder: Path) -> Published:
 
 @pytest.fixture
 def store(tmp_path_factory: pytest.TempPathFactory) -> LayoutStore:
-    background = SingleFlight()
-    files = VerifiedFiles(background, lambda: time.time() + 3600)
-    cache = Cache(tmp_path_factory.mktemp("cache"), 1024 * 1024, files, background)
-    return LayoutStore(files, Shapes(cache, background))
+    single_flight = SingleFlight()
+    files = VerifiedFiles(single_flight, lambda: time.time() + 3600)
+    cache = Cache(tmp_path_factory.mktemp("cache"), 1024 * 1024, files, single_flight)
+    return LayoutStore(files, Shapes(cache, single_flight))
 
 
 def resolve(store: LayoutStore, folder: Path, reference: str) -> Firmware:

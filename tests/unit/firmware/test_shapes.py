@@ -142,8 +142,8 @@ def shapes(tmp_path: Path) -> Shapes:
 
 
 def make_shapes(path: Path) -> Shapes:
-    background = SingleFlight()
-    return Shapes(Cache(path / "cache", 1024 * 1024, VerifiedFiles(background), background), background)
+    single_flight = SingleFlight()
+    return Shapes(Cache(path / "cache", 1024 * 1024, VerifiedFiles(single_flight), single_flight), single_flight)
 
 
 def find(

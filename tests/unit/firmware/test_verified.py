@@ -62,13 +62,13 @@ def just_now() -> float:
 
 
 @pytest.fixture
-def background() -> Watched:
+def single_flight() -> Watched:
     return Watched()
 
 
 @pytest.fixture
-def files(background: Watched) -> VerifiedFiles:
-    return VerifiedFiles(background, later)
+def files(single_flight: Watched) -> VerifiedFiles:
+    return VerifiedFiles(single_flight, later)
 
 
 @pytest.fixture
@@ -137,14 +137,14 @@ def test_a_block_beyond_the_end_is_a_failure_not_a_short_one(
 
 
 def test_a_file_is_hashed_when_it_is_first_used_and_not_again(
-    files: VerifiedFiles, path: Path, background: Watched
+    files: VerifiedFiles, path: Path, single_flight: Watched
 ) -> None:
     assert [read(files, path) for _ in range(5)] == [RIGHT] * 5
-    assert background.runs == 1
+    assert single_flight.runs == 1
 
 
-def test_a_file_that_changed_just_now_is_hashed_with_each_read(path: Path, background: Watched) -> None:
-    files = VerifiedFiles(background, just_now)
+def test_a_file_that_changed_just_now_is_hashed_with_each_read(path: Path, single_flight: Watched) -> None:
+    files = VerifiedFiles(single_flight, just_now)
     checksum = hashlib.sha256(RIGHT).digest()
     with files.open(path, len(RIGHT), checksum, Deadline(10)) as file:
         assert file.read(100, 50) == RIGHT[100:150]
@@ -155,15 +155,15 @@ def test_a_file_that_changed_just_now_is_hashed_with_each_read(path: Path, backg
         assert file.read(2000, 48) == RIGHT[2000:]
         with pytest.raises(PermanentError, match="are not all there"):
             file.read(2000, 49)
-    assert background.runs == 0
+    assert single_flight.runs == 0
 
 
-def test_blocks_across_the_pieces_in_which_a_file_is_hashed_are_whole(path: Path, background: Watched) -> None:
+def test_blocks_across_the_pieces_in_which_a_file_is_hashed_are_whole(path: Path, single_flight: Watched) -> None:
     content = hashlib.shake_256(b"").digest(3 * 1024 * 1024 + 7)
     path.write_bytes(content)
     mebibyte = 1024 * 1024
     for clock in (just_now, later):
-        files = VerifiedFiles(background, clock)
+        files = VerifiedFiles(single_flight, clock)
         with files.open(path, len(content), hashlib.sha256(content).digest(), Deadline(10)) as file:
             for offset, size in [
                 (mebibyte - 5, 10),
@@ -264,17 +264,19 @@ def test_blocks_of_several_readers_are_told_apart(path: Path) -> None:
         assert all(threads.map(read_blocks, range(8)))
 
 
-def test_hashing_a_file_that_changed_just_now_ends_at_the_deadline(path: Path, background: Watched) -> None:
+def test_hashing_a_file_that_changed_just_now_ends_at_the_deadline(path: Path, single_flight: Watched) -> None:
     with pytest.raises(NotReadyError, match=r"^verifying$"):
-        read(VerifiedFiles(background, just_now), path, seconds=0)
+        read(VerifiedFiles(single_flight, just_now), path, seconds=0)
 
 
-def test_a_file_is_hashed_once_and_for_all_when_its_last_change_is_old_enough(path: Path, background: Watched) -> None:
+def test_a_file_is_hashed_once_and_for_all_when_its_last_change_is_old_enough(
+    path: Path, single_flight: Watched
+) -> None:
     changed = path.stat().st_ctime
     for age, runs in ((2.9, 0), (3.1, 1), (3.2, 2)):
-        files = VerifiedFiles(background, lambda age=age: changed + age)  # type: ignore[misc]
+        files = VerifiedFiles(single_flight, lambda age=age: changed + age)  # type: ignore[misc]
         assert [read(files, path) for _ in range(3)] == [RIGHT] * 3
-        assert background.runs == runs
+        assert single_flight.runs == runs
 
 
 def test_a_link_to_a_right_file_is_as_good(files: VerifiedFiles, path: Path) -> None:
@@ -288,13 +290,13 @@ def test_a_link_to_a_right_file_is_as_good(files: VerifiedFiles, path: Path) -> 
 
 @pytest.mark.parametrize("content", [RIGHT[:-1], RIGHT + b"\0", b""], ids=["truncated", "longer", "empty"])
 def test_a_file_of_another_size_fails_before_it_is_hashed(
-    files: VerifiedFiles, path: Path, background: Watched, content: bytes
+    files: VerifiedFiles, path: Path, single_flight: Watched, content: bytes
 ) -> None:
     path.write_bytes(content)
     with pytest.raises(PermanentError) as caught:
         read(files, path)
     assert caught.value.reason == f"size mismatch: {len(content)} bytes where there should be 2048"
-    assert background.runs == 0
+    assert single_flight.runs == 0
 
 
 def test_a_file_of_other_bytes_fails_each_time(files: VerifiedFiles, path: Path) -> None:
@@ -305,7 +307,7 @@ def test_a_file_of_other_bytes_fails_each_time(files: VerifiedFiles, path: Path)
 
 @pytest.mark.parametrize("change", [overwrite, replace])
 def test_a_file_that_changes_after_it_was_verified_is_verified_anew(
-    files: VerifiedFiles, path: Path, background: Watched, change: Callable[[Path, bytes], None]
+    files: VerifiedFiles, path: Path, single_flight: Watched, change: Callable[[Path, bytes], None]
 ) -> None:
     assert read(files, path) == RIGHT
     change(path, WRONG)
@@ -314,7 +316,7 @@ def test_a_file_that_changes_after_it_was_verified_is_verified_anew(
     tick(path)
     change(path, RIGHT)
     assert read(files, path) == RIGHT
-    assert background.runs == 3
+    assert single_flight.runs == 3
 
 
 def test_verdict_holds_for_no_other_checksum(files: VerifiedFiles, path: Path) -> None:
@@ -349,7 +351,7 @@ def test_a_file_that_is_replaced_before_it_is_hashed_is_not_here(path: Path) -> 
 
 
 def test_a_file_that_changes_while_it_is_hashed_is_not_here(
-    path: Path, background: Watched, monkeypatch: pytest.MonkeyPatch
+    path: Path, single_flight: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class ChangedMeanwhile:
         """A hash that takes so long that somebody changes the file."""
@@ -362,7 +364,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_here(
             overwrite(path, RIGHT)
             self._hash.update(chunk)
 
-    files, checksum = VerifiedFiles(background, later), hashlib.sha256(RIGHT).digest()
+    files, checksum = VerifiedFiles(single_flight, later), hashlib.sha256(RIGHT).digest()
     monkeypatch.setattr("fleet_fn.firmware.verified.verdict.hashlib", SimpleNamespace(sha256=ChangedMeanwhile))
     with (
         pytest.raises(NotReadyError, match=r"^the file is being changed$"),
@@ -460,8 +462,8 @@ def test_no_failure_leaves_a_descriptor_open(files: VerifiedFiles, odd: Path) ->
 
 def test_hashing_beyond_the_deadline_is_not_here_and_goes_on(path: Path) -> None:
     may_hash = threading.Event()
-    background = Watched(before=may_hash.wait)
-    files = VerifiedFiles(background, later)
+    single_flight = Watched(before=may_hash.wait)
+    files = VerifiedFiles(single_flight, later)
     for seconds in (0, 0.05):
         deadline = Deadline(seconds)
         with pytest.raises(NotReadyError, match=r"^verifying$"):
@@ -469,14 +471,14 @@ def test_hashing_beyond_the_deadline_is_not_here_and_goes_on(path: Path) -> None
         assert deadline.elapsed < 1
     may_hash.set()
     assert read(files, path) == RIGHT
-    assert background.runs == 1
+    assert single_flight.runs == 1
     assert read(files, path, seconds=0) == RIGHT  # no time is needed for what is known
 
 
 def test_who_comes_late_to_a_long_hashing_does_not_wait(path: Path) -> None:
     now, may_hash = [0.0], threading.Event()
-    background = Watched(before=may_hash.wait, clock=lambda: now[0])
-    files = VerifiedFiles(background, later)
+    single_flight = Watched(before=may_hash.wait, clock=lambda: now[0])
+    files = VerifiedFiles(single_flight, later)
     with pytest.raises(NotReadyError):
         read(files, path, seconds=0)
     now[0] = 30.5
@@ -709,25 +711,25 @@ def test_hashes_of_one_file_take_a_mebibyte_at_most(size: int, chunk_bytes: int)
 
 
 def test_hashes_of_all_files_are_bounded_and_a_file_beyond_is_hashed_again(
-    tmp_path: Path, background: Watched, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, single_flight: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verdict_cache, "_MAX_VERDICTS_BYTES", 3 * 2 * 16)  # of three files with two chunks each
-    files, paths = VerifiedFiles(background, later), [tmp_path / str(number) for number in range(4)]
+    files, paths = VerifiedFiles(single_flight, later), [tmp_path / str(number) for number in range(4)]
     for path in paths:
         path.write_bytes(RIGHT)
     verdicts = files._verdicts
     for number, runs in ((0, 1), (1, 2), (2, 3), (0, 3), (3, 4), (0, 4), (2, 4), (1, 5)):
         files._open_files._files.clear()
         assert read(files, paths[number]) == RIGHT
-        assert background.runs == runs
+        assert single_flight.runs == runs
         assert verdicts._verdicts_bytes == sum(verdict.size for verdict in verdicts._verdicts.values()) <= 96
 
 
 def test_a_file_that_is_read_all_the_time_keeps_its_hashes(
-    tmp_path: Path, background: Watched, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, single_flight: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verdict_cache, "_MAX_VERDICTS_BYTES", 2 * 2 * 16)
-    files, paths = VerifiedFiles(background, later), [tmp_path / str(number) for number in range(3)]
+    files, paths = VerifiedFiles(single_flight, later), [tmp_path / str(number) for number in range(3)]
     for path in paths:
         path.write_bytes(RIGHT)
     for path in paths[:2]:
@@ -740,9 +742,9 @@ def test_a_file_that_is_read_all_the_time_keeps_its_hashes(
 
 
 def test_a_block_that_the_disk_does_not_give_has_the_file_hashed_anew(
-    large: Path, background: Watched, monkeypatch: pytest.MonkeyPatch
+    large: Path, single_flight: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, pread, broken = VerifiedFiles(background, later), os.pread, threading.Event()
+    files, pread, broken = VerifiedFiles(single_flight, later), os.pread, threading.Event()
 
     def failing(descriptor: int, size: int, offset: int) -> bytes:
         if broken.is_set() and offset <= 200_000 < offset + size:
@@ -756,7 +758,7 @@ def test_a_block_that_the_disk_does_not_give_has_the_file_hashed_anew(
         block_of(files, large, 199_900, 512)
     broken.clear()
     assert block_of(files, large, 199_900, 512) == LARGE[199_900:200_412]
-    assert background.runs == 3
+    assert single_flight.runs == 3
 
 
 def test_a_wrong_read_of_a_right_file_is_no_verdict_for_ever(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def registry(answer: Callable[[Request], Response | None]) -> Iterator[RegistryC
             credentials=lambda _: None,
             plain_http=True,
             ca_file=None,
-            background=SingleFlight(),
+            single_flight=SingleFlight(),
         )
         try:
             yield distribution
