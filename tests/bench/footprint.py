@@ -58,6 +58,8 @@ def run(seed: int) -> list[str]:
 
 def _update(function: Function, device: str, mtu: int) -> None:
     blocks = SIZE // mtu
+    begins = cbor2.dumps({0: b"1", 1: mtu})  # the function continues only updates that it has recorded
+    assert function.post(event(device, datacontenttype="application/cbor"), begins).outcome.startswith("write")
     for number in range(EVENTS // THREADS):
         status = {0: b"1", 1: mtu, 2: number, 3: {0: b"2", 1: number % (blocks - 1) * mtu + mtu}}
         answer = function.post(event(device, datacontenttype="application/cbor"), cbor2.dumps(status))
