@@ -4,7 +4,7 @@ OpenTelemetry is loaded only then. A span never raises.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Token
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
@@ -111,17 +111,17 @@ def configure() -> None:
         _guard.report(error)
 
 
-def of_event(trace: Trace | None, attributes: Mapping[str, str]) -> Span:
+def of_event(trace: Trace | None, attributes: Callable[[], Mapping[str, str]]) -> Span:
     """Return the span of an event; it never raises. Inside the span, the event's trace is the current one.
 
     Args:
         trace: the event's trace.
-        attributes: attributes of the span, by OpenTelemetry's names.
+        attributes: returns attributes of the span, by OpenTelemetry's names; called only if there is a collector.
 
     """
     if _spans:
         try:
-            return _Guarded(_spans.of_event(trace, attributes))
+            return _Guarded(_spans.of_event(trace, attributes()))
         except Exception as error:  # noqa: BLE001 - no answer may depend on a span
             _guard.report(error)
     return _PassedTrace(trace)

@@ -74,6 +74,13 @@ class View(NamedTuple):
         return self.decision.rests_on if self.decision else Freshness.MEMORY
 
 
+class Resolvers(NamedTuple):
+    """Resolvers by kind of source; None if there are no files."""
+
+    images: Resolver
+    files: Resolver | None
+
+
 class Assessor:
     """Finds the targets of devices, and decides their next steps."""
 
@@ -81,25 +88,27 @@ class Assessor:
         self,
         settings: Settings,
         registry: DeviceRegistry,
-        stores: tuple[Resolver, Resolver | None],
+        resolvers: Resolvers,
         clock: Clock,
-        memory: tuple[Repeats, UnsentCommands],
+        repeats: Repeats,
+        unsent: UnsentCommands,
     ) -> None:
         """Put the parts together.
 
         Args:
             settings: the function's.
             registry: the device registry.
-            stores: resolve images and, if there are any, files.
+            resolvers: resolve references.
             clock: the wall clock.
-            memory: blocks sent in a row, and events whose commands had no effect.
+            repeats: blocks sent in a row.
+            unsent: events whose commands had no effect.
 
         """
         self._settings = settings
         self._registry = registry
-        self._images, self._files = stores
+        self._images, self._files = resolvers
         self._clock = clock
-        self._repeats, self._unsent = memory
+        self._repeats, self._unsent = repeats, unsent
 
     def assess(self, received: DeviceStatus, ages: Ages, deadline: Deadline) -> View:
         """Return the device's target, and the decision about its next step.

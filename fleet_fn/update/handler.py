@@ -17,7 +17,7 @@ from fleet_fn.protocol.dialects import Dialect, Encoding, decode_status, encode_
 from fleet_fn.protocol.messages import Swap, Sync, Write
 from fleet_fn.protocol.step import Block
 from fleet_fn.settings import Settings
-from fleet_fn.update.assessment import MAX_VERSION_BYTES, Assessor, DeviceStatus, View
+from fleet_fn.update.assessment import MAX_VERSION_BYTES, Assessor, DeviceStatus, Resolvers, View
 from fleet_fn.update.deduplication import EventDeduplicator
 from fleet_fn.update.freshness import Clock, fresh_ages, remembered_ages
 from fleet_fn.update.outcome import Outcome, Reply, wait_in
@@ -52,7 +52,9 @@ class UpdateHandler:
         self._deduplicator = EventDeduplicator(settings.event_max_age)
         self._repeats = Repeats()
         self._unsent = UnsentCommands()
-        self._assessor = Assessor(settings, registry, (images, files), self._clock, (self._repeats, self._unsent))
+        self._assessor = Assessor(
+            settings, registry, Resolvers(images, files), self._clock, self._repeats, self._unsent
+        )
         self._recorder = Recorder(registry, self._clock, self._unsent, is_on=settings.report_status)
 
     def answer(self, event: Event, deadline: Deadline) -> Outcome:

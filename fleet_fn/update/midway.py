@@ -7,7 +7,7 @@ with the old offset. So the record keeps the order until the device's offset sho
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final, NamedTuple
 
@@ -47,6 +47,14 @@ class Midway:
     #: The record of the update to `target`.
     record: Record
     context: DecisionContext
+    #: A process recorded that the device began with the target's bytes. Most rows ask for it.
+    is_recorded: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        progress, known = self.progress, self.known
+        self.is_recorded = bool(
+            progress and known and known.is_of(self.target) and self.record.describes(progress.version)
+        )
 
     @property
     def offset(self) -> int:
@@ -54,14 +62,9 @@ class Midway:
         return self.progress.offset if self.progress else 0
 
     @property
-    def is_recorded(self) -> bool:
-        """A process recorded that the device began with the target's bytes."""
-        return bool(
-            self.progress
-            and self.known
-            and self.known.is_of(self.target)
-            and self.record.describes(self.progress.version)
-        )
+    def is_of_target(self) -> bool:
+        """The progress is of the target's version."""
+        return self.progress is not None and self.progress.version == self.target.version
 
     @property
     def order(self) -> PendingRestart | None:
@@ -132,8 +135,7 @@ def _go_on(device: Midway) -> Answer:
 def _begin_anew(device: Midway) -> Answer:
     """Start a device from 0, although it is midway."""
     size = min(device.context.mtu, device.target.size)
-    same_version = device.progress is not None and device.progress.version == device.target.version
-    if size > device.offset and (same_version or device.record.superseded_at(device.target.version)):
+    if size > device.offset and (device.is_of_target or device.record.superseded_at(device.target.version)):
         # A process that does not know of the order only makes the offset grow, so obeying has to make it fall.
         size = _shorter(device.offset)
     return _order(device, size)
@@ -149,8 +151,7 @@ def _order(device: Midway, size: int) -> Answer:
     """Order a device to begin anew with a block of `size` bytes, unless it has heard too many orders."""
     before = device.record.restart
     earlier = before.orders if before and not before.stuck else 0
-    same_version = device.progress is not None and device.progress.version == device.target.version
-    orders = earlier + 1 if same_version else 0
+    orders = earlier + 1 if device.is_of_target else 0
     if not size or orders > _MAX_ORDERS:
         return Stuck()
     order = PendingRestart(size, device.offset, orders)
@@ -195,7 +196,7 @@ class Row(NamedTuple):
 TABLE: Final = (
     Row("reports no progress", lambda d: d.progress is None, _begin),
     Row("is another one of the same name", lambda d: d.is_recorded and d.is_another_device, _begin_anew),
-    Row("has no block, of another version", lambda d: d.offset == 0 and not _is_of_target(d), _begin),
+    Row("has no block, of another version", lambda d: d.offset == 0 and not d.is_of_target, _begin),
     Row("is stuck", lambda d: d.has_been_stuck and not d.is_released, _give_up),
     Row("was stuck, and may try again", lambda d: d.has_been_stuck, _begin_anew),
     Row("has no block", lambda d: d.offset == 0, _begin),
@@ -208,10 +209,6 @@ TABLE: Final = (
     Row("has an offset that shows nothing", lambda d: d.tells_nothing, _begin_anew_shorter),
     Row("has obeyed its order", lambda _: True, _settle_then_go_on),
 )
-
-
-def _is_of_target(device: Midway) -> bool:
-    return device.progress is not None and device.progress.version == device.target.version
 
 
 def _is_block_0(step: Swap | Block) -> bool:

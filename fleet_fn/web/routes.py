@@ -1,6 +1,7 @@
 """The HTTP face: the routes, and which status an outcome has. Knows nothing of firmware."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -54,7 +55,7 @@ def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandle
         deadline = _deadline(settings, request)
 
         def answer(event: Event) -> Reply:
-            with tracing.of_event(event.trace, span_attributes(event)) as span:
+            with tracing.of_event(event.trace, partial(span_attributes, event)) as span:
                 outcome = updater.answer(event, deadline)
                 span.set_attributes(
                     outcome=outcome.name, reason=outcome.reason, version=outcome.version, offset=outcome.offset

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -37,7 +37,7 @@ def lines() -> Iterator[list[logging.LogRecord]]:
     logger.handlers[:] = before
 
 
-def fail(*_: object, **__: object) -> None:
+def fail(*_: object, **__: object) -> NoReturn:
     raise RuntimeError("no\nluck")
 
 
@@ -91,9 +91,20 @@ def test_counter_that_cannot_be_made_is_tried_again_after_a_while(monkeypatch: p
     assert (len(tried), counted) == (2, [3])
 
 
+def test_span_attributes_are_computed_for_a_collector_only(
+    monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord]
+) -> None:
+    with tracing.of_event(None, fail):
+        assert lines == []
+    monkeypatch.setattr(tracing, "_spans", object())
+    monkeypatch.setattr(tracing, "_guard", Guard("tracing"))
+    with tracing.of_event(None, fail):
+        assert len(lines) == 1  # and they may raise
+
+
 def test_span_that_raises_is_none(monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord]) -> None:
     class Span:
-        __enter__ = __exit__ = tell = fail
+        __enter__ = __exit__ = set_attributes = fail
 
     class Spans:
         of_event = staticmethod(lambda *_: Span())
@@ -101,11 +112,11 @@ def test_span_that_raises_is_none(monkeypatch: pytest.MonkeyPatch, lines: list[l
 
     monkeypatch.setattr(tracing, "_spans", Spans())
     monkeypatch.setattr(tracing, "_guard", Guard("tracing"))
-    with tracing.of_event(None, {}) as span, tracing.of_request("command", "GET", "host", 80) as other:
+    with tracing.of_event(None, dict) as span, tracing.of_request("command", "GET", "host", 80) as other:
         span.set_attributes(outcome="sync")
         other.set_attributes(status=200)
     assert len(lines) == 1
-    with pytest.raises(KeyError), tracing.of_event(None, {}):
+    with pytest.raises(KeyError), tracing.of_event(None, dict):
         raise KeyError  # what goes wrong within a span is not swallowed
 
 
