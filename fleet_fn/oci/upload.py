@@ -25,7 +25,7 @@ from requests.utils import get_environ_proxies
 
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.oci.access import Access
-from fleet_fn.oci.authentication import parse_challenges
+from fleet_fn.oci.challenges import parse_challenges
 from fleet_fn.oci.docker_config import Credentials
 from fleet_fn.oci.manifest import INDEXES, MANIFEST, MANIFESTS, MAX_MANIFEST_BYTES, digest_of
 from fleet_fn.oci.publication import Content
