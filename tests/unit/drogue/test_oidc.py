@@ -50,8 +50,10 @@ def test_a_token_is_fetched_with_the_clients_credentials_and_kept(client: Client
     assert client.provider.asked == 1
 
 
-@pytest.mark.parametrize(("lifetime", "last"), [(300, 289.9), (20, 14.9), (None, 49.9), (10**9, 24 * 60 * 60 - 10.1)])
-def test_it_is_renewed_shortly_before_it_expires(client: Client, lifetime: int | None, last: float) -> None:
+@pytest.mark.parametrize(
+    ("lifetime", "last"), [(300, 289.9), (300.9, 289.9), (20, 14.9), (None, 49.9), (10**9, 24 * 60 * 60 - 10.1)]
+)
+def test_it_is_renewed_shortly_before_it_expires(client: Client, lifetime: float | None, last: float) -> None:
     client.provider.lifetime = lifetime
     client.header()
     client.clock.now += last
