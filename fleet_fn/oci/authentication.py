@@ -9,27 +9,19 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from copy import copy
-from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, urlencode
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
+from fleet_fn.errors import PermanentError, RateLimitedError, UpstreamError
 from fleet_fn.http.authorization import basic
+from fleet_fn.http.bearer_tokens import BearerTokens, Token, read_token
 from fleet_fn.http.client import Answer
 from fleet_fn.oci.challenges import Challenge, parse_challenges
 from fleet_fn.oci.docker_config import Credentials
-from fleet_fn.protocol.strict_json import parse_json
 
 #: Repositories whose tokens are cached; the oldest goes first.
 _MAX_REPOSITORIES: Final = 1024
-#: Lifetime of a token if the realm gives none (token specification, `expires_in`), and its upper bound.
-_DEFAULT_LIFETIME_SECONDS: Final = 60
-_MAX_LIFETIME_SECONDS: Final = 24 * 60 * 60
-#: A token is renewed this long before it expires, or at three quarters of a short lifetime.
-_EXPIRY_MARGIN_SECONDS: Final = 10.0
 _REFUSED: Final = "our credentials were refused"
 _NONE_CONFIGURED: Final = "access denied: no credentials are configured"
 #: Other schemes that reasons may name. No other word of a challenge is repeated: it may be a secret.
@@ -41,29 +33,6 @@ _REALM: Final = re.compile(
     r"(?:[/?][!\"$-~]*+)?)(?:#.*)?",
     re.IGNORECASE | re.ASCII,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Token:
-    """A bearer token with its lifetime."""
-
-    #: Value of the `Authorization` header.
-    value: str = field(repr=False)
-    #: Clock readings: when the token was requested, and from when on it is not used.
-    since: float
-    until: float
-    #: Reason to report if the registry refuses the token.
-    if_refused: str
-
-
-@dataclass(slots=True)
-class _Repository:
-    """The token of one repository, and the lock that lets one thread at a time fetch another."""
-
-    turn: threading.Lock = field(default_factory=threading.Lock)
-    token: _Token | None = None
-    #: Clock reading and error of the last failed attempt to fetch a token.
-    failure: tuple[float, PermanentError | RateLimitedError] | None = None
 
 
 class Authorization:
@@ -101,7 +70,7 @@ class Authorization:
         self._fetch = fetch
         self._clock = clock
         self._lock = threading.Lock()
-        self._repositories: OrderedDict[str, _Repository] = OrderedDict()
+        self._tokens: OrderedDict[str, BearerTokens] = OrderedDict()
         #: Scheme for sending the configured credentials themselves; None until the registry has asked for them.
         self._scheme: str | None = None
 
@@ -115,9 +84,9 @@ class Authorization:
             PermanentError: `credentials` raised it.
 
         """
-        known = self._repositories.get(repository)
-        if known and (token := self._valid_token(known)):
-            return token.value
+        tokens = self._tokens.get(repository)
+        if tokens and (token := tokens.valid()):
+            return token.header
         credentials = self._credentials(repository) if self._scheme else None
         return _header_value(credentials) if credentials and _scheme(credentials) == self._scheme else None
 
@@ -141,42 +110,31 @@ class Authorization:
             TransientError: the realm does not answer in time.
 
         """
-        asked = self._clock()
-        known = self._repository(repository)
-        if not known.turn.acquire(timeout=deadline.remaining):
-            raise TransientError(f"{self._name}: an earlier request for a token has not ended")
-        try:
-            if (token := self._valid_token(known)) and token.value != refused:
-                return token.value
-            if known.failure and known.failure[0] > asked:
-                raise copy(known.failure[1])
-            return self._answer(known, repository, refused, parse_challenges(challenges), deadline)
-        finally:
-            known.turn.release()
+        tokens = self._tokens_for(repository)
+        with tokens.turn(refused, deadline) as known:
+            if known:
+                return known.header
+            return self._answer(tokens, repository, refused, parse_challenges(challenges), deadline)
 
     def refusal(self, repository: str, refused: str | None) -> PermanentError:
         """Return the error for a request that the registry refused, given the `Authorization` that it carried."""
-        known = self._repositories.get(repository)
-        if known and known.token and known.token.value == refused:
-            return self._error(known.token.if_refused)
+        tokens = self._tokens.get(repository)
+        if tokens and (token := tokens.last) and token.header == refused:
+            return self._error(token.if_refused)
         return self._error(_REFUSED if refused else "access denied, and no credentials were asked for")
 
     def _error(self, problem: str) -> PermanentError:
         return PermanentError(f"{self._name}: {problem}")
 
-    def _repository(self, repository: str) -> _Repository:
+    def _tokens_for(self, repository: str) -> BearerTokens:
         with self._lock:
-            known = self._repositories.setdefault(repository, _Repository())
-            if len(self._repositories) > _MAX_REPOSITORIES:
-                self._repositories.popitem(last=False)
-            return known
-
-    def _valid_token(self, known: _Repository) -> _Token | None:
-        token = known.token
-        return token if token and self._clock() < token.until else None
+            tokens = self._tokens.setdefault(repository, BearerTokens(self._name, _negative_ttl, self._clock))
+            if len(self._tokens) > _MAX_REPOSITORIES:
+                self._tokens.popitem(last=False)
+            return tokens
 
     def _answer(
-        self, known: _Repository, repository: str, refused: str | None, offered: list[Challenge], deadline: Deadline
+        self, tokens: BearerTokens, repository: str, refused: str | None, offered: list[Challenge], deadline: Deadline
     ) -> str:
         schemes = {challenge.scheme for challenge in offered}
         if not schemes & {"bearer", "basic"}:
@@ -188,12 +146,7 @@ class Authorization:
             return self._use_configured(credentials, refused)
         if bearer := next((c for c in offered if c.scheme == "bearer" and c.parameters.get("realm")), None):
             self._scheme = None
-            try:
-                known.token = self._fetch_token(bearer, credentials, repository, deadline)
-            except (PermanentError, RateLimitedError) as error:
-                known.failure = self._clock(), copy(error)  # a copy has no traceback, whose frames would stay alive
-                raise
-            return known.token.value
+            return tokens.renew(lambda: self._fetch_token(bearer, credentials, repository, deadline)).header
         if "basic" not in schemes:
             raise self._error("asks for a token, but does not say where to get one")
         if credentials is None:
@@ -211,7 +164,7 @@ class Authorization:
 
     def _fetch_token(
         self, challenge: Challenge, credentials: Credentials | None, repository: str, deadline: Deadline
-    ) -> _Token:
+    ) -> Token:
         """Fetch a new token from the realm that a challenge names.
 
         A realm that uses https gets the configured credentials, on any host: many registries have their realm on
@@ -237,10 +190,17 @@ class Authorization:
             raise self._error(if_refused)
         if answer.status != 200:
             raise self._error(f"token realm answered {answer.status}{besides}")
-        token, lifetime = _read_token(answer.body, self._name)
-        return _Token(
-            f"Bearer {token}", since, since + lifetime - min(_EXPIRY_MARGIN_SECONDS, lifetime / 4), if_refused
-        )
+        # `issued_at` is ignored: it is a reading of the realm's clock, not of ours.
+        token, members = read_token(answer.body, f"{self._name}: the token realm's answer", ["token", "access_token"])
+        return Token.issued(token, members.get("expires_in"), since, if_refused)
+
+
+def _negative_ttl(error: UpstreamError) -> float | None:
+    """Return 0 if callers that waited for a token share the error.
+
+    A time-out is not shared: the deadline was that of one caller.
+    """
+    return 0.0 if isinstance(error, PermanentError | RateLimitedError) else None
 
 
 def _scheme(credentials: Credentials) -> str:
@@ -279,21 +239,3 @@ def _scopes(challenged: str, repository: str) -> list[str]:
         if resource.startswith("repository:") and "pull" in actions.split(","):
             pulled[f"{resource}:pull"] = True
     return list(pulled) or [f"repository:{repository}:pull"]
-
-
-def _read_token(body: bytes, registry: str) -> tuple[str, int]:
-    """Return the token in a realm's answer, and its lifetime in seconds, counted from the request.
-
-    `issued_at` is ignored: it is a reading of the realm's clock, not of ours.
-    """
-    found: object = None
-    with suppress(ValueError):  # not chained to an error of ours: it may quote the token
-        found = parse_json(body)
-    if not isinstance(found, dict):
-        raise PermanentError(f"{registry}: the token realm's answer is no JSON object")
-    token, lifetime = found.get("token") or found.get("access_token"), found.get("expires_in")
-    if not isinstance(token, str) or not re.fullmatch(r"[!-~]{1,65536}", token):
-        raise PermanentError(f"{registry}: the token realm's answer has no token that a header can carry")
-    if not isinstance(lifetime, int) or isinstance(lifetime, bool) or lifetime < 1:
-        lifetime = _DEFAULT_LIFETIME_SECONDS
-    return token, min(lifetime, _MAX_LIFETIME_SECONDS)

@@ -745,7 +745,7 @@ def test_no_error_quotes_a_secret(
     try:
         for _ in range(3):  # what is shown is refused
             refused = ours.answer_challenge("acme/pump", refused, challenges, Deadline(5))
-            told += [ours, *vars(ours)["_repositories"].values(), ours.refusal("acme/pump", refused)]
+            told += [ours, *vars(ours)["_tokens"].values(), ours.refusal("acme/pump", refused)]
     except PermanentError as error:
         assert error.reason.startswith(f"{NAME}: ")
         told.append(error)
