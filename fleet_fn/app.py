@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 from flask import Flask
 
+from fleet_fn.clocks import Clocks
 from fleet_fn.observability import log, tracing
-from fleet_fn.parts import make_handlers
+from fleet_fn.parts import Parts
 from fleet_fn.settings import Settings
 from fleet_fn.web.routes import make_app
 
@@ -25,4 +26,5 @@ def create_app(settings: Settings | None = None, *, now: Callable[[], float] = t
     settings = settings or Settings.from_environment()
     log.configure(settings.log_level, settings.log_format)
     tracing.configure()
-    return make_app(settings, *make_handlers(settings, now))
+    parts = Parts(settings, Clocks(wall=now))
+    return make_app(settings, parts.updater, parts.previewer)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from fleet_fn.clocks import SYSTEM_CLOCKS, Clocks
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.concurrency.ttl_cache import Count as LookupCount
 from fleet_fn.drogue.commands import Commands
@@ -30,35 +31,51 @@ from fleet_fn.settings import Settings
 from fleet_fn.update.handler import UpdateHandler
 
 
-class _Parts(NamedTuple):
-    """Parts that events and previews share."""
+class Parts:
+    """The parts that the settings describe, up to the handlers of events and of previews.
 
-    single_flight: SingleFlight
-    registry: HttpClient
-    commands: HttpClient
-    images: Store
-    files: Store | None
-
-
-def make_handlers(settings: Settings, now: Callable[[], float] = time.time) -> tuple[UpdateHandler, UpdateHandler]:
-    """Return the handlers of events and of previews, the latter without caches of specs and manifests.
-
-    Metrics count the upstream requests of both, but only the cache look-ups of the first.
+    Metrics count the upstream requests of both handlers, but only the cache look-ups of events.
     """
-    single_flight = SingleFlight()
-    files = VerifiedFiles(single_flight)
-    drogue = make_drogue(settings, single_flight)
-    counts = StoreCounts(metrics.exchanges("oci"), metrics.lookups("firmware"))
-    parts = _Parts(
-        single_flight,
-        drogue.with_count("registry", metrics.exchanges("registry")),
-        drogue.with_name(COMMAND_API).with_count("command", metrics.exchanges("command")),
-        make_image_store(settings, files, single_flight, counts),
-        FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
-    )
-    answers = _make_handler(settings, parts, now, metrics.lookups("spec"), metrics.lookups("manifest"))
-    # Previews ignore the age of events.
-    return answers, _make_handler(replace(settings, event_max_age=0), parts, now, remember=False)
+
+    def __init__(self, settings: Settings, clocks: Clocks = SYSTEM_CLOCKS) -> None:
+        self._clocks = clocks
+        self._single_flight = SingleFlight()
+        files = VerifiedFiles(self._single_flight)
+        self._drogue = make_drogue(settings, self._single_flight)
+        self._device_registry = self._drogue.with_count("registry", metrics.exchanges("registry"))
+        self._command_api = self._drogue.with_name(COMMAND_API).with_count("command", metrics.exchanges("command"))
+        counts = StoreCounts(metrics.exchanges("oci"), metrics.lookups("firmware"))
+        self._images = make_image_store(settings, files, self._single_flight, counts, clocks.monotonic)
+        self._files = FileStore(settings.firmware_dir, files) if settings.firmware_dir else None
+        #: Answers events.
+        self.updater = self._make_handler(settings, metrics.lookups("spec"), metrics.lookups("manifest"))
+        #: Answers previews: ignores the age of events, and remembers neither specs nor manifests.
+        self.previewer = self._make_handler(replace(settings, event_max_age=0), remember=False)
+
+    def close(self) -> None:
+        """Close idle connections; the handlers open new ones if they are used again."""
+        self._drogue.close()
+        self._images.close()
+
+    def _make_handler(
+        self,
+        settings: Settings,
+        specs: LookupCount | None = None,
+        manifests: LookupCount | None = None,
+        *,
+        remember: bool = True,
+    ) -> UpdateHandler:
+        def make_resolver(store: Store, count: LookupCount | None = None) -> Resolver:
+            return Resolver(store, self._single_flight, remember=remember, count=count, clock=self._clocks.monotonic)
+
+        return UpdateHandler(
+            settings,
+            DeviceRegistry(self._device_registry, remember=remember, count=specs, clock=self._clocks.monotonic),
+            make_resolver(self._images, manifests),
+            make_resolver(self._files) if self._files else None,
+            Commands(self._command_api),
+            self._clocks,
+        )
 
 
 def make_drogue(settings: Settings, single_flight: SingleFlight) -> HttpClient:
@@ -80,11 +97,21 @@ class StoreCounts(NamedTuple):
 
 
 def make_image_store(
-    settings: Settings, files: VerifiedFiles, single_flight: SingleFlight, counts: StoreCounts | None = None
+    settings: Settings,
+    files: VerifiedFiles,
+    single_flight: SingleFlight,
+    counts: StoreCounts | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Store:
     """Return the store of images that `FIRMWARE_REGISTRY` names: image layouts, or an OCI registry."""
-    lookups = counts.lookups if counts else None
-    cache = Cache(settings.firmware_cache_dir, settings.firmware_cache_bytes, files, single_flight, count=lookups)
+    cache = Cache(
+        settings.firmware_cache_dir,
+        settings.firmware_cache_bytes,
+        files,
+        single_flight,
+        count=counts.lookups if counts else None,
+        clock=clock,
+    )
     shapes = Shapes(cache, single_flight)
     if settings.has_layouts:
         return LayoutStore(files, shapes)
@@ -98,25 +125,6 @@ def make_image_store(
         count=counts.requests if counts else None,
     )
     return RegistryStore(registry, shapes, cache)
-
-
-def _make_handler(
-    settings: Settings,
-    parts: _Parts,
-    now: Callable[[], float],
-    specs: LookupCount | None = None,
-    manifests: LookupCount | None = None,
-    *,
-    remember: bool = True,
-) -> UpdateHandler:
-    return UpdateHandler(
-        settings,
-        DeviceRegistry(parts.registry, remember=remember, count=specs),
-        Resolver(parts.images, parts.single_flight, remember=remember, count=manifests),
-        Resolver(parts.files, parts.single_flight, remember=remember) if parts.files else None,
-        Commands(parts.commands),
-        now,
-    )
 
 
 def _authorization(settings: Settings, single_flight: SingleFlight) -> Authorization:

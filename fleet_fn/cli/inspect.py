@@ -4,7 +4,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -98,7 +98,8 @@ def _store(text: str, insecure: bool, ca_file: str | None) -> Iterator[tuple[Sto
             firmware_cache_dir=folder,
             firmware_cache_bytes=2 * U32_MAX,
         )
-        yield make_image_store(settings, VerifiedFiles(single_flight), single_flight), reference
+        with closing(make_image_store(settings, VerifiedFiles(single_flight), single_flight)) as store:
+            yield store, reference
 
 
 def _resolve(store: Store, reference: Reference) -> Firmware:

@@ -43,6 +43,9 @@ class FileStore:
             partial(self._open, name, metadata.size, metadata.checksum),
         )
 
+    def close(self) -> None:
+        """Do nothing: files are open only while they are read."""
+
     @contextmanager
     def _open(self, name: str, size: int, checksum: bytes, deadline: Deadline) -> Iterator[Reader]:
         try:

@@ -38,6 +38,9 @@ class LayoutStore:
         firmware = self._shapes.firmware(content, reference, _Repository(layout, self._files), deadline)
         return replace(firmware, manifest=digest_of(content))
 
+    def close(self) -> None:
+        """Do nothing: files are open only while they are read."""
+
 
 class _Repository:
     """Content by digest in an image layout."""

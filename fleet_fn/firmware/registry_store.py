@@ -53,6 +53,10 @@ class RegistryStore:
         repository.keep(digest, content, deadline)
         return replace(firmware, manifest=digest)
 
+    def close(self) -> None:
+        """Close idle connections to the registry; a later call opens new ones."""
+        self._registry.close()
+
 
 class _Repository:
     """Content by digest, from the cache or else from the registry."""

@@ -82,3 +82,6 @@ class Store(Protocol):
             TransientError: the source is unavailable.
 
         """
+
+    def close(self) -> None:
+        """Close idle connections, if the source has any; a later call opens new ones."""

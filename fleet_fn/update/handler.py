@@ -1,10 +1,9 @@
 """The use case: an event in, an outcome out, and between them the next step of a device's update."""
 
-import time
-from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from fleet_fn.clocks import SYSTEM_CLOCKS, Clocks
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.device_registry import DeviceDisabledError, DeviceNotFoundError, DeviceRegistry
@@ -42,14 +41,14 @@ class UpdateHandler:
         images: Resolver,
         files: Resolver | None,
         commands: Commands,
-        now: Callable[[], float] = time.time,
+        clocks: Clocks = SYSTEM_CLOCKS,
     ) -> None:
-        """Put the parts together; without `files` there are none to resolve. `now` is the wall clock."""
+        """Put the parts together; without `files` there are none to resolve."""
         self._settings = settings
         self._registry = registry
         self._commands = commands
-        self._clock = Clock(settings.event_max_age, now)
-        self._deduplicator = EventDeduplicator(settings.event_max_age)
+        self._clock = Clock(settings.event_max_age, clocks.wall)
+        self._deduplicator = EventDeduplicator(settings.event_max_age, clocks.monotonic)
         self._repeats = Repeats()
         self._unsent = UnsentCommands()
         self._assessor = Assessor(

@@ -19,7 +19,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.http.client import Answer as UpstreamAnswer
 from fleet_fn.http.client import HttpClient
 from fleet_fn.http.connection import Request as UpstreamRequest
-from fleet_fn.parts import make_handlers
+from fleet_fn.parts import Parts
 from fleet_fn.settings import Settings
 from tests.support.drogue import Drogue
 from tests.support.firmware import random_bytes
@@ -310,9 +310,9 @@ def test_nothing_that_holds_a_secret_shows_it(tmp_path: Path, provider: Provider
     }
     for drogue in ({"DROGUE_USER": USER, "DROGUE_TOKEN": DROGUE}, provider.environment):
         settings = Settings.from_environment(environment | drogue)
-        updaters = make_handlers(settings)
+        parts = Parts(settings)
         assert not told_in(repr(settings))
-        holders = list(parts_of(updaters))
+        holders = list(parts_of(parts))
         assert len(holders) > 20
         assert not [type(part) for part in holders if told_in(repr(part))]
 

@@ -3,20 +3,11 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from fleet_fn.concurrency.single_flight import SingleFlight
+from fleet_fn.clocks import Clocks
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.commands import Commands
-from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import read_event
-from fleet_fn.firmware.cache import Cache
-from fleet_fn.firmware.registry_store import RegistryStore
-from fleet_fn.firmware.resolver import Resolver
-from fleet_fn.firmware.shapes import Shapes
-from fleet_fn.firmware.verified import VerifiedFiles
-from fleet_fn.oci.registry_client import RegistryClient
-from fleet_fn.parts import make_drogue
+from fleet_fn.parts import Parts
 from fleet_fn.settings import Settings
-from fleet_fn.update.handler import UpdateHandler
 from fleet_fn.update.outcome import Outcome
 from tests.support.timing import Clock
 
@@ -27,26 +18,10 @@ _DEADLINE = 60.0
 
 
 class Pod:
-    """What a pod remembers, and what it answers. It reads from a registry by plain HTTP that wants no credentials."""
+    """What a pod remembers, and what it answers."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
-        single_flight = SingleFlight()
-        self._drogue = make_drogue(settings, single_flight)
-        host = settings.firmware_prefix.partition("/")[0]
-        self._images = RegistryClient(
-            host, credentials=lambda _: None, plain_http=True, ca_file=None, single_flight=single_flight
-        )
-        files = VerifiedFiles(single_flight)
-        cache = Cache(settings.firmware_cache_dir, settings.firmware_cache_bytes, files, single_flight, clock=clock)
-        store = RegistryStore(self._images, Shapes(cache, single_flight), cache)
-        self._updater = UpdateHandler(
-            settings,
-            DeviceRegistry(self._drogue, clock=clock),
-            Resolver(store, single_flight, clock=clock),
-            None,
-            Commands(self._drogue),
-            now=lambda: wall(clock).timestamp(),
-        )
+        self._parts = Parts(settings, Clocks(wall=lambda: wall(clock).timestamp(), monotonic=clock))
 
     def answer(self, attributes: Mapping[str, str | None], payload: bytes) -> Outcome:
         """What comes of an event, given as `tests.support.function.event` makes it."""
@@ -55,11 +30,10 @@ class Pod:
             for name, value in attributes.items()
             if value is not None
         ]
-        return self._updater.answer(read_event(headers, payload), Deadline(_DEADLINE))
+        return self._parts.updater.answer(read_event(headers, payload), Deadline(_DEADLINE))
 
     def close(self) -> None:
-        self._drogue.close()
-        self._images.close()
+        self._parts.close()
 
 
 def wall(clock: Clock) -> datetime:

@@ -37,6 +37,9 @@ class CountedStore:
             raise self.error
         return Firmware(str(len(self.asked)), 1, bytes(32), "artifact", unopened)
 
+    def close(self) -> None:
+        raise AssertionError("a resolver closes no store")
+
 
 def unopened(deadline: Deadline) -> AbstractContextManager[Reader]:
     raise AssertionError(f"it is opened, with {deadline.remaining} s left")
