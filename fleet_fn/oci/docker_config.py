@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fleet_fn.errors import PermanentError
 from fleet_fn.files import read_small
+from fleet_fn.http.authorization import basic
 from fleet_fn.oci.reference import api_host
 from fleet_fn.protocol.strict_json import parse_json
 
@@ -42,6 +43,16 @@ class Credentials:
             raise PermanentError(
                 "OCI registry credentials: the user name or password has characters that no header can carry"
             )
+
+    @property
+    def scheme(self) -> str:
+        """Authentication scheme that carries them, in lower case."""
+        return "bearer" if self.user is None else "basic"
+
+    @property
+    def header(self) -> str:
+        """Value of the header `Authorization`."""
+        return f"Bearer {self.secret}" if self.user is None else basic(self.user, self.secret)
 
 
 def from_docker_config(config: str | Path, host: str, repository: str) -> Credentials | None:

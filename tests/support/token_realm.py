@@ -4,11 +4,16 @@ import base64
 import itertools
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.client import HTTPMessage
 from typing import Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
+from fleet_fn.deadline import Deadline
+from fleet_fn.http.client import Answer as HttpAnswer
 from tests.support.http import Answer, Request, Response
+from tests.support.timing import Clock
 
 _numbers = itertools.count(1)
 
@@ -78,3 +83,38 @@ def guarded_by(authorization: str, challenge: str, answer: Answer) -> Answer:
         return Response(401, headers={"WWW-Authenticate": challenge})
 
     return guarded
+
+
+def answered(status: int = 200, body: bytes = b"") -> HttpAnswer:
+    return HttpAnswer(status, HTTPMessage(), body)
+
+
+@dataclass
+class FakeRealm:
+    """A realm without sockets: answers with numbered tokens, or as a test says."""
+
+    clock: Clock = field(default_factory=Clock)
+    #: Seconds that an answer takes.
+    takes: float = 0.0
+    #: What an answer has besides the token.
+    more: Mapping[str, object] = field(default_factory=dict)
+    answer: Callable[[], HttpAnswer] | None = None
+    asked: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
+
+    def __call__(self, url: str, headers: Mapping[str, str], deadline: Deadline) -> HttpAnswer:  # noqa: ARG002
+        self.asked.append((url, headers))
+        number = len(self.asked)
+        self.clock.now += self.takes
+        if self.answer:
+            return self.answer()
+        return answered(body=json.dumps({"token": f"token{number}", **self.more}).encode())
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        """What the last request asked for."""
+        return parse_qsl(urlsplit(self.asked[-1][0]).query, keep_blank_values=True, strict_parsing=True)
+
+    @property
+    def was_shown(self) -> str | None:
+        """The credentials that the last request carried."""
+        return self.asked[-1][1].get("Authorization")

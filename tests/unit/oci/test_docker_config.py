@@ -290,6 +290,14 @@ def test_there_are_no_credentials_that_no_header_can_carry(user: str | None, sec
         Credentials(user, secret)
 
 
+@pytest.mark.parametrize(
+    ("credentials", "scheme", "header"),
+    [(Credentials("ada", "pass"), "basic", "Basic YWRhOnBhc3M="), (Credentials(None, "abc"), "bearer", "Bearer abc")],
+)
+def test_credentials_have_a_scheme_and_a_header(credentials: Credentials, scheme: str, header: str) -> None:
+    assert (credentials.scheme, credentials.header) == (scheme, header)
+
+
 def test_a_secret_is_not_shown() -> None:
     assert repr(Credentials("ada", "S3cr3t")) == "Credentials(user='ada')"
 
