@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fleet_fn.deadline import Deadline
+from fleet_fn.firmware.store import Firmware
 from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
 from fleet_fn.oci.manifest import VERSION_ANNOTATION
 
@@ -33,6 +35,12 @@ def publish(folder: Path, name: str, version: str, content: bytes, tag: str | No
     reference = layout_reference(f"oci-layout:{folder / name}:{tag or version}")
     published = publish_to_layout(reference, io.BytesIO(content), {VERSION_ANNOTATION: version}, force=True)
     return Published(version, content, published.digest)
+
+
+def read_all(firmware: Firmware) -> bytes:
+    """All bytes of a firmware, verified."""
+    with firmware.open(Deadline(10)) as reader:
+        return reader.read(0, firmware.size)
 
 
 def blob_path(folder: Path, name: str, firmware: Published) -> Path:

@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
+from fleet_fn.deadline import Deadline
 from tests.support.http import Request, Response
 
 #: Seconds: `EVENT_DEADLINE_SECONDS` of functions that tests have to wait for.
@@ -20,6 +21,19 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class SignalingDeadline(Deadline):
+    """Tells that its owner is about to wait."""
+
+    def __init__(self, seconds: float, waiting: threading.Semaphore) -> None:
+        super().__init__(seconds)
+        self._waiting = waiting
+
+    @property
+    def remaining(self) -> float:
+        self._waiting.release()
+        return super().remaining
 
 
 class Gate:

@@ -16,6 +16,7 @@ import pytest
 from tests.integration.registries.conftest import running
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry
+from tests.support.files import become_fifo
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Function
 from tests.support.hostile import chunked, endless, flooding, head, pausing
@@ -96,11 +97,6 @@ def turned_into_a_folder(path: Path) -> None:
     (path / "file").touch()
 
 
-def turned_into_a_fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
 def truncated(path: Path) -> None:
     os.truncate(path, 600)
 
@@ -130,7 +126,7 @@ DAMAGES: list[Callable[[Path], None]] = [
     linked_to_itself,
     linked_to_what_has_no_end,
     turned_into_a_folder,
-    turned_into_a_fifo,
+    become_fifo,
     truncated,
     emptied,
     lengthened,

@@ -9,20 +9,7 @@ import pytest
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import TransientError
-from tests.support.timing import Clock
-
-
-class Told(Deadline):
-    """Tells that its owner is about to wait."""
-
-    def __init__(self, seconds: float, waiting: threading.Semaphore) -> None:
-        super().__init__(seconds)
-        self._waiting = waiting
-
-    @property
-    def remaining(self) -> float:
-        self._waiting.release()
-        return super().remaining
+from tests.support.timing import Clock, SignalingDeadline
 
 
 def test_what_the_function_returns_is_the_result() -> None:
@@ -73,7 +60,7 @@ def test_however_many_ask_at_once_it_is_done_once() -> None:
         return 42
 
     with ThreadPoolExecutor(16) as threads:
-        results = [threads.submit(single_flight.result, "key", slow, Told(10, waiting)) for _ in range(16)]
+        results = [threads.submit(single_flight.result, "key", slow, SignalingDeadline(10, waiting)) for _ in range(16)]
         for _ in results:
             assert waiting.acquire(timeout=10)
         may_end.set()
@@ -164,7 +151,7 @@ def test_an_error_that_anybody_waited_for_is_not_kept() -> None:
         single_flight.result("key", slow, Deadline(0), keeps_error=True)
     waiting = threading.Semaphore(0)
     with ThreadPoolExecutor() as threads:
-        patient = threads.submit(single_flight.result, "key", slow, Told(30, waiting), keeps_error=True)
+        patient = threads.submit(single_flight.result, "key", slow, SignalingDeadline(30, waiting), keeps_error=True)
         assert waiting.acquire(timeout=10)
         slow.may_end.set()
         with pytest.raises(KeyError):

@@ -34,6 +34,7 @@ from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.store import NotReadyError, Reader
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.settings import Settings
+from tests.support.files import become_fifo, later, open_descriptors, tick
 from tests.support.firmware import random_bytes
 from tests.support.mappings import mapped
 from tests.support.timing import Clock
@@ -43,11 +44,6 @@ Write = Callable[[bytes], object]
 
 BOUND = 10_000
 RIGHT = random_bytes(2048)
-
-
-def later() -> float:
-    """A clock by which everything was written long ago."""
-    return time.time() + 3600
 
 
 class Source:
@@ -151,19 +147,6 @@ def holds(folder: Path, *contents: bytes) -> bool:
 
 def total(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if not path.is_symlink())
-
-
-def tick(path: Path) -> None:
-    """Waits until the file system's clock has moved, so that the next change of the file at `path` can be seen."""
-    probe = path.with_name("probe")
-    while True:
-        probe.write_bytes(b"")
-        if probe.stat().st_ctime_ns > path.stat().st_ctime_ns:
-            return probe.unlink()
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @contextmanager
@@ -327,11 +310,6 @@ def replace_by_link(path: Path) -> None:
     path.symlink_to("../elsewhere")
 
 
-def replace_by_fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
 DAMAGES: list[Callable[[Path], None]] = [
     truncate,
     flip,
@@ -339,7 +317,7 @@ DAMAGES: list[Callable[[Path], None]] = [
     inflate,
     replace,
     replace_by_link,
-    replace_by_fifo,
+    become_fifo,
     Path.unlink,
 ]
 
@@ -1019,7 +997,7 @@ def test_small_content_with_wrong_bytes_counts_as_missing(cache: Cache, folder: 
     assert load(cache, "key", b"another") is None
     assert load(cache, "key", b"content", limit=7) == b"content"
     assert load(cache, "key", b"content", limit=6) is None
-    for damage in (truncate, append, inflate, replace, replace_by_link, replace_by_fifo, Path.unlink):
+    for damage in (truncate, append, inflate, replace, replace_by_link, become_fifo, Path.unlink):
         cache.small_files.save("key", RIGHT, Deadline(5))
         (path,) = (folder / name for name in kept(folder))
         damage(path)
@@ -1045,11 +1023,11 @@ def test_small_content_counts_and_goes_like_everything_else(folder: Path) -> Non
     assert not path_of(folder, A).exists()
 
 
-def test_small_content_that_cannot_be_kept_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_small_content_that_cannot_be_kept_is_a_warning(tmp_path: Path, records: list[logging.LogRecord]) -> None:
     (tmp_path / "file").write_bytes(b"")
     cache = make_cache(tmp_path / "file")
     cache.small_files.save("key", b"content", Deadline(5))
-    (record,) = caplog.records
+    (record,) = records
     assert record.levelno == logging.WARNING
     assert vars(record)["fields"]["reason"].startswith("firmware cache: ")
     assert load(cache, "key", b"content") is None

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.file_store import FileStore, file_reference
 from fleet_fn.firmware.store import Firmware
 from fleet_fn.firmware.verified import VerifiedFiles
+from tests.support.files import later
+from tests.support.firmware import read_all
 
 CONTENT = bytes(range(256)) * 4
 
@@ -31,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(folder: Path) -> FileStore:
-    return FileStore(folder, VerifiedFiles(SingleFlight(), lambda: time.time() + 3600))
+    return FileStore(folder, VerifiedFiles(SingleFlight(), later))
 
 
 def put(folder: Path, name: str, version: str, content: bytes) -> None:
@@ -44,14 +45,9 @@ def find(store: FileStore, name: str = "pump") -> Firmware:
     return store.resolve(file_reference(name), Deadline(10))
 
 
-def read(firmware: Firmware) -> bytes:
-    with firmware.open(Deadline(10)) as reader:
-        return reader.read(0, firmware.size)
-
-
 def reason(store: FileStore, name: str = "pump") -> str:
     with pytest.raises(PermanentError) as caught:
-        read(find(store, name))
+        read_all(find(store, name))
     return caught.value.reason
 
 
@@ -60,13 +56,13 @@ def test_a_firmware_is_what_its_description_says(store: FileStore, folder: Path,
     put(folder, name, "4.5.6", CONTENT[::-1])
     firmware = find(store, name)
     assert (firmware.shape, firmware.version, firmware.size) == ("file", "4.5.6", len(CONTENT))
-    assert read(firmware) == CONTENT[::-1]
+    assert read_all(firmware) == CONTENT[::-1]
 
 
 def test_a_firmware_that_is_replaced_is_the_new_one(store: FileStore, folder: Path) -> None:
-    assert read(find(store)) == CONTENT
+    assert read_all(find(store)) == CONTENT
     put(folder, "pump", "2", b"other")
-    assert (find(store).version, read(find(store))) == ("2", b"other")
+    assert (find(store).version, read_all(find(store))) == ("2", b"other")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../firmware/pump", "a/b", "/etc/passwd", "a\0b", "a\nb", "x" * 251])
@@ -92,7 +88,7 @@ def test_missing_file_is_named(store: FileStore, folder: Path, suffix: str) -> N
     assert reason(store) == f"no file pump.{suffix} in FIRMWARE_DIR"
     if suffix == "bin":
         with pytest.raises(PermanentError, match=r"^no file pump\.bin"):
-            read(firmware)
+            read_all(firmware)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +116,7 @@ def test_a_link_within_the_folder_is_followed_as_volumes_need_it(store: FileStor
     (folder / "..data").mkdir()
     (folder / f"pump.{suffix}").rename(folder / "..data" / f"pump.{suffix}")
     (folder / f"pump.{suffix}").symlink_to(Path("..data", f"pump.{suffix}"))
-    assert read(find(store)) == CONTENT
+    assert read_all(find(store)) == CONTENT
 
 
 @pytest.mark.parametrize("suffix", ["json", "bin"])
@@ -135,7 +131,7 @@ def test_a_link_out_of_the_folder_is_refused(store: FileStore, folder: Path, suf
 def test_the_folder_itself_may_be_a_link(folder: Path) -> None:
     link = folder.parent / "link"
     link.symlink_to(folder)
-    assert read(find(FileStore(link, VerifiedFiles(SingleFlight())))) == CONTENT
+    assert read_all(find(FileStore(link, VerifiedFiles(SingleFlight())))) == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -156,7 +152,7 @@ def test_path_that_is_no_regular_file_fails(
     path.unlink()
     become(path)
     with pytest.raises(PermanentError, match=rf"(?i){told}"):
-        read(find(store))
+        read_all(find(store))
 
 
 def test_missing_folder_is_named(store: FileStore, folder: Path) -> None:

@@ -3,8 +3,6 @@
 import errno
 import hashlib
 import json
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import Firmware, NotReadyError
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.reference import parse_reference
-from tests.support.firmware import Published, blob_path, publish, random_bytes
+from tests.support.files import become_fifo, later
+from tests.support.firmware import Published, blob_path, publish, random_bytes, read_all
 
 CONTENT = random_bytes(2048)
 U32_MAX = 2**32 - 1
@@ -39,18 +38,13 @@ def published(folder: Path) -> Published:
 @pytest.fixture
 def store(tmp_path_factory: pytest.TempPathFactory) -> LayoutStore:
     single_flight = SingleFlight()
-    files = VerifiedFiles(single_flight, lambda: time.time() + 3600)
+    files = VerifiedFiles(single_flight, later)
     cache = Cache(tmp_path_factory.mktemp("cache"), 1024 * 1024, files, single_flight)
     return LayoutStore(files, Shapes(cache, single_flight))
 
 
 def resolve(store: LayoutStore, folder: Path, reference: str) -> Firmware:
     return store.resolve(parse_reference(reference, f"{folder}/"), Deadline(10))
-
-
-def read(firmware: Firmware) -> bytes:
-    with firmware.open(Deadline(10)) as reader:
-        return reader.read(0, firmware.size)
 
 
 def edit_index(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -73,11 +67,6 @@ def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> str
     return f"sha256:{digest}"
 
 
-def become_fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
 # --- Found ------------------------------------------------------------------------------------------------------------
 
 
@@ -85,7 +74,7 @@ def test_a_tag_leads_to_the_firmware(folder: Path, store: LayoutStore, published
     firmware = resolve(store, folder, "pump:0.1.1")
     assert (firmware.version, firmware.size, firmware.checksum) == ("0.1.1", 2048, published.checksum)
     assert (firmware.shape, firmware.manifest) == ("artifact", published.digest)
-    assert read(firmware) == CONTENT
+    assert read_all(firmware) == CONTENT
 
 
 def test_manifest_is_found_by_digest_without_a_tag(folder: Path, store: LayoutStore, published: Published) -> None:
@@ -106,12 +95,12 @@ def test_without_a_tag_it_is_latest(folder: Path, store: LayoutStore, published:
 def test_a_tag_that_moves_leads_elsewhere(folder: Path, store: LayoutStore, published: Published) -> None:
     assert resolve(store, folder, "pump:0.1.1").checksum == published.checksum
     moved = publish(folder, "pump", "0.1.1", b"other bytes")
-    assert read(resolve(store, folder, "pump:0.1.1")) == moved.content
+    assert read_all(resolve(store, folder, "pump:0.1.1")) == moved.content
 
 
 def test_layouts_may_lie_deeper(folder: Path, store: LayoutStore) -> None:
     publish(folder, "site/north/pump", "1", b"north")
-    assert read(resolve(store, folder, "site/north/pump:1")) == b"north"
+    assert read_all(resolve(store, folder, "site/north/pump:1")) == b"north"
 
 
 def test_several_entries_of_one_tag_and_one_digest_are_one(
@@ -139,7 +128,7 @@ def test_firmware_whose_verification_outlasts_the_deadline_is_not_here_yet(folde
     firmware = resolve(store, folder, "pump:large")
     with pytest.raises(NotReadyError, match=r"^verifying$"), firmware.open(Deadline(0)):
         pass
-    assert read(firmware) == bytes(16 * 1024 * 1024)
+    assert read_all(firmware) == bytes(16 * 1024 * 1024)
 
 
 # --- Missing and malformed --------------------------------------------------------------------------------------------
@@ -297,27 +286,27 @@ def test_a_damaged_firmware_fails_and_not_a_byte_of_it_is_served(
 ) -> None:
     firmware = resolve(store, folder, "pump:0.1.1")
     if warm:
-        assert read(firmware) == CONTENT
+        assert read_all(firmware) == CONTENT
     damage(blob_path(folder, "pump", published))
     for _ in range(2):
         with pytest.raises(PermanentError, match=reason):
-            read(firmware)
+            read_all(firmware)
 
 
 @pytest.mark.usefixtures("published")
 def test_a_manifest_that_lies_about_the_size_fails(folder: Path, store: LayoutStore) -> None:
     edit_manifest(folder, lambda manifest: manifest["layers"][0].update(size=2044))
     with pytest.raises(PermanentError, match=r"^size mismatch: 2048 bytes where there should be 2044$"):
-        read(resolve(store, folder, "pump:0.1.1"))
+        read_all(resolve(store, folder, "pump:0.1.1"))
 
 
 def test_a_firmware_that_is_mended_is_served_again(folder: Path, store: LayoutStore, published: Published) -> None:
     firmware = resolve(store, folder, "pump:0.1.1")
     corrupt(blob_path(folder, "pump", published))
     with pytest.raises(PermanentError):
-        read(firmware)
+        read_all(firmware)
     publish(folder, "pump", "0.1.1", CONTENT)
-    assert read(firmware) == CONTENT
+    assert read_all(firmware) == CONTENT
 
 
 def test_a_folder_that_may_not_be_read_fails_and_says_so(

@@ -3,7 +3,7 @@
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +14,6 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError, UpstreamError
 from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.store import Firmware, Reader
-from fleet_fn.observability.log import logger
 from fleet_fn.oci.reference import Reference, parse_reference
 from tests.support.timing import Clock
 
@@ -153,25 +152,8 @@ def test_store_gets_the_firmware_that_the_reference_named_before(store: CountedS
 # --- Away -------------------------------------------------------------------------------------------------------------
 
 
-class Kept(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
-@pytest.fixture
-def log() -> Iterator[list[logging.LogRecord]]:
-    handler = Kept()
-    logger.addHandler(handler)
-    yield handler.records
-    logger.removeHandler(handler)
-
-
 def test_with_the_store_away_updates_go_on_for_as_long_as_they_may_and_the_log_says_so_once(
-    store: CountedStore, clock: Clock, log: list[logging.LogRecord]
+    store: CountedStore, clock: Clock, records: list[logging.LogRecord]
 ) -> None:
     resolve = resolving(store, clock)
     assert resolve(stale_age=300) == "1"
@@ -179,7 +161,7 @@ def test_with_the_store_away_updates_go_on_for_as_long_as_they_may_and_the_log_s
     for _ in range(3):
         clock.now += 99.9
         assert resolve(max_age=30, stale_age=300) == "1"
-    assert len(log) == 1
+    assert len(records) == 1
     clock.now += 99.9
     with pytest.raises(TransientError, match="connection refused"):
         resolve(max_age=30, stale_age=300)
@@ -189,7 +171,7 @@ def test_with_the_store_away_updates_go_on_for_as_long_as_they_may_and_the_log_s
     store.error = TransientError("registry: connection refused")
     clock.now += 31
     assert resolve(stale_age=300) == "6"
-    assert len(log) == 2
+    assert len(records) == 2
 
 
 def test_stale_age_of_0_serves_nothing_stale(store: CountedStore, clock: Clock) -> None:
@@ -275,7 +257,7 @@ def test_who_goes_on_while_others_wait_for_the_store_already_does_not_wait_with_
 
 
 def test_cache_hits_reset_neither_stale_nor_gone_references(
-    store: CountedStore, clock: Clock, log: list[logging.LogRecord]
+    store: CountedStore, clock: Clock, records: list[logging.LogRecord]
 ) -> None:
     resolve = resolving(store, clock)
     resolve()
@@ -284,7 +266,7 @@ def test_cache_hits_reset_neither_stale_nor_gone_references(
         clock.now += 2
         assert resolve(max_age=0, stale_age=300) == "1"
         assert resolve(max_age=30, stale_age=300) == "1"
-    assert len(log) == 1
+    assert len(records) == 1
     store.error = PermanentError("no tag 1")
     clock.now += 2
     with pytest.raises(PermanentError):

@@ -27,6 +27,7 @@ from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.layer import Readable
 from fleet_fn.oci.manifest import Descriptor
 from fleet_fn.oci.reference import Reference
+from tests.support.firmware import read_all
 
 FIRMWARE = bytes(range(256)) * 5
 OCTETS = "application/octet-stream"
@@ -153,14 +154,9 @@ def find(
     return shapes.firmware(manifest, reference, folder, Deadline(10))
 
 
-def read(firmware: Firmware) -> bytes:
-    with firmware.open(Deadline(10)) as reader:
-        return reader.read(0, firmware.size)
-
-
 def reason(shapes: Shapes, folder: Folder, manifest: bytes, platform: str | None = None) -> str:
     with pytest.raises(PermanentError) as caught:
-        read(find(shapes, folder, manifest, platform=platform))
+        read_all(find(shapes, folder, manifest, platform=platform))
     return caught.value.reason
 
 
@@ -170,7 +166,7 @@ def reason(shapes: Shapes, folder: Folder, manifest: bytes, platform: str | None
 def test_an_artifact_is_its_layer(shapes: Shapes, folder: Folder) -> None:
     firmware = find(shapes, folder, folder.artifact(folder.put(FIRMWARE, OCTETS)))
     assert (firmware.shape, firmware.version, firmware.size) == ("artifact", "1", len(FIRMWARE))
-    assert read(firmware) == FIRMWARE
+    assert read_all(firmware) == FIRMWARE
 
 
 def test_version_of_a_digest_is_no_tag(shapes: Shapes, folder: Folder) -> None:
@@ -210,22 +206,22 @@ def test_labelled_image_has_the_firmware_of_its_label(
     image = folder.image(layer, label=json.dumps(described()), media_type=manifest_type, config_type=config_type)
     firmware = find(shapes, folder, image)
     assert (firmware.shape, firmware.version) == ("labelled image", "1.2.3")
-    assert read(firmware) == FIRMWARE
+    assert read_all(firmware) == FIRMWARE
     streamed = len(folder.streamed)
-    assert read(firmware) == FIRMWARE
+    assert read_all(firmware) == FIRMWARE
     assert len(folder.streamed) == streamed == 1
 
 
 def test_the_last_layer_that_has_it_wins_and_the_others_are_not_fetched(shapes: Shapes, folder: Folder) -> None:
     base = folder.layer({"firmware": b"x" * len(FIRMWARE)})
     image = folder.image(base, folder.layer({"firmware": FIRMWARE}), label=json.dumps(described()))
-    assert read(find(shapes, folder, image)) == FIRMWARE
+    assert read_all(find(shapes, folder, image)) == FIRMWARE
     assert base["digest"] not in folder.streamed
 
 
 def test_a_later_layer_without_it_hides_nothing(shapes: Shapes, folder: Folder) -> None:
     layers = [folder.layer({"firmware": FIRMWARE}), folder.layer({"README": b"", ".wh.other": b""})]
-    assert read(find(shapes, folder, folder.image(*layers, label=json.dumps(described())))) == FIRMWARE
+    assert read_all(find(shapes, folder, folder.image(*layers, label=json.dumps(described())))) == FIRMWARE
 
 
 @pytest.mark.parametrize("whiteouts", [(".wh.firmware", ".wh.firmware.bin"), (".wh..wh..opq",)])
@@ -266,17 +262,17 @@ def test_a_label_that_disagrees_or_makes_no_sense_fails(
     text = label if isinstance(label, str) else json.dumps(label)
     image = folder.image(folder.layer({"firmware": FIRMWARE}), label=text)
     if told is None:
-        assert read(find(shapes, folder, image)) == FIRMWARE
+        assert read_all(find(shapes, folder, image)) == FIRMWARE
     else:
         assert reason(shapes, folder, image).startswith(told)
 
 
 def test_image_that_claims_bytes_of_another_is_not_served(shapes: Shapes, folder: Folder) -> None:
     label = json.dumps(described())
-    assert read(find(shapes, folder, folder.image(folder.layer({"firmware": FIRMWARE}), label=label))) == FIRMWARE
+    assert read_all(find(shapes, folder, folder.image(folder.layer({"firmware": FIRMWARE}), label=label))) == FIRMWARE
     for files in ({"firmware": FIRMWARE[::-1]}, {"firmware": b"other"}, {"README": b""}, {"firmware": None}):
         with pytest.raises(PermanentError):
-            read(find(shapes, folder, folder.image(folder.layer(files), label=label)))
+            read_all(find(shapes, folder, folder.image(folder.layer(files), label=label)))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +327,7 @@ def test_firmware_json_describes_the_firmware_bin_beside_it(shapes: Shapes, fold
     for _ in range(3):
         firmware = find(shapes, folder, image)
         assert (firmware.shape, firmware.version) == ("image with firmware.json", "1.2.3")
-        assert read(firmware) == FIRMWARE
+        assert read_all(firmware) == FIRMWARE
     assert len(folder.streamed) == 2, "once for the description, once for the firmware"
 
 
@@ -340,9 +336,9 @@ def test_metadata_in_layers_is_shared_between_processes_and_outlives_the_registr
 ) -> None:
     layer = folder.layer({"firmware.json": json.dumps(described()).encode(), "firmware.bin": FIRMWARE})
     image = folder.image(layer)
-    assert read(find(make_shapes(tmp_path), folder, image)) == FIRMWARE
+    assert read_all(find(make_shapes(tmp_path), folder, image)) == FIRMWARE
     del folder.blobs[layer["digest"]]
-    assert read(find(make_shapes(tmp_path), folder, image)) == FIRMWARE
+    assert read_all(find(make_shapes(tmp_path), folder, image)) == FIRMWARE
     folder.name = "ghcr.io/acme/other"
     with pytest.raises(TransientError):
         find(make_shapes(tmp_path), folder, image)
@@ -354,7 +350,7 @@ def test_each_file_comes_from_the_last_layer_that_has_it(shapes: Shapes, folder:
         folder.layer({"firmware.bin": FIRMWARE}),
         folder.layer({"firmware.json": json.dumps(described()).encode(), "firmware": b"not this one"}),
     ]
-    assert read(find(shapes, folder, folder.image(*layers))) == FIRMWARE
+    assert read_all(find(shapes, folder, folder.image(*layers))) == FIRMWARE
 
 
 def test_a_label_counts_before_firmware_json(shapes: Shapes, folder: Folder) -> None:
@@ -413,7 +409,7 @@ def test_a_repository_that_is_away_is_to_be_asked_again(shapes: Shapes, folder: 
     with pytest.raises(TransientError, match="connection refused"):
         find(shapes, folder, folder.image(layer))
     folder.blobs[layer["digest"]] = content
-    assert read(find(shapes, folder, folder.image(layer))) == FIRMWARE
+    assert read_all(find(shapes, folder, folder.image(layer))) == FIRMWARE
 
 
 # --- Indexes ----------------------------------------------------------------------------------------------------------
@@ -439,7 +435,7 @@ def test_an_index_stands_for_the_one_manifest_with_firmware(shapes: Shapes, fold
     )
     index = folder.index(attestation, entry(folder, "1.0", "linux/arm64"), media_type=media_type)
     firmware = find(shapes, folder, index)
-    assert (firmware.version, read(firmware)) == ("1.0", b"firmware 1.0")
+    assert (firmware.version, read_all(firmware)) == ("1.0", b"firmware 1.0")
 
 
 @pytest.mark.parametrize(
@@ -551,4 +547,4 @@ def test_the_firmware_is_what_the_layers_laid_over_each_other_show(
         return
     name = next(name for name in layers[top] if name in shown)
     image = folder.image(*made, label=json.dumps(described(shown[name])))
-    assert read(find(shapes, folder, image)) == shown[name]
+    assert read_all(find(shapes, folder, image)) == shown[name]

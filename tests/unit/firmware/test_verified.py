@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import itertools
+import logging
 import os
 import threading
 import time
@@ -23,6 +24,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.store import NotReadyError
 from fleet_fn.firmware.verified import MismatchError, UnreadableError, VerifiedFiles, hashing, verdict_cache
+from tests.support.files import become_fifo, later, open_descriptors, tick
 from tests.support.firmware import random_bytes
 from tests.support.mappings import mapped
 
@@ -51,11 +53,6 @@ class Watched(SingleFlight):
         return super().result(key, watched, deadline, keeps_error=keeps_error)
 
 
-def later() -> float:
-    """A clock by which everything was written long ago."""
-    return time.time() + 3600
-
-
 def just_now() -> float:
     """A clock by which whatever a test writes was written a moment ago."""
     return time.time() + 1
@@ -77,15 +74,6 @@ def path(tmp_path: Path) -> Path:
     path.write_bytes(RIGHT)
     tick(path)
     return path
-
-
-def tick(path: Path) -> None:
-    """Waits until the file system's clock has moved, so that the next change of the file at `path` can be seen."""
-    probe = path.with_name("probe")
-    while True:
-        probe.write_bytes(b"")
-        if probe.stat().st_ctime_ns > path.stat().st_ctime_ns:
-            return
 
 
 def overwrite(path: Path, content: bytes) -> None:
@@ -110,10 +98,6 @@ def read(files: VerifiedFiles, path: Path, content: bytes = RIGHT, seconds: floa
     checksum = hashlib.sha256(content).digest()
     with files.open(path, len(content), checksum, Deadline(seconds)) as file:
         return file.read(0, len(content))
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # --- Serving ----------------------------------------------------------------------------------------------------------
@@ -434,12 +418,8 @@ def test_file_that_is_not_regular_fails_at_once(files: VerifiedFiles, odd: Path,
 
 @pytest.mark.timeout(10)
 def test_a_file_that_becomes_a_fifo_before_it_is_hashed_does_not_hang(path: Path) -> None:
-    def become_fifo() -> None:
-        path.unlink()
-        os.mkfifo(path)
-
     with pytest.raises(PermanentError, match=r"^firmware: not a regular file$"):
-        read(VerifiedFiles(Watched(before=become_fifo), later), path)
+        read(VerifiedFiles(Watched(before=partial(become_fifo, path)), later), path)
 
 
 def test_no_failure_leaves_a_descriptor_open(files: VerifiedFiles, odd: Path) -> None:
@@ -781,7 +761,7 @@ def test_a_wrong_read_of_a_right_file_is_no_verdict_for_ever(large: Path, monkey
         assert time.monotonic() < limit
 
 
-def test_damage_is_told_once_with_the_file(large: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_is_told_once_with_the_file(large: Path, records: list[logging.LogRecord]) -> None:
     files = VerifiedFiles(SingleFlight(), later)
     with mapped(large) as mapping:
         assert block_of(files, large, 0, 512) == LARGE[:512]
@@ -789,6 +769,6 @@ def test_damage_is_told_once_with_the_file(large: Path, caplog: pytest.LogCaptur
         for _ in range(3):
             with pytest.raises(MismatchError):
                 block_of(files, large, 0, 512)
-    (record,) = caplog.records
+    (record,) = records
     assert record.getMessage() == "firmware on disk changed without a trace"
     assert vars(record)["fields"] == {"file": str(large)}

@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,34 +17,15 @@ from fleet_fn.observability.side_effects import Guard, Guarded, guard
 from tests.support.timing import Clock
 
 
-class Lines(logging.Handler):
-    """What has been logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
-@pytest.fixture
-def lines() -> Iterator[list[logging.LogRecord]]:
-    handler, before = Lines(), logger.handlers[:]
-    logger.handlers[:] = [handler]
-    yield handler.records
-    logger.handlers[:] = before
-
-
 def fail(*_: object, **__: object) -> NoReturn:
     raise RuntimeError("no\nluck")
 
 
-def test_first_failure_of_each_observer_is_logged(lines: list[logging.LogRecord]) -> None:
+def test_first_failure_of_each_observer_is_logged(records: list[logging.LogRecord]) -> None:
     for observer in (Guarded("one", fail), Guarded("another", fail)):
         for _ in range(3):
             observer(1, two=2)
-    fields: list[Any] = [getattr(record, "fields", None) for record in lines]
+    fields: list[Any] = [getattr(record, "fields", None) for record in records]
     assert [(each["observer"], each["reason"]) for each in fields] == [
         ("one", "RuntimeError: no\N{REPLACEMENT CHARACTER}luck"),
         ("another", "RuntimeError: no\N{REPLACEMENT CHARACTER}luck"),
@@ -61,13 +41,13 @@ def test_observer_is_called_with_what_it_is_given() -> None:
     assert guard("nothing", None) is None
 
 
-def test_look_up_does_not_fail_for_its_count(lines: list[logging.LogRecord]) -> None:
+def test_look_up_does_not_fail_for_its_count(records: list[logging.LogRecord]) -> None:
     memory: TTLCache[str, int] = TTLCache(1, count=fail)
     assert memory.get("key", 1, lambda: 7, Deadline(1)) == 7
-    assert len(lines) == 1
+    assert len(records) == 1
 
 
-@pytest.mark.usefixtures("lines")
+@pytest.mark.usefixtures("records")
 def test_counter_that_cannot_be_made_is_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     tried: list[float] = []
@@ -92,17 +72,17 @@ def test_counter_that_cannot_be_made_is_tried_again_after_a_while(monkeypatch: p
 
 
 def test_span_attributes_are_computed_for_a_collector_only(
-    monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord]
+    monkeypatch: pytest.MonkeyPatch, records: list[logging.LogRecord]
 ) -> None:
     with tracing.of_event(None, fail):
-        assert lines == []
+        assert records == []
     monkeypatch.setattr(tracing, "_spans", object())
     monkeypatch.setattr(tracing, "_guard", Guard("tracing"))
     with tracing.of_event(None, fail):
-        assert len(lines) == 1  # and they may raise
+        assert len(records) == 1  # and they may raise
 
 
-def test_span_that_raises_is_none(monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord]) -> None:
+def test_span_that_raises_is_none(monkeypatch: pytest.MonkeyPatch, records: list[logging.LogRecord]) -> None:
     class Span:
         __enter__ = __exit__ = set_attributes = fail
 
@@ -115,7 +95,7 @@ def test_span_that_raises_is_none(monkeypatch: pytest.MonkeyPatch, lines: list[l
     with tracing.of_event(None, dict) as span, tracing.of_request("command", "GET", "host", 80) as other:
         span.set_attributes(outcome="sync")
         other.set_attributes(status=200)
-    assert len(lines) == 1
+    assert len(records) == 1
     with pytest.raises(KeyError), tracing.of_event(None, dict):
         raise KeyError  # what goes wrong within a span is not swallowed
 

@@ -21,6 +21,7 @@ from fleet_fn.protocol.messages import Swap, Write
 from fleet_fn.settings import Settings
 from fleet_fn.update.handler import UpdateHandler
 from tests.support.drogue import TOKEN, Drogue
+from tests.support.files import later
 from tests.support.firmware import publish, random_bytes
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def updater(upstream: HttpClient, folder: Path, single_flight: SingleFlight) -> 
         manifest_ttl=3600.0,
         event_max_age=0.0,
     )
-    files = VerifiedFiles(single_flight, lambda: time.time() + 3600)  # what was published is old
+    files = VerifiedFiles(single_flight, later)
     images = Resolver(make_image_store(settings, files, single_flight), single_flight)
     return UpdateHandler(settings, DeviceRegistry(upstream), images, None, Commands(upstream))
 
