@@ -11,12 +11,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from tests.support.drogue import Drogue
-from tests.support.function import Function, event
+from tests.support.function import Function, event, running
 from tests.support.http import Request, Response
 from tests.support.processes import wake_ups, workers
 from tests.support.timing import DEADLINE, SLACK, Gate
@@ -25,17 +24,15 @@ STATUS = b'{"version": "1"}'
 
 
 @pytest.fixture(scope="module")
-def function(drogue: Drogue, firmware: Path) -> Iterator[Function]:
+def function(environment: dict[str, str]) -> Iterator[Function]:
     """A function with two threads and a short deadline."""
-    environment = {
-        **drogue.environment,
-        "FIRMWARE_REGISTRY": f"oci-layout:{firmware}",
+    settings = {
         "EVENT_DEADLINE_SECONDS": str(DEADLINE),
         "THREADS": "2",
         "EVENTS_TOKEN": "s3cret",
         "PREVIEW": "false",
     }
-    with Function(environment) as function:
+    with running(environment | settings) as function:
         yield function
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support import captures
 from tests.support.captures import Capture
 from tests.support.drogue import Drogue
-from tests.support.function import Answer, Function, encoded
+from tests.support.function import Answer, Function, encoded, running
 
 #: What the captured drogue-event-source was given.
 CREDENTIALS = {"EVENTS_USER": captures.USER, "EVENTS_PASSWORD": captures.PASSWORD}
@@ -30,7 +30,7 @@ def cloud() -> Iterator[Drogue]:
 def public(cloud: Drogue, firmware: Path) -> Iterator[Function]:
     """A function that takes events with credentials, however old."""
     settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "EVENT_MAX_AGE_SECONDS": "0", **CREDENTIALS}
-    with Function({**cloud.environment, **settings}) as function:
+    with running({**cloud.environment, **settings}) as function:
         yield function
 
 
@@ -38,7 +38,7 @@ def public(cloud: Drogue, firmware: Path) -> Iterator[Function]:
 def private(cloud: Drogue, firmware: Path) -> Iterator[Function]:
     """A function that takes events from every sender, however old."""
     settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "EVENT_MAX_AGE_SECONDS": "0"}
-    with Function({**cloud.environment, **settings}) as function:
+    with running({**cloud.environment, **settings}) as function:
         yield function
 
 

@@ -2,12 +2,11 @@
 
 import base64
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.drogue import Drogue
-from tests.support.function import Answer, Function, event
+from tests.support.function import Answer, Function, event, running
 
 USER, PASSWORD = "drogue", "pässword, with: a comma"
 #: Looks like a list of credentials itself, and ends in a comma.
@@ -24,10 +23,9 @@ WRONG = [basic(USER, "wrong"), b"Bearer s3cret", b"Bearer", b"Digest username=dr
 
 
 @pytest.fixture(scope="module")
-def guarded(drogue: Drogue, firmware: Path) -> Iterator[Function]:
+def guarded(environment: dict[str, str]) -> Iterator[Function]:
     """A function that takes events with either kind of credentials."""
-    settings = {"EVENTS_USER": USER, "EVENTS_PASSWORD": PASSWORD, "EVENTS_TOKEN": TOKEN}
-    with Function({**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{firmware}", **settings}) as function:
+    with running(environment | {"EVENTS_USER": USER, "EVENTS_PASSWORD": PASSWORD, "EVENTS_TOKEN": TOKEN}) as function:
         yield function
 
 
@@ -77,8 +75,7 @@ def test_what_is_not_the_credential_denies(guarded: Function, device: str, value
     assert post(guarded, device, values).status == 401
 
 
-def test_a_kind_that_is_not_configured_denies(drogue: Drogue, firmware: Path, device: str) -> None:
-    environment = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "EVENTS_TOKEN": "a,b"}
-    with Function(environment) as function:
+def test_a_kind_that_is_not_configured_denies(environment: dict[str, str], device: str) -> None:
+    with running(environment | {"EVENTS_TOKEN": "a,b"}) as function:
         assert [post(function, device, values).status for values in ([BASIC], [b"Bearer a,b", BASIC])] == [401, 401]
         assert post(function, device, [b"Bearer a,b", b"Bearer a,b"]).status == 204

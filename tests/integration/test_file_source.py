@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.drogue import Drogue
+from tests.support.files import become_fifo
 from tests.support.firmware import random_bytes
-from tests.support.function import Answer, Function, event
+from tests.support.function import Answer, Function, event, running
 from tests.support.images import metadata
 from tests.support.statuses import begin, blocks, in_sync, midway, post, told, update
 
@@ -23,11 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def function(drogue: Drogue, firmware: Path, folder: Path) -> Iterator[Function]:
-    environment = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "FIRMWARE_DIR": str(folder)}
-    with Function({**drogue.environment, **environment}) as function:
+def function(environment: dict[str, str], folder: Path) -> Iterator[Function]:
+    with running(environment | {"FIRMWARE_DIR": str(folder)}) as function:
         yield function
-        assert "Traceback" not in "".join(function.log), "the function had an unexpected error"
 
 
 def put(folder: Path, name: str, version: str = "1", **described: object) -> bytes:
@@ -182,12 +181,7 @@ def a_folder(path: Path) -> None:
     path.mkdir()
 
 
-def a_fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-@pytest.mark.parametrize("turn_into", [in_a_circle, a_folder, a_fifo])
+@pytest.mark.parametrize("turn_into", [in_a_circle, a_folder, become_fifo])
 @pytest.mark.parametrize("suffix", ["json", "bin"])
 def test_what_is_no_file_fails(
     function: Function, drogue: Drogue, folder: Path, device: str, suffix: str, turn_into: Callable[[Path], None]
@@ -216,12 +210,13 @@ def test_a_file_that_changes_while_it_is_served_is_not_served(
     assert blocks(drogue, device) == [(0, content[:512]), (512, content[512:1024])]
 
 
-def test_a_folder_that_is_not_there_fails(drogue: Drogue, firmware: Path, tmp_path: Path, device: str) -> None:
+def test_a_folder_that_is_not_there_fails(
+    drogue: Drogue, environment: dict[str, str], tmp_path: Path, device: str
+) -> None:
     desire(drogue, device, "x")
     folder = tmp_path / "firmware"
     folder.mkdir()
-    environment = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "FIRMWARE_DIR": str(folder)}
-    with Function({**drogue.environment, **environment}) as function:
+    with running(environment | {"FIRMWARE_DIR": str(folder)}) as function:
         assert function.request("GET", "/readyz").status == 200
         folder.rmdir()
         assert failed(post(function, device)) == "FIRMWARE_DIR: No such file or directory"

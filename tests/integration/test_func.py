@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
@@ -65,20 +65,14 @@ def scaffolded(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(python), str(folder / "service" / "main.py")]
 
 
-def served(command: list[str], **variables: str) -> AbstractContextManager[Served]:
-    return serving(command, {"LISTEN_ADDRESS": "127.0.0.1:0", **variables}, "/")
+def served(command: list[str], environment: Mapping[str, str]) -> AbstractContextManager[Served]:
+    return serving(command, {"LISTEN_ADDRESS": "127.0.0.1:0", **environment}, "/")
 
 
 @pytest.fixture(scope="module")
-def function(scaffolded: list[str], drogue: Drogue, firmware: Path) -> Iterator[Served]:
-    variables = {
-        **drogue.environment,
-        "FIRMWARE_REGISTRY": f"oci-layout:{firmware}",
-        "EVENT_DEADLINE_SECONDS": str(DEADLINE),
-        "THREADS": str(THREADS),
-        "EVENTS_TOKEN": "s3cret",
-    }
-    with served(scaffolded, **variables) as function:
+def function(scaffolded: list[str], environment: dict[str, str]) -> Iterator[Served]:
+    settings = {"EVENT_DEADLINE_SECONDS": str(DEADLINE), "THREADS": str(THREADS), "EVENTS_TOKEN": "s3cret"}
+    with served(scaffolded, environment | settings) as function:
         yield function
 
 
@@ -277,13 +271,12 @@ def test_bodies_that_nobody_reads_leave_nothing_open(function: Served, device: s
 
 @contextmanager
 def working_on(
-    scaffolded: list[str], drogue: Drogue, firmware: Path, device: str
+    scaffolded: list[str], drogue: Drogue, environment: dict[str, str], device: str
 ) -> Iterator[tuple[Served, Gate, "Future[Answer]"]]:
     """A function of its own while it works on a status, the gate before Drogue Cloud, and the answer to come."""
     gate = Gate(Response(202))
     drogue.command_answers[device] = gate
-    variables = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{firmware}"}
-    with ThreadPoolExecutor(1) as pool, served(scaffolded, **variables) as function:
+    with ThreadPoolExecutor(1) as pool, served(scaffolded, environment) as function:
         answer = pool.submit(function.post, event(device), b'{"version": "1"}')
         assert gate.reached.wait(20)
         try:
@@ -293,9 +286,9 @@ def working_on(
 
 
 def test_it_ends_when_it_is_told_to_and_answers_before_what_it_works_on(
-    scaffolded: list[str], drogue: Drogue, firmware: Path, device: str
+    scaffolded: list[str], drogue: Drogue, environment: dict[str, str], device: str
 ) -> None:
-    with working_on(scaffolded, drogue, firmware, device) as (function, gate, answer):
+    with working_on(scaffolded, drogue, environment, device) as (function, gate, answer):
         function.process.terminate()
         time.sleep(0.2)
         gate.opened.set()
@@ -304,9 +297,9 @@ def test_it_ends_when_it_is_told_to_and_answers_before_what_it_works_on(
 
 
 def test_it_answers_what_takes_longer_than_its_server_waits_and_ends_whatever_is_still_to_come(
-    scaffolded: list[str], drogue: Drogue, firmware: Path, device: str
+    scaffolded: list[str], drogue: Drogue, environment: dict[str, str], device: str
 ) -> None:
-    with working_on(scaffolded, drogue, firmware, device) as (function, _, answer), ExitStack() as stack:
+    with working_on(scaffolded, drogue, environment, device) as (function, _, answer), ExitStack() as stack:
         for _ in range(6):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", function.port), 20))
             connection.sendall(head(device) + b"Content-Length: 50\r\n\r\n{")

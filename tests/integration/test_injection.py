@@ -33,10 +33,9 @@ UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e
 
 
 @pytest.fixture(scope="module", params=["json", "text"])
-def logging_function(request: pytest.FixtureRequest, drogue: Drogue, firmware: Path) -> Iterator[Function]:
+def logging_function(request: pytest.FixtureRequest, environment: dict[str, str]) -> Iterator[Function]:
     """A function whose whole log is looked at."""
-    environment = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "LOG_FORMAT": request.param}
-    with Function(environment) as function:
+    with Function(environment | {"LOG_FORMAT": request.param}) as function:
         yield function
         assert function.logged("event")
         lines, errors = list(function.log), function.errors

@@ -16,7 +16,7 @@ from fleet_fn.sandbox.device_wire import Dialect, Encoding, decode_command, enco
 from fleet_fn.sandbox.simulated_device import CarefulDevice, FirmwareManagerDevice, SimulatedDevice
 from tests.support.drogue import Drogue, SentCommand
 from tests.support.firmware import Published, publish, random_bytes
-from tests.support.function import Function, event
+from tests.support.function import Function, event, running
 from tests.support.statuses import FORMS
 
 MTU = 64
@@ -131,9 +131,8 @@ def targets(firmware: Path) -> list[Published]:
 
 
 @pytest.fixture(scope="module")
-def lines(drogue: Drogue, firmware: Path) -> Iterator[Function]:
-    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "EVENT_MAX_AGE_SECONDS": "0", "LOG_LEVEL": "ERROR"}
-    with Function({**drogue.environment, **settings}) as function:
+def lines(environment: dict[str, str]) -> Iterator[Function]:
+    with running(environment | {"EVENT_MAX_AGE_SECONDS": "0", "LOG_LEVEL": "ERROR"}) as function:
         yield function
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.drogue import Drogue
 from tests.support.firmware import Published, publish, random_bytes
-from tests.support.function import Answer, Function, event
+from tests.support.function import Answer, Function, event, running
 from tests.support.http import Response
 
 PACKED = {0: b"0.1.0", 1: 512, 2: 7, 3: None}
@@ -151,16 +151,10 @@ TOKEN = "s3cret-voilà"
 
 
 @pytest.fixture(scope="module")
-def guarded(drogue: Drogue, firmware: Path) -> Iterator[Function]:
+def guarded(environment: dict[str, str]) -> Iterator[Function]:
     """A function that takes events with either kind of credentials, and no previews."""
-    environment = {
-        **drogue.environment,
-        "FIRMWARE_REGISTRY": f"oci-layout:{firmware}",
-        "EVENTS_USER": "drogue",
-        "EVENTS_PASSWORD": PASSWORD,
-        "EVENTS_TOKEN": TOKEN,
-    }
-    with Function(environment) as function:
+    settings = {"EVENTS_USER": "drogue", "EVENTS_PASSWORD": PASSWORD, "EVENTS_TOKEN": TOKEN}
+    with running(environment | settings) as function:
         yield function
 
 
@@ -221,8 +215,7 @@ def test_secrets_are_not_logged(guarded: Function, device: str) -> None:
         assert secret not in written
 
 
-def test_previews_can_be_switched_off(drogue: Drogue, firmware: Path, device: str) -> None:
-    environment = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "PREVIEW": "false"}
-    with Function(environment) as function:
+def test_previews_can_be_switched_off(environment: dict[str, str], device: str) -> None:
+    with running(environment | {"PREVIEW": "false"}) as function:
         assert function.post(event(device), b'{"version": "1"}', path="/preview").status == 404
         assert function.post(event(device), b'{"version": "1"}').status == 204

@@ -17,7 +17,7 @@ import requests
 
 from tests.support.drogue import TOKEN, USER, Drogue
 from tests.support.firmware import publish, random_bytes
-from tests.support.function import Answer, Function, event
+from tests.support.function import Answer, Function, event, running
 from tests.support.hostile import always, hang_up
 from tests.support.http import Request, Response
 from tests.support.statuses import STATUS, blocks, in_sync, midway, told
@@ -43,11 +43,17 @@ def managed(drogue: Drogue, device: str, content: bytes) -> str:
 
 
 @pytest.fixture(scope="module")
-def hasty(drogue: Drogue, firmware: Path) -> Iterator[Function]:
-    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "EVENT_DEADLINE_SECONDS": str(DEADLINE)}
-    with Function({**drogue.environment, **settings}) as function:
+def hasty(environment: dict[str, str]) -> Iterator[Function]:
+    with running(environment | {"EVENT_DEADLINE_SECONDS": str(DEADLINE)}) as function:
         yield function
-        assert "Traceback" not in "".join(function.log)
+
+
+@pytest.fixture
+def two(environment: dict[str, str]) -> Iterator[tuple[Function, Function]]:
+    """Two processes that remember specs for long."""
+    remembering = environment | {"SPEC_TTL_SECONDS": "3600"}
+    with running(remembering) as one, running(remembering) as other:
+        yield one, other
 
 
 def post(function: Function, device: str, status: dict[int, Any], **attributes: str | None) -> Answer:
@@ -123,14 +129,12 @@ def test_the_shape_is_the_one_that_consoles_read(function: Function, drogue: Dro
 
 
 def test_what_one_process_has_noted_does_not_keep_another_from_reporting(
-    drogue: Drogue, firmware: Path, managed: str
+    two: tuple[Function, Function], drogue: Drogue, managed: str
 ) -> None:
-    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "SPEC_TTL_SECONDS": "3600"}
-    environment = {**drogue.environment, **settings}
-    with Function(environment) as one, Function(environment) as other:
-        assert post(other, managed, OLD).outcome.startswith("write")
-        assert post(one, managed, at(SIZE)).outcome.startswith("swap")
-        assert post(other, managed, in_sync("0.1.1")).outcome == "sync"
+    one, other = two
+    assert post(other, managed, OLD).outcome.startswith("write")
+    assert post(one, managed, at(SIZE)).outcome.startswith("swap")
+    assert post(other, managed, in_sync("0.1.1")).outcome == "sync"
     assert conditions(drogue, managed)["InSync"]["status"] == "True"
 
 
@@ -221,13 +225,12 @@ def test_a_preview_reports_nothing(function: Function, drogue: Drogue, managed: 
 
 
 def test_where_status_is_not_to_be_reported_nothing_is_written_and_what_stands_there_means_nothing(
-    drogue: Drogue, firmware: Path, managed: str
+    drogue: Drogue, environment: dict[str, str], managed: str
 ) -> None:
-    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "REPORT_STATUS": "false"}
     record = {"version": "0.1.1", "checksum": "x", "attempts": 99, "restart": {"sent": 1, "midway": 2, "stuck": True}}
     spec = {"firmware": {"container": {"image": "reported:0.1.1"}}}
     drogue.put("example", managed, spec=spec, status={"firmware": {"update": record}})
-    with Function({**drogue.environment, **settings}) as function:
+    with running(environment | {"REPORT_STATUS": "false"}) as function:
         outcomes = [
             post(function, managed, status).outcome.split(";")[0]
             for status in (OLD, at(MTU), at(512, "0.0.9"), at(SIZE), in_sync("0.1.1"))
@@ -458,15 +461,13 @@ def test_a_swap_that_the_device_did_not_hear_is_sent_again_and_is_no_attempt(
 
 
 def test_an_attempt_is_counted_once_by_whichever_processes_hear_of_it(
-    drogue: Drogue, firmware: Path, managed: str
+    two: tuple[Function, Function], drogue: Drogue, managed: str
 ) -> None:
-    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "SPEC_TTL_SECONDS": "3600"}
-    environment = {**drogue.environment, **settings}
-    with Function(environment) as one, Function(environment) as other:
-        assert post(other, managed, {**OLD, 1: 32}).outcome.startswith("write")
-        assert fail_to_come_up(one, managed) == 'withheld; reason="backoff"'
-        for function, mtu in ((other, 64), (one, 128), (other, 256)):
-            assert post(function, managed, {**OLD, 1: mtu}).outcome.startswith("write")
+    one, other = two
+    assert post(other, managed, {**OLD, 1: 32}).outcome.startswith("write")
+    assert fail_to_come_up(one, managed) == 'withheld; reason="backoff"'
+    for function, mtu in ((other, 64), (one, 128), (other, 256)):
+        assert post(function, managed, {**OLD, 1: mtu}).outcome.startswith("write")
     assert drogue.reported(managed)["update"]["attempts"] == 1
 
 
@@ -475,17 +476,16 @@ def test_an_attempt_is_counted_once_by_whichever_processes_hear_of_it(
 
 @pytest.mark.parametrize("midway_policy", ["finish", "restart"])
 def test_a_tag_pushed_anew_under_the_same_version_never_swaps_a_mixture(
-    drogue: Drogue, firmware: Path, device: str, midway_policy: str
+    drogue: Drogue, environment: dict[str, str], firmware: Path, device: str, midway_policy: str
 ) -> None:
     """Two processes answer in turn; the block size changes with each status."""
     old, new = random_bytes(3000, f"{device} old"), random_bytes(3000, f"{device} new")
     publish(firmware, device, "1", old)
     spec = {"firmware": {"container": {"image": f"{device}:1"}, "rollout": {"midway": midway_policy}}}
     drogue.put("example", device, spec=spec)
-    settings = {"FIRMWARE_REGISTRY": f"oci-layout:{firmware}", "SPEC_TTL_SECONDS": "2"}
-    environment = {**drogue.environment, **settings, "MANIFEST_TTL_SECONDS": "3600"}
+    ttls = {"SPEC_TTL_SECONDS": "2", "MANIFEST_TTL_SECONDS": "3600"}
     status, flash, waits, repushed = OLD, bytearray(), 0, None
-    with Function(environment) as one, Function(environment) as other:
+    with running(environment | ttls) as one, running(environment | ttls) as other:
         for number, function in enumerate(itertools.islice(itertools.cycle((one, other)), 200)):
             if not repushed and len(flash) > 1500:
                 repushed = publish(firmware, device, "1", new)

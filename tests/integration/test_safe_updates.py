@@ -17,7 +17,7 @@ from fleet_fn.sandbox.device_wire import Dialect, Encoding, decode_command, enco
 from fleet_fn.sandbox.simulated_device import CrateDevice, FirmwareManagerDevice, SimulatedDevice
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
-from tests.support.function import Answer, Function, event
+from tests.support.function import Answer, Function, event, running
 from tests.support.http import Response
 from tests.support.statuses import FORMS, STATUS, ago, blocks, in_sync, midway, post, told
 
@@ -307,7 +307,7 @@ def test_a_spec_can_cap_the_block(function: Function, drogue: Drogue, managed: s
 
 @pytest.mark.parametrize("where", ["device", "application"])
 def test_a_disabled_device_is_never_sent_anything(
-    drogue: Drogue, firmware: Path, device: str, contents: dict[str, bytes], where: str
+    drogue: Drogue, environment: dict[str, str], device: str, contents: dict[str, bytes], where: str
 ) -> None:
     assert contents
     core = {"core": {"disabled": True}}
@@ -315,7 +315,7 @@ def test_a_disabled_device_is_never_sent_anything(
     drogue.put(application, spec=core if where == "application" else {})
     image = {"firmware": {"container": {"image": "safe:1.1"}}}
     drogue.put(application, device, spec=image | (core if where == "device" else {}))
-    with Function({**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{firmware}"}) as function:
+    with running(environment) as function:
         answer = function.post(event(device, application, datacontenttype="application/cbor"), cbor2.dumps(STATUS))
     assert (answer.status, answer.reason) == (422, "device disabled")
     assert not drogue.commands_for(device)

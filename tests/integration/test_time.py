@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
-from tests.support.function import Function, event
+from tests.support.function import Function, event, running
 from tests.support.http import Request, Response
 from tests.support.statuses import record_start
 from tests.support.timing import DEADLINE, SLACK, Gate
@@ -21,16 +22,14 @@ PACKED = {0: b"0.1.0", 1: 512, 2: None, 3: None}
 
 
 @pytest.fixture(scope="module")
-def hasty(drogue: Drogue, firmware: Path) -> Iterator[Function]:
+def hasty(environment: dict[str, str]) -> Iterator[Function]:
     """A function with a short deadline, which remembers specs and manifests for a long time."""
-    environment = {
-        **drogue.environment,
-        "FIRMWARE_REGISTRY": f"oci-layout:{firmware}",
+    settings = {
         "EVENT_DEADLINE_SECONDS": str(DEADLINE),
         "SPEC_TTL_SECONDS": "3600",
         "MANIFEST_TTL_SECONDS": "3600",
     }
-    with Function(environment) as function:
+    with running(environment | settings) as function:
         yield function
 
 
@@ -153,38 +152,56 @@ def let_a_second_pass() -> None:
     time.sleep(1.05)  # what the protocol calls fresh is younger
 
 
-def have(drogue: Drogue, device: str, image: str, **container: str) -> None:
-    """Have a device run `image`; if its target moves midway, it begins anew."""
-    section = {"container": {"image": image, **container}, "rollout": {"midway": "restart"}}
-    drogue.put("example", device, spec={"firmware": section})
+@dataclass(frozen=True)
+class Updating:
+    """A device midway in an update to version 1 of an image, and a function that remembers its spec and manifest."""
+
+    hasty: Function
+    drogue: Drogue
+    device: str
+    firmware: Path
+
+    def begin(self, image: str, **container: str) -> None:
+        """Let the device have the first 512 bytes."""
+        name, _, tag = image.partition(":")
+        first = publish(self.firmware, name, "1", random_bytes(2000, 1), tag=tag)
+        self.have(image, **container)
+        record_start(self.drogue, self.device, "1", first.checksum)
+        assert self.report("1", 512).startswith('write; version="1"; offset=512')
+
+    def have(self, image: str, **container: str) -> None:
+        """Let the device's target be `image`; if its target moves midway, it begins anew."""
+        section = {"container": {"image": image, **container}, "rollout": {"midway": "restart"}}
+        self.drogue.put("example", self.device, spec={"firmware": section})
+
+    def report(self, version: str, offset: int) -> str:
+        """Report progress; the outcome."""
+        return self.hasty.post(event(self.device), midway(version, offset)).outcome
+
+
+@pytest.fixture
+def updating(hasty: Function, drogue: Drogue, device: str, firmware: Path) -> Updating:
+    return Updating(hasty, drogue, device, firmware)
 
 
 def test_an_update_starts_on_the_present_spec_and_goes_on_with_the_one_in_memory(
-    hasty: Function, drogue: Drogue, device: str, firmware: Path
+    updating: Updating, hasty: Function, device: str, firmware: Path
 ) -> None:
-    first = publish(firmware, "fresh", "1", random_bytes(2000, 1))
+    updating.begin("fresh:1")
     publish(firmware, "fresh", "2", random_bytes(2000, 2))
-    have(drogue, device, "fresh:1")
-    record_start(drogue, device, "1", first.checksum)
-    assert 'version="1"; offset=512' in hasty.post(event(device), midway("1", 512)).outcome
-    have(drogue, device, "fresh:2")
+    updating.have("fresh:2")
     let_a_second_pass()
-    assert 'version="1"; offset=1024' in hasty.post(event(device), midway("1", 1024)).outcome
+    assert 'version="1"; offset=1024' in updating.report("1", 1024)
     assert 'version="2"; offset=0' in hasty.post(event(device), cbor2.dumps(PACKED)).outcome
-    assert 'version="2"; offset=0' in hasty.post(event(device), midway("1", 1536)).outcome
+    assert 'version="2"; offset=0' in updating.report("1", 1536)
 
 
-def test_no_device_is_swapped_into_yesterdays_target(
-    hasty: Function, drogue: Drogue, device: str, firmware: Path
-) -> None:
-    first = publish(firmware, "yesterday", "1", random_bytes(2000, 1))
+def test_no_device_is_swapped_into_yesterdays_target(updating: Updating, firmware: Path) -> None:
+    updating.begin("yesterday:1")
     publish(firmware, "yesterday", "2", random_bytes(2000, 2))
-    have(drogue, device, "yesterday:1")
-    record_start(drogue, device, "1", first.checksum)
-    assert 'version="1"; offset=512' in hasty.post(event(device), midway("1", 512)).outcome
-    have(drogue, device, "yesterday:2")
+    updating.have("yesterday:2")
     let_a_second_pass()
-    assert 'version="2"; offset=0' in hasty.post(event(device), midway("1", 2000)).outcome
+    assert 'version="2"; offset=0' in updating.report("1", 2000)
 
 
 def test_a_device_that_cannot_begin_anew_finishes_and_that_is_decided_on_the_present_spec(
@@ -203,15 +220,12 @@ def test_a_device_that_cannot_begin_anew_finishes_and_that_is_decided_on_the_pre
     assert reported["conditions"][0]["reason"] == "finishing"
 
 
-def test_a_tag_that_moved_is_seen_before_a_swap(hasty: Function, drogue: Drogue, device: str, firmware: Path) -> None:
-    first = publish(firmware, "moving", "1", random_bytes(2000, 1), tag="stable")
-    have(drogue, device, "moving:stable")
-    record_start(drogue, device, "1", first.checksum)
-    assert 'version="1"; offset=512' in hasty.post(event(device), midway("1", 512)).outcome
+def test_a_tag_that_moved_is_seen_before_a_swap(updating: Updating, firmware: Path) -> None:
+    updating.begin("moving:stable")
     publish(firmware, "moving", "2", random_bytes(2000, 2), tag="stable")
     let_a_second_pass()
-    assert 'version="1"; offset=1024' in hasty.post(event(device), midway("1", 1024)).outcome
-    assert 'version="2"; offset=0' in hasty.post(event(device), midway("1", 2000)).outcome
+    assert 'version="1"; offset=1024' in updating.report("1", 1024)
+    assert 'version="2"; offset=0' in updating.report("1", 2000)
 
 
 def test_what_was_read_a_moment_ago_is_fresh_enough(
@@ -227,15 +241,10 @@ def test_what_was_read_a_moment_ago_is_fresh_enough(
     assert drogue.reads_of(device) <= 2  # one, unless the machine took a second for three events
 
 
-def test_an_image_to_be_pulled_always_is_looked_up_for_each_status(
-    hasty: Function, drogue: Drogue, device: str, firmware: Path
-) -> None:
-    first = publish(firmware, "always", "1", random_bytes(2000, 1), tag="stable")
-    have(drogue, device, "always:stable", imagePullPolicy="Always")
-    record_start(drogue, device, "1", first.checksum)
-    assert hasty.post(event(device), midway("1", 512)).outcome.startswith('write; version="1"; offset=512')
+def test_an_image_to_be_pulled_always_is_looked_up_for_each_status(updating: Updating, firmware: Path) -> None:
+    updating.begin("always:stable", imagePullPolicy="Always")
     publish(firmware, "always", "2", random_bytes(2000, 2), tag="stable")
-    assert hasty.post(event(device), midway("1", 512)).outcome.startswith('write; version="2"; offset=0')
+    assert updating.report("1", 512).startswith('write; version="2"; offset=0')
 
 
 def test_what_failed_to_resolve_is_remembered_for_a_while(
@@ -248,11 +257,11 @@ def test_what_failed_to_resolve_is_remembered_for_a_while(
 
 
 def test_events_in_flight_are_answered_when_the_platform_stops_the_function(
-    drogue: Drogue, firmware: Path, device: str
+    drogue: Drogue, environment: dict[str, str], device: str
 ) -> None:
     gate = Gate(Response(202))
     drogue.command_answers[device] = gate
-    with Function({**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{firmware}"}) as function:
+    with running(environment) as function:
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(function.post, event(device), b'{"version": "1"}')
             assert gate.reached.wait(20)

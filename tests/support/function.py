@@ -165,6 +165,14 @@ class Function(Client):
         return self._errors.read().decode()
 
 
+@contextmanager
+def running(environment: Mapping[str, str]) -> Iterator[Function]:
+    """A function with these settings, in whose log there must be no unexpected error in the end."""
+    with Function(environment) as function:
+        yield function
+        assert "Traceback" not in "".join(function.log), "the function had an unexpected error"
+
+
 class Served(Client):
     """A function that somebody's command has started."""
 
