@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry
+from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Function
 from tests.support.function import running as running_function
 
@@ -21,6 +22,18 @@ def running(drogue: Drogue, registry: FakeRegistry, cache: Path, **environment: 
         # Before that there is one of gunicorn's own.
         written = function.errors.partition("Booting worker")[2]
         assert "Warning" not in written, "something was left open, or is deprecated"
+
+
+def release(registry: FakeRegistry, drogue: Drogue, device: str, size: int = 3000) -> Published:
+    """Publish version 1 of a firmware into a repository with the device's name, and have the device run it."""
+    drogue.put_image("example", device, f"{device}:1")
+    return publish(registry.folder, device, "1", random_bytes(size, device))
+
+
+@pytest.fixture
+def released(registry: FakeRegistry, drogue: Drogue, device: str) -> Published:
+    """What the device should run."""
+    return release(registry, drogue, device)
 
 
 @pytest.fixture(scope="session")

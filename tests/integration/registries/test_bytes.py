@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from tests.integration.registries.conftest import release
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry, changed, digest_of
 from tests.support.firmware import Published, publish, random_bytes
-from tests.support.function import Answer as EventDeduplicator
-from tests.support.function import Function, event
+from tests.support.function import Answer, Function, event
 from tests.support.hostile import always, chunked, cut, endless, flooding, hang_up, head, raw
-from tests.support.http import Answer, Response
+from tests.support.http import Answer as Hook
+from tests.support.http import Response
 from tests.support.images import EMPTY, OCTETS, ImageLayout
 from tests.support.processes import descriptors
 from tests.support.statuses import blocks, midway, post, told
@@ -25,12 +26,12 @@ HTML = {"Content-Type": "text/html"}
 CHUNKS = head(200, {"Transfer-Encoding": "chunked"})
 
 
-def failed(answer: EventDeduplicator) -> str:
+def failed(answer: Answer) -> str:
     assert (answer.status, answer.json["outcome"]) == (422, "failed"), answer.body
     return answer.reason
 
 
-def retried(answer: EventDeduplicator) -> str:
+def retried(answer: Answer) -> str:
     assert (answer.status, answer.json["outcome"]) == (503, "retry"), answer.body
     return answer.reason
 
@@ -41,11 +42,10 @@ def retried(answer: EventDeduplicator) -> str:
 @pytest.fixture
 def released(registry: FakeRegistry, drogue: Drogue, device: str) -> Published:
     """What the device should run."""
-    drogue.put_image("example", device, f"{device}:1")
-    return publish(registry.folder, device, "1", random_bytes(20_000, device))
+    return release(registry, drogue, device, 20_000)
 
 
-BLOBS: dict[str, tuple[Callable[[bytes], Answer], str]] = {
+BLOBS: dict[str, tuple[Callable[[bytes], Hook], str]] = {
     "other bytes": (lambda _: always(Response(200, OTHER)), "digest mismatch"),
     "one bit flipped": (lambda b: always(Response(200, bytes([b[0] ^ 1]) + b[1:])), "digest mismatch"),
     "announced longer": (lambda b: always(Response(200, b + b"x")), "size mismatch"),
@@ -71,7 +71,7 @@ BLOBS: dict[str, tuple[Callable[[bytes], Answer], str]] = {
     "a redirect to nowhere": (lambda _: always(Response(307)), "answered 307"),
     "not modified": (lambda _: always(Response(304)), "answered 304"),
 }
-BROKEN_BLOBS: dict[str, tuple[Callable[[bytes], Answer], str]] = {
+BROKEN_BLOBS: dict[str, tuple[Callable[[bytes], Hook], str]] = {
     "cut short": (lambda b: cut(Response(200, b), 15_000), "cut short"),
     "cut short in chunks": (lambda b: chunked(b[:15_000], ends=False), "cut short"),
     "cut short within a chunk": (lambda b: raw(CHUNKS, b"4e20\r\n", b[:9]), "cut"),
@@ -125,7 +125,7 @@ def test_of_a_blob_that_goes_on_no_more_is_read_than_its_size(
 # --- Manifests
 
 
-MANIFESTS: dict[str, tuple[Answer, str]] = {
+MANIFESTS: dict[str, tuple[Hook, str]] = {
     "a page": (always(Response(200, PAGE, HTML)), "manifest: not JSON"),
     "empty": (always(Response(200)), "manifest: not JSON"),
     "a list": (always(Response(200, b"[]")), "manifest is not a JSON object"),
@@ -179,7 +179,7 @@ def test_a_manifest_that_makes_no_sense_fails_and_says_why(
 )
 @pytest.mark.usefixtures("released")
 def test_a_manifest_that_does_not_come_is_to_be_retried(
-    function: Function, drogue: Drogue, registry: FakeRegistry, device: str, answer: Answer, reason: str
+    function: Function, drogue: Drogue, registry: FakeRegistry, device: str, answer: Hook, reason: str
 ) -> None:
     registry.answers[f"{device}/manifests"] = answer
     assert reason in retried(post(function, device))

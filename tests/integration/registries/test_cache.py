@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.registries.conftest import running
+from tests.integration.registries.conftest import release, running
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry
 from tests.support.files import become_fifo
@@ -31,14 +31,13 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def released(registry: FakeRegistry, drogue: Drogue, device: str) -> Published:
-    """What the device should run."""
-    return release(registry, drogue, device)
+    """What the device is being updated to."""
+    return release_begun(registry, drogue, device)
 
 
-def release(registry: FakeRegistry, drogue: Drogue, device: str, size: int = 20_000) -> Published:
+def release_begun(registry: FakeRegistry, drogue: Drogue, device: str, size: int = 20_000) -> Published:
     """Publish what the device should run, and record that its update to that was begun."""
-    drogue.put_image("example", device, f"{device}:1")
-    released = publish(registry.folder, device, "1", random_bytes(size, device))
+    released = release(registry, drogue, device, size)
     record_start(drogue, device, "1", released.checksum)
     return released
 
@@ -157,7 +156,7 @@ def test_a_file_that_was_changed_after_a_while_is_fetched_anew(
     function: Function, drogue: Drogue, registry: FakeRegistry, device: str, cache: Path
 ) -> None:
     devices = {damage: f"{device}-{damage.__name__}" for damage in DAMAGES}
-    contents = {damage: release(registry, drogue, devices[damage]) for damage in DAMAGES}
+    contents = {damage: release_begun(registry, drogue, devices[damage]) for damage in DAMAGES}
     for damaged in devices.values():
         assert post(function, damaged, midway("1", 512)).outcome.startswith("write")
     time.sleep(3.1)  # from now on their times tell whether they were changed
@@ -295,7 +294,7 @@ def small(drogue: Drogue, registry: FakeRegistry, small_cache: Path) -> Iterator
 def test_firmware_larger_than_the_cache_fails(
     small: Function, drogue: Drogue, registry: FakeRegistry, device: str
 ) -> None:
-    release(registry, drogue, device, 100_001)
+    release_begun(registry, drogue, device, 100_001)
     answer = post(small, device)
     assert answer.status == 422
     assert answer.reason == "firmware of 100001 bytes is larger than the cache (FIRMWARE_CACHE_BYTES=100000)"
@@ -316,7 +315,7 @@ def test_least_recently_used_is_evicted_and_the_bound_holds(
         return True
 
     for name in contents:
-        contents[name] = release(registry, drogue, name, 40_000).content
+        contents[name] = release_begun(registry, drogue, name, 40_000).content
     assert is_served(first)
     assert is_served(second)
     assert is_served(first)
@@ -335,8 +334,8 @@ def test_a_firmware_waits_for_room_that_another_one_takes_up_while_it_is_fetched
 ) -> None:
     coming, waiting = f"{device}-coming", f"{device}-waiting"
     gate = Gate(Response(200))
-    registry.answers[f"{coming}/blobs"] = pausing(release(registry, drogue, coming, 60_000).content, gate)
-    released = release(registry, drogue, waiting, 60_000)
+    registry.answers[f"{coming}/blobs"] = pausing(release_begun(registry, drogue, coming, 60_000).content, gate)
+    released = release_begun(registry, drogue, waiting, 60_000)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(post, small, coming)
         assert has_begun(small_cache, 60_000)
@@ -381,7 +380,7 @@ def test_thirty_events_at_two_processes_fetch_a_blob_once(
 def used(drogue: Drogue, registry: FakeRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Function]:
     """A function that has served before."""
     drogue.put("example", spec={})
-    release(registry, drogue, "used")
+    release_begun(registry, drogue, "used")
     with running(drogue, registry, tmp_path_factory.mktemp("cache")) as function:
         for status in (STATUS, *(midway("1", 512 * number) for number in range(1, 5))):
             assert post(function, "used", status).outcome.startswith("write")

@@ -8,10 +8,10 @@ from typing import Any, Final
 import cbor2
 import pytest
 
-from tests.integration.registries.conftest import running
+from tests.integration.registries.conftest import release, running
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry
-from tests.support.firmware import Published, publish, random_bytes
+from tests.support.firmware import Published
 from tests.support.function import Answer, Function, event
 from tests.support.statuses import STATUS, blocks, in_sync, midway, update
 
@@ -62,9 +62,9 @@ def stepped(drogue: Drogue, registry: FakeRegistry, wall: Wall, tmp_path: Path) 
 
 
 @pytest.fixture
-def firmware(registry: FakeRegistry, drogue: Drogue, device: str) -> Published:
-    drogue.put_image("example", device, f"{device}:1")
-    return publish(registry.folder, device, "1", random_bytes(1300, device))
+def released(registry: FakeRegistry, drogue: Drogue, device: str) -> Published:
+    """What the device should run, in three blocks."""
+    return release(registry, drogue, device, 1300)
 
 
 def post(function: Function, device: str, status: dict[int, Any], **attributes: str | None) -> Answer:
@@ -78,7 +78,7 @@ def test_what_is_remembered_is_remembered_for_as_long(
     registry: FakeRegistry,
     wall: Wall,
     device: str,
-    firmware: Published,
+    released: Published,
     steps: tuple[timedelta, timedelta],
 ) -> None:
     drogue.put_image("example", f"{device}-missing", f"{device}:missing")
@@ -92,25 +92,25 @@ def test_what_is_remembered_is_remembered_for_as_long(
         assert post(stepped, f"{device}-missing", STATUS, time=None).status == 422
         assert stepped.post(again, cbor2.dumps(STATUS)).outcome == "duplicate"
     assert (drogue.reads_of("example"), len(registry.asked(device))) == (reads, asked)
-    assert blocks(drogue, device)[-1] == (1024, firmware.content[1024:])
+    assert blocks(drogue, device)[-1] == (1024, released.content[1024:])
 
 
 def test_by_a_clock_that_is_ahead_events_are_too_old_until_it_is_set_right(
-    stepped: Function, drogue: Drogue, wall: Wall, device: str, firmware: Published
+    stepped: Function, drogue: Drogue, wall: Wall, device: str, released: Published
 ) -> None:
     wall.step(HOUR)
     assert post(stepped, device, STATUS).outcome == "stale"
     assert post(stepped, device, STATUS, time=(datetime.now(UTC) + HOUR).isoformat()).outcome.startswith("write")
     wall.step(timedelta())
-    assert update(stepped, drogue, device) == ("1", firmware.content)
+    assert update(stepped, drogue, device) == ("1", released.content)
 
 
 def test_by_a_clock_that_is_behind_an_update_goes_all_the_way(
-    stepped: Function, drogue: Drogue, wall: Wall, device: str, firmware: Published
+    stepped: Function, drogue: Drogue, wall: Wall, device: str, released: Published
 ) -> None:
     assert post(stepped, device, STATUS).outcome.startswith("write")
     wall.step(-HOUR)
-    assert update(stepped, drogue, device) == ("1", firmware.content)
+    assert update(stepped, drogue, device) == ("1", released.content)
     assert post(stepped, device, in_sync("1")).outcome == "sync"
     assert drogue.reported(device)["update"]["attempts"] == 0
-    assert blocks(drogue, device)[-1] == (1024, firmware.content[1024:])
+    assert blocks(drogue, device)[-1] == (1024, released.content[1024:])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.registries.conftest import running
+from tests.integration.registries.conftest import release, running
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry, less_host
 from tests.support.firmware import Published, publish, random_bytes
@@ -83,13 +83,6 @@ def configure(folder: Path, entries: dict[str, tuple[str, str]]) -> None:
 
 
 @pytest.fixture
-def released(registry: FakeRegistry, drogue: Drogue, device: str) -> Published:
-    """What the device should run."""
-    drogue.put_image("example", device, f"{device}:1")
-    return publish(registry.folder, device, "1", random_bytes(3000, device))
-
-
-@pytest.fixture
 def realm(registry: FakeRegistry, device: str) -> TokenRealm:
     """Gives tokens to everybody, at the registry's own host."""
     return at(registry, TokenRealm(f"{registry.url}/token/{device}"))
@@ -158,8 +151,7 @@ def test_each_repository_has_a_token_of_its_own(
     realm: TokenRealm,
 ) -> None:
     other = f"{device}-other"
-    also_released = publish(registry.folder, other, "1", random_bytes(3000, other))
-    drogue.put_image("example", other, f"{other}:1")
+    also_released = release(registry, drogue, other)
     for name in (device, other):
         registry.answers[name] = realm.guard(name, registry.honest)
     assert is_served(anonymous, drogue, device, released)

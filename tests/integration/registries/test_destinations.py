@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.integration.registries.conftest import running
+from tests.integration.registries.conftest import release, running
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry, less_host
 from tests.support.firmware import Published, publish, random_bytes
@@ -31,9 +31,8 @@ def function(drogue: Drogue, registry: FakeRegistry, tmp_path_factory: pytest.Te
 @pytest.fixture
 def released(registry: FakeRegistry, drogue: Drogue, device: str) -> Published:
     """What the device should run; the registry wants to see credentials for it."""
-    drogue.put_image("example", device, f"{device}:1")
     registry.answers[device] = guarded_by(basic(USER, PASSWORD), 'Basic realm="registry"', registry.honest)
-    return publish(registry.folder, device, "1", random_bytes(3000, device))
+    return release(registry, drogue, device)
 
 
 class Elsewhere(Server):
@@ -357,8 +356,7 @@ def secured(
 
 @pytest.fixture
 def securely_released(secure: FakeRegistry, drogue: Drogue, device: str) -> Published:
-    drogue.put_image("example", device, f"{device}:1")
-    return publish(secure.folder, device, "1", random_bytes(3000, device))
+    return release(secure, drogue, device)
 
 
 def test_with_tls_a_blob_may_be_at_another_host_that_speaks_it(

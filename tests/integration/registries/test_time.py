@@ -43,13 +43,6 @@ def hasty(drogue: Drogue, registry: FakeRegistry, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def released(registry: FakeRegistry, drogue: Drogue, device: str) -> Published:
-    """What the device should run."""
-    drogue.put_image("example", device, f"{device}:1")
-    return publish(registry.folder, device, "1", random_bytes(3000, device))
-
-
-@pytest.fixture
 def gate() -> Iterator[Gate]:
     """Holds back answers until it is opened, at the end of the test at the latest."""
     gate = Gate(Response(503))
