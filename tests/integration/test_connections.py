@@ -44,6 +44,12 @@ def headers(device: str, authorized: bool = True) -> dict[str, str]:
     return {**attributes, **(AUTHORIZED if authorized else {})}
 
 
+def head(device: str, framing: str, authorized: bool = True) -> bytes:
+    """The head of a request with an event; `framing` is the header that tells the length of its body."""
+    lines = [*(f"{name}: {value}" for name, value in headers(device, authorized).items()), framing]
+    return b"POST / HTTP/1.1\r\nHost: x\r\n" + b"".join(f"{line}\r\n".encode() for line in lines) + b"\r\n"
+
+
 # --- One connection, several requests
 
 
@@ -106,23 +112,13 @@ def test_a_request_whose_body_is_not_wanted_does_not_cost_the_next_its_connectio
     "body", [b"zz\r\n", b"10\r\nshort", b"3\r\n{}\n\r\nnonsense\r\n", b"3\r\n{}\n", b"-1\r\n\r\n", b""]
 )
 def test_a_body_that_is_not_chunked_as_it_should_be_is_invalid(function: Function, device: str, body: bytes) -> None:
-    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers(device).items())
-    with socket.create_connection(("127.0.0.1", function.port), 20) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + head + b"\r\n" + body)
-        connection.shutdown(socket.SHUT_WR)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
-        assert (response.status, response.headers["Fleet-Outcome"]) == (400, "invalid")
+    answer = function.exchange(head(device, "Transfer-Encoding: chunked") + body, ends=True)
+    assert (answer.status, answer.outcome) == (400, "invalid")
 
 
 def test_a_body_that_ends_early_is_invalid(function: Function, device: str) -> None:
-    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers(device).items())
-    with socket.create_connection(("127.0.0.1", function.port), 20) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 17\r\n" + head + b"\r\n" + STATUS)
-        connection.shutdown(socket.SHUT_WR)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
-        assert (response.status, json.loads(response.read())["detail"]) == (400, "the body ended early")
+    answer = function.exchange(head(device, "Content-Length: 17") + STATUS, ends=True)
+    assert (answer.status, answer.reason) == (400, "the body ended early")
 
 
 @pytest.mark.parametrize("authorized", [True, False])
@@ -130,7 +126,6 @@ def test_a_body_that_ends_early_is_invalid(function: Function, device: str) -> N
 def test_a_sender_whose_body_does_not_come_is_told_so_at_the_deadline(
     function: Function, device: str, pause: float, authorized: bool
 ) -> None:
-    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers(device, authorized).items())
     over = threading.Event()
 
     def send(connection: socket.socket) -> None:
@@ -140,7 +135,7 @@ def test_a_sender_whose_body_does_not_come_is_told_so_at_the_deadline(
 
     with socket.create_connection(("127.0.0.1", function.port), 20) as connection, ThreadPoolExecutor(1) as pool:
         started = time.monotonic()
-        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n" + head + b"\r\n{")
+        connection.sendall(head(device, "Content-Length: 60000", authorized) + b"{")
         pool.submit(send, connection)
         response = http.client.HTTPResponse(connection)
         response.begin()

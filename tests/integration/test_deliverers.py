@@ -1,9 +1,7 @@
 """Events byte for byte as real deliverers send them: who is answered, and that no other device is."""
 
 import base64
-import http.client
 import itertools
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 from tests.support import captures
 from tests.support.captures import Capture
 from tests.support.drogue import Drogue
-from tests.support.function import Answer, Function, encoded, running
+from tests.support.function import Function, encoded, running
 
 #: What the captured drogue-event-source was given.
 CREDENTIALS = {"EVENTS_USER": captures.USER, "EVENTS_PASSWORD": captures.PASSWORD}
@@ -42,16 +40,6 @@ def private(cloud: Drogue, firmware: Path) -> Iterator[Function]:
         yield function
 
 
-def exchange(function: Function, request: bytes) -> Answer:
-    """Send the bytes of a request, and read the answer."""
-    with socket.create_connection(("127.0.0.1", function.port), timeout=20) as connection:
-        connection.sendall(request)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, headers, response.read())
-
-
 def have(cloud: Drogue, application: str, device: str) -> None:
     """Make a device, and others that mangled names could lead to."""
     cloud.put(application, spec={})
@@ -67,7 +55,7 @@ def test_a_captured_request_reaches_its_device(
 ) -> None:
     have(cloud, capture.application, capture.device)
     sent = len(cloud.commands)
-    answer = exchange(public if capture.deliverer == captures.EVENT_SOURCE else private, capture.request)
+    answer = (public if capture.deliverer == captures.EVENT_SOURCE else private).exchange(capture.request)
     commands = [(command.application, command.device, command.name) for command in cloud.commands[sent:]]
     assert answer.status == 204
     if capture.type == "io.drogue.event.v1" and capture.channel in ("dfu", "223"):
@@ -151,7 +139,7 @@ def reached(
 
     def post(deliverer: str, content: bytes) -> tuple[str, list[tuple[str, str]]]:
         sent = len(cloud.commands)
-        answer = exchange(public if deliverer == "drogue-event-source" else private, content)
+        answer = (public if deliverer == "drogue-event-source" else private).exchange(content)
         return answer.outcome, [(command.application, command.device) for command in cloud.commands[sent:]]
 
     return post

@@ -1,7 +1,6 @@
 """The function under `func`: installed and served as its scaffolding does it."""
 
 import contextlib
-import http.client
 import os
 import socket
 import subprocess
@@ -212,13 +211,9 @@ def test_a_body_may_come_in_chunks(function: Served, device: str) -> None:
 
 def test_a_status_that_is_cut_short_is_not_taken_for_a_whole_one(function: Served, drogue: Drogue, device: str) -> None:
     body = b'{"version": "1"}'
-    with closing(socket.create_connection(("127.0.0.1", function.port), 20)) as connection:
-        chunk = b"%x\r\n%s\r\n" % (len(body), body)
-        connection.sendall(head(device) + b"Transfer-Encoding: chunked\r\n\r\n" + chunk)
-        connection.shutdown(socket.SHUT_WR)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
-        assert response.status == 400
+    chunk = b"%x\r\n%s\r\n" % (len(body), body)
+    answer = function.exchange(head(device) + b"Transfer-Encoding: chunked\r\n\r\n" + chunk, ends=True)
+    assert answer.status == 400
     assert drogue.commands_for(device) == []
 
 

@@ -45,6 +45,11 @@ class Answer:
         return detail
 
 
+def _read_answer(response: http.client.HTTPResponse) -> Answer:
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, headers, response.read())
+
+
 class Client:
     """Whoever has events answered by what listens on `port`."""
 
@@ -69,11 +74,19 @@ class Client:
             else:
                 connection.putheader("Transfer-Encoding", "chunked")
                 connection.endheaders(body, encode_chunked=True)
-            response = connection.getresponse()
-            answer_headers = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, answer_headers, response.read())
+            return _read_answer(connection.getresponse())
         finally:
             connection.close()
+
+    def exchange(self, request: bytes, *, ends: bool = False) -> Answer:
+        """Send the bytes of a request, and the end of the stream if `ends`; return the answer."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(request)
+            if ends:
+                connection.shutdown(socket.SHUT_WR)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            return _read_answer(response)
 
     def post(
         self,

@@ -35,6 +35,18 @@ class Source:
         return self.look_ups
 
 
+class Held:
+    """A look-up that ends when it may, with 1."""
+
+    def __init__(self) -> None:
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self) -> int:
+        self.began.set()
+        self.may_end.wait()
+        return 1
+
+
 def memory(source: Source, size: int = 10, negative_ttl: float = 0.0) -> TTLCache[str, int]:
     return TTLCache(size, negative_ttl=lambda _: negative_ttl, clock=source.clock)
 
@@ -281,38 +293,26 @@ def test_never_are_two_looking_up_the_same_key() -> None:
 
 def test_keys_do_not_wait_for_each_other() -> None:
     remembered: TTLCache[str, int] = TTLCache(10)
-    began, may_end = threading.Event(), threading.Event()
-
-    def slow() -> int:
-        began.set()
-        may_end.wait()
-        return 1
-
+    slow = Held()
     with ThreadPoolExecutor() as threads:
         slowly = threads.submit(remembered.get, "one", 60, slow, Deadline(10))
-        assert began.wait(10)
+        assert slow.began.wait(10)
         assert remembered.get("other", 60, lambda: 2, Deadline(10)) == 2
-        may_end.set()
+        slow.may_end.set()
         assert slowly.result() == 1
 
 
 def test_who_waits_for_the_look_up_of_another_waits_until_the_own_deadline() -> None:
     remembered: TTLCache[str, int] = TTLCache(10)
-    began, may_end = threading.Event(), threading.Event()
-
-    def slow() -> int:
-        began.set()
-        may_end.wait()
-        return 1
-
+    slow = Held()
     with ThreadPoolExecutor() as threads:
         slowly = threads.submit(remembered.get, "key", 60, slow, Deadline(10))
-        assert began.wait(10)
+        assert slow.began.wait(10)
         deadline = Deadline(0.1)
         with pytest.raises(TransientError, match=r"^an earlier look-up of the same has not ended$"):
             remembered.get("key", 60, slow, deadline)
         assert deadline.elapsed < 1
-        may_end.set()
+        slow.may_end.set()
         assert slowly.result() == 1
     assert remembered.get("key", 60, slow, Deadline(0)) == 1
 
