@@ -35,7 +35,7 @@ class PendingRestart:
     def to_json(self) -> dict[str, Any]:
         """Return the order as it stands in the device's object."""
         fields = {"sent": self.sent, "midway": self.midway, "orders": self.orders or None, "stuck": self.stuck or None}
-        return {name: value for name, value in fields.items() if value is not None}
+        return _present(fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class LastAnswered:
         """Return the statuses as they stand in the device's object, with microseconds."""
         time = self.time and self.time.isoformat(timespec="microseconds")
         fields = {"events": list(self.events), "time": time, "status": self.status}
-        return {name: value for name, value in fields.items() if value is not None}
+        return _present(fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Origin:
     def to_json(self) -> dict[str, Any]:
         """Return the origin as it stands in the device's object."""
         fields = {"image": self.image, "platform": self.platform, "file": self.file}
-        return {name: value for name, value in fields.items() if value is not None}
+        return _present(fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Superseded:
     def to_json(self) -> dict[str, Any]:
         """Return the target as it stands in the device's object."""
         fields = {"version": self.version, "checksum": self.checksum, "at": self.at and timestamp(self.at)}
-        return {name: value for name, value in fields.items() if value is not None}
+        return _present(fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class Record:
             "device": self.device,
             "correlates": self.correlates or None,
         }
-        return {name: value for name, value in fields.items() if value is not None}
+        return _present(fields)
 
     def is_of(self, target: Target) -> bool:
         """Return whether the record has this target: the same bytes and the same version."""
@@ -257,6 +257,11 @@ def record_for(
 def timestamp(now: datetime) -> str:
     """Return a time in RFC 3339's format, in UTC, to the second."""
     return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that have a value."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _read_restart(value: object) -> PendingRestart | None:
