@@ -41,7 +41,7 @@ class Parts:
         self._clocks = clocks
         self._single_flight = SingleFlight()
         files = VerifiedFiles(self._single_flight)
-        self._drogue = make_drogue(settings, self._single_flight)
+        self._drogue = make_drogue(settings)
         self._device_registry = self._drogue.with_count("registry", metrics.exchanges("registry"))
         self._command_api = self._drogue.with_name(COMMAND_API).with_count("command", metrics.exchanges("command"))
         counts = StoreCounts(metrics.exchanges("oci"), metrics.lookups("firmware"))
@@ -78,14 +78,13 @@ class Parts:
         )
 
 
-def make_drogue(settings: Settings, single_flight: SingleFlight) -> HttpClient:
+def make_drogue(settings: Settings) -> HttpClient:
     """Return a client of Drogue Cloud's APIs, named after the device registry."""
     return HttpClient(
         DEVICE_REGISTRY,
         settings.drogue_api_url,
-        authorization=_authorization(settings, single_flight),
+        authorization=_authorization(settings),
         ca_file=settings.drogue_ca_file,
-        single_flight=single_flight,
     )
 
 
@@ -121,21 +120,15 @@ def make_image_store(
         credentials=_registry_credentials(settings, host),
         plain_http=settings.firmware_registry_insecure,
         ca_file=settings.firmware_registry_ca_file,
-        single_flight=single_flight,
         count=counts.requests if counts else None,
     )
     return RegistryStore(registry, shapes, cache)
 
 
-def _authorization(settings: Settings, single_flight: SingleFlight) -> Authorization:
+def _authorization(settings: Settings) -> Authorization:
     if settings.drogue_oidc_token_url:
         url = urlsplit(settings.drogue_oidc_token_url)
-        provider = HttpClient(
-            "token endpoint",
-            f"{url.scheme}://{url.netloc}",
-            ca_file=settings.drogue_ca_file,
-            single_flight=single_flight,
-        )
+        provider = HttpClient("token endpoint", f"{url.scheme}://{url.netloc}", ca_file=settings.drogue_ca_file)
         client = (settings.drogue_oidc_client_id or "", settings.drogue_oidc_client_secret or "")
         return ClientCredentials(provider, url.path or "/", *client)
     if settings.drogue_token is None:

@@ -13,7 +13,6 @@ from typing import Final
 import click
 
 from fleet_fn.cli.fleet_display import Display, Document, Table
-from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.drogue.listing import list_devices
 from fleet_fn.errors import TransientError, UpstreamError
 from fleet_fn.fleet.rows import State, Totals, read_row
@@ -67,7 +66,7 @@ def command(application: str, labels: str | None, as_json: bool, watch: bool, in
     url = ""
     try:
         displays = _displays(application, as_json=as_json, watch=watch)
-        with closing(make_drogue(Settings.for_drogue(os.environ), SingleFlight())) as upstream:
+        with closing(make_drogue(Settings.for_drogue(os.environ))) as upstream:
             url = upstream.origin.url
 
             def read() -> int:

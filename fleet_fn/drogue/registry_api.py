@@ -14,7 +14,8 @@ from fleet_fn.drogue.refusals import (
     refusal_of_status,
 )
 from fleet_fn.errors import PermanentError
-from fleet_fn.http.client import Answer, HttpClient
+from fleet_fn.http.client import HttpClient
+from fleet_fn.http.messages import Answer
 from fleet_fn.protocol.strict_json import parse_json
 
 #: Drogue Cloud answers 404 for missing rights, too.

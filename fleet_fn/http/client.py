@@ -1,62 +1,27 @@
 """HTTP requests to one upstream, each within a deadline, over a pool of kept connections.
 
-Every event makes at least one such request, and the library requests would take most of the event's CPU time. Nor does
-it bound a whole exchange: its time-outs bound single waits. So this is a pool over `http.client`. It follows no
-redirects, and reads nothing from the environment (proxies, `.netrc`).
+The client follows no redirects, and reads nothing from the environment (proxies, `.netrc`).
 """
 
-import contextlib
-import http.client
-import socket
-import ssl
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Final
 
-from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import PermanentError, TooLargeError, UpstreamError
+from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.http.authorization import Authorization, Fixed, secrets_of
-from fleet_fn.http.connection import (
-    MAX_BODY_BYTES,
-    MAX_EXCHANGE_BYTES,
-    Connection,
-    Request,
-    Response,
-    TimedSocket,
-    TimedTLSSocket,
-    seconds_left,
-)
-from fleet_fn.http.failures import raise_for_status, translate_errors
+from fleet_fn.http.download import Download
+from fleet_fn.http.failures import TransferError, as_upstream_error, raise_for_status
+from fleet_fn.http.handle import MAX_BODY_BYTES, Handle
+from fleet_fn.http.messages import Answer, Request
 from fleet_fn.http.origin import Origin
-from fleet_fn.http.tls import make_tls_context, make_wider_tls_context
+from fleet_fn.http.pool import MAX_IDLE_CONNECTIONS, Pool
+from fleet_fn.http.tls import Trust
 from fleet_fn.observability import trace_context, tracing
 from fleet_fn.observability.side_effects import Guarded
-
-#: Idle connections that are kept, and for how long. Servers close idle connections after 5 s or more (Actix, Node). A
-#: command that meets a closing connection cannot be sent again, so the pool closes its connections earlier.
-MAX_IDLE_CONNECTIONS = 64
-MAX_IDLE_SECONDS = 4.0
-#: Methods whose requests may be sent twice (RFC 9110, section 9.2.2).
-_IDEMPOTENT: Final = ("GET", "HEAD", "PUT")
-#: How long to read the rest of an answer if only its status matters, to keep the connection.
-_DISCARD_SECONDS: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An upstream's answer, whatever its status."""
-
-    status: int
-    headers: http.client.HTTPMessage
-    #: Not in `repr`: the token endpoint's body is a secret.
-    body: bytes = field(repr=False)
-
 
 #: Called after each request: with the status of its answer, None without an answer, and the seconds until then.
 Count = Callable[[int | None, float], None]
@@ -72,7 +37,6 @@ class HttpClient:
         *,
         authorization: Authorization | None = None,
         ca_file: str | None = None,
-        single_flight: SingleFlight | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Ask the upstream at `url`, which reasons call `name`.
@@ -82,23 +46,20 @@ class HttpClient:
             url: base URL; paths of requests are appended to it.
             authorization: is asked for credentials before each request; None sends none.
             ca_file: PEM file with the trusted authorities; None trusts the system's.
-            single_flight: runs name resolutions.
             clock: seconds; measures idle connections and durations.
 
         """
         self.name = name
         self.origin = Origin.of(url)
         self._authorization = authorization or Fixed()
-        self._ca_file = ca_file
-        self._single_flight = single_flight or SingleFlight()
-        self._tls = make_tls_context(ca_file) if self.origin.secure else None
-        self._permits: Callable[[str], bool] | None = None
-        self._idle: deque[Connection] = deque()
-        self._max_idle = MAX_IDLE_CONNECTIONS
+        self._trust = Trust.of(ca_file)
         self._clock = clock
         self._count: Guarded | None = None
         self._metrics_name = name
         self._passes_trace = True
+        #: IP address that the last answer with a body came from; None before the first one.
+        self.address: str | None = None
+        self._open_pools(MAX_IDLE_CONNECTIONS, None)
 
     def with_name(self, name: str) -> "HttpClient":
         """Return a client with the same connections and another name in reasons."""
@@ -128,11 +89,9 @@ class HttpClient:
         other.origin = Origin.of(url)
         other.name = f"{self.name}, sent to {other.origin.host}"
         other._authorization = Fixed()
-        other._tls = make_wider_tls_context(self._ca_file) if other.origin.secure else None
-        other._permits = permits
-        other._idle = deque()
-        other._max_idle = 0  # only one request is made
+        other._trust = self._trust.widen()
         other._passes_trace = False  # a stranger may run it
+        other._open_pools(0, permits)  # only one request is made
         return other
 
     def request(
@@ -159,7 +118,7 @@ class HttpClient:
             headers: further headers.
             body: the request's body; None sends none.
             content_type: media type of the body.
-            wants_body: False leaves the answer's body empty, and ignores errors in it.
+            wants_body: False leaves the answer's headers and body empty, and ignores errors in its body.
 
         Raises:
             TransientError: no answer within the deadline, or no connection, or 5xx.
@@ -171,18 +130,15 @@ class HttpClient:
         """
         if content_type:
             headers = {**headers, "Content-Type": content_type}
-        with self._mark_unsent():  # the credentials may have to be fetched first
-            request = self._request(method, path, headers, body, wants_body, deadline)
-        with translate_errors(self.name):
-            answer = self._exchange(request, deadline)
+        request = self._request(method, path, headers, body, wants_body, deadline)
+        answer = self._exchange(request, deadline)
         refused = request.headers.get("Authorization")
         if answer.status in (401, 403) and refused is not None:
             other = self._authorization.refresh(refused, answer.status, deadline)
             if other is not None:
                 request = replace(request, headers={**request.headers, "Authorization": other})
-                with translate_errors(self.name):
-                    answer = self._exchange(request, deadline)
-        raise_for_status(self.name, answer.status, answer.headers)
+                answer = self._exchange(request, deadline)
+        raise_for_status(self.name, answer.status, answer.retry_after)
         return answer
 
     @contextmanager
@@ -200,26 +156,15 @@ class HttpClient:
             TransientError, RateLimitedError, PermanentError: as with `request`.
 
         """
-        request = self._request("GET", path, headers, None, False, deadline)
-        with translate_errors(self.name):
-            connection, response = self._begin(request, deadline)
+        request = self._request("GET", path, headers, None, True, deadline)
+        download = self._downloads.take()
         try:
-            raise_for_status(self.name, response.status, response.headers)
-            with translate_errors(self.name):
-                connection.check_head()
-            yield Stream(self, connection, response)
+            answer = self._ask(download.begin, request, deadline)
+            raise_for_status(self.name, answer.status, answer.retry_after)
+            self.address = download.address
+            yield Stream(self.name, download, answer)
         finally:
-            self._end(connection, response)
-
-    def addresses(self, deadline: Deadline) -> list[str]:
-        """Return the IP addresses that the host's name resolves to.
-
-        Raises:
-            TransientError: the name has no address, or the resolver takes longer than the deadline.
-
-        """
-        with translate_errors(self.name):
-            return [str(address[0]) for *_, address in self._resolve(deadline)]
+            self._downloads.give_back(download)
 
     def reveals(self, text: str, deadline: Deadline) -> bool:
         """Return whether a text contains our credentials: some servers repeat the request in their answer.
@@ -229,6 +174,16 @@ class HttpClient:
 
         """
         return any(secret in text for secret in secrets_of(self._authorization.header(deadline) or ""))
+
+    def close(self) -> None:
+        """Close the idle connections; a later request opens a new one."""
+        self._handles.close()
+        self._downloads.close()
+
+    def _open_pools(self, max_idle: int, permits: Callable[[str], bool] | None) -> None:
+        origin, trust = self.origin, self._trust
+        self._handles = Pool(lambda: Handle(origin, trust, permits), max_idle, self._clock)
+        self._downloads = Pool(lambda: Download(origin, trust, permits), max_idle, self._clock)
 
     def _request(
         self,
@@ -240,151 +195,58 @@ class HttpClient:
         deadline: Deadline,
     ) -> Request:
         headers = {"Accept": "application/json", "User-Agent": "fleet-fn", **headers}
-        if authorization := self._authorization.header(deadline):
-            headers["Authorization"] = authorization
-        return Request(method, self.origin.path + path, headers, body, wants_body)
-
-    @contextmanager
-    def _mark_unsent(self) -> Iterator[None]:
-        """Mark errors as those of a request that was never sent."""
         try:
-            with translate_errors(self.name):
-                yield
+            if authorization := self._authorization.header(deadline):  # which may have to be fetched first
+                headers["Authorization"] = authorization
+            return Request(method, self.origin.path + path, headers, body, wants_body)
         except UpstreamError as error:
             raise error.without_effect()  # noqa: B904 - the same error
-
-    def close(self) -> None:
-        """Close the idle connections; a later request opens a new one."""
-        while self._idle:
-            self._idle.pop().close()
+        except ValueError as error:
+            raise PermanentError(f"{self.name}: request not sent: {error}").without_effect() from error
 
     def _exchange(self, request: Request, deadline: Deadline) -> Answer:
-        connection, response = self._begin(request, deadline)
+        handle = self._handles.take()
         try:
-            if not request.wants_body:
-                return Answer(response.status, response.headers, _discard(connection, response))
-            connection.check_head()
-            return Answer(response.status, response.headers, self._read_body(response))
+            answer = self._ask(handle.exchange, request, deadline)
+            if request.wants_body:
+                self.address = handle.address
+            return answer
         finally:
-            self._end(connection, response)
+            self._handles.give_back(handle)
 
-    def _begin(self, request: Request, deadline: Deadline) -> tuple[Connection, Response]:
-        """Send a request and receive the head of its answer; count and trace it if that is wanted."""
+    def _ask(self, ask: Callable[[Request, Deadline], Answer], request: Request, deadline: Deadline) -> Answer:
+        """Have a handle send a request; count and trace it if that is wanted."""
         if self._count is None:
-            return self._ask(request, deadline)
+            return self._translate(ask, request, deadline)
         began, status = self._clock(), None
         try:
             with tracing.of_request(self._metrics_name, request.method, self.origin.host, self.origin.port) as span:
                 if self._passes_trace and (headers := trace_context.headers()):
                     request = replace(request, headers={**request.headers, **headers})
-                connection, response = self._ask(request, deadline)
-                status = response.status
+                answer = self._translate(ask, request, deadline)
+                status = answer.status
                 span.set_attributes(status=status)
-            return connection, response
+            return answer
         finally:
             self._count(status, self._clock() - began)
 
-    def _ask(self, request: Request, deadline: Deadline) -> tuple[Connection, Response]:
-        connection = self._take()
-        if connection is not None:
-            try:
-                return connection, connection.ask(request, deadline)
-            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
-                # The server seems to have closed the idle connection: try a new one.
-                if connection.answered or request.method not in _IDEMPOTENT:
-                    raise
-        with self._mark_unsent():
-            connection = self._connect(deadline)
-        return connection, connection.ask(request, deadline)
-
-    def _end(self, connection: Connection, response: Response) -> None:
-        """Keep the connection if the answer was read to its end; else close it."""
-        is_over = response.isclosed() and not _announces_impossible_body(response)
-        if not response.will_close and is_over and len(self._idle) < self._max_idle:
-            connection.idle_since = self._clock()
-            self._idle.append(connection)
-        else:
-            connection.close()
-            response.close()  # an answer that ends the connection owns the socket
-
-    def _read_body(self, response: Response) -> bytes:
-        body = _read_bounded(response)
-        if len(body) > MAX_BODY_BYTES:
-            raise TooLargeError(f"{self.name}: answer larger than {MAX_BODY_BYTES} bytes")
-        if response.length:  # the body is shorter than announced, for which read(n) raises no error
-            raise http.client.IncompleteRead(body, response.length)
-        return body
-
-    def _take(self) -> "Connection | None":
-        """Return the most recently used idle connection that still seems open; None without one."""
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                return None
-            if self._clock() - connection.idle_since < MAX_IDLE_SECONDS and not connection.is_readable():
-                return connection
-            connection.close()
-
-    def _connect(self, deadline: Deadline) -> Connection:
-        """Open a connection; each address of the host gets its share of the time.
-
-        Raises:
-            OSError: no address could be connected to.
-            PermanentError: requests may go to none of the host's addresses.
-
-        """
-        addresses = self._resolve(deadline)
-        if self._permits is not None:
-            addresses = [known for known in addresses if self._permits(str(known[-1][0]))]
-            if not addresses:
-                raise PermanentError(f"{self.name}: no address that requests may go to")
-        failure: OSError = TimeoutError()
-        for index, (family, kind, protocol, _, address) in enumerate(addresses):
-            sock = None
-            try:
-                sock = TimedSocket(family, kind, protocol)
-                sock.settimeout(seconds_left(deadline) / (len(addresses) - index))
-                sock.connect(address)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return Connection(self.origin.authority, self._wrap(sock, deadline))
-            except OSError as error:
-                if sock is not None:
-                    sock.close()
-                failure = error
-        raise failure
-
-    def _resolve(self, deadline: Deadline) -> list[Any]:
-        """Return the result of `getaddrinfo`.
-
-        Raises:
-            OSError: the host is not found, or not in time.
-
-        """
-        host, port = self.origin.host, self.origin.port
-        # The resolver takes no time-out, so it runs in a thread of its own.
-        return self._single_flight.result(
-            ("resolve", host, port), lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline
-        )
-
-    def _wrap(self, sock: TimedSocket, deadline: Deadline) -> TimedSocket | TimedTLSSocket:
-        if self._tls is None:
-            return sock.mark_connected()
-        sock.settimeout(seconds_left(deadline))
-        wrapped = self._tls.wrap_socket(sock, server_hostname=self.origin.host)
-        assert isinstance(wrapped, TimedTLSSocket)  # noqa: S101 - the context's sslsocket_class
-        return wrapped
+    def _translate(self, ask: Callable[[Request, Deadline], Answer], request: Request, deadline: Deadline) -> Answer:
+        try:
+            return ask(request, deadline)
+        except TransferError as error:
+            raise as_upstream_error(self.name, error, MAX_BODY_BYTES) from error
 
 
 class Stream:
     """An answer whose body is still to be read."""
 
-    def __init__(self, client: HttpClient, connection: Connection, response: Response) -> None:
-        self._client = client
-        self._connection = connection
-        self._response = response
-        self.status = response.status
-        self.headers = response.headers
+    def __init__(self, name: str, download: Download, answer: Answer) -> None:
+        self._name = name
+        self._download = download
+        self.status = answer.status
+        self.headers = answer.headers
+        #: Bytes of the body; None if the head does not tell.
+        self.length = download.length
 
     def read(self, size: int, deadline: Deadline) -> bytes:
         """Return the next bytes of the body: at least 1 and at most `size`, or none at its end.
@@ -394,40 +256,7 @@ class Stream:
             PermanentError: the body is not HTTP.
 
         """
-        # A chunk of one byte takes six bytes on the wire.
-        self._connection.grant(deadline, 8 * size + MAX_EXCHANGE_BYTES)
-        with translate_errors(self._client.name):
-            try:
-                piece = self._response.read1(size)
-            except ValueError as error:  # a chunk of a negative size
-                raise http.client.HTTPException("malformed body") from error
-            if len(piece) > size:  # again a chunk of a negative size
-                raise http.client.HTTPException("malformed body")
-            if not piece and self._response.length:  # shorter than announced, for which read1 raises no error
-                raise http.client.IncompleteRead(piece, self._response.length)
-            if self._response.length == 0:  # read1 does not notice the end either
-                self._response.close()
-            return piece
-
-
-def _read_bounded(response: Response) -> bytes:
-    """Read the body, or its beginning if it is larger than `MAX_BODY_BYTES`."""
-    try:
-        return response.read(MAX_BODY_BYTES + 1)
-    except ValueError as error:  # a chunk of a negative size
-        raise http.client.HTTPException("malformed body") from error
-
-
-def _announces_impossible_body(response: Response) -> bool:
-    """Return whether a 204 announces a body (RFC 9110, section 8.6). The next bytes may then be anything."""
-    if response.status != http.HTTPStatus.NO_CONTENT:
-        return False
-    return response.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in response.headers
-
-
-def _discard(connection: Connection, response: Response) -> bytes:
-    """Read the rest of the answer if it comes at once, so that the connection can be kept; return no bytes."""
-    connection.socket.deadline = Deadline(min(_DISCARD_SECONDS, connection.socket.deadline.remaining))
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        _read_bounded(response)
-    return b""
+        try:
+            return self._download.read(size, deadline)
+        except TransferError as error:
+            raise as_upstream_error(self._name, error, MAX_BODY_BYTES) from error

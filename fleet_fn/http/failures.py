@@ -1,44 +1,78 @@
-"""Failures of an exchange, as the errors that the rest of the function knows."""
+"""Failures of requests, as the errors that the rest of the function knows."""
 
 import errno
-import http.client
-import math
-import socket
-import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import Final
 
-from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
+import pycurl
 
-#: Longest `Retry-After` that counts: eleven days are as good as for ever.
-_MAX_RETRY_AFTER_SECONDS: Final = 999_999
+from fleet_fn.errors import PermanentError, RateLimitedError, TooLargeError, TransientError, UpstreamError
+
+_CLOSED: Final = "connection closed without an answer"
+_CUT_SHORT: Final = "answer cut short"
+#: Reasons for libcurl's error codes that a retry can cure.
+_TRANSIENT: Final = {
+    pycurl.E_OPERATION_TIMEDOUT: "no answer in time",
+    pycurl.E_COULDNT_RESOLVE_HOST: "host not found",
+    pycurl.E_PARTIAL_FILE: _CUT_SHORT,
+    pycurl.E_SEND_ERROR: _CLOSED,
+    # A kept connection was dead, and the request may not be sent twice.
+    pycurl.E_SEND_FAIL_REWIND: _CLOSED,
+}
+#: libcurl's error codes that pycurl has no names for.
+WEIRD_SERVER_REPLY: Final = 8
+_TOO_LARGE: Final = 100
+#: libcurl's error codes for answers that are not HTTP/1.x.
+_NOT_HTTP: Final = (
+    pycurl.E_UNSUPPORTED_PROTOCOL,  # HTTP/0.9, which has no status line
+    WEIRD_SERVER_REPLY,
+    pycurl.E_BAD_CONTENT_ENCODING,
+    _TOO_LARGE,  # the head
+)
+#: How libcurl's messages begin if a head is too large, or a chunk malformed; its code is that of a broken connection.
+_LARGE_HEAD: Final = "Too large response headers"
+_BAD_CHUNK: Final = "chunk hex-length"
 
 
-@contextmanager
-def translate_errors(name: str) -> Iterator[None]:
-    """Turn the errors of sockets, TLS and HTTP into a TransientError or a PermanentError of the upstream `name`."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise TransientError(f"{name}: no answer in time") from error
-    except ssl.SSLCertVerificationError as error:
-        raise PermanentError(f"{name}: certificate not trusted: {error.verify_message}") from error
-    except ssl.SSLError as error:
-        if error.reason == "WRONG_VERSION_NUMBER":  # the bytes "HTTP/1.1 400", read as TLS
-            raise PermanentError(f"{name}: does not speak TLS") from error
-        raise TransientError(f"{name}: {_describe(error)}") from error
-    except http.client.IncompleteRead as error:
-        raise TransientError(f"{name}: answer cut short") from error
-    except OSError as error:
-        raise TransientError(f"{name}: {_describe(error)}") from error
-    except http.client.HTTPException as error:
-        raise PermanentError(f"{name}: answer is not HTTP ({type(error).__name__})") from error
+class TransferError(Exception):
+    """A request that libcurl could not complete."""
+
+    def __init__(
+        self, code: int, detail: str = "", *, os_errno: int = 0, was_sent: bool = True, has_answer: bool = True
+    ) -> None:
+        """Describe the failure.
+
+        Args:
+            code: libcurl's error code.
+            detail: libcurl's message.
+            os_errno: error number of the system call that failed; 0 if none did.
+            was_sent: whether any of the request was sent.
+            has_answer: whether any of the answer's head was received.
+
+        """
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.os_errno = os_errno
+        self.was_sent = was_sent
+        self.has_answer = has_answer
+
+    @property
+    def is_of_head(self) -> bool:
+        """Whether the answer's head is too large."""
+        return self.code == _TOO_LARGE or self.detail.startswith(_LARGE_HEAD)
 
 
-def raise_for_status(name: str, status: int, headers: http.client.HTTPMessage) -> None:
+class ForbiddenAddressError(TransferError):
+    """The host has only addresses that the handle may not connect to."""
+
+
+def as_upstream_error(name: str, failure: TransferError, max_bytes: int) -> UpstreamError:
+    """Return the error of the upstream `name` for a failure; an answer may have had `max_bytes` bytes."""
+    error = _classify(name, failure, max_bytes)
+    return error if failure.was_sent else error.without_effect()
+
+
+def raise_for_status(name: str, status: int, retry_after: int | None) -> None:
     """Raise an error if the upstream `name` answered 429 or 5xx.
 
     Raises:
@@ -47,31 +81,35 @@ def raise_for_status(name: str, status: int, headers: http.client.HTTPMessage) -
 
     """
     if status == 429:
-        raise RateLimitedError(f"{name}: answered {status}", _retry_after(headers)).without_effect()
+        raise RateLimitedError(f"{name}: answered {status}", retry_after).without_effect()
     if status >= 500:
-        raise TransientError(f"{name}: answered {status}", _retry_after(headers))
+        raise TransientError(f"{name}: answered {status}", retry_after)
 
 
-def _describe(error: OSError) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    if isinstance(error, socket.gaierror):
-        return "host not found"
-    if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
-        return "connection closed without an answer"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or 'handshake failed'}"
-    return errno.errorcode.get(error.errno or 0, type(error).__name__)
+def _classify(name: str, failure: TransferError, max_bytes: int) -> UpstreamError:
+    code, detail = failure.code, failure.detail
+    if isinstance(failure, ForbiddenAddressError):
+        return PermanentError(f"{name}: no address that requests may go to")
+    if reason := _TRANSIENT.get(code):
+        return TransientError(f"{name}: {reason}")
+    if code in _NOT_HTTP or (code == pycurl.E_RECV_ERROR and detail.startswith((_LARGE_HEAD, _BAD_CHUNK))):
+        return PermanentError(f"{name}: answer is not HTTP")
+    if code in (pycurl.E_FILESIZE_EXCEEDED, pycurl.E_WRITE_ERROR):
+        return TooLargeError(f"{name}: answer larger than {max_bytes} bytes")
+    if code in (pycurl.E_GOT_NOTHING, pycurl.E_RECV_ERROR):
+        return TransientError(f"{name}: {_CUT_SHORT if failure.has_answer else _CLOSED}")
+    if code == pycurl.E_COULDNT_CONNECT:
+        return TransientError(f"{name}: {_describe(failure.os_errno)}")
+    if code == pycurl.E_PEER_FAILED_VERIFICATION:
+        return PermanentError(f"{name}: certificate not trusted: {detail.removeprefix('SSL certificate problem: ')}")
+    if code == pycurl.E_SSL_CACERT_BADFILE:
+        return PermanentError(f"{name}: the file of trusted authorities cannot be read")
+    if code == pycurl.E_SSL_CONNECT_ERROR:
+        if "wrong version number" in detail:  # the bytes "HTTP/1.1 400", read as TLS
+            return PermanentError(f"{name}: does not speak TLS")
+        return TransientError(f"{name}: TLS: {detail.rpartition(':')[2].strip() or 'handshake failed'}")
+    return TransientError(f"{name}: libcurl error {code}")
 
 
-def _retry_after(headers: http.client.HTTPMessage) -> int | None:
-    """Return the seconds that `Retry-After` asks for, in either of its forms (RFC 9110, section 10.2.3)."""
-    value = headers.get("Retry-After", "")
-    if value.isascii() and value.isdigit():
-        return int(value) if len(value) < 7 else _MAX_RETRY_AFTER_SECONDS
-    try:
-        moment = parsedate_to_datetime(value)
-        seconds = (moment - datetime.now(moment.tzinfo)).total_seconds()
-    except (ValueError, OverflowError):
-        return None
-    return min(max(0, math.ceil(seconds)), _MAX_RETRY_AFTER_SECONDS)
+def _describe(os_errno: int) -> str:
+    return "connection refused" if os_errno == errno.ECONNREFUSED else errno.errorcode.get(os_errno, "no connection")

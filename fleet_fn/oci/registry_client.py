@@ -1,16 +1,17 @@
 """Client of an OCI registry for reading manifests and blobs (OCI distribution specification 1.1)."""
 
-import http.client
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Final
 from urllib.parse import urljoin
 
-from fleet_fn.concurrency.single_flight import SingleFlight
+from werkzeug.datastructures import Headers
+
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.http.address_policy import make_address_check, split_url
-from fleet_fn.http.client import Answer, Count, HttpClient, Stream
+from fleet_fn.http.client import Count, HttpClient, Stream
+from fleet_fn.http.messages import Answer
 from fleet_fn.oci.authentication import Authorization
 from fleet_fn.oci.docker_config import Credentials
 from fleet_fn.oci.layer import Readable
@@ -35,7 +36,6 @@ class RegistryClient:
         credentials: Callable[[str], Credentials | None],
         plain_http: bool,
         ca_file: str | None,
-        single_flight: SingleFlight,
         count: Count | None = None,
     ) -> None:
         """Create a client.
@@ -45,14 +45,13 @@ class RegistryClient:
             credentials: returns the credentials for a repository.
             plain_http: use plain HTTP instead of TLS.
             ca_file: PEM file of trust anchors; None means the system's.
-            single_flight: runs name resolution.
             count: called for each request, redirects to other hosts included.
 
         """
         self.url = f"{'http' if plain_http else 'https'}://{api_host(host)}"
         self._plain_http = plain_http
         self._name = f"OCI registry {host}"
-        self._upstream = HttpClient(self._name, self.url, ca_file=ca_file, single_flight=single_flight)
+        self._upstream = HttpClient(self._name, self.url, ca_file=ca_file)
         if count:
             self._upstream = self._upstream.with_count("oci", count)
         self._authorization = Authorization(self._upstream.origin.host, credentials, self._fetch_token, name=self._name)
@@ -171,24 +170,19 @@ class RegistryClient:
                     raise PermanentError(f"{self._name}: more than {_MAX_REDIRECTS} redirects for a blob")
                 # Credentials are not sent after a redirect, not even to the same host.
                 url, authorization = _join_url(url, location, self._name), None
-                upstream, path = self._client_for(url, deadline)
+                upstream, path = self._client_for(url)
                 stream = stack.enter_context(upstream.stream(path, deadline, _ACCEPT_BLOBS))
             if redirects and stream.status != 200:
                 raise PermanentError(f"{upstream.name}: answered {stream.status} for a blob")
             self._raise_for_status(stream.status, f"no blob {blob.digest} in {repository}", repository, authorization)
-            announced = stream.headers.get("Content-Length")
-            if announced is not None and announced != str(blob.size):
-                if not (announced.isascii() and announced.isdigit()):  # not quoted: it may echo our credentials
-                    raise PermanentError(f"size mismatch: blob {blob.digest} has a size that is no number")
+            if stream.length not in (None, blob.size):
                 raise PermanentError(
-                    f"size mismatch: blob {blob.digest} has {announced} bytes where there should be {blob.size}"
+                    f"size mismatch: blob {blob.digest} has {stream.length} bytes where there should be {blob.size}"
                 )
             yield stream
 
-    def _authorize(
-        self, repository: str, refused: str | None, headers: http.client.HTTPMessage, deadline: Deadline
-    ) -> str:
-        challenges = headers.get_all("WWW-Authenticate", [])
+    def _authorize(self, repository: str, refused: str | None, headers: Headers, deadline: Deadline) -> str:
+        challenges = headers.getlist("WWW-Authenticate")
         return self._authorization.answer_challenge(repository, refused, challenges, deadline)
 
     def _raise_for_status(self, status: int, missing: str, repository: str, authorization: str | None) -> None:
@@ -201,10 +195,10 @@ class RegistryClient:
             raise PermanentError(f"{self._name}: answered {status}")
 
     def _fetch_token(self, url: str, headers: Mapping[str, str], deadline: Deadline) -> Answer:
-        upstream, path = self._client_for(url, deadline)
+        upstream, path = self._client_for(url)
         return upstream.request("GET", path, deadline, headers=headers)
 
-    def _client_for(self, url: str, deadline: Deadline) -> tuple[HttpClient, str]:
+    def _client_for(self, url: str) -> tuple[HttpClient, str]:
         """Return the HTTP client and the path for a URL that the registry named.
 
         Raises:
@@ -214,7 +208,11 @@ class RegistryClient:
         origin, path = split_url(url, plain_http=self._plain_http, registry=self._name)
         if origin == self.url:
             return self._upstream, path
-        return self._upstream.for_redirect(origin, make_address_check(lambda: self._upstream.addresses(deadline))), path
+        return self._upstream.for_redirect(origin, make_address_check(self._addresses)), path
+
+    def _addresses(self) -> list[str]:
+        """Return the address that the registry last answered from."""
+        return [self._upstream.address] if self._upstream.address else []
 
 
 class _Download:
@@ -256,8 +254,8 @@ def _with_authorization(headers: Mapping[str, str], authorization: str | None) -
     return {**headers, "Authorization": authorization} if authorization else headers
 
 
-def _digest_header(headers: http.client.HTTPMessage) -> str | None:
-    digest: str = headers.get("Docker-Content-Digest", "")
+def _digest_header(headers: Headers) -> str | None:
+    digest = headers.get("Docker-Content-Digest", "")
     return digest if is_digest(digest) else None
 
 

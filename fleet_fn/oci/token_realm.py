@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.http.bearer_tokens import Token, read_token
-from fleet_fn.http.client import Answer
+from fleet_fn.http.messages import Answer
 from fleet_fn.oci.challenges import Challenge
 from fleet_fn.oci.docker_config import Credentials
 
@@ -90,7 +90,7 @@ def _token_url(url: str, challenge: Challenge, repository: str) -> str:
     query = [("scope", scope) for scope in _scopes(challenge.parameters.get("scope", ""), repository)]
     if service := challenge.parameters.get("service"):
         query.insert(0, ("service", service))
-    # http.client decodes header fields as ISO 8859-1; encoding them so restores the registry's octets.
+    # Our HTTP client decodes header fields as ISO 8859-1; encoding them so restores the registry's octets.
     encoded = urlencode(query, quote_via=quote, safe="", encoding="iso-8859-1", errors="replace")
     return f"{url}{'&' if '?' in url else '?'}{encoded}"
 

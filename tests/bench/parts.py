@@ -42,7 +42,7 @@ def show(peers: Cloud, folder: Path) -> None:
     with mock.patch.dict(os.environ, environment):
         settings = Settings.from_environment()
     single_flight = SingleFlight()
-    drogue = make_drogue(settings, single_flight)
+    drogue = make_drogue(settings)
     registry, commands = DeviceRegistry(drogue), Commands(drogue)
     images = Resolver(make_image_store(settings, VerifiedFiles(single_flight), single_flight), single_flight)
 

@@ -11,7 +11,6 @@ The input is the application's JSON and the device's, with an empty line in betw
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from http.client import HTTPMessage
 from typing import Any, cast
 
 from fleet_fn.deadline import Deadline
@@ -20,7 +19,9 @@ from fleet_fn.drogue.firmware_spec import File, Image, Policy
 from fleet_fn.drogue.status_report import IN_SYNC, PROGRESS, Condition, Report
 from fleet_fn.drogue.update_record import Record, record_for
 from fleet_fn.errors import PermanentError
-from fleet_fn.http.client import Answer, HttpClient
+from fleet_fn.http.client import HttpClient
+from fleet_fn.http.head import Head
+from fleet_fn.http.messages import Answer
 from fleet_fn.protocol.step import Target
 from fleet_fn.update.policy import hold_start
 from fleet_fn.update.window import opens_in
@@ -47,8 +48,8 @@ class _Cloud:
             assert body
             self.writes += 1
             self.device = body
-            return Answer(204, HTTPMessage(), b"")
-        return Answer(200, HTTPMessage(), self.device if path.endswith("/d") else self.application)
+            return Answer(204, Head(), b"")
+        return Answer(200, Head(), self.device if path.endswith("/d") else self.application)
 
 
 def one_input(data: bytes) -> None:

@@ -19,11 +19,10 @@ import requests
 from click.testing import CliRunner
 
 from fleet_fn.cli.fleet import command, print_fleet
-from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.drogue.listing import list_devices
 from fleet_fn.errors import PermanentError, TransientError, one_line
 from fleet_fn.http.client import HttpClient
-from fleet_fn.http.connection import MAX_BODY_BYTES
+from fleet_fn.http.handle import MAX_BODY_BYTES
 from fleet_fn.parts import make_drogue
 from fleet_fn.sandbox import Sandbox
 from fleet_fn.settings import Settings
@@ -316,7 +315,7 @@ def test_an_application_without_devices_is_a_fleet_too(sandbox: Sandbox) -> None
 def test_another_command_can_print_a_fleet_and_learn_whether_any_failed(sandbox: Sandbox) -> None:
     put(sandbox, "lamp", IN_SYNC)
     lines: list[str] = []
-    with closing(make_drogue(Settings.for_drogue(environment(sandbox.url)), SingleFlight())) as cloud:
+    with closing(make_drogue(Settings.for_drogue(environment(sandbox.url)))) as cloud:
         assert print_fleet(cloud, "shop", echo=lines.append) is False
         assert lines[1].startswith("lamp ")
         put(sandbox, "till", BROKEN)

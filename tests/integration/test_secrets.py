@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from fleet_fn.cli.main import main
 from fleet_fn.deadline import Deadline
-from fleet_fn.http.client import Answer as UpstreamAnswer
 from fleet_fn.http.client import HttpClient
-from fleet_fn.http.connection import Request as UpstreamRequest
+from fleet_fn.http.messages import Answer as UpstreamAnswer
+from fleet_fn.http.messages import Request as UpstreamRequest
 from fleet_fn.parts import Parts
 from fleet_fn.settings import Settings
 from tests.support.drogue import Drogue

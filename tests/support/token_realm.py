@@ -6,12 +6,12 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.client import HTTPMessage
 from typing import Final
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.http.client import Answer as HttpAnswer
+from fleet_fn.http.head import Head
+from fleet_fn.http.messages import Answer as HttpAnswer
 from tests.support.http import Answer, Request, Response
 from tests.support.timing import Clock
 
@@ -86,7 +86,7 @@ def guarded_by(authorization: str, challenge: str, answer: Answer) -> Answer:
 
 
 def answered(status: int = 200, body: bytes = b"") -> HttpAnswer:
-    return HttpAnswer(status, HTTPMessage(), body)
+    return HttpAnswer(status, Head(), body)
 
 
 @dataclass

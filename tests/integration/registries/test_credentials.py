@@ -189,7 +189,8 @@ def test_a_token_is_renewed_when_its_time_is_over(
         ("Negotiate s3cret==", "asks for negotiate"),
         ('Basic realm="x"', "no credentials are configured"),
         ('Digest realm="x", nonce="y"', "asks for digest"),
-        (", ,,=,\x00\xff", "asks for nothing"),
+        (", ,,=,\x01\xff", "asks for nothing"),
+        (", ,,=,\x00\xff", "answer is not HTTP"),
         ("x" * 60_000, "asks for"),
     ],
 )

@@ -295,7 +295,8 @@ def in_seconds(seconds: float) -> str:
     [
         (lambda: "3", 503),
         (lambda: "100", 422),
-        (lambda: "99999999999999999999", 422),
+        (lambda: "999999999", 422),
+        (lambda: "99999999999999999999", 503),
         (lambda: in_seconds(10), 503),
         (lambda: in_seconds(100), 422),
         (lambda: in_seconds(-100), 503),

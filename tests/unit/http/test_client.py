@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import random
 import socket
 import ssl
 import threading
@@ -13,17 +14,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
+import pycurl
 import pytest
 import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
 from fleet_fn.http.authorization import Fixed, basic
-from fleet_fn.http.client import MAX_IDLE_CONNECTIONS, MAX_IDLE_SECONDS, HttpClient
-from fleet_fn.http.connection import MAX_BODY_BYTES
-from fleet_fn.http.tls import make_wider_tls_context
+from fleet_fn.http.client import HttpClient
+from fleet_fn.http.handle import MAX_BODY_BYTES
+from fleet_fn.http.pool import MAX_IDLE_CONNECTIONS, MAX_IDLE_SECONDS
 from tests.support.http import Request, Response, Server, closed_port
 
 #: Seconds that an exchange may take, and after which it is certain that it ignored that.
@@ -88,15 +92,15 @@ def peer(serve: Callable[[socket.socket, threading.Event], None]) -> Iterator[Pe
                 thread.join()
 
 
-def read_request(connection: socket.socket) -> bytes:
-    """The head of a request without a body."""
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        received = connection.recv(4096)
-        if not received:
+def read_request(connection: socket.socket, size: int = 0) -> bytes:
+    """Read a request with a body of `size` bytes, and return the body."""
+    received = b""
+    while (end := received.find(b"\r\n\r\n") + 4) < 4 or len(received) < end + size:
+        piece = connection.recv(65536)
+        if not piece:
             raise ConnectionError
-        head += received
-    return head
+        received += piece
+    return received[end:]
 
 
 def answering(content: bytes) -> Callable[[socket.socket, threading.Event], None]:
@@ -127,6 +131,19 @@ def trickling(quickly: bytes, slowly: bytes, pause: float) -> Callable[[socket.s
             connection.sendall(bytes((byte,)))
 
     return serve
+
+
+def set_option(monkeypatch: pytest.MonkeyPatch, option: int, value: object) -> None:
+    """Set a further option of each handle from now on."""
+
+    class Curl:
+        def __new__(cls) -> Any:
+            handle = pycurl_curl()
+            handle.setopt(option, value)
+            return handle
+
+    pycurl_curl = pycurl.Curl
+    monkeypatch.setattr(pycurl, "Curl", Curl)
 
 
 @contextmanager
@@ -162,8 +179,7 @@ def test_method_path_body_and_headers_arrive_as_given() -> None:
 
 def test_the_default_port_is_left_out_of_the_host_header(monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(lambda _: Response()) as server:
-        address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", server.port))
-        monkeypatch.setattr(socket, "getaddrinfo", lambda _, port, **__: [address] if port == 80 else [])
+        set_option(monkeypatch, pycurl.CONNECT_TO, [f"cloud.example:80:127.0.0.1:{server.port}"])
         with upstream("http://cloud.example") as cloud:
             cloud.request("GET", "/", Deadline(5))
     assert server.requests[0].headers["Host"] == "cloud.example"
@@ -240,12 +256,14 @@ def test_answers_that_are_neither_429_nor_5xx_are_returned_and_redirects_not_fol
         (429, "7", 7),
         (503, "120", 120),
         (500, None, None),
-        (502, -60.0, 0),
-        (429, 30_000_000.0, 999_999),
+        (502, -60.0, None),
+        (503, "0", None),
+        (429, 30_000_000.0, 21_600),
+        (429, "999999", 21_600),
         (502, "Fri, 99 Dec 2027 23:59:59 GMT", None),
         (504, "-1", None),
         (503, "\u00b2", None),
-        (503, "9" * 5000, 999_999),
+        (503, "9" * 5000, None),
     ],
 )
 def test_429_and_5xx_are_to_be_retried_after_the_seconds_that_the_answer_names(
@@ -310,6 +328,32 @@ def test_a_chunked_answer_is_put_together_and_its_connection_kept() -> None:
     assert server.connections == 1
 
 
+@given(
+    st.from_regex(r"/[!-~]{0,20}", fullmatch=True),
+    st.dictionaries(
+        st.sampled_from(["Accept", "User-Agent", "Content-Type", "X-Any"]),
+        st.from_regex(r"(?:[!-~\xa0-\xff][\t -~\xa0-\xff]{0,20}[!-~\xa0-\xff])?", fullmatch=True),
+    ),
+    st.sampled_from(["POST", "PUT"]),
+    st.one_of(st.none(), st.binary(max_size=20), st.binary(min_size=70_000, max_size=70_000)),
+)
+@settings(deadline=None)
+def test_a_request_arrives_as_it_was_given(
+    target: str, headers: dict[str, str], method: str, body: bytes | None
+) -> None:
+    with Server(lambda _: Response()) as server, upstream(f"{server.url}/x/../y") as cloud:
+        cloud.request(method, target, Deadline(5), headers=headers, body=body)
+    (request,) = server.requests
+    assert (request.method, request.path, request.body) == (method, f"/x/../y{target}", body or b"")
+    expected = {"Accept": "application/json", "User-Agent": "fleet-fn", **headers}
+    of_connection = {
+        "Host": f"127.0.0.1:{server.port}",
+        "Accept-Encoding": "identity",
+        "Content-Length": str(len(body or b"")),
+    }
+    assert dict(request.headers) == expected | of_connection
+
+
 # --- Connections that are kept ----------------------------------------------------------------------------------------
 
 
@@ -349,21 +393,51 @@ def test_a_connection_that_the_server_closes_just_as_it_is_used_again_costs_no_e
 
 
 @pytest.mark.parametrize("abruptly", [False, True])
-def test_a_post_is_not_sent_again_even_over_a_connection_that_was_kept(abruptly: bool) -> None:
-    heads: list[bytes] = []
+@pytest.mark.parametrize("size", [1, 1000, 65536, 1_000_000])
+def test_a_post_is_not_sent_again_even_over_a_connection_that_was_kept(abruptly: bool, size: int) -> None:
+    requests = 0
 
     def serve(connection: socket.socket, _: threading.Event) -> None:
-        heads.append(read_request(connection))
-        connection.sendall(OK)
-        heads.append(read_request(connection))
+        nonlocal requests
+        for answer in (OK, b""):
+            read_request(connection, size)
+            requests += 1
+            connection.sendall(answer)
         if abruptly:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
 
     with peer(serve) as server, upstream(server.url) as cloud:
-        cloud.request("POST", "/", Deadline(5), body=b"")
-        with pytest.raises(TransientError, match=r"^cloud: connection closed without an answer$"):
-            cloud.request("POST", "/", Deadline(5), body=b"")
-        assert (len(heads), server.connections) == (2, 1)
+        cloud.request("POST", "/", Deadline(5), body=bytes(size))
+        with pytest.raises(TransientError, match=r"^cloud: connection closed without an answer$") as caught:
+            cloud.request("POST", "/", Deadline(5), body=bytes(size), wants_body=False)
+        assert caught.value.may_have_acted
+        assert (requests, server.connections) == (2, 1)
+
+
+@pytest.mark.parametrize("body", [None, b""])
+def test_a_post_without_a_body_goes_over_a_new_connection(body: bytes | None) -> None:
+    with Server(lambda _: Response()) as server, upstream(server.url) as cloud:
+        for _ in range(3):
+            cloud.request("POST", "/", Deadline(5), body=body)
+    assert [request.body for request in server.requests] == [b"", b"", b""]
+    assert server.connections == 3
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_a_put_is_sent_again_with_all_of_its_body(size: int) -> None:
+    bodies: list[bytes] = []
+    sent = random.Random(size).randbytes(size)
+
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        bodies.append(read_request(connection, size))
+        connection.sendall(OK)
+        read_request(connection, size)
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        for _ in range(2):
+            assert cloud.request("PUT", "/", Deadline(5), body=sent).status == 200
+        assert server.connections == 2
+    assert bodies == [sent, sent]
 
 
 @pytest.mark.parametrize(
@@ -372,23 +446,28 @@ def test_a_post_is_not_sent_again_even_over_a_connection_that_was_kept(abruptly:
         (b"Content-Length: 0\r\n\r\n", 1),
         (b"Content-Length: 5\r\n\r\nhello", 1),
         (b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 1),
-        (b"Content-Length: 5\r\n\r\n", 2),
         (b"Content-Length: 100000000\r\n\r\n" + b"x" * 1000, 2),
         (b"Transfer-Encoding: chunked\r\n\r\nnonsense", 2),
     ],
 )
 def test_where_the_status_is_all_that_matters_nothing_wrong_with_the_body_does(rest: bytes, connections: int) -> None:
     def serve(connection: socket.socket, _: threading.Event) -> None:
-        while read_request(connection):
+        while read_request(connection, 1):
             connection.sendall(b"HTTP/1.1 202 Accepted\r\n" + rest)
 
     with peer(serve) as server, upstream(server.url) as cloud:
         for _ in range(2):
             deadline = Deadline(5)
-            answer = cloud.request("POST", "/", deadline, body=b"", wants_body=False)
+            answer = cloud.request("POST", "/", deadline, body=b"x", wants_body=False)
             assert (answer.status, answer.body) == (202, b"")
             assert deadline.elapsed < 1
         assert server.connections == connections
+
+
+def test_an_unwanted_body_that_does_not_come_costs_no_more_than_the_deadline() -> None:
+    head = b"HTTP/1.1 202 Accepted\r\nContent-Length: 5\r\n\r\n"
+    with peer(hanging_after(head)) as server, upstream(server.url) as cloud, in_time() as deadline:
+        assert cloud.request("POST", "/", deadline, wants_body=False).status == 202
 
 
 def test_a_connection_that_ends_with_the_answer_does_no_harm_where_the_status_is_all_that_matters() -> None:
@@ -439,6 +518,71 @@ def test_a_connection_on_which_more_came_than_was_asked_for_is_not_used_again() 
         assert said.wait(5)
         assert cloud.request("GET", "/", Deadline(5)).body == b"ok"
         assert server.connections == 2
+
+
+@pytest.mark.parametrize("status", [100, 102, 103, 199])
+@pytest.mark.parametrize("wants_body", [False, True])
+def test_interim_answers_are_skipped(status: int, wants_body: bool) -> None:
+    interim = f"HTTP/1.1 {status} Wait\r\nLink: x\r\nContent-Length: 3\r\n\r\n".encode()
+    numbers = itertools.count(201)
+
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        while True:
+            read_request(connection, 1)
+            final = f"HTTP/1.1 {next(numbers)} Fine\r\nContent-Length: 2\r\n\r\nok".encode()
+            connection.sendall(interim * 3 + final)
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        for number in (201, 202, 203):
+            answer = cloud.request("POST", "/", Deadline(5), body=b"x", wants_body=wants_body)
+            assert (answer.status, answer.body) == (number, b"ok" if wants_body else b"")
+            assert answer.headers.get("Link") is None
+        cloud.close()
+    assert server.connections == 1
+
+
+@given(
+    st.sampled_from([b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"]),
+    st.sampled_from([200, 202, 204, 304, 404]),
+    st.lists(
+        st.sampled_from(
+            [
+                "Content-Length: 0",
+                "Content-Length: 2",
+                "content-length: 40",
+                "Transfer-Encoding: chunked",
+                "Transfer-Encoding: gzip, chunked",
+                "Connection: keep-alive",
+                "X: y",
+                " folded",
+            ]
+        ),
+        max_size=4,
+    ),
+    st.sampled_from([b"", b"ok", b"2\r\nok\r\n0\r\n\r\n", b"HTTP/1.1 299 Stale\r\nContent-Length: 0\r\n\r\n"]),
+    st.sampled_from(["GET", "HEAD", "PUT", "POST"]),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_whatever_a_server_sends_no_answer_is_taken_for_the_next_one(
+    interim: bytes, status: int, lines: list[str], rest: bytes, method: str, wants_body: bool
+) -> None:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        body = 1 if method in ("PUT", "POST") else 0
+        read_request(connection, body)
+        first = server.connections == 1
+        head = "".join(f"{line}\r\n" for line in lines)
+        connection.sendall(interim + f"HTTP/1.1 {status} X\r\n{head}\r\n".encode() + rest if first else mine)
+        read_request(connection, body)
+        connection.sendall(mine)
+
+    mine = b"HTTP/1.1 207 Mine\r\nContent-Length: 0\r\n\r\n"
+    with peer(serve) as server, upstream(server.url) as cloud:
+        sent = b"x" if method in ("PUT", "POST") else None
+        with contextlib.suppress(TransientError, PermanentError):
+            assert cloud.request(method, "/", Deadline(0.05), body=sent, wants_body=wants_body).status == status
+        assert cloud.request(method, "/", Deadline(5), body=sent, wants_body=wants_body).status == 207
+        cloud.close()
 
 
 @pytest.mark.parametrize("announced", ["Content-Length: 36", "Transfer-Encoding: chunked"])
@@ -599,24 +743,6 @@ def test_a_server_that_does_not_read_costs_no_more_than_the_deadline() -> None:
         cloud.request("POST", "/", deadline, body=bytes(64 * 1024 * 1024))
 
 
-def test_a_resolver_that_hangs_costs_no_more_than_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    answered, threads = threading.Event(), []
-
-    def hang(*_: object, **__: object) -> list[object]:
-        threads.append(threading.current_thread())
-        answered.wait()
-        raise socket.gaierror(socket.EAI_AGAIN, "over")
-
-    monkeypatch.setattr(socket, "getaddrinfo", hang)
-    with upstream("http://cloud.example") as cloud:
-        for _ in range(3):
-            with in_time() as deadline, pytest.raises(TransientError, match=r"^cloud: no answer in time$"):
-                cloud.request("GET", "/", deadline)
-    answered.set()
-    assert len(threads) == 1  # whatever hangs there hangs once, not once for each event
-    threads[0].join()
-
-
 def test_a_deadline_that_has_passed_already_sends_nothing() -> None:
     with Server(lambda _: Response()) as server, upstream(server.url) as cloud:
         for _ in range(2):
@@ -657,25 +783,19 @@ def test_an_error_tells_whether_the_upstream_may_have_acted() -> None:
         assert error.value.may_have_acted is may_have_acted
 
 
-def test_a_host_that_is_not_found_is_to_be_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(*_: object, **__: object) -> list[object]:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with upstream("http://cloud.example") as cloud, pytest.raises(TransientError, match=r"^cloud: host not found$"):
-        cloud.request("GET", "/", Deadline(5))
+def test_a_host_that_is_not_found_is_to_be_retried() -> None:
+    # libcurl asks no resolver for a host of this domain (RFC 7686).
+    with upstream("http://cloud.onion") as cloud, pytest.raises(TransientError, match=r"^cloud: host not found$") as e:
+        cloud.request("POST", "/", Deadline(5), body=b"x")
+    assert not e.value.may_have_acted
 
 
-@pytest.mark.parametrize("family", [socket.AF_INET, 9999], ids=["refused", "of a family that the system lacks"])
-def test_where_one_address_does_not_work_the_next_one_is_tried(monkeypatch: pytest.MonkeyPatch, family: int) -> None:
-    with Server(lambda _: Response()) as server, closed_port() as closed:
-        addresses = [
-            (family, socket.SOCK_STREAM, 0, "", ("127.0.0.1", closed)),
-            (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", server.port)),
-        ]
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
-        with upstream("http://cloud.example") as cloud:
+def test_where_one_address_does_not_work_the_next_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(lambda _: Response()) as server:
+        set_option(monkeypatch, pycurl.RESOLVE, [f"cloud.example:{server.port}:127.0.0.2,127.0.0.1"])
+        with upstream(f"http://cloud.example:{server.port}") as cloud:
             assert cloud.request("GET", "/", Deadline(5)).status == 200
+            assert cloud.address == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -685,7 +805,6 @@ def test_where_one_address_does_not_work_the_next_one_is_tried(monkeypatch: pyte
         pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", id="no body at all"),
         pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nsho", id="in a chunk"),
         pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n", id="no last chunk"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", id="no size of a chunk"),
     ],
 )
 def test_a_body_that_is_cut_short_is_to_be_retried(content: bytes) -> None:
@@ -699,7 +818,6 @@ def test_a_body_that_is_cut_short_is_to_be_retried(content: bytes) -> None:
 
 #: Heads without their end: what follows may have said anything, such as how long the body is.
 CUT_HEADS = [
-    pytest.param(b"HTTP/1.1 200", id="in the first line"),
     pytest.param(b"HTTP/1.1 200 OK\r\n", id="after it"),
     pytest.param(b"HTTP/1.1 200 OK\r\nContent-Ty", id="in a header's name"),
     pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 0", id="in its value"),
@@ -716,15 +834,16 @@ def test_a_head_that_is_cut_short_is_to_be_retried_and_not_taken_for_an_empty_an
             pass
 
 
-@pytest.mark.parametrize("content", [b"H", b"HTTP/1.", b"HTTP/1.1", b"HTTP/1.1 20"])
+@pytest.mark.parametrize("content", [b"H", b"HTTP/1.", b"HTTP/1.1", b"HTTP/1.1 20", b"HTTP/1.1 200"])
 @pytest.mark.parametrize("wants_body", [False, True])
 def test_a_head_that_is_cut_short_before_its_status_is_to_be_retried(content: bytes, wants_body: bool) -> None:
     with (
         peer(answering(content)) as server,
         upstream(server.url) as cloud,
-        pytest.raises(TransientError, match=r"^cloud: answer cut short$"),
+        pytest.raises(TransientError, match=r"^cloud: connection closed without an answer$") as caught,
     ):
         cloud.request("POST", "/", Deadline(5), wants_body=wants_body)
+    assert caught.value.may_have_acted
 
 
 @pytest.mark.parametrize("content", CUT_HEADS)
@@ -749,8 +868,14 @@ def test_a_reset_in_the_body_is_to_be_retried() -> None:
         pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n", id="SSH"),
         pytest.param(b"SSH", id="SSH, cut short"),
         pytest.param(b"HTTP/1.1 abc OK\r\n\r\n", id="status"),
-        pytest.param(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n", id="a thousand headers"),
-        pytest.param(b"HTTP/1.1 200 " + b"x" * 100_000 + b"\r\n", id="a long line"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000 + b"\r\n", id="ten thousand headers"),
+        pytest.param(b"HTTP/1.1 200 " + b"x" * 400_000 + b"\r\n", id="a long line"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", id="no size of a chunk"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nx", id="a length that is no number"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx", id="two lengths"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nno colon\r\nContent-Length: 1\r\n\r\nx", id="no header"),
+        pytest.param(b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + OK, id="another protocol"),
+        pytest.param(b"HTTP/2 200 OK\r\nContent-Length: 1\r\n\r\nx", id="HTTP/2"),
         pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nx\r\n", id="a negative chunk"),
         pytest.param(b"\0" * 100 + b"\r\n", id="zeros"),
     ],
@@ -759,7 +884,7 @@ def test_what_is_not_http_fails(content: bytes) -> None:
     with (
         peer(answering(content)) as server,
         upstream(server.url) as cloud,
-        pytest.raises(PermanentError, match=r"^cloud: answer is not HTTP \(\w+\)$"),
+        pytest.raises(PermanentError, match=r"^cloud: answer is not HTTP$"),
     ):
         cloud.request("GET", "/", Deadline(5))
 
@@ -873,16 +998,35 @@ def test_a_stream_may_bring_more_than_other_answers() -> None:
 
 
 def test_the_connection_of_a_stream_is_kept_if_it_was_read_to_its_end() -> None:
-    with Server(lambda _: Response(body=b"all of it")) as server, upstream(server.url) as cloud:
+    with Server(lambda _: Response(body=bytes(10_000_000))) as server, upstream(server.url) as cloud:
         for _ in range(3):
             with cloud.stream("/", Deadline(5)) as stream:
-                while stream.read(4, Deadline(5)):
+                while stream.read(1_000_000, Deadline(5)):
                     pass
         assert server.connections == 1
         for _ in range(3):
             with cloud.stream("/", Deadline(5)) as stream:
-                assert stream.read(4, Deadline(5)) == b"all "
+                assert stream.read(4, Deadline(5)) == bytes(4)
         assert server.connections == 3
+
+
+def test_a_connection_on_which_more_came_than_a_stream_is_not_used_again() -> None:
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(OK)
+        answered.wait()
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong")
+        said.set()
+        over.wait()
+
+    answered, said = threading.Event(), threading.Event()
+    with peer(serve) as server, upstream(server.url) as cloud:
+        for _ in range(2):
+            with cloud.stream("/", Deadline(5)) as stream:
+                assert b"".join(iter(lambda: stream.read(9, Deadline(5)), b"")) == b"ok"
+            answered.set()
+            assert said.wait(5)
+        assert server.connections == 2
 
 
 @pytest.mark.parametrize(("status", "error"), [(429, RateLimitedError), (503, TransientError)])
@@ -931,9 +1075,25 @@ def test_elsewhere_only_addresses_are_connected_to_that_are_permitted() -> None:
     assert not server.connections
 
 
-def test_a_host_has_the_addresses_that_it_resolves_to() -> None:
-    with upstream("http://127.0.0.1:1") as cloud:
-        assert cloud.addresses(Deadline(5)) == ["127.0.0.1"]
+def test_elsewhere_the_next_address_is_tried_if_one_is_not_permitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def permits(address: str) -> bool:
+        asked.append(address)
+        return address == "127.0.0.1"
+
+    with Server(lambda _: Response()) as server, upstream("http://cloud.example") as cloud:
+        set_option(monkeypatch, pycurl.RESOLVE, [f"other.example:{server.port}:127.0.0.2,127.0.0.1"])
+        other = cloud.for_redirect(f"http://other.example:{server.port}", permits)
+        assert other.request("GET", "/", Deadline(5)).status == 200
+    assert asked == ["127.0.0.2", "127.0.0.1"]
+
+
+def test_the_address_that_answered_is_known() -> None:
+    with Server(lambda _: Response()) as server, upstream(server.url) as cloud:
+        assert cloud.address is None
+        cloud.request("GET", "/", Deadline(5))
+        assert cloud.address == "127.0.0.1"
 
 
 # --- Many at once -----------------------------------------------------------------------------------------------------
@@ -1048,12 +1208,14 @@ def test_elsewhere_the_same_authority_is_trusted_besides_the_systems(authority: 
         other = cloud.for_redirect(server.url, lambda _: True)
         assert other.request("GET", "/", Deadline(5)).body == b"ok"
         other.close()
-    assert make_wider_tls_context(str(authority / "ca.pem")).cert_store_stats()["x509_ca"] > 1
 
 
 @pytest.mark.parametrize(
     ("trusted", "certificate", "reason"),
-    [(None, "server", "unable to get local issuer certificate"), ("ca.pem", "other", "IP address mismatch")],
+    [
+        (None, "server", "unable to get local issuer certificate"),
+        ("ca.pem", "other", "no alternative certificate subject name"),
+    ],
 )
 def test_a_certificate_that_is_not_trusted_fails_before_anything_is_sent(
     authority: Path, trusted: str | None, certificate: str, reason: str
@@ -1149,7 +1311,7 @@ def test_a_tls_handshake_that_hangs_costs_no_more_than_the_deadline(authority: P
 def test_failed_handshakes_leave_no_socket_open(authority: Path) -> None:
     with (
         tls_peer(authority, answer_requests, "other") as server,
-        upstream(server.url, ca_file=str(authority / "ca.pem"), single_flight=SingleFlight()) as cloud,
+        upstream(server.url, ca_file=str(authority / "ca.pem")) as cloud,
     ):
         before = open_descriptors()
         for _ in range(50):

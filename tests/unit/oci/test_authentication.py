@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
 from fleet_fn.http.authorization import basic
-from fleet_fn.http.client import Answer
+from fleet_fn.http.messages import Answer
 from fleet_fn.oci.authentication import Authorization
 from fleet_fn.oci.challenges import parse_challenges
 from fleet_fn.oci.docker_config import Credentials

@@ -12,7 +12,8 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.http.authorization import basic
 from fleet_fn.http.bearer_tokens import Token
-from fleet_fn.http.client import Answer
+from fleet_fn.http.head import Head
+from fleet_fn.http.messages import Answer
 from fleet_fn.oci.challenges import Challenge, parse_challenges
 from fleet_fn.oci.docker_config import Credentials
 from fleet_fn.oci.token_realm import TokenRealm
@@ -187,7 +188,7 @@ def test_a_realm_is_asked_over_the_wire_as_it_says() -> None:
         connection = HTTPConnection(parts.hostname or "", parts.port, timeout=deadline.remaining)
         connection.request("GET", f"{parts.path}?{parts.query}", headers=dict(headers))
         response = connection.getresponse()
-        answer = Answer(response.status, response.headers, response.read())
+        answer = Answer(response.status, Head(), response.read())
         connection.close()
         return answer
 

@@ -1,0 +1,293 @@
+"""Handles of libcurl: requests one after another, over one kept connection.
+
+libcurl bounds a whole exchange by one time-out, bounds heads, skips interim answers, and repeats an idempotent request
+once if the kept connection turns out to be dead. A body that cannot be rewound is never sent twice; so a POST is not.
+
+libcurl calls into Python take the interpreter lock. So there are none for the head unless the request wants the body.
+"""
+
+import select
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import pycurl
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.http.failures import WEIRD_SERVER_REPLY, ForbiddenAddressError, TransferError
+from fleet_fn.http.head import Head
+from fleet_fn.http.messages import Answer, Request
+from fleet_fn.http.origin import Origin
+from fleet_fn.http.tls import Trust
+
+#: Largest body of an answer. No upstream has a reason to send a larger one.
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+#: Largest body that is read only to keep the connection.
+_MAX_UNWANTED_BYTES: Final = 64 * 1024
+#: Statuses from here on may ask to wait: 429 and 5xx.
+_MAY_ASK_TO_WAIT: Final = 429
+_MAIN_THREAD: Final = threading.main_thread().ident
+#: `CURL_SEEKFUNC_FAIL`.
+_SEEK_FAILED: Final = 1
+
+
+class Handle:
+    """A libcurl handle with one connection at most. One thread at a time uses it."""
+
+    def __init__(self, origin: Origin, trust: Trust, permits: Callable[[str], bool] | None) -> None:
+        """Create a handle without a connection.
+
+        Args:
+            origin: the upstream.
+            trust: whose certificates are trusted.
+            permits: returns whether the handle may connect to an IP address; None permits all.
+
+        """
+        self._curl = curl = pycurl.Curl()
+        self._transfer = transfer = _Transfer()
+        self._door = _Door(permits) if permits else None
+        #: What the last request was like; its options stay set.
+        self._kind: tuple[str, bool] | None = None
+        self._is_fresh = self._lets_signals_in = False
+        self._is_whole = self._is_resolving = False
+        #: Waits for bytes on the connection; None if there is no connection.
+        self._poll: select.poll | None = None
+        self._socket = -1
+        #: Time of the last use, on the client's clock.
+        self.idle_since = 0.0
+        curl.setopt(pycurl.URL, origin.url)
+        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+        curl.setopt(pycurl.NOSIGNAL, 1)
+        curl.setopt(pycurl.PROXY, "")  # else the environment's
+        curl.setopt(pycurl.MAXCONNECTS, 1)
+        curl.setopt(pycurl.READFUNCTION, transfer.read)
+        curl.setopt(pycurl.SEEKFUNCTION, transfer.seek)
+        curl.setopt(pycurl.WRITEFUNCTION, transfer.write)
+        curl.setopt(pycurl.XFERINFOFUNCTION, _let_signals_in)
+        if self._door:
+            curl.setopt(pycurl.OPENSOCKETFUNCTION, self._door.open_socket)
+        if origin.secure:
+            trust.set_options(curl)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the last answer was received to its end, so that the connection can be used again."""
+        return self._is_whole
+
+    @property
+    def has_input(self) -> bool:
+        """Whether more has come than the last answer, or the end of the connection.
+
+        libcurl would use such a connection again, and take what has come for the next answer.
+        """
+        return bool(self._poll and self._poll.poll(0))
+
+    def exchange(self, request: Request, deadline: Deadline) -> Answer:
+        """Send a request and return its answer.
+
+        Raises:
+            TransferError: no answer, or none before the deadline, or a malformed or too large one.
+
+        """
+        milliseconds = int(1000 * deadline.remaining)
+        if not milliseconds:  # to libcurl, 0 is no time-out
+            raise TransferError(pycurl.E_OPERATION_TIMEDOUT, was_sent=False, has_answer=False)
+        self._curl.setopt(pycurl.TIMEOUT_MS, milliseconds)
+        self._prepare(request, MAX_BODY_BYTES if request.wants_body else _MAX_UNWANTED_BYTES)
+        try:
+            failure = self._perform()
+            answer = self._answer(bytes(self._transfer.body))
+            if failure and (request.wants_body or answer.status < 200 or failure.is_of_head):
+                raise failure
+            if request.wants_body or answer.status < 200:
+                check_head(answer)
+            self._end(failure)
+            return answer
+        finally:
+            self._transfer.end()
+
+    @property
+    def address(self) -> str:
+        """IP address of the last connection."""
+        return str(self._curl.getinfo(pycurl.PRIMARY_IP))
+
+    def close(self) -> None:
+        """Close the connection.
+
+        libcurl waits for its resolver then, which takes no time-out. So if a name is being resolved, a thread waits.
+        """
+        if self._is_resolving:
+            threading.Thread(target=self._close, name="close a libcurl handle", daemon=True).start()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self._curl.close()
+        if self._door:
+            self._door.close()
+
+    def _prepare(self, request: Request, limit: int) -> None:
+        """Set the options of a request whose answer may have `limit` bytes."""
+        curl, transfer = self._curl, self._transfer
+        self._is_whole = False
+        transfer.begin(request, limit)
+        if self._kind != (request.method, request.wants_body):
+            self._kind = request.method, request.wants_body
+            self._set_kind(request, limit)
+        curl.setopt(pycurl.REQUEST_TARGET, request.target)
+        curl.setopt(pycurl.HTTPHEADER, request.header_lines())
+        if request.wants_body:
+            curl.setopt(pycurl.HEADERFUNCTION, transfer.head.add)
+        if request.carries_body:
+            curl.setopt(pycurl.POSTFIELDSIZE_LARGE, len(request.body or b""))
+        # libcurl repeats a request without a body, whatever its method, if the kept connection is dead.
+        if self._is_fresh != (not request.body and not request.is_idempotent):
+            self._is_fresh = not self._is_fresh
+            curl.setopt(pycurl.FRESH_CONNECT, self._is_fresh)
+        # Signals reach the main thread only. There, Ctrl-C would have to wait for the end of the exchange.
+        if self._lets_signals_in != (threading.get_ident() == _MAIN_THREAD):
+            self._lets_signals_in = not self._lets_signals_in
+            curl.setopt(pycurl.NOPROGRESS, not self._lets_signals_in)
+
+    def _set_kind(self, request: Request, limit: int) -> None:
+        """Set the options that depend on the method, and on whether the body is wanted."""
+        curl = self._curl
+        if request.carries_body:
+            curl.setopt(pycurl.POST, 1)
+        else:
+            curl.setopt(pycurl.NOBODY if request.method == "HEAD" else pycurl.HTTPGET, 1)
+        curl.setopt(pycurl.CUSTOMREQUEST, request.method)
+        curl.setopt(pycurl.MAXFILESIZE_LARGE, limit)
+        if not request.wants_body:
+            curl.setopt(pycurl.HEADERFUNCTION, None)
+
+    def _perform(self) -> TransferError | None:
+        try:
+            self._curl.perform()
+        except pycurl.error as error:
+            return self._failure(*error.args)
+        return None
+
+    def _answer(self, body: bytes) -> Answer:
+        """Return the answer as far as it was received, with a `body`."""
+        status = self._curl.getinfo(pycurl.RESPONSE_CODE)
+        retry_after = self._curl.getinfo(pycurl.RETRY_AFTER) if status >= _MAY_ASK_TO_WAIT else None
+        return Answer(status, self._transfer.head, body, retry_after or None)
+
+    def _end(self, failure: TransferError | None) -> None:
+        """Note what is left of the connection after an answer."""
+        self._is_whole = not failure
+        descriptor = self._curl.getinfo(pycurl.ACTIVESOCKET)
+        if descriptor != self._socket:
+            self._socket, self._poll = descriptor, None
+            if descriptor >= 0:
+                self._poll = select.poll()
+                self._poll.register(descriptor, select.POLLIN)
+
+    def _failure(self, code: int, detail: str) -> TransferError:
+        curl = self._curl
+        self._is_resolving = code == pycurl.E_OPERATION_TIMEDOUT and not curl.getinfo(pycurl.NAMELOOKUP_TIME)
+        if code == pycurl.E_COULDNT_CONNECT and self._door and not self._door.has_opened:
+            return ForbiddenAddressError(code, detail, was_sent=False, has_answer=False)
+        return TransferError(
+            code,
+            detail,
+            os_errno=curl.getinfo(pycurl.OS_ERRNO),
+            was_sent=curl.getinfo(pycurl.REQUEST_SIZE) > 0,
+            has_answer=curl.getinfo(pycurl.HEADER_SIZE) > 0,
+        )
+
+
+def check_head(answer: Answer) -> None:
+    """Check that the head of a final answer was received.
+
+    Raises:
+        TransferError: the server changes to another protocol, or the connection ended before the head did.
+
+    """
+    if 0 < answer.status < 200:
+        raise TransferError(WEIRD_SERVER_REPLY)
+    if not answer.head.is_complete:
+        raise TransferError(pycurl.E_PARTIAL_FILE)
+
+
+class _Transfer:
+    """The exchange that is under way, for libcurl's callbacks."""
+
+    __slots__ = ("_is_repeatable", "_keeps_body", "_limit", "_received", "_sent", "_upload", "body", "head")
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.end()
+
+    def begin(self, request: Request, limit: int) -> None:
+        """Begin the exchange of a request, whose answer may have `limit` bytes."""
+        self._upload = request.body or b""
+        self._is_repeatable = request.is_idempotent
+        self._keeps_body = request.wants_body
+        self._limit = limit
+
+    def end(self) -> None:
+        """Forget the exchange."""
+        self._upload = b""
+        self._sent = self._received = self._limit = 0
+        self._is_repeatable = self._keeps_body = False
+        self.head = Head()
+        self.body.clear()
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes of the request's body."""
+        piece = self._upload[self._sent : self._sent + size]
+        self._sent += len(piece)
+        return piece
+
+    def seek(self, offset: int, _origin: int) -> int:
+        """Go back in the request's body, unless the request may not be sent twice."""
+        if not self._is_repeatable:
+            return _SEEK_FAILED
+        self._sent = offset
+        return int(pycurl.SEEKFUNC_OK)
+
+    def write(self, piece: bytes) -> int | None:
+        """Take the next bytes of the answer's body; return 0 if they are too many, which ends the exchange."""
+        self._received += len(piece)
+        if self._received > self._limit:
+            return 0
+        if self._keeps_body:
+            self.body += piece
+        return None
+
+
+class _Door:
+    """Opens sockets, but none for an address that requests may not go to.
+
+    libcurl asks for each address that it is about to connect to, whatever the host's name resolved to before.
+    """
+
+    def __init__(self, permits: Callable[[str], bool]) -> None:
+        self._permits = permits
+        self._lent: socket.socket | None = None
+
+    @property
+    def has_opened(self) -> bool:
+        """Whether an address was permitted."""
+        return self._lent is not None
+
+    def open_socket(self, _purpose: int, address: Any) -> Any:
+        """Return a socket for an address, or the value that makes libcurl try the next one."""
+        family, kind, protocol, peer = address
+        if not self._permits(str(peer[0])):
+            return pycurl.SOCKET_BAD
+        self.close()
+        self._lent = socket.socket(family, kind, protocol)
+        return self._lent
+
+    def close(self) -> None:
+        """Close the last socket, of which pycurl has made a duplicate for libcurl."""
+        if self._lent:
+            self._lent.close()
+
+
+def _let_signals_in(*_: float) -> None:
+    """Do nothing. Python runs its signal handlers before each call of a function."""

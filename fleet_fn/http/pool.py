@@ -1,0 +1,56 @@
+"""A pool of kept connections."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+from fleet_fn.http.handle import Handle
+
+#: Idle connections that are kept, and for how long. Servers close idle connections after 5 s or more (Actix, Node). A
+#: command that meets a closing connection cannot be sent again, so the pool closes its connections earlier.
+MAX_IDLE_CONNECTIONS: Final = 64
+MAX_IDLE_SECONDS: Final = 4.0
+
+H = TypeVar("H", bound=Handle)
+
+
+class Pool(Generic[H]):
+    """Idle handles of one upstream. Safe to use from several threads."""
+
+    def __init__(self, make: Callable[[], H], max_idle: int, clock: Callable[[], float]) -> None:
+        """Create an empty pool.
+
+        Args:
+            make: makes a handle.
+            max_idle: idle handles that are kept.
+            clock: seconds; measures idle times.
+
+        """
+        self._make = make
+        self._max_idle = max_idle
+        self._clock = clock
+        self._idle: deque[H] = deque()
+
+    def take(self) -> H:
+        """Return the handle that was used last unless its connection was idle for too long; else a new one."""
+        while True:
+            try:
+                handle = self._idle.pop()
+            except IndexError:
+                return self._make()
+            if self._clock() - handle.idle_since < MAX_IDLE_SECONDS and not handle.has_input:
+                return handle
+            handle.close()
+
+    def give_back(self, handle: H) -> None:
+        """Keep a handle if it can be used again and there are not enough of them; else close it."""
+        if not handle.is_usable or len(self._idle) >= self._max_idle:
+            handle.close()
+            return
+        handle.idle_since = self._clock()
+        self._idle.append(handle)
+
+    def close(self) -> None:
+        """Close the idle handles."""
+        while self._idle:
+            self._idle.pop().close()
