@@ -25,7 +25,7 @@ _TOKEN: Final = re.compile(r"[!-~]{1,65536}")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A bearer token, with readings of the clock of its `BearerTokens`."""
+    """Bearer token, with readings of the clock of its `BearerTokens`."""
 
     #: Value of the header `Authorization`.
     header: str = field(repr=False)
@@ -55,7 +55,7 @@ class Token:
 
 @dataclass(eq=False, slots=True)
 class BearerTokens:
-    """The current token for one purpose. Safe to use from several threads, one of which fetches at a time.
+    """Current token for one purpose. Safe to use from several threads, of which one fetches at a time.
 
     A caller without a valid token waits for its turn, in which it may find the token of another caller::
 

@@ -28,7 +28,7 @@ Count = Callable[[int | None, float], None]
 
 
 class HttpClient:
-    """A client of one upstream. Safe to use from several threads."""
+    """HTTP client of one upstream. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class HttpClient:
 
 
 class Stream:
-    """An answer whose body is still to be read."""
+    """Answer whose body is still to be read."""
 
     def __init__(self, name: str, download: Download, answer: Answer) -> None:
         self._name = name

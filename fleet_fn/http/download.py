@@ -1,4 +1,4 @@
-"""An answer whose body is read piece by piece, each within a deadline of its own."""
+"""Downloads: answers whose bodies are read piece by piece, each within its deadline."""
 
 import select
 import sys
@@ -14,7 +14,7 @@ from fleet_fn.http.messages import Answer, Request
 from fleet_fn.http.origin import Origin
 from fleet_fn.http.tls import Trust
 
-#: What `select.poll` waits for, for each of libcurl's wishes.
+#: Events of `select.poll` for each of libcurl's wishes.
 _WAITS_FOR: Final = {
     pycurl.POLL_IN: select.POLLIN,
     pycurl.POLL_OUT: select.POLLOUT,
@@ -23,7 +23,10 @@ _WAITS_FOR: Final = {
 
 
 class Download(Handle):
-    """A handle whose answers are read piece by piece. It receives little more than the caller asks for."""
+    """libcurl handle whose answers are read piece by piece.
+
+    It receives little more than the caller asks for.
+    """
 
     def __init__(self, origin: Origin, trust: Trust, permits: Callable[[str], bool] | None) -> None:
         super().__init__(origin, trust, permits)
@@ -91,7 +94,7 @@ class Download(Handle):
         self._multi.close()
 
     def _advance(self, deadline: Deadline) -> None:
-        """Wait for what libcurl waits for, and let it go on.
+        """Wait for an event, and let libcurl handle it.
 
         Raises:
             TransferError: the deadline has passed.
@@ -111,7 +114,7 @@ class Download(Handle):
 
 
 class _Events:
-    """What libcurl waits for."""
+    """Sockets and the timer that libcurl waits for."""
 
     def __init__(self) -> None:
         self._poll = select.poll()

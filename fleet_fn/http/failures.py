@@ -34,7 +34,7 @@ _BAD_CHUNK: Final = "chunk hex-length"
 
 
 class TransferError(Exception):
-    """A request that libcurl could not complete."""
+    """Failure of a request that libcurl could not complete."""
 
     def __init__(
         self, code: int, detail: str = "", *, os_errno: int = 0, was_sent: bool = True, has_answer: bool = True
@@ -63,7 +63,7 @@ class TransferError(Exception):
 
 
 class ForbiddenAddressError(TransferError):
-    """The host has only addresses that the handle may not connect to."""
+    """All of the host's addresses are forbidden."""
 
 
 def as_upstream_error(name: str, failure: TransferError, max_bytes: int) -> UpstreamError:

@@ -33,7 +33,7 @@ _SEEK_FAILED: Final = 1
 
 
 class Handle:
-    """A libcurl handle with one connection at most. One thread at a time uses it."""
+    """libcurl handle with at most one connection. One thread at a time uses it."""
 
     def __init__(self, origin: Origin, trust: Trust, permits: Callable[[str], bool] | None) -> None:
         """Create a handle without a connection.
@@ -50,7 +50,9 @@ class Handle:
         #: What the last request was like; its options stay set.
         self._kind: tuple[str, bool] | None = None
         self._is_fresh = self._lets_signals_in = False
-        self._is_whole = self._is_resolving = False
+        self._is_whole = False
+        #: The last request may have ended, or been interrupted, while libcurl resolved the host's name.
+        self._is_resolving = False
         #: Waits for bytes on the connection; None if there is no connection.
         self._poll: select.poll | None = None
         self._socket = -1
@@ -77,9 +79,9 @@ class Handle:
 
     @property
     def has_input(self) -> bool:
-        """Whether more has come than the last answer, or the end of the connection.
+        """Whether bytes have come after the last answer, or the connection's end.
 
-        libcurl would use such a connection again, and take what has come for the next answer.
+        libcurl would use such a connection again, and take the bytes for the next answer.
         """
         return bool(self._poll and self._poll.poll(0))
 
@@ -115,7 +117,7 @@ class Handle:
     def close(self) -> None:
         """Close the connection.
 
-        libcurl waits for its resolver then, which takes no time-out. So if a name is being resolved, a thread waits.
+        libcurl waits for its resolver then, which takes no time-out. So a thread waits if a name is being resolved.
         """
         if self._is_resolving:
             threading.Thread(target=self._close, name="close a libcurl handle", daemon=True).start()
@@ -130,7 +132,7 @@ class Handle:
     def _prepare(self, request: Request, limit: int) -> None:
         """Set the options of a request whose answer may have `limit` bytes."""
         curl, transfer = self._curl, self._transfer
-        self._is_whole = False
+        self._is_whole, self._is_resolving = False, True
         transfer.begin(request, limit)
         if self._kind != (request.method, request.wants_body):
             self._kind = request.method, request.wants_body
@@ -172,6 +174,7 @@ class Handle:
     def _answer(self, body: bytes) -> Answer:
         """Return the answer as far as it was received, with a `body`."""
         status = self._curl.getinfo(pycurl.RESPONSE_CODE)
+        self._is_resolving &= not status
         retry_after = self._curl.getinfo(pycurl.RETRY_AFTER) if status >= _MAY_ASK_TO_WAIT else None
         return Answer(status, self._transfer.head, body, retry_after or None)
 
@@ -213,7 +216,7 @@ def check_head(answer: Answer) -> None:
 
 
 class _Transfer:
-    """The exchange that is under way, for libcurl's callbacks."""
+    """State of the current exchange, for libcurl's callbacks."""
 
     __slots__ = ("_is_repeatable", "_keeps_body", "_limit", "_received", "_sent", "_upload", "body", "head")
 
@@ -260,7 +263,7 @@ class _Transfer:
 
 
 class _Door:
-    """Opens sockets, but none for an address that requests may not go to.
+    """Opens sockets, except for addresses that requests may not go to.
 
     libcurl asks for each address that it is about to connect to, whatever the host's name resolved to before.
     """

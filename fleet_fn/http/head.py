@@ -4,7 +4,7 @@ from werkzeug.datastructures import Headers
 
 
 class Head:
-    """The head of the final answer, without interim answers before it and trailers after it."""
+    """Head of the final answer, without interim answers and trailers."""
 
     __slots__ = ("_is_interim", "_lines", "is_complete")
 

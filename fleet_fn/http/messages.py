@@ -1,4 +1,4 @@
-"""A request to an upstream, and its answer."""
+"""Requests to an upstream, and their answers."""
 
 import re
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _OWN_LINES: Final = (b"Accept-Encoding: identity", b"Expect:")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request. Its path is percent-encoded."""
+    """Request to an upstream. Its path is percent-encoded."""
 
     method: str
     #: Path and query.
@@ -69,7 +69,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An upstream's answer, whatever its status."""
+    """Answer of an upstream, whatever its status."""
 
     status: int
     #: Empty if the request does not want the body.

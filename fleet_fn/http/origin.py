@@ -1,4 +1,4 @@
-"""The scheme, host, port and base path of an upstream."""
+"""Origins: scheme, host, port and base path of an upstream."""
 
 from typing import NamedTuple
 from urllib.parse import urlsplit

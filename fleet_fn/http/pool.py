@@ -1,4 +1,4 @@
-"""A pool of kept connections."""
+"""Pool of kept connections."""
 
 from collections import deque
 from collections.abc import Callable

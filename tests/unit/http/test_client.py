@@ -354,6 +354,31 @@ def test_a_request_arrives_as_it_was_given(
     assert dict(request.headers) == expected | of_connection
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["GET", "HEAD", "POST", "PUT"]),
+            st.sampled_from([None, b"", b"body", bytes(70_000)]),
+            st.booleans(),
+        ),
+        min_size=2,
+        max_size=6,
+    )
+)
+@settings(deadline=None)
+def test_no_request_leaves_anything_to_the_next_one(asked: list[tuple[str, bytes | None, bool]]) -> None:
+    with Server(lambda _: Response(201, b"answer", {"X": "y"})) as server, upstream(server.url) as cloud:
+        for method, body, wants_body in asked:
+            body = body if method in ("POST", "PUT") else None
+            answer = cloud.request(method, "/", Deadline(5), body=body, wants_body=wants_body)
+            expected = b"answer" if wants_body and method != "HEAD" else b""
+            assert (answer.status, answer.body, answer.headers.get("X")) == (201, expected, "y" if wants_body else None)
+            sent = server.requests[-1]
+            assert (sent.method, sent.body) == (method, body or b"")
+            assert ("Content-Length" in sent.headers) == (method in ("POST", "PUT"))
+        assert len(server.requests) == len(asked)
+
+
 # --- Connections that are kept ----------------------------------------------------------------------------------------
 
 
