@@ -17,9 +17,8 @@ from pathlib import Path
 import cbor2
 import pytest
 
-from tests.integration.registries.conftest import running
 from tests.support.drogue import Drogue
-from tests.support.fake_registry import FakeRegistry
+from tests.support.fake_registry import FakeRegistry, running
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import ROOT, Function, event, serving
 from tests.support.http import Response

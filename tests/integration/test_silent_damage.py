@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.registries.conftest import running
 from tests.support.drogue import Drogue
-from tests.support.fake_registry import FakeRegistry
+from tests.support.fake_registry import FakeRegistry, running
 from tests.support.firmware import Published, blob_path, publish, random_bytes
 from tests.support.function import Answer, Function
 from tests.support.function import running as running_function

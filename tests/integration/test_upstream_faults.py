@@ -12,9 +12,8 @@ from typing import Any, Final
 import cbor2
 import pytest
 
-from tests.integration.registries.conftest import running
 from tests.support.drogue import Drogue, SentCommand
-from tests.support.fake_registry import FakeRegistry
+from tests.support.fake_registry import FakeRegistry, running
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Answer as EventAnswer
 from tests.support.function import Function, event, parse_outcome

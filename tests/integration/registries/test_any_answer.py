@@ -13,9 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.registries.conftest import running
 from tests.support.drogue import Drogue
-from tests.support.fake_registry import FakeRegistry, digest_of
+from tests.support.fake_registry import FakeRegistry, digest_of, running
 from tests.support.firmware import random_bytes
 from tests.support.function import Function, event, parse_outcome
 from tests.support.hostile import raw

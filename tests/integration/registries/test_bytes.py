@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.registries.conftest import release
 from tests.support.drogue import Drogue
-from tests.support.fake_registry import FakeRegistry, changed, digest_of
+from tests.support.fake_registry import FakeRegistry, changed, digest_of, release
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Answer, Function, event
 from tests.support.hostile import always, chunked, cut, endless, flooding, hang_up, head, raw

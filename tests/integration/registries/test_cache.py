@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.registries.conftest import release, running
 from tests.support.drogue import Drogue
-from tests.support.fake_registry import FakeRegistry
+from tests.support.fake_registry import FakeRegistry, release, running
 from tests.support.files import become_fifo
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Function

@@ -8,9 +8,8 @@ from typing import Any, Final
 import cbor2
 import pytest
 
-from tests.integration.registries.conftest import release, running
 from tests.support.drogue import Drogue
-from tests.support.fake_registry import FakeRegistry
+from tests.support.fake_registry import FakeRegistry, release, running
 from tests.support.firmware import Published
 from tests.support.function import Answer, Function, event
 from tests.support.statuses import STATUS, blocks, in_sync, midway, update

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.registries.conftest import release, running
 from tests.support.drogue import Drogue
-from tests.support.fake_registry import FakeRegistry, less_host
+from tests.support.fake_registry import FakeRegistry, less_host, release, running
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Function, event
 from tests.support.hostile import always, endless

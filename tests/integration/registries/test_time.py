@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.registries.conftest import running
 from tests.support.drogue import Drogue
-from tests.support.fake_registry import FakeRegistry, less_host
+from tests.support.fake_registry import FakeRegistry, less_host, running
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Answer, Function, event
 from tests.support.hostile import always, black_hole, endless, hang_up, pausing, redirect, trickling

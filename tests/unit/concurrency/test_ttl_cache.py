@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fleet_fn.concurrency.ttl_cache import TTLCache, deep_size
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
-from tests.support.timing import Clock
+from tests.support.timing import Clock, SignalingDeadline
 
 
 @dataclass
@@ -250,18 +250,12 @@ def test_those_who_ask_while_it_is_looked_up_look_up_at_most_once_more(max_age: 
         may_end.wait()
         return len(look_ups)
 
-    class Counted(Deadline):
-        """Tells that its owner is about to wait."""
-
-        @property
-        def remaining(self) -> float:
-            waiting.release()
-            return super().remaining
-
     with ThreadPoolExecutor(16) as threads:
         first = threads.submit(remembered.get, "key", max_age, look_up, Deadline(10))
         assert began.wait(10)
-        others = [threads.submit(remembered.get, "key", max_age, look_up, Counted(10)) for _ in range(8)]
+        others = [
+            threads.submit(remembered.get, "key", max_age, look_up, SignalingDeadline(10, waiting)) for _ in range(8)
+        ]
         for _ in others:
             assert waiting.acquire(timeout=10)
         may_end.set()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError, UpstreamError
 from fleet_fn.http.bearer_tokens import BearerTokens, Token, read_token
-from tests.support.timing import Clock
+from tests.support.timing import Clock, SignalingDeadline
 
 LIFETIME = 100
 
@@ -175,19 +175,6 @@ def test_foreign_error_ends_the_turn_and_is_not_kept() -> None:
 # --- Threads ----------------------------------------------------------------------------------------------------------
 
 
-class Signaling(Deadline):
-    """Tells that its owner is about to wait for its turn."""
-
-    def __init__(self, seconds: float, waiting: threading.Semaphore) -> None:
-        super().__init__(seconds)
-        self._waiting = waiting
-
-    @property
-    def remaining(self) -> float:
-        self._waiting.release()
-        return super().remaining
-
-
 class Held:
     """A server that holds its first answer back until the test opens it."""
 
@@ -224,7 +211,7 @@ def take_at_once(tokens: BearerTokens, held: Held, threads: ThreadPoolExecutor) 
 
     first = threads.submit(ask, Deadline(30))
     assert held.reached.wait(30)
-    others = [threads.submit(ask, Signaling(30, waiting)) for _ in range(7)]
+    others = [threads.submit(ask, SignalingDeadline(30, waiting)) for _ in range(7)]
     for _ in others:
         assert waiting.acquire(timeout=30)
     held.opened.set()

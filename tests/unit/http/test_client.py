@@ -28,6 +28,7 @@ from fleet_fn.http.authorization import Fixed, basic
 from fleet_fn.http.client import HttpClient
 from fleet_fn.http.handle import MAX_BODY_BYTES
 from fleet_fn.http.pool import MAX_IDLE_CONNECTIONS, MAX_IDLE_SECONDS
+from tests.support.files import open_descriptors
 from tests.support.http import Request, Response, Server, closed_port
 
 #: Seconds that an exchange may take, and after which it is certain that it ignored that.
@@ -152,10 +153,6 @@ def in_time() -> Iterator[Deadline]:
     deadline = Deadline(DEADLINE)
     yield deadline
     assert deadline.elapsed < TOO_LATE
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # --- What is sent and what comes back ---------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from fleet_fn.http.messages import Answer
 from fleet_fn.oci.authentication import Authorization
 from fleet_fn.oci.challenges import parse_challenges
 from fleet_fn.oci.docker_config import Credentials
+from tests.support.timing import SignalingDeadline
 from tests.support.token_realm import FakeRealm, answered
 
 ADA = Credentials("ada", "pass")
@@ -315,19 +316,6 @@ def test_tokens_of_1024_repositories_are_remembered_and_the_oldest_is_forgotten(
 # --- Several at once --------------------------------------------------------------------------------------------------
 
 
-class Counted(Deadline):
-    """Tells that its owner is about to wait."""
-
-    def __init__(self, seconds: float, waiting: threading.Semaphore) -> None:
-        super().__init__(seconds)
-        self._waiting = waiting
-
-    @property
-    def remaining(self) -> float:
-        self._waiting.release()
-        return super().remaining
-
-
 class Held:
     """A realm that holds its first answer back."""
 
@@ -366,7 +354,7 @@ def outcomes(realm: Held, threads: ThreadPoolExecutor) -> list[str]:
 
     first = threads.submit(ask, Deadline(30))
     assert realm.reached.wait(30)
-    others = [threads.submit(ask, Counted(30, waiting)) for _ in range(7)]
+    others = [threads.submit(ask, SignalingDeadline(30, waiting)) for _ in range(7)]
     for _ in others:
         assert waiting.acquire(timeout=30)
     realm.opened.set()
