@@ -12,6 +12,7 @@ from fleet_fn.web.server import (  # noqa: F401
     on_starting,
     post_fork,
     post_worker_init,
+    pre_fork,
     threads,
     worker_class,
     worker_connections,

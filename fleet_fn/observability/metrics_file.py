@@ -5,6 +5,7 @@ ends the process that writes to it (SIGBUS). With reserved space, the file fails
 """
 
 import os
+from pathlib import Path
 
 from prometheus_client.mmap_dict import _INITIAL_MMAP_SIZE, MmapedDict
 
@@ -21,12 +22,23 @@ class ReservedDict(MmapedDict):
     """
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
-        if not read_mode:
-            with open(filename, "ab") as file:  # noqa: PTH123 - as prometheus_client does
-                os.posix_fallocate(file.fileno(), 0, max(_INITIAL_MMAP_SIZE, os.fstat(file.fileno()).st_size))
+        if not read_mode and not Path(filename).exists():
+            _make(Path(filename))
         super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
 
     def _init_value(self, key: str) -> None:
         if self._used + len(key.encode()) + _VALUE_BYTES > self._capacity:
             os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)
         super()._init_value(key)  # type: ignore[no-untyped-call]
+
+
+def _make(path: Path) -> None:
+    """Make a file without values. It appears with all of its space: a scrape fails if it finds an empty file."""
+    unfinished = path.with_suffix(".new")
+    try:
+        with unfinished.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, _INITIAL_MMAP_SIZE)
+        unfinished.rename(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise

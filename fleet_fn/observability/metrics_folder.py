@@ -1,30 +1,41 @@
 """The folder in which the worker processes of one server count together (prometheus_client's multiprocess mode).
 
-Totals must not fall when a worker ends. So the server adds its counts to those of the workers that ended before.
+Totals must not fall when a worker ends. So each worker has a slot, and goes on in the files of the slot's last worker.
+prometheus_client would name the files by process id. Then each ended worker would leave 128 KB and add 0.25 ms of CPU
+to each scrape (measured with 1,000), and each event would spend 3 us, a quarter of its counting, on asking for the id.
 """
 
 import fcntl
 import os
 import shutil
+import struct
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 #: The variable by which prometheus_client finds the folder. If the user sets it, the folder is emptied at the start.
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 _PREFIX: Final = "fleet-metrics-"
-_LOCK: Final = "lock"
-#: Stands for the process id in the names of the files that have the sums of workers that ended.
-_ENDED: Final = "ended"
-_KINDS: Final = ("counter", "histogram")
 #: Age from which an unlocked folder counts as left by a killed server.
 _ABANDONED_SECONDS: Final = 60.0
 #: Preferred place: the file system may be read-only, and a disk slow.
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only its owner can read a folder there
+
+_slot: int | None = None
+
+
+def take_slot(slot: int) -> None:
+    """Make this process count in the files of `slot`, which no other living process may have."""
+    global _slot
+    _slot = slot
+
+
+def process_identifier() -> int:
+    """Return the part of the names of this process's files: its slot, or the process id if it has none."""
+    return os.getpid() if _slot is None else _slot
 
 
 class Folder:
@@ -52,50 +63,32 @@ class Folder:
         fcntl.flock(self._life, fcntl.LOCK_SH)
         os.environ[FOLDER] = str(self.path)
 
-    def end_worker(self, pid: int) -> None:
-        """Add the counts of a worker that has ended to the sums of the workers before it.
+    def discard_damaged(self, slot: int) -> None:
+        """Remove the files of a slot, whose worker has ended, that cannot be read.
+
+        One such file makes each scrape fail, and keeps the slot's next worker from counting.
 
         Raises:
-            OSError, ValueError, RuntimeError, struct.error: a file is half-written, or its counts cannot be added.
+            OSError, ValueError, RuntimeError, struct.error: a file was damaged, so its counts are lost.
 
         """
-        with lock_folder(self.path, fcntl.LOCK_EX), ExitStack() as each:
-            for kind in _KINDS:
-                each.callback(self._end, kind, pid)  # even if another kind fails
-
-    def _end(self, kind: str, pid: int) -> None:
         from prometheus_client.mmap_dict import MmapedDict  # late: the server itself counts nothing
 
-        from fleet_fn.observability.metrics_file import ReservedDict
-
-        file = self.path / f"{kind}_{pid}.db"
-        if not file.exists():
-            return
-        try:
-            counted = list(MmapedDict.read_all_values_from_file(str(file)))  # read all before anything is added
-            sums: Any = ReservedDict(str(self.path / f"{kind}_{_ENDED}.db"))
-            for key, value, _, _ in counted:
-                sums.write_value(key, sums.read_value(key)[0] + value, 0.0)
-            sums.close()
-        finally:
-            file.unlink()  # an unreadable file too: it would make each scrape fail
+        damage: Exception | None = None
+        for file in self.path.glob(f"*_{slot}.db"):
+            try:
+                list(MmapedDict.read_all_values_from_file(str(file)))
+            except (OSError, ValueError, RuntimeError, struct.error) as error:
+                damage = error
+                file.unlink(missing_ok=True)
+        if damage:
+            raise damage
 
     def remove(self) -> None:
         """Remove the folder, unless the environment named it."""
         os.close(self._life)
         if self._is_ours:
             shutil.rmtree(self.path, ignore_errors=True)
-
-
-@contextmanager
-def lock_folder(folder: Path, operation: int) -> Iterator[None]:
-    """Hold the lock that keeps scrapes, which read all files, apart from the removal of files."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, operation)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _remove_abandoned(parent: Path) -> None:

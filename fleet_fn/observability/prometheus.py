@@ -3,10 +3,7 @@
 docs/metrics.md lists the names. No label ever has a device's or an application's name.
 """
 
-import fcntl
 import os
-import struct
-from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, values
@@ -14,20 +11,16 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from fleet_fn.observability.metrics_file import ReservedDict
-from fleet_fn.observability.metrics_folder import FOLDER, lock_folder
+from fleet_fn.observability.metrics_folder import FOLDER, process_identifier
 
 #: An answer from memory takes a few milliseconds; the deadline ends an event after some seconds.
 _BUCKETS_SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 #: The label `status` of a request without an answer.
 _UNANSWERED: Final = "error"
-#: Attempts to read the files of other processes: a file that was begun just now cannot be read yet.
-_ATTEMPTS: Final = 3
 
 if FOLDER in os.environ:
-    # No process forks after this import. Asking for the process id would take most of the time of a count.
-    _pid: Final = os.getpid()
     values.MmapedDict = ReservedDict  # type: ignore[attr-defined]
-    values.ValueClass = values.MultiProcessValue(lambda: _pid)
+    values.ValueClass = values.MultiProcessValue(process_identifier)
 disable_created_metrics()
 _registry: Final = CollectorRegistry()
 _events: Final = Counter("fleet_events", "Events that were answered.", ["outcome"], registry=_registry)
@@ -112,10 +105,4 @@ def exposition(accept: str) -> tuple[bytes, str]:
         return encode(_registry), content_type
     registry = CollectorRegistry()
     MultiProcessCollector(registry, folder)
-    with lock_folder(Path(folder), fcntl.LOCK_SH):
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return encode(registry), content_type
-            except struct.error:
-                continue
-        return encode(registry), content_type
+    return encode(registry), content_type

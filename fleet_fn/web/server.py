@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import itertools
 import math
 import os
 import resource
@@ -14,7 +15,7 @@ from threading import Timer
 from typing import Any, Final
 
 from fleet_fn.observability import metrics
-from fleet_fn.observability.metrics_folder import Folder
+from fleet_fn.observability.metrics_folder import Folder, take_slot
 from fleet_fn.settings import MAX_WAITING, SPARE_THREADS, WORK_SHARE, Settings, SettingsError
 
 #: Open files that a worker should be allowed, and those that each of its threads may need for upstreams and firmware.
@@ -89,10 +90,10 @@ def _binds_anew(server: Any) -> bool:
 
 
 def child_exit(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Keep the counts of a worker that has ended."""
+    """Remove the metrics files of a worker that has ended, if they are damaged."""
     for folder in _metrics:
         try:
-            folder.end_worker(worker.pid)
+            folder.discard_damaged(worker.slot)
         except Exception as error:  # noqa: BLE001 - the server goes on, whatever files the worker left
             _complain(f"counts of worker {worker.pid} are lost: {error}")
 
@@ -103,8 +104,15 @@ def on_exit(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
         folder.remove()
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    """Give a worker the first slot that no living worker has."""
+    taken = {other.slot for other in server.WORKERS.values()}
+    worker.slot = next(slot for slot in itertools.count() if slot not in taken)
+
+
 def post_fork(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Set a worker's time for a request to arrive, and disable its garbage collector while modules load."""
+    """Set a worker's slot and its time for a request, and disable its garbage collector while modules load."""
+    take_slot(worker.slot)
     worker.request_seconds = _settings.event_deadline * WORK_SHARE
     gc.disable()
 

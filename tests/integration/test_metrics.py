@@ -39,6 +39,10 @@ VALUES: Final[Mapping[str, re.Pattern[str]]] = {
     "result": re.compile("hit|miss"),
     "le": re.compile(r"\d+\.\d+|\+Inf"),
 }
+#: The slots of two workers, and of two more that replace them.
+SLOTS: Final = range(4)
+#: What a worker counts, a file each.
+KINDS: Final = ("counter", "histogram")
 #: Seconds for what takes time.
 LIMIT: Final = 20.0
 
@@ -75,10 +79,10 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def counted_by(folder: Path, pid: int) -> float:
-    """The events that one worker has answered."""
-    file = folder / f"counter_{pid}.db"
-    if not file.exists() or not file.stat().st_size:
+def counted_in(folder: Path, slot: int) -> float:
+    """The events that the workers of one slot have answered."""
+    file = folder / f"counter_{slot}.db"
+    if not file.exists():
         return 0.0
     values = MmapedDict.read_all_values_from_file(str(file))
     return sum(float(value) for key, value, _, _ in values if "fleet_events" in key)
@@ -92,13 +96,14 @@ def ignored(function: Function) -> None:
 def have_all_workers_count(function: Function, folder: Path) -> int:
     """Posts events until each of two workers has answered one; how many those were."""
     posted = 0
+    before = [counted_in(folder, slot) for slot in SLOTS]
 
     def have() -> bool:
         nonlocal posted
         for _ in range(4):
             ignored(function)
             posted += 1
-        return len(workers(function)) == 2 and all(counted_by(folder, pid) for pid in workers(function))
+        return len(workers(function)) == 2 and sum(counted_in(folder, slot) > before[slot] for slot in SLOTS) == 2
 
     until(have)
     return posted
@@ -251,14 +256,33 @@ def test_what_a_killed_worker_has_counted_stays_and_others_go_on_from_there(two:
         def is_replaced(before: Scrape = before, victim: int = victim) -> bool:
             with suppress(OSError):  # the victim may have taken the connection before it went
                 assert Scrape(two).sums == before.sums
-            is_added = not (folder / f"counter_{victim}.db").exists()
-            return is_added and victim not in workers(two) and len(workers(two)) == 2
+            return victim not in workers(two) and len(workers(two)) == 2
 
         until(is_replaced)
         assert Scrape(two).sums == before.sums
         posted = have_all_workers_count(two, folder)
         assert Scrape(two).events("ignored") == before.events("ignored") + posted
     assert "counts of worker" not in two.errors
+    # No file for each worker that ever was.
+    assert {file.name for file in folder.glob("*.db")} == {f"{kind}_{slot}.db" for kind in KINDS for slot in (0, 1)}
+
+
+def test_sums_stay_when_the_server_replaces_all_workers(settings: dict[str, str], tmp_path: Path) -> None:
+    with Function({**settings, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}) as function:
+        for _ in range(2):
+            have_all_workers_count(function, tmp_path)
+            before, replaced = Scrape(function), workers(function)
+            function.process.send_signal(signal.SIGHUP)
+
+            def are_replaced(replaced: list[int] = replaced) -> bool:
+                now = workers(function)
+                return len(now) == 2 and not set(now) & set(replaced)
+
+            until(are_replaced)
+            assert Scrape(function).sums == before.sums
+            for _ in range(8):
+                ignored(function)
+            assert Scrape(function).events("ignored") == before.events("ignored") + 8
 
 
 @pytest.mark.parametrize(

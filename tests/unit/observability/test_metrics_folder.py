@@ -1,6 +1,8 @@
 """The metrics folder of a server: counts of ended workers, and folders of killed servers."""
 
 import fcntl
+import gc
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.values import MultiProcessValue
 
 from fleet_fn.observability import metrics_folder
 from fleet_fn.observability.metrics_folder import FOLDER, Folder
@@ -42,19 +45,18 @@ def key(name: str, **labels: str) -> str:
     return mmap_key(name, f"{name}_total", list(labels), list(labels.values()), "Help.")
 
 
-def count(folder: Folder, process: object, values: dict[str, float], kind: str = "counter") -> Path:
-    """What a process has counted."""
-    file = folder.path / f"{kind}_{process}.db"
-    counted = MmapedDict(str(file))
+def count(folder: Folder, slot: int, values: dict[str, float], kind: str = "counter") -> Path:
+    """Count more as one process with this slot, which then ends."""
+    mapped = MultiProcessValue(lambda: slot)  # as prometheus_client does in each process
     for name, value in values.items():
-        counted.write_value(name, value, 0.0)
-    counted.close()
-    return file
+        metric, sample, labels, _ = json.loads(name)
+        mapped(kind, metric, sample, tuple(labels), tuple(labels.values()), "Help.").inc(value)
+    mapped.close_all_files()
+    return folder.path / f"{kind}_{slot}.db"
 
 
-def ended(folder: Folder, kind: str = "counter") -> dict[str, float]:
-    values = MmapedDict.read_all_values_from_file(str(folder.path / f"{kind}_ended.db"))
-    return {key: value for key, value, _, _ in values}
+def counted(file: Path) -> dict[str, float]:
+    return {key: value for key, value, _, _ in MmapedDict.read_all_values_from_file(str(file))}
 
 
 def sums(folder: Folder) -> dict[str, float]:
@@ -65,47 +67,76 @@ def sums(folder: Folder) -> dict[str, float]:
     return {f"{sample.name}{sorted(sample.labels.items())}": sample.value for sample in samples}
 
 
+def end(slot: int) -> None:
+    """Have the server see that the worker with this slot has ended."""
+    server.child_exit(None, SimpleNamespace(pid=11, slot=slot))
+
+
 # --- Workers
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_what_workers_have_counted_stays_when_they_end(folder: Folder, kind: str) -> None:
-    one, other, late = key("a", x="1"), key("a", x="ü☃" * 3000), key("b")
-    files = [
-        count(folder, 11, {one: 1.0, other: 2.5}, kind),
-        count(folder, 12, {one: 10.0, late: 2.0**53}, kind),
-        count(folder, 13, {late: 0.0}, kind),
-    ]
-    for pid in (12, 11, 13):
-        folder.end_worker(pid)
-    assert ended(folder, kind) == {one: 11.0, other: 2.5, late: 2.0**53}
-    assert not any(file.exists() for file in files)
+def test_worker_goes_on_from_the_counts_of_its_slot(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    monkeypatch.setattr(server, "_metrics", [folder])
+    one, other, late = key("a", x="1"), key("a", x="\u00fc\u2603" * 3000), key("b")
+    for values in ({one: 1.0, other: 2.5}, {one: 10.0, late: 2.0**53}, {late: 0.0}):
+        file = count(folder, 0, values, kind)
+        end(0)
+    assert counted(file) == {one: 11.0, other: 2.5, late: 2.0**53}
+    assert [each.name for each in folder.path.glob("*.db")] == [file.name]
+    assert not capsys.readouterr().err
 
 
-def test_at_no_moment_does_a_sum_fall_or_count_twice(folder: Folder) -> None:
-    for pid in range(20, 30):
-        count(folder, pid, {key("a", x=str(number)): float(pid) for number in range(pid)})
+def test_at_no_moment_does_a_sum_fall_or_count_twice(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_metrics", [folder])
+    for slot in range(20, 30):
+        count(folder, slot, {key("a", x=str(number)): float(slot) for number in range(slot)})
     before = sums(folder)
-    for pid in range(20, 30):
-        folder.end_worker(pid)
+    for slot in range(20, 30):
+        end(slot)
+        assert sums(folder) == before
+        count(folder, slot, {key("a", x="0"): 0.0})
         assert sums(folder) == before
 
 
-@pytest.mark.parametrize("pid", [12, 0, -1, 2**40])
-def test_a_process_that_has_counted_nothing_or_has_ended_already_changes_nothing(folder: Folder, pid: int) -> None:
-    count(folder, 11, {key("a"): 3.0})
-    folder.end_worker(pid)
+@pytest.mark.parametrize("slot", [1, 12, 0, -1, 2**40])
+def test_worker_that_ends_takes_nothing_from_others(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], slot: int
+) -> None:
+    monkeypatch.setattr(server, "_metrics", [folder])
+    files = [count(folder, other, {key("a"): 3.0}) for other in (0, 2, 11)]
     for _ in range(3):
-        folder.end_worker(11)
-        folder.end_worker(pid)
-    assert ended(folder) == {key("a"): 3.0}
+        end(slot)
+    assert [counted(file) for file in files] == [{key("a"): 3.0}] * 3
+    assert not capsys.readouterr().err
 
 
-def test_a_process_that_has_the_id_of_one_before_it_is_added_to_that(folder: Folder) -> None:
-    for _ in range(3):
-        count(folder, 11, {key("a"): 3.0})
-        folder.end_worker(11)
-    assert ended(folder) == {key("a"): 9.0}
+def test_slot_is_free_when_its_worker_has_ended() -> None:
+    workers: dict[int, SimpleNamespace] = {}
+    arbiter = SimpleNamespace(WORKERS=workers)
+
+    def fork(pid: int) -> int:
+        worker = SimpleNamespace()
+        server.pre_fork(arbiter, worker)
+        workers[pid] = worker
+        slot: int = worker.slot
+        return slot
+
+    assert [fork(pid) for pid in (11, 12, 13)] == [0, 1, 2]
+    del workers[12]
+    assert [fork(pid) for pid in (14, 15)] == [1, 3]
+    workers.clear()
+    assert fork(16) == 0
+
+
+def test_process_counts_in_files_of_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_folder, "_slot", None)
+    assert metrics_folder.process_identifier() == os.getpid()
+    server.post_fork(None, SimpleNamespace(slot=0))
+    gc.enable()
+    assert metrics_folder.process_identifier() == 0
 
 
 def empty(_: bytes) -> bytes:
@@ -137,24 +168,28 @@ def test_a_half_written_file_of_a_dead_worker_costs_one_line_and_what_was_in_it(
     damage: Callable[[bytes], bytes],
     kind: str,
 ) -> None:
-    """And not the scrapes of all workers after it, which would read it, too."""
+    """And not the scrapes of all workers after it, which would read it, nor the counts of the next one in its slot."""
     monkeypatch.setattr(server, "_metrics", [folder])
+    one, other = "1", "2"
     for each in FILES:
-        for pid in (11, 12):
-            count(folder, pid, {key(f"{each}s", x="1"): 1.0, key(f"{each}s", x="2"): 1.0}, each)
-    broken = folder.path / f"{kind}_11.db"
+        for slot in (0, 1):
+            count(folder, slot, {key(f"{each}s", x=x): 1.0 for x in (one, other)}, each)
+    broken = folder.path / f"{kind}_0.db"
     broken.write_bytes(damage(broken.read_bytes()))
-    server.child_exit(None, SimpleNamespace(pid=11))
+    end(0)
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert told.startswith("fleet_fn: counts of worker 11 are lost: ")
-    assert not list(folder.path.glob("*_11.db"))
+    assert not broken.exists()
     sums(folder)
-    server.child_exit(None, SimpleNamespace(pid=12))
+    end(1)
     assert not capsys.readouterr().err
     for each in FILES:
-        expected = 1.0 if each == kind else 2.0
-        assert ended(folder, each) == {key(f"{each}s", x="1"): expected, key(f"{each}s", x="2"): expected}
+        count(folder, 0, {key(f"{each}s", x=one): 1.0}, each)  # the next worker with this slot can count
+        kept = {} if each == kind else {key(f"{each}s", x=one): 2.0, key(f"{each}s", x=other): 1.0}
+        assert counted(folder.path / f"{each}_0.db") == {key(f"{each}s", x=one): 1.0} | kept
+        assert counted(folder.path / f"{each}_1.db") == {key(f"{each}s", x=x): 1.0 for x in (one, other)}
+    sums(folder)
 
 
 # --- Servers

@@ -1,5 +1,6 @@
 """Observers that raise: each is logged once, and nothing else happens."""
 
+import errno
 import logging
 import os
 import time
@@ -120,6 +121,25 @@ def test_file_of_metrics_reserves_its_space(tmp_path: Path) -> None:
     again: Any = ReservedDict(str(path))
     assert again.read_value(f"{999:0100}")[0] == 999.0
     again.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["counter_1.db"]
+
+
+def test_file_of_metrics_without_space_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "counter_1.db"
+
+    def fail(descriptor: int, *_: int) -> NoReturn:
+        assert not path.exists()  # a scrape could not read it yet
+        os.truncate(descriptor, 1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", fail)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                ReservedDict(str(path))
+    assert not list(tmp_path.iterdir())
+    values: Any = ReservedDict(str(path))
+    values.close()
     assert [file.name for file in tmp_path.iterdir()] == ["counter_1.db"]
 
 
