@@ -5,12 +5,12 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from copy import copy
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from fleet_fn.concurrency.turns import Turns
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import TransientError, UpstreamError
 from fleet_fn.observability.side_effects import guard
@@ -24,17 +24,6 @@ class Count(Protocol):
 
     def __call__(self, *, hit: bool) -> None:
         """Count a look-up; `hit` says that the cache had the value."""
-
-
-@dataclass(slots=True)
-class _Turn:
-    """The right to look a key up, which one thread has at a time."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    #: Threads that have it or wait for it.
-    wanted_by: int = 0
-    #: The key was invalidated during the look-up, so the result must not be kept.
-    is_outdated: bool = False
 
 
 class TTLCache(Generic[K, V]):
@@ -68,7 +57,9 @@ class TTLCache(Generic[K, V]):
         self._lock = threading.Lock()
         self._values: Bounded[K, V] = Bounded(size, max_bytes)
         self._errors: Bounded[K, UpstreamError] = Bounded(size)
-        self._turns: dict[K, _Turn] = {}
+        self._turns: Turns[K] = Turns(partial(TransientError, "an earlier look-up of the same has not ended"))
+        #: Keys that are being looked up, and were not invalidated since.
+        self._looked_up: set[K] = set()
         self._remembers = size > 0
 
     def get(self, key: K, max_age: float, look_up: Callable[[], V], deadline: Deadline) -> V:
@@ -86,12 +77,12 @@ class TTLCache(Generic[K, V]):
             asked = self._clock()
             if known := self._known(key, asked, max_age):
                 return known[0]
-            with self._turn(key, deadline) as turn:
+            with self._turns.take(key, deadline):
                 # A value that another thread looked up since `asked` is as fresh as our own look-up.
                 if known := self._known(key, asked, max_age):
                     return known[0]
                 hit = False
-                return self._look_up(key, look_up, turn)
+                return self._look_up(key, look_up)
         finally:
             if self._count:
                 self._count(hit=hit)
@@ -123,27 +114,7 @@ class TTLCache(Generic[K, V]):
         with self._lock:
             self._values.pop(key)
             self._errors.pop(key)
-            if turn := self._turns.get(key):
-                turn.is_outdated = True
-
-    @contextmanager
-    def _turn(self, key: K, deadline: Deadline) -> Iterator[_Turn]:
-        """Hold the right to look `key` up, which one thread has at a time."""
-        with self._lock:
-            turn = self._turns.setdefault(key, _Turn())
-            turn.wanted_by += 1
-        try:
-            if not turn.lock.acquire(timeout=deadline.remaining):
-                raise TransientError("an earlier look-up of the same has not ended")
-            try:
-                yield turn
-            finally:
-                turn.lock.release()
-        finally:
-            with self._lock:
-                turn.wanted_by -= 1
-                if not turn.wanted_by:
-                    del self._turns[key]
+            self._looked_up.discard(key)
 
     def _known(self, key: K, asked: float, max_age: float) -> tuple[V] | None:
         """Return the value if it is young enough; else raise the last look-up's error, if that is."""
@@ -153,25 +124,29 @@ class TTLCache(Generic[K, V]):
             raise copy(failure[1])
         return None
 
-    def _look_up(self, key: K, look_up: Callable[[], V], turn: _Turn) -> V:
+    def _look_up(self, key: K, look_up: Callable[[], V]) -> V:
         with self._lock:
-            turn.is_outdated = False
+            self._looked_up.add(key)
         since = self._clock()
         try:
             value = look_up()
         except UpstreamError as error:
             if self._error_age and self._error_age(error) > 0:
                 with self._lock:
-                    if not turn.is_outdated:
+                    if key in self._looked_up:
                         # Count from now: a look-up that failed at its time-out has failed only now. A copy does not
                         # keep the frames of the look-up alive.
                         self._errors.put(key, self._clock(), copy(error))
             raise
-        with self._lock:
-            if not turn.is_outdated:
-                self._values.put(key, since, value)
-                self._errors.pop(key)
-        return value
+        else:
+            with self._lock:
+                if key in self._looked_up:
+                    self._values.put(key, since, value)
+                    self._errors.pop(key)
+            return value
+        finally:
+            with self._lock:
+                self._looked_up.discard(key)
 
 
 class Bounded(Generic[K, V]):

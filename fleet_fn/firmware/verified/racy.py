@@ -6,23 +6,30 @@ that read one file at the same time share one pass over it.
 
 import hashlib
 import threading
+from functools import partial
+from typing import TypeAlias
 from weakref import WeakValueDictionary
 
+from fleet_fn.concurrency.turns import Turns
 from fleet_fn.deadline import Deadline
 from fleet_fn.firmware.store import NotReadyError
 from fleet_fn.firmware.verified.checks import check_block, check_digest
 from fleet_fn.firmware.verified.fingerprint import Fingerprint
 from fleet_fn.firmware.verified.hashing import PIECE_BYTES, read_pieces
 
+#: Device and inode of a file.
+Inode: TypeAlias = tuple[int, int]
+
 
 class RacyFile:
     """An open racy file."""
 
-    def __init__(self, descriptor: int, checksum: bytes, deadline: Deadline, queue: "_HashingQueue") -> None:
+    def __init__(self, files: "RacyFiles", descriptor: int, inode: Inode, checksum: bytes, deadline: Deadline) -> None:
+        self._files = files
         self._descriptor = descriptor
+        self._inode = inode
         self._checksum = checksum
         self._deadline = deadline
-        self._queue = queue
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from `offset` on.
@@ -33,43 +40,66 @@ class RacyFile:
             PermanentError: the file has no bytes at this offset, or cannot be read.
 
         """
-        mine = self._queue.join(offset, size)
-        if not self._queue.turn.acquire(timeout=self._deadline.remaining):
-            raise NotReadyError("verifying")
-        try:
+        mine = self._files.join(self._inode, offset, size)
+        with self._files.turns.take(self._inode, self._deadline):
             if mine.digest is None:
-                self._queue.begin(mine)
+                self._files.begin(self._inode, mine)
                 mine.run(self._descriptor, self._deadline)
-        finally:
-            self._queue.turn.release()
         check_digest(mine.digest or b"", self._checksum)
         return check_block(bytes(mine.blocks[offset, size]), offset, size)
 
 
 class RacyFiles:
-    """One hashing queue for each racy file that is open. Safe to use from several threads."""
+    """The hashing passes over racy files. Safe to use from several threads.
+
+    A pass cannot be joined once it has begun, because its bytes may be older than the read. So a thread that comes
+    during a pass joins the next one, which `SingleFlight` does not offer.
+    """
 
     def __init__(self) -> None:
+        #: The thread that has the turn runs the pass that it joined, unless another thread has run it.
+        self.turns: Turns[Inode] = Turns(partial(NotReadyError, "verifying"))
         self._lock = threading.Lock()
-        #: By device and inode, for as long as a thread has the file open.
-        self._queues: WeakValueDictionary[tuple[int, int], _HashingQueue] = WeakValueDictionary()
+        #: Passes that have not begun, for as long as a thread waits for them.
+        self._next: WeakValueDictionary[Inode, HashingPass] = WeakValueDictionary()
 
     def open(self, descriptor: int, fingerprint: Fingerprint, checksum: bytes, deadline: Deadline) -> RacyFile:
         """Return a reader of an open file; the caller closes the descriptor."""
+        return RacyFile(self, descriptor, (fingerprint.device, fingerprint.inode), checksum, deadline)
+
+    def join(self, inode: Inode, offset: int, size: int) -> "HashingPass":
+        """Return the next pass over a file, which will have this block."""
         with self._lock:
-            queue = self._queues.setdefault((fingerprint.device, fingerprint.inode), _HashingQueue())
-        return RacyFile(descriptor, checksum, deadline, queue)
+            joined = self._next.get(inode)
+            if joined is None:
+                joined = self._next[inode] = HashingPass()
+            joined.blocks[offset, size] = bytearray()
+            return joined
+
+    def begin(self, inode: Inode, this: "HashingPass") -> None:
+        """Make later threads join another pass than `this`."""
+        with self._lock:
+            if self._next.get(inode) is this:
+                del self._next[inode]
 
 
-class _HashingPass:
+class HashingPass:
     """One hashing of a whole file, which collects all blocks that were asked for before it began."""
 
     def __init__(self) -> None:
+        #: By offset and size.
         self.blocks: dict[tuple[int, int], bytearray] = {}
         #: None until the blocks are complete.
         self.digest: bytes | None = None
 
     def run(self, descriptor: int, deadline: Deadline) -> None:
+        """Hash an open file.
+
+        Raises:
+            NotReadyError: it takes longer than the deadline.
+            UnreadableError: the disk fails to read all of it.
+
+        """
         digest, position = hashlib.sha256(), 0
         blocks = {wanted: bytearray() for wanted in self.blocks}
         for piece in read_pieces(descriptor, PIECE_BYTES):
@@ -80,23 +110,3 @@ class _HashingPass:
             if not deadline.remaining:
                 raise NotReadyError("verifying")
         self.blocks, self.digest = blocks, digest.digest()
-
-
-class _HashingQueue:
-    """The threads that wait for blocks of one racy file. A thread that comes during a pass joins the next one."""
-
-    def __init__(self) -> None:
-        #: The thread that holds it runs the pass that it joined, unless another thread has run it.
-        self.turn = threading.Lock()
-        self._lock = threading.Lock()
-        self._next = _HashingPass()
-
-    def join(self, offset: int, size: int) -> _HashingPass:
-        with self._lock:
-            self._next.blocks[offset, size] = bytearray()
-            return self._next
-
-    def begin(self, this: _HashingPass) -> None:
-        with self._lock:
-            if self._next is this:
-                self._next = _HashingPass()

@@ -4,6 +4,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -230,6 +231,20 @@ def test_what_is_forgotten_while_it_is_looked_up_is_not_remembered() -> None:
 
     assert remembered.get("key", math.inf, forgotten_meanwhile, Deadline(5)) == 1
     assert remembered.get("key", math.inf, source, Deadline(5)) == 2
+
+
+def test_nothing_is_kept_of_look_ups_that_ended() -> None:
+    source = Source()
+    remembered = memory(source, size=1)
+    for error in (None, TransientError("down"), PermanentError("no")):
+        source.error = error
+        for number in range(10):
+            with suppress(UpstreamError):
+                remembered.get(str(number), math.inf, source, Deadline(5))
+    with pytest.raises(ZeroDivisionError):
+        remembered.get("key", math.inf, lambda: 1 // 0, Deadline(5))
+    assert not remembered._looked_up
+    assert not remembered._turns._turns
 
 
 def at_once(calls: Iterable[Callable[[], int]]) -> list[int]:
