@@ -72,6 +72,10 @@ class ClientCredentials:
         other = self._renew(refused, deadline)
         return None if other == refused else other  # some providers return the same token until it expires
 
+    def close(self) -> None:
+        """Close idle connections to the provider; a later call opens new ones."""
+        self._provider.close()
+
     def _age(self, token: Token) -> float:
         return self._clock() - token.since
 

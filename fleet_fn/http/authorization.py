@@ -26,6 +26,9 @@ class Authorization(Protocol):
 
         """
 
+    def close(self) -> None:
+        """Close idle connections, if it has any; a later call opens new ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
@@ -39,6 +42,9 @@ class Fixed:
 
     def refresh(self, _refused: str, _status: int, _deadline: Deadline) -> None:
         """Return None: there is no other value."""
+
+    def close(self) -> None:
+        """Do nothing: no connection is needed."""
 
 
 def basic(user: str, password: str) -> str:

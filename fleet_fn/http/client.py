@@ -176,7 +176,8 @@ class HttpClient:
         return any(secret in text for secret in secrets_of(self._authorization.header(deadline) or ""))
 
     def close(self) -> None:
-        """Close the idle connections; a later request opens a new one."""
+        """Close the idle connections, those for credentials included; a later request opens new ones."""
+        self._authorization.close()
         self._handles.close()
         self._downloads.close()
 

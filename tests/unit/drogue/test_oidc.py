@@ -233,3 +233,13 @@ def test_nothing_secret_is_shown(client: Client) -> None:
     client.header()
     shown = repr(vars(client.credentials))
     assert "t0ken" not in shown
+
+
+def test_closing_an_apis_client_closes_its_providers(client: Client) -> None:
+    cloud = HttpClient("device registry", client.provider.server.url, authorization=client.credentials)
+    for expected in (1, 2):
+        for _ in range(2):
+            client.header()
+            client.clock.now += 1000
+        assert client.provider.server.connections == expected
+        cloud.close()

@@ -203,6 +203,9 @@ class Tokens:
         self.refused.append((refused, status))
         return self._after_refusal.pop() if self._after_refusal else None
 
+    def close(self) -> None:
+        """Nothing to close."""
+
 
 def test_authorization_is_asked_anew_for_each_request() -> None:
     with Server(lambda _: Response()) as server, upstream(server.url, authorization=Tokens()) as cloud:
