@@ -1,4 +1,7 @@
-"""What plain `gunicorn 'fleet_fn.app:create_app()'` reads from its working directory."""
+"""Configuration of plain `gunicorn 'fleet_fn.app:create_app()'`.
+
+gunicorn reads it from its working directory.
+"""
 
 from fleet_fn.web.server import (  # noqa: F401
     bind,

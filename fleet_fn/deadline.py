@@ -30,5 +30,8 @@ class Deadline:
         return self._end - self._start
 
     def leaving(self, share: float) -> "Deadline":
-        """Return an earlier deadline, which leaves a share (0 to 1) of the remaining time for later tasks."""
+        """Return an earlier deadline.
+
+        It leaves a share (0 to 1) of the remaining time for later tasks.
+        """
         return Deadline(self.remaining * (1 - share), self._clock)

@@ -11,7 +11,7 @@ _MAX_REASON_CHARACTERS: Final = 1000
 
 
 def one_line(text: str) -> str:
-    """Return a text with replacements for characters that could begin a line or control a terminal."""
+    """Replace characters of a text that could begin a line or control a terminal."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
@@ -55,7 +55,7 @@ class RateLimitedError(TransientError):
 
     @property
     def negative_ttl(self) -> float:
-        """Seconds for which the same request is not repeated: as the upstream asks, up to 10."""
+        """Seconds for which a request is not repeated: the upstream's wish, up to 10."""
         return min(self.retry_after or 1.0, 10.0)
 
 

@@ -7,12 +7,12 @@ from fleet_fn.errors import PermanentError
 
 
 def open_without_waiting(path: str | Path, flags: int = os.O_RDONLY) -> int:
-    """Open a file as an `opener` for `open`. It does not wait for the other end of a FIFO."""
+    """Open a file (an `opener` for `open`) without waiting for a FIFO's other end."""
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def read_small(path: Path, limit: int, name: str) -> bytes:
-    """Return the content of a file with at most `limit` bytes; `name` stands for it in reasons.
+    """Return the content of a file of at most `limit` bytes; reasons call it `name`.
 
     Raises:
         OSError: the file cannot be read.

@@ -32,7 +32,7 @@ from fleet_fn.update.handler import UpdateHandler
 
 
 class Parts:
-    """The parts that the settings describe, up to the handlers of events and of previews.
+    """Parts that the settings describe, up to the handlers of events and previews.
 
     Metrics count the upstream requests of both handlers, but only the cache look-ups of events.
     """
@@ -102,7 +102,7 @@ def make_image_store(
     counts: StoreCounts | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Store:
-    """Return the store of images that `FIRMWARE_REGISTRY` names: image layouts, or an OCI registry."""
+    """Return the store that `FIRMWARE_REGISTRY` names: layouts, or an OCI registry."""
     cache = Cache(
         settings.firmware_cache_dir,
         settings.firmware_cache_bytes,
@@ -139,7 +139,7 @@ def _authorization(settings: Settings) -> Authorization:
 
 
 def _registry_credentials(settings: Settings, host: str) -> Callable[[str], Credentials | None]:
-    """Return a function from a repository of the registry at `host` to its credentials."""
+    """Return a function from repositories of the registry `host` to credentials."""
     if settings.firmware_registry_token is not None:
         configured = Credentials(settings.firmware_registry_user, settings.firmware_registry_token)
         return lambda _: configured

@@ -1,4 +1,4 @@
-"""Kinds of values for the variables of `fleet_fn.settings`: how to parse them, and what to set them to."""
+"""Kinds of values for settings: how to parse them, and what to set them to."""
 
 import os
 import re
@@ -25,7 +25,10 @@ _LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class UnfitError(ValueError):
-    """A variable does not take a value. The text completes "which …" and quotes no secret."""
+    """A variable does not take a value.
+
+    The text completes "which …" and quotes no secret.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Kind(Generic[T_co]):
 
 
 def quote(value: str) -> str:
-    """Return a value for an error message: one line, without parts of URLs that may be secret."""
+    """Return a value for an error message: one line, without secret parts of URLs."""
     # A password before the host may hold any character, "@" and "?" included.
     upto = r".*" if re.search(r"[?#].*@", value, re.DOTALL) else r".*(?=@)"
     value = re.sub(rf"^([A-Za-z][A-Za-z0-9+.-]*://)?{upto}", r"\1…", value, count=1, flags=re.DOTALL)
@@ -68,7 +71,10 @@ def base_url(takes: str) -> Kind[str]:
 
 
 def endpoint(takes: str) -> Kind[str]:
-    """Return the kind of URLs that are used unchanged: some servers care about a slash at the end."""
+    """Return the kind of URLs that are used unchanged.
+
+    Some servers care about a slash at the end.
+    """
     return Kind(_parse_url, takes)
 
 
@@ -93,7 +99,10 @@ def _parse_prefix(value: str) -> str:
 
 
 def _check_layouts(path: str) -> None:
-    """Raise ValueError unless `path` is a folder; only the part before a placeholder has to exist."""
+    """Raise ValueError unless `path` is a folder.
+
+    Only the part before a placeholder has to exist.
+    """
     if not path:
         raise ValueError(path)
     before, placeholder, _ = path.partition("{")
@@ -118,7 +127,10 @@ def _parse_image(value: str) -> str:
 
 
 def _check_placeholders(value: str, *names: str) -> None:
-    """Raise ValueError for other placeholders than these: no reference can contain braces."""
+    """Raise ValueError for placeholders other than these.
+
+    No reference can contain braces.
+    """
     known = [f"{{{name}}}" for name in names]
     if re.search(r"[{}]", re.sub("|".join(map(re.escape, known)), "", value)):
         raise UnfitError(f"has a placeholder other than {' and '.join(known)}")
@@ -181,7 +193,9 @@ def _parse_folder(value: str) -> str:
 
 
 def cache_folder(value: str = "") -> str:
-    """Return the folder for the cache; by default, one in the system's temporary directory.
+    """Return the folder for the cache.
+
+    The default is one in the system's temporary directory.
 
     Raises:
         UnfitError: another user can change what the folder holds.
@@ -199,9 +213,10 @@ def cache_folder(value: str = "") -> str:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise OSError unless files can be created in a folder, or in the nearest parent that exists.
+    """Raise OSError unless files can be created in a folder.
 
-    `UntrustedError` means that the file system gives new files to another user, or lets other users access them.
+    If the folder does not exist, its nearest parent counts. `UntrustedError` means that the file system gives new files
+    to another user, or lets other users access them.
     """
     folder = folder.absolute()
     while not os.path.lexists(folder):
@@ -246,7 +261,10 @@ def _parse_seconds(value: str) -> float:
 
 
 def _parse_address(value: str) -> str:
-    """Return an IP address without brackets. Names may resolve to several, so they are refused."""
+    """Return an IP address without brackets.
+
+    Names are refused, because one may resolve to several addresses.
+    """
     if value == "localhost":
         return "127.0.0.1"
     bracketed = re.fullmatch(r"\[(.*:.*)\]", value)

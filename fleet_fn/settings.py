@@ -28,7 +28,10 @@ _ROW: Final = "setting"
 
 
 class SettingsError(Exception):
-    """Settings are missing or invalid. The text, one line, names each, its value, and what to set it to."""
+    """Settings are missing or invalid.
+
+    The text, one line, names each, its value, and what to set it to.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +227,10 @@ class Settings:
 
     @property
     def firmware_prefix(self) -> str:
-        """Prefix of references. It ends in `/`: otherwise `ghcr.io/acme` would allow `ghcr.io/acme-evil`."""
+        """Prefix of references, which ends in `/`.
+
+        Otherwise `ghcr.io/acme` would allow `ghcr.io/acme-evil`.
+        """
         prefix = self.firmware_registry.removeprefix(LAYOUT_SCHEME)
         return prefix if prefix.endswith("/") else f"{prefix}/"
 
@@ -283,14 +289,17 @@ def _check_drogue(read: "_Reader") -> None:
 
 
 class _Reader:
-    """Reads variables and collects all violations, so that an operator can correct them at once."""
+    """Reads variables and collects all violations.
+
+    An operator can then correct them all at once.
+    """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
         self._violations: list[str] = []
 
     def value(self, setting: Setting) -> Any:
-        """Return the value of a variable; the default if the variable is not set, or invalid."""
+        """Return a variable's value, or the default if it is not set or invalid."""
         text = self._text(setting.variable)
         if text is None:
             if setting.is_required:

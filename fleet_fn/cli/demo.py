@@ -1,4 +1,4 @@
-"""`demo`: run the demo, print its lines, and tell whether every device ended as it should."""
+"""`demo`: run and print the demo; tell whether every device ended as it should."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""`device`: simulated devices that go through real updates at a Drogue HTTP endpoint."""
+"""`device`: simulated devices in real updates at a Drogue HTTP endpoint."""
 
 import contextlib
 import itertools
@@ -158,7 +158,7 @@ class _Signals:
     came: bool = False
 
     def handle(self, *_: object) -> None:
-        """Note a signal, and take no lock: the next signal's handler may interrupt this one."""
+        """Note a signal, and take no lock: the next handler may interrupt this one."""
         self.came = True
 
 
@@ -179,7 +179,10 @@ def _signals() -> Iterator[_Signals]:
 def _display(
     options: list[DeviceOptions],
 ) -> Iterator[tuple[Callable[[str], None], Callable[[str, int], None] | None]]:
-    """Yield functions that take a line and a device's offset. A terminal shows a progress bar; a pipe, lines only."""
+    """Yield functions that take a line and a device's offset.
+
+    A terminal shows a progress bar, a pipe shows lines only.
+    """
     lock = threading.Lock()
     if not sys.stdout.isatty():
 

@@ -1,4 +1,4 @@
-"""`fleet`: show the state of an application's devices, read from the device registry."""
+"""`fleet`: show the state of an application's devices from the device registry."""
 
 import io
 import os
@@ -89,7 +89,7 @@ def command(application: str, labels: str | None, as_json: bool, watch: bool, in
 
 
 def print_fleet(upstream: HttpClient, application: str, *, echo: Callable[[str], object] = click.echo) -> bool:
-    """Print the table of an application's devices once, line by line; return whether any device has failed.
+    """Print the table of devices once, line by line; return whether any has failed.
 
     Raises:
         PermanentError: the application is unknown, our credentials are refused, or an answer makes no sense.
@@ -131,7 +131,9 @@ def _displays(application: str, *, as_json: bool, watch: bool) -> Iterator[Displ
 
 
 def _watch(read: Callable[[], int], interval: int, url: str) -> int:
-    """Read every `interval` seconds until a signal comes; return the exit code of the last complete reading.
+    """Read every `interval` seconds until a signal comes.
+
+    Return the exit code of the last complete reading.
 
     Raises:
         PermanentError: another try would fail too.
@@ -162,7 +164,10 @@ def _complain(reason: str) -> int:
 
 
 def _drop_output() -> None:
-    """Discard further output: stdout's reader is gone, or its disk is full. Else Python would complain at its end."""
+    """Discard further output: stdout's reader is gone, or its disk is full.
+
+    Otherwise Python would complain at its end.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

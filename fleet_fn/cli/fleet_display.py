@@ -63,7 +63,10 @@ _STATES: Final = {
 
 
 class Table:
-    """A table, and the totals below it. Text from devices or upstreams cannot steer the terminal."""
+    """A table, and the totals below it.
+
+    Text from devices or upstreams cannot steer the terminal.
+    """
 
     def __init__(
         self,
@@ -86,7 +89,10 @@ class Table:
         return self._widths is not None
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Show a page of devices. The first page sets the widths of the columns; a longer cell shifts its row."""
+        """Show a page of devices.
+
+        The first page sets the widths of the columns. A longer cell shifts its row.
+        """
         cells = [_cells(row) for row in rows]
         if self._widths is None:
             self._widths = _widths(cells)
@@ -96,7 +102,7 @@ class Table:
             self._echo(self._line(self._widths, each))
 
     def end(self, totals: Totals) -> None:
-        """Show the numbers of devices by state and by version, and the gateways in conflict."""
+        """Show the numbers of devices by state and by version, and conflicting gateways."""
         states = ", ".join(f"{totals.states[state]} {name}" for state, name in _STATES.items())
         self._echo("")
         self._echo(f"{_devices(totals.devices)}: {states}")
@@ -108,7 +114,10 @@ class Table:
             self._echo(one_line(f"warning: {conflict.describe()}"))
 
     def break_off(self, reason: str) -> None:
-        """Show nothing: a table without totals is incomplete, and the command prints the reason."""
+        """Show nothing: a table without totals is incomplete.
+
+        The command prints the reason.
+        """
 
     def _line(self, widths: Sequence[int], cells: Sequence[str]) -> str:
         *cells, error = cells
@@ -117,7 +126,10 @@ class Table:
 
 
 class Document:
-    """One JSON document, one device a line. It is well-formed even if the reading breaks off."""
+    """One JSON document, one device a line.
+
+    It is well-formed even if the reading breaks off.
+    """
 
     def __init__(self, application: str, write: Callable[[str], object] = lambda text: click.echo(text, nl=False)):
         self._application = application
@@ -135,7 +147,7 @@ class Document:
             self._write(separator + json.dumps(_members(row)))
 
     def end(self, totals: Totals) -> None:
-        """Show the numbers of devices by state and by version, and the gateways in conflict."""
+        """Show the numbers of devices by state and by version, and conflicting gateways."""
         versions = {
             version: {"current": totals.current[version], "target": totals.target[version]}
             for version in totals.versions
@@ -209,7 +221,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _columns(text: str) -> int:
-    """Return the columns that a text takes in a terminal, as well as Unicode's tables tell."""
+    """Return a text's columns in a terminal, as well as Unicode's tables tell."""
     if text.isascii():
         return len(text)
     wide = sum(unicodedata.east_asian_width(character) in ("W", "F") for character in text)

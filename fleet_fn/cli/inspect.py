@@ -1,4 +1,4 @@
-"""`inspect`: show the firmware that a reference names, with the function's own code."""
+"""`inspect`: show the firmware that a reference names, by the function's own code."""
 
 import sys
 import tempfile
@@ -71,7 +71,9 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
 
 @contextmanager
 def _store(text: str, insecure: bool, ca_file: str | None) -> Iterator[tuple[Store, Reference]]:
-    """Yield the function's store for the reference in `text`, with a temporary cache, and the parsed reference.
+    """Yield the store for the reference in `text`, and the parsed reference.
+
+    The store is the function's, with a temporary cache.
 
     Raises:
         PermanentError: `text` is not a reference.

@@ -9,7 +9,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def access_options(command: F) -> F:
-    """Add the options of a command that talks to an OCI registry: `insecure` and `ca_file`."""
+    """Add `insecure` and `ca_file`, the options for access to an OCI registry."""
     insecure = click.option(
         "--insecure", is_flag=True, envvar="FIRMWARE_REGISTRY_INSECURE", help="Use plain HTTP for the registry."
     )

@@ -240,7 +240,10 @@ def _yaml(text: str) -> list[Any]:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], object]]:
-    """Return a function that waits for Ctrl-C or SIGTERM, those before the call included."""
+    """Yield a function that waits for Ctrl-C or SIGTERM.
+
+    A signal that came before the call counts, too.
+    """
     # Python runs signal handlers in the main thread only. A lock or a queue would not wake that thread if a signal
     # arrives in another thread, or right before the wait. Python writes the wake-up byte in whichever thread it is.
     reader, writer = socket.socketpair()
@@ -258,7 +261,10 @@ def _signals() -> Iterator[Callable[[], object]]:
 
 
 def _allow_many_connections() -> None:
-    """Raise the limit of open files: a thousand devices wait on a thousand sockets, more than the default allows."""
+    """Raise the limit of open files.
+
+    A thousand devices wait on a thousand sockets, more than the default allows.
+    """
     try:
         import resource
     except ImportError:  # not a POSIX system

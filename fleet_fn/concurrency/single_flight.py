@@ -1,4 +1,7 @@
-"""Run slow work once at a time per key, in a thread of its own, while any number of events wait for its result."""
+"""Run slow work once at a time per key, while any number of events wait for it.
+
+The work runs in a thread of its own.
+"""
 
 import threading
 import time
@@ -44,7 +47,7 @@ class SingleFlight:
         self._unheard: OrderedDict[Hashable, tuple[float, BaseException]] = OrderedDict()
 
     def result(self, key: Hashable, function: Callable[[], T], deadline: Deadline, *, keeps_error: bool = False) -> T:
-        """Return the result of `function`, or of the call that already runs under the same `key`.
+        """Return the result of `function`, or of the call already running under `key`.
 
         Args:
             key: names the work.

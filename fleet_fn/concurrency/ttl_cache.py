@@ -27,9 +27,10 @@ class Count(Protocol):
 
 
 class TTLCache(Generic[K, V]):
-    """Values by key, each with the time at which its look-up began; and errors of failed look-ups.
+    """A cache of values by key, and of the errors of failed look-ups.
 
-    Callers that ask for the same key at the same time share one look-up. Losing the cache changes no answer.
+    Each value has the time at which its look-up began. Callers that ask for the same key at the same time share one
+    look-up. Losing the cache changes no answer.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class TTLCache(Generic[K, V]):
         count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keep at most `size` values, of at most `max_bytes` together as `deep_size` counts them.
+        """Keep at most `size` values, of at most `max_bytes` together by `deep_size`.
 
         Args:
             size: values; 0 keeps none.
@@ -63,7 +64,7 @@ class TTLCache(Generic[K, V]):
         self._remembers = size > 0
 
     def get(self, key: K, max_age: float, look_up: Callable[[], V], deadline: Deadline) -> V:
-        """Return the value of `key`, and look it up if the known value is older than `max_age` seconds.
+        """Return the value of `key`; look it up if it is older than `max_age` seconds.
 
         Raises:
             TransientError: another thread's look-up of the key took until the deadline.
@@ -104,7 +105,7 @@ class TTLCache(Generic[K, V]):
                 self._errors.pop(key)
 
     def replace(self, key: K, value: V) -> None:
-        """Replace the known value of `key`, but not its time: the new value counts as equally old."""
+        """Replace the known value of `key`; the new one counts as equally old."""
         with self._lock:
             if entry := self._values.get(key):
                 self._values.put(key, entry[0], value)
@@ -117,7 +118,7 @@ class TTLCache(Generic[K, V]):
             self._looked_up.discard(key)
 
     def _known(self, key: K, asked: float, max_age: float) -> tuple[V] | None:
-        """Return the value if it is young enough; else raise the last look-up's error, if that is."""
+        """Return a young enough value or raise a young enough error, else return None."""
         if (entry := self._values.get(key)) and entry[0] >= asked - max_age:
             return (entry[1],)
         if self._error_age and (failure := self._errors.get(key)) and failure[0] >= asked - self._error_age(failure[1]):
@@ -150,13 +151,16 @@ class TTLCache(Generic[K, V]):
 
 
 class Bounded(Generic[K, V]):
-    """Values with their times by key. If there are too many, the values that were put first are dropped.
+    """Values with their times by key.
 
-    Not safe to use from several threads.
+    If there are too many, the values that were put first are dropped. Not safe to use from several threads.
     """
 
     def __init__(self, size: int, max_bytes: float = math.inf) -> None:
-        """Keep at most `size` values, which take at most `max_bytes` together; a larger one is not kept at all."""
+        """Keep at most `size` values, which take at most `max_bytes` together.
+
+        A larger value is not kept at all.
+        """
         self._size = size
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -184,7 +188,7 @@ class Bounded(Generic[K, V]):
 
 
 def deep_size(value: object) -> int:
-    """Return the bytes of a value and of all its parts; parts that values share count in each.
+    """Return the bytes of a value and of its parts; shared parts count in each value.
 
     Look into containers and dataclasses; of other objects only their own bytes count.
     """

@@ -1,4 +1,4 @@
-"""Paths of Drogue Cloud's APIs: objects of the device registry, listings and commands."""
+"""Paths of Drogue Cloud's APIs: registry objects, listings and commands."""
 
 import re
 from typing import Final

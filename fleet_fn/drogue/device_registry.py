@@ -43,7 +43,10 @@ _MAX_PAUSE_SECONDS: Final = 0.02
 
 
 class DeviceDisabledError(PermanentError):
-    """Drogue Cloud's operator has disabled the device or its application, so no command may be sent."""
+    """Drogue Cloud's operator has disabled the device or its application.
+
+    No command may be sent.
+    """
 
 
 class ConflictError(Exception):
@@ -67,7 +70,10 @@ class Desired(NamedTuple):
 
 
 class DeviceRegistry:
-    """A client of the device registry, with a cache of specs. Safe to use from several threads."""
+    """A client of the device registry, with a cache of specs.
+
+    It is safe to use from several threads.
+    """
 
     def __init__(
         self,
@@ -135,12 +141,12 @@ class DeviceRegistry:
         )
 
     def peek_reported(self, application: str, device: str) -> Reported | None:
-        """Return the device's last report from the cache, however old; None if it is not cached."""
+        """Return the device's last report from the cache, however old, or None."""
         known = self._objects.peek((application, device))
         return known.reported if known else None
 
     def read_record(self, application: str, device: str, max_age: float, deadline: Deadline) -> Record | None:
-        """Return the record of another device's update; None if there is none, or no such device.
+        """Return the record of another device's update, or None without record or device.
 
         Raises:
             TransientError: the registry does not answer.
@@ -157,7 +163,7 @@ class DeviceRegistry:
             return None
 
     def forget(self, application: str, device: str) -> None:
-        """Drop an object from the cache: the device's, or the application's if `device` is empty."""
+        """Drop a device from the cache, or the application if `device` is empty."""
         self._objects.invalidate((application, device) if device else (application,))
         self._unreadable.invalidate((application, device))
 
@@ -174,7 +180,7 @@ class DeviceRegistry:
     # --- Writing ------------------------------------------------------------------------------------------------------
 
     def report(self, application: str, device: str, report: Report, now: datetime, deadline: Deadline) -> None:
-        """Write the news of a report into the device's object, and leave the rest of the object as it is.
+        """Write the news of a report into the device's object; leave the rest as it is.
 
         Other processes may write the object at the same time. A report that changes the record is tried again until the
         deadline, any other once more.
@@ -244,7 +250,10 @@ def _with_report(device: Mapping[str, Any], report: Report, now: datetime) -> di
 
 
 def _storable_news(section: Mapping[str, Any], before: object) -> dict[str, Any]:
-    """Return a `status.firmware` whose news the registry can store, as it could the rest."""
+    """Return a `status.firmware` whose news the registry can store.
+
+    The rest comes from the registry, so it can be stored.
+    """
     known = before if isinstance(before, dict) else {}
     conditions = known.get("conditions")
     stored = {id(value) for value in known.values()}

@@ -53,7 +53,10 @@ _PLAIN: Final = re.compile(r"[\x20-\x24\x26-\x7e]*")
 
 
 class InvalidEventError(Exception):
-    """The request holds no CloudEvent, or none that Drogue Cloud makes. The text says why, in one line."""
+    """The request holds no CloudEvent, or none that Drogue Cloud makes.
+
+    The text says why, in one line.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(one_line(reason))
@@ -91,12 +94,15 @@ class Event(NamedTuple):
 
     @property
     def is_status(self) -> bool:
-        """Return whether the event is a status: on channel `dfu` or LoRaWAN's firmware port."""
+        """Return whether it is a status: on channel `dfu` or LoRaWAN's firmware port."""
         return self.type == DEVICE_EVENT and self.subject in (DFU, LORAWAN_PORT)
 
     @property
     def is_lorawan(self) -> bool:
-        """Return whether a device of The Things Network sent it: its answers go to a port, in CBOR."""
+        """Return whether a device of The Things Network sent it.
+
+        Its answers go to a port, in CBOR.
+        """
         return self.subject == LORAWAN_PORT
 
     @property
@@ -210,7 +216,7 @@ def _identify(source: str, application: str | None, device: str | None, decode: 
 
 
 def _read_source(source: str) -> tuple[str, str] | None:
-    """Return the application and device in Drogue Cloud's source; None for other sources."""
+    """Return the application and device in Drogue Cloud's source, else None."""
     match = _SOURCE.fullmatch(source)
     if match is None:
         return None
@@ -221,7 +227,7 @@ def _read_source(source: str) -> tuple[str, str] | None:
 
 
 def _may_stand_for(name: str, given: str) -> bool:
-    """Return whether a received attribute may stand for a name that a deliverer mangled.
+    """Return whether an attribute may stand for a name that a deliverer mangled.
 
     Deliverers write UTF-8 (which WSGI reads as ISO 8859-1), ISO 8859-1 with "?" for each UTF-16 unit of other
     characters, or percent-encoding. HTTP strips spaces.
@@ -250,7 +256,10 @@ def _clip(value: str) -> str:
 
 
 class _Received(CloudEvent):
-    """A received CloudEvent. Unlike the SDK's class, it invents no missing attributes: that is up to the sender."""
+    """A received CloudEvent.
+
+    Unlike the SDK's class, it invents no missing attributes: those are up to the sender.
+    """
 
     def __init__(self, attributes: dict[str, Any], data: Any = None) -> None:
         missing = [name for name in _REQUIRED if name not in attributes]
@@ -263,7 +272,7 @@ class _Received(CloudEvent):
 
 
 def _read_structured(body: bytes) -> _Received:
-    """Return the event in a body in structured mode (CloudEvents 1.0, JSON Event Format)."""
+    """Return the event in a body in structured mode (CloudEvents 1.0, JSON format)."""
     members = parse_json(body)
     if not isinstance(members, dict):
         raise ValueError("a CloudEvent in JSON is an object")
@@ -277,7 +286,7 @@ def _read_structured(body: bytes) -> _Received:
 
 
 def _pop_data(attributes: dict[str, Any]) -> bytes:
-    """Remove the data from the members of an event in JSON, and return it (JSON Event Format, 3.1)."""
+    """Remove and return the data of an event in JSON (JSON Event Format, 3.1)."""
     if "data_base64" in attributes:
         return _decode_base64(attributes.pop("data_base64"), "data_base64")
     if "data" not in attributes:
@@ -296,7 +305,10 @@ def _parse_time(value: object) -> datetime:
 
 
 def _read_attributes(fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return the attributes in headers (HTTP binding, 3.1.3); names of devices stay undecoded."""
+    """Return the attributes in headers (HTTP binding, 3.1.3).
+
+    Names of devices stay undecoded.
+    """
     attributes: dict[str, Any] = {}
     for header, value in fields.items():
         name = header.removeprefix("ce-")
@@ -311,7 +323,7 @@ def _read_attributes(fields: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _decode_other(name: str, value: str) -> str:
-    """Decode an attribute that does not name the device; if it is not UTF-8, it is ISO 8859-1.
+    """Decode an attribute other than a device's name: UTF-8, or else ISO 8859-1.
 
     The percent signs in Drogue Cloud's source are its own, so it stays as it is.
     """
@@ -336,7 +348,7 @@ def _decode_name(value: str) -> str:
 
 
 def _percent_decode(text: str) -> str:
-    """Decode a header if a sender that follows the HTTP binding encodes the result like this."""
+    """Decode a header if the HTTP binding would encode the result like this."""
     decoded = unquote(text)
     return decoded if "%" in text and quote(decoded, safe=_UNENCODED) == text else text
 
@@ -349,7 +361,7 @@ def _text(attributes: Mapping[str, Any], name: str) -> str | None:
 
 
 def _read_lorawan(payload: bytes) -> bytes:
-    """Return the device's bytes, which may be inside The Things Network's v3 uplink message."""
+    """Return the device's bytes, also from a v3 uplink message of The Things Network."""
     if not payload.lstrip(b" \t\r\n").startswith(b"{"):
         return payload
     try:

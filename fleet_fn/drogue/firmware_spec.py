@@ -1,4 +1,4 @@
-"""`spec.firmware` of an application or a device: the source of the firmware, and the update policy."""
+"""`spec.firmware` of an application or a device: firmware source, update policy."""
 
 import json
 import re
@@ -33,7 +33,10 @@ _TIMEZONE_TAKES: Final = "the IANA name of a time zone, such as Europe/Oslo"
 
 
 class MalformedSpecError(PermanentError):
-    """A key of `spec.firmware` is malformed. The text names the key, what it got and what it takes."""
+    """A key of `spec.firmware` is malformed.
+
+    The text names the key, its value and the values that it takes.
+    """
 
 
 # --- Sources ----------------------------------------------------------------------------------------------------------
@@ -110,10 +113,11 @@ def _read_name(value: object, path: str, takes: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The hours of the week in which updates may start and be swapped to, by the wall clock of a time zone.
+    """The hours of the week in which updates may start and be swapped to.
 
-    If the clock is set back, the repeated hour is open twice. If it is set forward, a window that would open in the
-    missing hour opens after it, and a window that lies within the missing hour does not open.
+    They go by the wall clock of a time zone. If the clock is set back, the repeated hour is open twice. If it is set
+    forward, a window that would open in the missing hour opens after it, and a window that lies within the missing hour
+    does not open.
     """
 
     #: Minutes from local midnight, 0 to 1439.
@@ -181,7 +185,10 @@ def read_policy(section: Mapping[str, Any]) -> Policy:
 
 
 def _read_map(value: object, path: str, keys: Sequence[str]) -> Mapping[str, Any]:
-    """Return a map with these keys only: ignoring a mistyped `percent` would update all."""
+    """Return a map with these keys only.
+
+    If a mistyped `percent` were ignored, all devices would be updated.
+    """
     if value is None:
         return {}
     takes = f"a map with {_join_words(keys)}"
@@ -317,7 +324,7 @@ def _describe(value: object) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a text of others in one line, cut to the length that a message has room for."""
+    """Return foreign text in one line, cut to the room that a message has for it."""
     return one_line(text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]}…")
 
 

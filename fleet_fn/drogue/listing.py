@@ -84,7 +84,7 @@ def list_devices(
 
 
 def _error(status: int, application: str, message: str) -> PermanentError:
-    """Return the error for a status other than 200; `message` is the registry's own explanation."""
+    """Return the error for a status other than 200, with the registry's `message`."""
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
         return PermanentError(refusal_for_application(DEVICE_REGISTRY, status, application))
     return PermanentError(f"{DEVICE_REGISTRY}: answered {status} for the devices{message}")

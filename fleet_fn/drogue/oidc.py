@@ -1,4 +1,7 @@
-"""Credentials for Drogue Cloud from an OpenID provider: the client credentials grant (RFC 6749, section 4.4)."""
+"""Credentials for Drogue Cloud from an OpenID provider.
+
+They come by the client credentials grant (RFC 6749, section 4.4).
+"""
 
 import time
 from collections.abc import Callable
@@ -60,7 +63,7 @@ class ClientCredentials:
         return token.header if token else self._renew(None, deadline)
 
     def refresh(self, refused: str, status: int, deadline: Deadline) -> str | None:
-        """Return another value of `Authorization` after a refusal; None if a retry would not help.
+        """Return another `Authorization` after a refusal; None if no retry would help.
 
         Raises:
             PermanentError, TransientError: as with `header`.
@@ -80,7 +83,10 @@ class ClientCredentials:
         return self._clock() - token.since
 
     def _renew(self, refused: str | None, deadline: Deadline) -> str:
-        """Return a token other than the refused one; concurrent callers share one fetch, or its failure."""
+        """Return a token other than the refused one.
+
+        Concurrent callers share one fetch, or its failure.
+        """
         with self._tokens.turn(refused, deadline) as known:
             token = known or self._tokens.renew(lambda: self._fetch(deadline))
             return token.header
@@ -108,5 +114,5 @@ class ClientCredentials:
 
 
 def _negative_ttl(error: UpstreamError) -> float:
-    """Return the seconds after a failure for which the token endpoint is not asked again."""
+    """Return the seconds for which the token endpoint is left alone after a failure."""
     return error.negative_ttl if isinstance(error, TransientError) else _REFUSAL_TTL_SECONDS

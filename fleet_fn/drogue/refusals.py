@@ -1,4 +1,4 @@
-"""Reasons for refusals by Drogue Cloud: the upstream, its status and the possible causes.
+"""Reasons for Drogue Cloud's refusals: upstream, status and possible causes.
 
 Drogue Cloud also answers 404 for missing rights, so these reasons name both causes.
 """

@@ -23,7 +23,7 @@ _REFUSALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND
 
 
 class DeviceNotFoundError(PermanentError):
-    """The registry does not confirm that the device exists, so no command can be sent to it."""
+    """The registry does not confirm that the device exists: it gets no command."""
 
 
 class RegistryApi:
@@ -62,7 +62,9 @@ class RegistryApi:
         return found, answer.body
 
     def put(self, names: tuple[str, ...], changed: Mapping[str, Any], deadline: Deadline) -> bool:
-        """Write a device; return False if it has changed since it was read (optimistic-lock conflict).
+        """Write a device; return False on an optimistic-lock conflict.
+
+        Then the device has changed since it was read.
 
         Raises:
             DeviceNotFoundError: the registry refuses the credentials or the device.
@@ -106,7 +108,7 @@ def unusable(names: tuple[str, ...], problem: str) -> PermanentError:
 
 
 def _error_type(names: tuple[str, ...]) -> type[PermanentError]:
-    """Return the error for a failed request; an unknown device must not be sent anything."""
+    """Return the error for a failed request; an unknown device must be sent nothing."""
     return DeviceNotFoundError if kind_of(names) == "device" else PermanentError
 
 

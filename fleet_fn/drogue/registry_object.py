@@ -1,4 +1,4 @@
-"""The parts of a registry object, a device or an application, that its updates depend on."""
+"""Parts of a registry object (device or application) that updates depend on."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -9,7 +9,10 @@ from fleet_fn.drogue.status_report import Reported
 
 
 class Malformed(NamedTuple):
-    """A malformed part of `spec.firmware`. Only updates that need this part fail, for this reason."""
+    """A malformed part of `spec.firmware`.
+
+    Only updates that need the part fail, and for this reason.
+    """
 
     reason: str
 
@@ -69,7 +72,7 @@ def read_map(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def read_gateways(spec: object) -> tuple[str, ...]:
-    """Return the names in `gatewaySelector.matchNames` of a device's `spec`; none if it is malformed."""
+    """Return the names in a spec's `gatewaySelector.matchNames`; none if malformed."""
     selector = spec.get("gatewaySelector") if isinstance(spec, dict) else None
     names = selector.get("matchNames") if isinstance(selector, dict) else None
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()

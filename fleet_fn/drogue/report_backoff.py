@@ -25,9 +25,9 @@ class _Failure(NamedTuple):
 
 
 class ReportBackoff:
-    """Devices whose reports failed, with a pause for each. Safe to use from several threads.
+    """Devices whose reports failed, with a pause for each.
 
-    A changed object ends the pause: the reason of the failure may have gone.
+    A changed object ends the pause: the reason of the failure may have gone. Safe to use from several threads.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:

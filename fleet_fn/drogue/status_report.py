@@ -38,7 +38,7 @@ class Condition(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """The last report in a device's object, without the parts that other software writes."""
+    """The last report in a device's object, without parts that other software writes."""
 
     current: str | None = None
     target: str | None = None
@@ -84,7 +84,10 @@ class Report(NamedTuple):
         return self.record != self.before
 
     def is_news(self, reported: Reported) -> bool:
-        """Return whether it differs from the last report; a percentage alone counts at each tenth only."""
+        """Return whether it differs from the last report.
+
+        A percentage alone counts at each tenth only.
+        """
         if (self.current, self.target) != (reported.current, reported.target) or self.changes_record:
             return True
         if _without_percentage(self.conditions) != _without_percentage(reported.conditions):
@@ -92,9 +95,10 @@ class Report(NamedTuple):
         return self.crosses_tenth and self.conditions != reported.conditions
 
     def merge_into(self, section: object, now: datetime) -> dict[str, Any]:
-        """Return a `status.firmware` with this report in it; keys and conditions of other software stay.
+        """Return a `status.firmware` with this report in it.
 
-        A condition's `lastTransitionTime` changes only together with its `status`.
+        Keys and conditions of other software stay. A condition's `lastTransitionTime` changes only together with its
+        `status`.
         """
         fields = dict(section) if isinstance(section, dict) else {}
         conditions = [_condition_json(condition, _find(fields, condition.type), now) for condition in self.conditions]

@@ -1,4 +1,7 @@
-"""The record of a device's update, kept in its object between its statuses: `status.firmware.update`."""
+"""The record of a device's update, kept between its statuses.
+
+It is in the device's object, under `status.firmware.update`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -133,7 +136,7 @@ class Record:
 
     @classmethod
     def read(cls, value: object) -> Self | None:
-        """Read the record in a device's object; return None if there is none, or it is malformed."""
+        """Return the record in a device's object; None if it is missing or malformed."""
         fields = value if isinstance(value, dict) else {}
         version, checksum = fields.get("version"), fields.get("checksum")
         if not isinstance(version, str) or not isinstance(checksum, str):
@@ -180,11 +183,11 @@ class Record:
         return self.version.encode() == target.version and self.checksum == target.checksum.hex()
 
     def describes(self, version: bytes) -> bool:
-        """Return whether the record allows to continue a device that is midway in `version`."""
+        """Return whether a device that is midway in `version` may go on by this record."""
         return self.started is not None and self.version.encode() == version
 
     def awaits_sync(self, version: bytes) -> bool:
-        """Return whether a device that runs `version` came up with it by this update's swap."""
+        """Return whether a device that runs `version` came up with it by this swap."""
         return self.swapped is not None and self.version.encode() == version
 
     def is_under_way(self, now: datetime) -> bool:
@@ -195,11 +198,11 @@ class Record:
         return any(time is not None and timedelta() <= now - time < _ABANDONED_AFTER for time in times)
 
     def with_start(self, now: datetime) -> "Record":
-        """Return the record with the time of the first block, about to be sent; an earlier time stays."""
+        """Return the record for a first block about to be sent; an earlier time stays."""
         return self if self.started else replace(self, started=timestamp(now))
 
     def with_swap(self, now: datetime) -> "Record":
-        """Return the record with the time of the SWAP, about to be sent; an earlier time stays."""
+        """Return the record for a SWAP about to be sent; an earlier time stays."""
         return self if self.swapped else replace(self, swapped=timestamp(now))
 
     def with_sync(self, now: datetime) -> "Record":
@@ -207,7 +210,10 @@ class Record:
         return replace(self, synced=self.synced or timestamp(now), syncs=self.syncs + 1)
 
     def with_return(self) -> "Record":
-        """Return the record of a device that came up, but left the version later: no failed swap."""
+        """Return the record of a device that came up, but left the version later.
+
+        That is no failed swap.
+        """
         return replace(self, started=None, swapped=None, synced=None, syncs=0) if self.synced else self
 
     def with_failed_swap(self) -> "Record":
@@ -219,7 +225,7 @@ class Record:
         return _moment(self.synced)
 
     def superseded_at(self, version: bytes, *, but: str | None = None) -> datetime | None:
-        """Return when an earlier target of `version` was last replaced; None if there is none.
+        """Return when an earlier target of `version` was last replaced, or None.
 
         Args:
             version: the version.
@@ -301,7 +307,7 @@ def _read_origin(value: object) -> Origin | None:
 
 
 def _moment(value: object) -> datetime | None:
-    """Read a time in RFC 3339's format; return None if it is malformed, or has no time zone."""
+    """Read an RFC 3339 time; return None if it is malformed or has no time zone."""
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else None
         return moment.astimezone(UTC) if moment and moment.tzinfo else None

@@ -1,4 +1,4 @@
-"""Store of firmware in a folder: `NAME.json` describes it, `NAME.bin` has its bytes."""
+"""Store of firmware in a folder: `NAME.json` describes the bytes in `NAME.bin`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

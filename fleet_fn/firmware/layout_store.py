@@ -1,4 +1,4 @@
-"""Store of firmware in OCI image layouts: folders below one folder, each of them a repository."""
+"""Store of firmware in OCI image layouts below one folder, each a repository."""
 
 import os
 from collections.abc import Iterator
@@ -19,7 +19,10 @@ from fleet_fn.oci.reference import Reference
 
 
 class LayoutStore:
-    """Serves firmware from image layouts; copies only firmware that has to be unpacked, into the cache."""
+    """Serves firmware from image layouts.
+
+    Only firmware that has to be unpacked is copied into the cache.
+    """
 
     def __init__(self, files: VerifiedFiles, shapes: Shapes) -> None:
         self._files = files

@@ -56,7 +56,9 @@ def private_folder(folder: Path) -> Path:
 
 
 def default_folder() -> Path:
-    """Return our folder in the system's temporary directory; make it, so that no other user can be the first.
+    """Return our folder in the system's temporary directory, and make it if missing.
+
+    So no other user can be the first to make it.
 
     Raises:
         UntrustedError: another user was the first, or may write to it.
@@ -101,7 +103,7 @@ def open_folder(path: Path) -> int:
 
 
 def open_file(folder: Path, name: str, flags: int) -> int:
-    """Open a file of a private folder: no link, nor a FIFO whose other end would be waited for.
+    """Open a file of a private folder: no link, and without waiting on a FIFO.
 
     Raises:
         UntrustedError: another user owns the folder, or may write to it; `UntrustedFileError`: the file.

@@ -1,4 +1,7 @@
-"""Store of firmware in an OCI registry: resolves references, and fetches bytes through the cache."""
+"""Store of firmware in an OCI registry.
+
+It resolves references, and fetches bytes through the cache.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -29,7 +32,7 @@ class RegistryStore:
         self._cache = cache
 
     def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:
-        """Return the firmware that `reference` names now; this is `known` if the tag has not moved.
+        """Return the firmware that `reference` names; `known` if the tag has not moved.
 
         Raises:
             NotReadyError: searching the image's layers takes longer than the deadline; the search goes on.
@@ -98,7 +101,7 @@ class _Repository:
         self._cache.small_files.save(self._key(digest), content, deadline)
 
     def _load_or_fetch(self, digest: str, fetch: Callable[[], bytes], deadline: Deadline) -> bytes:
-        """Return a manifest or a config from the cache; if it is missing, fetch it and save it there."""
+        """Return a manifest or config from the cache; fetch and save it if it is missing."""
         content = self._cache.small_files.load(self._key(digest), checksum_of(digest), MAX_MANIFEST_BYTES)
         if content is None:
             content = fetch()

@@ -1,4 +1,7 @@
-"""Resolution of references to firmware, cached for a time to live, and served stale if the store is unavailable."""
+"""Resolve references to firmware, and cache the results for a time to live.
+
+If the store is unavailable, a stale result is served.
+"""
 
 import math
 import time
@@ -23,7 +26,7 @@ _KEPT_FOR_STALE: Final = 0.5
 
 
 class Resolver:
-    """Resolves the references of one store: a TTL cache with stale-if-error (RFC 5861)."""
+    """Resolves references of one store: a TTL cache with stale-if-error (RFC 5861)."""
 
     def __init__(
         self,

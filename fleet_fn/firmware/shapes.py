@@ -1,4 +1,6 @@
-"""Shapes of firmware in a repository: artifact, labelled image, image with firmware.json, index of them.
+"""Shapes of firmware in a repository.
+
+They are artifact, labelled image, image with `firmware.json`, and an index of these.
 
 Written once against `Repository`, for registries and image layouts. `publish` and `oras push` create artifacts. The
 first firmware server of Drogue IoT built the two kinds of image with buildah.
@@ -83,7 +85,9 @@ class Repository(Protocol):
         """Open a firmware that is a blob, verified; see `Firmware.open`."""
 
     def stream(self, blob: Descriptor) -> AbstractContextManager[Readable]:
-        """Open a blob for reading its bytes as they arrive: unverified, and at most as many as its descriptor says.
+        """Open a blob for reading its bytes as they arrive, unverified.
+
+        At most as many bytes come as its descriptor says.
 
         Raises:
             PermanentError, TransientError: see `manifest`; reads raise them, too.
@@ -182,7 +186,10 @@ class Shapes:
         return Firmware(metadata.version, metadata.size, metadata.checksum, shape, opener)
 
     def _metadata_in_layers(self, layers: Sequence[Descriptor], repository: Repository, deadline: Deadline) -> Metadata:
-        """Return the content of `firmware.json`, cached for good: the layers' digests fix it."""
+        """Return the content of `firmware.json`.
+
+        It is cached for good, because the layers' digests fix it.
+        """
         key = f"{_METADATA_FILE} in {_layers_key(layers, repository)}"
 
         def look() -> bytes:
@@ -222,7 +229,7 @@ def _tar_layers(manifest: Manifest) -> list[Descriptor]:
 
 
 def _read_label(config: bytes) -> str | None:
-    """Return the label that describes the firmware, from an image's config (`config.Labels`)."""
+    """Return the label that describes firmware from an image's `config.Labels`."""
     section = read_json_object(config, "image config").get("config")
     labels = section.get("Labels") if isinstance(section, dict) else None
     label = labels.get(_LABEL) if isinstance(labels, dict) else None
@@ -238,7 +245,9 @@ def _unpack(
     metadata: Metadata,
     write: Callable[[bytes], object],
 ) -> None:
-    """Write the firmware of an image: the file with one of `names` in the root of the topmost layer that has one.
+    """Write the firmware of an image.
+
+    It is the file with one of `names` in the root of the topmost layer that has one.
 
     Raises:
         PermanentError: there is none, or its size differs from the metadata; or a layer is malformed.
@@ -302,7 +311,7 @@ def _read_small(entry: Entry) -> bytes:
 
 
 class _VisibleFiles:
-    """The wanted files that are visible in an image: not hidden by a whiteout in a layer above."""
+    """The wanted files of an image that no whiteout in a layer above hides."""
 
     def __init__(self, names: Iterable[str], max_unpacked: int) -> None:
         #: Names that no layer so far has hidden.

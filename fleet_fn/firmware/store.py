@@ -1,4 +1,7 @@
-"""Firmware, and the interface of each store: resolve a reference, open the firmware that it names."""
+"""Firmware, and the interface of each store.
+
+A store resolves a reference, and opens the firmware that it names.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,7 +18,10 @@ KEPT_FOR_WAIT: Final = 0.25
 
 
 class NotReadyError(Exception):
-    """The firmware is known, but its bytes are not ready; downloading or verifying them goes on."""
+    """The firmware is known, but its bytes are not ready.
+
+    Downloading or verifying them goes on.
+    """
 
     @property
     def reason(self) -> str:
@@ -59,7 +65,7 @@ class Firmware:
             raise PermanentError(f"a firmware version with U+0000, which Drogue Cloud cannot store: {self.version}")
 
     def open(self, deadline: Deadline) -> AbstractContextManager[Reader]:
-        """Open the bytes, verified against size and checksum before the first of them is served.
+        """Open the bytes, verified against size and checksum before any is served.
 
         Raises:
             NotReadyError: fetching or verifying takes longer than the deadline; a later call finds the work done.
@@ -74,7 +80,9 @@ class Store(Protocol):
     """A source of firmware."""
 
     def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:
-        """Return the firmware that `reference` names now; `known` is the firmware that it named before, if cached.
+        """Return the firmware that `reference` names now.
+
+        `known` is the firmware that it named before, if cached.
 
         Raises:
             NotReadyError: resolving takes longer than the deadline; a later call finds the work done.

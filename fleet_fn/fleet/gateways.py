@@ -1,4 +1,4 @@
-"""Gateways whose own update may run at the same time as the updates of their devices.
+"""Gateways whose own update may run during the updates of their devices.
 
 A gateway that waits for commands receives those of its devices too, and these name no device (docs/gateways.md).
 """
@@ -39,7 +39,7 @@ class _Children:
 
 @dataclass(slots=True)
 class Gateways:
-    """Collects gateways, and the devices behind them, while the pages of a fleet are read."""
+    """Collects gateways and the devices behind them while a fleet's pages are read."""
 
     _updating: set[str] = field(default_factory=set)
     _children: dict[str, _Children] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Gateways:
                 children.names.append(device)
 
     def conflicts(self) -> list[Conflict]:
-        """Return the gateways that are being updated while devices behind them are, by name."""
+        """Return gateways that are updated while their devices are, sorted by name."""
         return [
             Conflict(gateway, children.names, children.count)
             for gateway, children in sorted(self._children.items())

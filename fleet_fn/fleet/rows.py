@@ -65,7 +65,7 @@ class Row:
 
 
 def read_row(device: Device) -> Row:
-    """Return the row of a device, from its `status.firmware`; malformed parts count as missing."""
+    """Return a device's row from `status.firmware`; malformed parts count as missing."""
     section = device.status.get("firmware") if isinstance(device.status, dict) else None
     reported = Reported.read(section)
     in_sync = _in_sync(reported)
@@ -112,7 +112,7 @@ def _held(reported: Reported) -> str | None:
 
 
 def _error(reported: Reported) -> str | None:
-    """Return the error that keeps a device that is not in sync from its target; None if policy does."""
+    """Return the error that keeps a device off its target; None if policy does."""
     condition = reported.condition(IN_SYNC)
     is_error = condition is not None and (reported.target == UNKNOWN or condition.reason == BLOCK_REFUSED)
     return _describe(condition) if condition and is_error else None
@@ -192,7 +192,7 @@ class Totals:
 
     @property
     def versions(self) -> list[str]:
-        """All versions that devices run or have as their target, the highest first: 0.1.10 before 0.1.9."""
+        """All versions run or targeted by devices, highest first: 0.1.10 before 0.1.9."""
         return sorted({*self.current, *self.target}, key=_natural, reverse=True)
 
 

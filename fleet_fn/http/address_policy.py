@@ -1,4 +1,6 @@
-"""Check where an OCI registry sends the function: redirects of blobs, and token endpoints.
+"""Check where an OCI registry sends the function.
+
+It redirects downloads of blobs, and names token endpoints.
 
 A hostile registry must not make the function talk to a server that only the function can reach: a cloud's metadata
 service, the pod's other containers, the cluster's own network.
@@ -30,7 +32,9 @@ class _Reach(enum.IntEnum):
 
 
 def make_address_check(registry: Callable[[], Iterable[str]]) -> Callable[[str], bool]:
-    """Return a check of IP addresses, given a function that returns the addresses of the OCI registry itself.
+    """Return a check of IP addresses against those of the OCI registry.
+
+    `registry` returns the addresses of the registry itself.
 
     A public address passes. A private or loopback address passes only if the registry has such an address too.
     A link-local address never passes. A registry on a private address may not lead to loopback: that is the function's
@@ -47,7 +51,9 @@ def make_address_check(registry: Callable[[], Iterable[str]]) -> Callable[[str],
 
 
 def split_url(url: str, *, plain_http: bool, registry: str) -> tuple[str, str]:
-    """Split an absolute URL into its origin (a URL without a path) and its path with the query.
+    """Split an absolute URL into its origin, and its path with the query.
+
+    The origin is a URL without a path.
 
     Args:
         url: the URL that the registry names.

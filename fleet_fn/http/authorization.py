@@ -1,4 +1,4 @@
-"""Credentials of requests: the interface that the HTTP client asks, and credentials that never change."""
+"""The interface of credentials for the HTTP client, and unchanging credentials."""
 
 import base64
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class Authorization(Protocol):
         """
 
     def refresh(self, refused: str, status: int, deadline: Deadline) -> str | None:
-        """Return another value for one more try, after a 401 or 403 to the value `refused`; None if there is none.
+        """Return a value for one more try after a 401 or 403 to `refused`, or None.
 
         Raises:
             TransientError, PermanentError: as with `header`.
@@ -53,7 +53,10 @@ def basic(user: str, password: str) -> str:
 
 
 def secrets_of(authorization: str) -> list[str]:
-    """Return the secrets in a header `Authorization`: the credentials, and the password of Basic credentials."""
+    """Return the secrets in a header `Authorization`.
+
+    They are the credentials, and the password of Basic credentials.
+    """
     scheme, _, value = authorization.partition(" ")
     secrets = [value]
     if scheme == "Basic":

@@ -1,4 +1,7 @@
-"""Bearer tokens: the current one and its early renewal, one fetch at a time, and the reading of a server's answer."""
+"""Bearer tokens: keep the current one, renew it early, read a server's answer.
+
+One thread at a time fetches a token.
+"""
 
 import re
 import threading
@@ -55,7 +58,9 @@ class Token:
 
 @dataclass(eq=False, slots=True)
 class BearerTokens:
-    """Current token for one purpose. Safe to use from several threads, of which one fetches at a time.
+    """The current token for one purpose.
+
+    It is safe to use from several threads, of which one fetches at a time.
 
     A caller without a valid token waits for its turn, in which it may find the token of another caller::
 
@@ -77,7 +82,10 @@ class BearerTokens:
     _failure: tuple[float, UpstreamError] | None = field(default=None, init=False)
 
     def valid(self, refused: str | None = None) -> Token | None:
-        """Return the last token if it need not be replaced and is not the refused `Authorization`. Does not block."""
+        """Return the last token if it is not due for replacement and not `refused`.
+
+        Do not block.
+        """
         token = self.last
         return token if token and token.header != refused and self.clock() < token.until else None
 
@@ -108,7 +116,9 @@ class BearerTokens:
             self._turn.release()
 
     def renew(self, fetch: Callable[[], Token]) -> Token:
-        """Fetch a token and keep it, or keep the failure for other callers. Only the thread whose turn it is may.
+        """Fetch a token and keep it, or keep the failure for other callers.
+
+        Only the thread whose turn it is may call this.
 
         Raises:
             UpstreamError: the error of `fetch`.
@@ -124,7 +134,7 @@ class BearerTokens:
         return token
 
     def _raise_failure(self, asked: float) -> None:
-        """Raise the last failure again if it is too recent for another attempt by a caller that came at `asked`."""
+        """Raise the last failure if it is too recent for a caller that came at `asked`."""
         if self._failure:
             since, error = self._failure
             if since > asked - (self.negative_ttl(error) or 0.0):

@@ -1,4 +1,4 @@
-"""HTTP requests to one upstream, each within a deadline, over a pool of kept connections.
+"""HTTP requests to one upstream, each within a deadline, over kept connections.
 
 The client follows no redirects, and reads nothing from the environment (proxies, `.netrc`).
 """
@@ -80,10 +80,10 @@ class HttpClient:
         return other
 
     def for_redirect(self, url: str, permits: Callable[[str], bool]) -> "HttpClient":
-        """Return a client of another upstream, which this one redirects to, without this one's credentials.
+        """Return a client of an upstream that this one redirects to.
 
-        The client also trusts the system's authorities. It connects only to addresses that pass `permits`, whatever
-        the host's name resolves to by then.
+        It has none of this one's credentials. The client also trusts the system's authorities. It connects only to
+        addresses that pass `permits`, whatever the host's name resolves to by then.
         """
         other = copy(self)
         other.origin = Origin.of(url)
@@ -145,7 +145,9 @@ class HttpClient:
     def stream(
         self, path: str, deadline: Deadline, headers: Mapping[str, str] = MappingProxyType({})
     ) -> "Iterator[Stream]":
-        """Send a GET and yield its answer, whose body can be read piece by piece; its status is not 429 or 5xx.
+        """Send a GET and yield its answer, whose body can be read piece by piece.
+
+        The status is neither 429 nor 5xx.
 
         Args:
             path: as with `request`.
@@ -167,7 +169,9 @@ class HttpClient:
             self._downloads.give_back(download)
 
     def reveals(self, text: str, deadline: Deadline) -> bool:
-        """Return whether a text contains our credentials: some servers repeat the request in their answer.
+        """Return whether a text contains our credentials.
+
+        Some servers repeat the request in their answer.
 
         Raises:
             TransientError, PermanentError: the credentials cannot be had.
@@ -176,7 +180,10 @@ class HttpClient:
         return any(secret in text for secret in secrets_of(self._authorization.header(deadline) or ""))
 
     def close(self) -> None:
-        """Close the idle connections, those for credentials included; a later request opens new ones."""
+        """Close the idle connections, also those for credentials.
+
+        A later request opens new ones.
+        """
         self._authorization.close()
         self._handles.close()
         self._downloads.close()
@@ -250,7 +257,7 @@ class Stream:
         self.length = download.length
 
     def read(self, size: int, deadline: Deadline) -> bytes:
-        """Return the next bytes of the body: at least 1 and at most `size`, or none at its end.
+        """Return the next bytes of the body: 1 to `size`, or none at its end.
 
         Raises:
             TransientError: nothing came within the deadline, or the connection broke.

@@ -1,4 +1,4 @@
-"""Downloads: answers whose bodies are read piece by piece, each within its deadline."""
+"""Downloads: answers whose bodies are read in pieces, each within its deadline."""
 
 import select
 import sys
@@ -39,7 +39,7 @@ class Download(Handle):
 
     @property
     def is_usable(self) -> bool:
-        """Whether the last answer was received to its end, so that the connection can be used again."""
+        """True if the last answer came to its end, so the connection can be used again."""
         return not self._is_under_way and not self._failure_at_end
 
     @property
@@ -49,7 +49,7 @@ class Download(Handle):
         return length if length >= 0 else None
 
     def begin(self, request: Request, deadline: Deadline) -> Answer:
-        """Send a request, receive the head of its answer, and return the answer without its body.
+        """Send a request, and return its answer without the body, once its head came.
 
         Raises:
             TransferError: as with `exchange`.
@@ -72,7 +72,7 @@ class Download(Handle):
         self._is_under_way = True
 
     def read(self, size: int, deadline: Deadline) -> bytes:
-        """Return the next bytes of the body: at least 1 and at most `size`, or none at its end.
+        """Return the next bytes of the body: 1 to `size`, or none at its end.
 
         Raises:
             TransferError: nothing came within the deadline, or the connection broke, or the body is malformed.
@@ -133,7 +133,7 @@ class _Events:
         self._timer = Deadline(milliseconds / 1000) if milliseconds >= 0 else None
 
     def wait(self, deadline: Deadline) -> list[tuple[int, int]]:
-        """Return the descriptors with an event, and libcurl's masks of these; none if the time is over."""
+        """Return descriptors with an event and libcurl's masks; none if the time is over."""
         seconds = min(deadline.remaining, self._timer.remaining) if self._timer else deadline.remaining
         return [(descriptor, _as_mask(event)) for descriptor, event in self._poll.poll(1000 * seconds)]
 

@@ -67,7 +67,10 @@ class ForbiddenAddressError(TransferError):
 
 
 def as_upstream_error(name: str, failure: TransferError, max_bytes: int) -> UpstreamError:
-    """Return the error of the upstream `name` for a failure; an answer may have had `max_bytes` bytes."""
+    """Return the error of the upstream `name` for a failure.
+
+    An answer was allowed `max_bytes` bytes.
+    """
     error = _classify(name, failure, max_bytes)
     return error if failure.was_sent else error.without_effect()
 

@@ -74,7 +74,7 @@ class Handle:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the last answer was received to its end, so that the connection can be used again."""
+        """True if the last answer came to its end, so the connection can be used again."""
         return self._is_whole
 
     @property
@@ -253,7 +253,7 @@ class _Transfer:
         return int(pycurl.SEEKFUNC_OK)
 
     def write(self, piece: bytes) -> int | None:
-        """Take the next bytes of the answer's body; return 0 if they are too many, which ends the exchange."""
+        """Take bytes of the answer's body; return 0, which ends the exchange, if too many."""
         self._received += len(piece)
         if self._received > self._limit:
             return 0
@@ -278,7 +278,7 @@ class _Door:
         return self._lent is not None
 
     def open_socket(self, _purpose: int, address: Any) -> Any:
-        """Return a socket for an address, or the value that makes libcurl try the next one."""
+        """Return a socket for an address, or the value that makes libcurl try the next."""
         family, kind, protocol, peer = address
         if not self._permits(str(peer[0])):
             return pycurl.SOCKET_BAD

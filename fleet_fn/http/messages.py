@@ -58,7 +58,10 @@ class Request:
         return self.body is not None or self.method in _WITH_BODY
 
     def header_lines(self) -> list[bytes]:
-        """Return the headers as libcurl takes them: a name without a value removes libcurl's own header."""
+        """Return the headers as libcurl takes them.
+
+        A name without a value removes libcurl's own header.
+        """
         headers = self.headers
         lines = [(f"{name}: {headers[name]}" if headers[name] else f"{name};").encode("iso-8859-1") for name in headers]
         lines += _OWN_LINES

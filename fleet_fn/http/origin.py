@@ -26,7 +26,10 @@ class Origin(NamedTuple):
 
     @property
     def authority(self) -> str:
-        """Host and port in the form of the header `Host` (RFC 9110, section 7.2): without the scheme's own port."""
+        """Host and port as in the header `Host`, but without the scheme's own port.
+
+        The form is that of RFC 9110, section 7.2.
+        """
         name = self.host if self.host.isascii() else self.host.encode("idna").decode("ascii")
         if ":" in name:
             name = f"[{name}]"

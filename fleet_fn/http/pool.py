@@ -32,7 +32,7 @@ class Pool(Generic[H]):
         self._idle: deque[H] = deque()
 
     def take(self) -> H:
-        """Return the handle that was used last unless its connection was idle for too long; else a new one."""
+        """Return the handle used last, or a new one if its connection idled for too long."""
         while True:
             try:
                 handle = self._idle.pop()
@@ -43,7 +43,7 @@ class Pool(Generic[H]):
             handle.close()
 
     def give_back(self, handle: H) -> None:
-        """Keep a handle if it can be used again and there are not enough of them; else close it."""
+        """Keep a handle if it is usable and there are not enough of them; else close it."""
         if not handle.is_usable or len(self._idle) >= self._max_idle:
             handle.close()
             return

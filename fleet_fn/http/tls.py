@@ -24,7 +24,10 @@ class Trust:
         return cls(ca_file, system=ca_file is None)
 
     def widen(self) -> "Trust":
-        """Trust the system's authorities, too: a private registry may redirect to a public host."""
+        """Trust the system's authorities, too.
+
+        A private registry may redirect to a public host.
+        """
         return Trust(self.ca_file, system=True)
 
     def set_options(self, curl: Any) -> None:
@@ -46,7 +49,7 @@ class Trust:
 
 
 def _system_authorities() -> tuple[str | None, str | None]:
-    """Return the file and the folder of the system's authorities, each None if there is none.
+    """Return the file and folder of the system's authorities, each None if missing.
 
     Python's OpenSSL knows the system's. libcurl's own OpenSSL was built for another system.
     """

@@ -1,4 +1,4 @@
-"""Log lines on stdout: one JSON object each for machines, or a line of words for people."""
+"""Log lines on stdout: a JSON object each for machines, or words for people."""
 
 import json
 import logging
@@ -100,7 +100,7 @@ logging.setLoggerClass(_class)
 
 
 def configure(level: str, form: str) -> None:
-    """Log this project's records from `level` on; `form` is `json`, or `text` for people."""
+    """Log this project's records from `level` on, as `json`, or as `text` for people."""
     handler = _Handler(_stream())
     handler.setFormatter(_JSONFormatter() if form == "json" else _TextFormatter())
     logger.handlers[:] = [handler]
@@ -125,7 +125,7 @@ class _JSONFormatter(_Formatter):
 
 
 class _TextFormatter(_Formatter):
-    """Quotes any value but a plain word as JSON does, so that no name can forge a line or a field."""
+    """Quotes all but plain words as JSON does: no name can forge a line or a field."""
 
     def format(self, record: logging.LogRecord) -> str:
         words = [_time(record), record.levelname, record.getMessage()]

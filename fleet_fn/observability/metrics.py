@@ -1,4 +1,6 @@
-"""The function's counters. Counting never raises, even if the folder for metrics breaks.
+"""The function's counters.
+
+Counting never raises, even if the folder for metrics breaks.
 
 The module `prometheus` counts. It is loaded with the first event, or soon after the start: loading Prometheus' client
 takes 15 ms, which would delay the start.
@@ -73,7 +75,10 @@ def events(outcomes: tuple[str, ...]) -> Callable[[str, float], None]:
 
 
 def exchanges(upstream: str) -> Callable[[int | None, float], None]:
-    """Return a counter of requests to `upstream`: by the answer's status, None without an answer, and by seconds."""
+    """Return a counter of requests to `upstream`, by status of the answer and seconds.
+
+    The status is None without an answer.
+    """
 
     def make() -> Callable[[int | None, float], None]:
         from fleet_fn.observability.prometheus import Exchanges
@@ -114,7 +119,7 @@ def load() -> None:
 
 
 def exposition(accept: str) -> tuple[bytes, str] | None:
-    """Return the metrics in the format that the header `Accept` asks for, and its media type.
+    """Return the metrics in the format that `Accept` asks for, and its media type.
 
     Return None without the folder that the workers share: a scrape would show the counts of one worker only.
     """

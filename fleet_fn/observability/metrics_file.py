@@ -33,7 +33,10 @@ class ReservedDict(MmapedDict):
 
 
 def _make(path: Path) -> None:
-    """Make a file without values. It appears with all of its space: a scrape fails if it finds an empty file."""
+    """Make a file without values, which appears with all of its space.
+
+    A scrape fails if it finds an empty file.
+    """
     unfinished = path.with_suffix(".new")
     try:
         with unfinished.open("wb") as file:

@@ -1,4 +1,6 @@
-"""Metrics for Prometheus: counters, and the answer to a scrape, which has the sums over all worker processes.
+"""Metrics for Prometheus: counters, and the answer to a scrape.
+
+The answer has the sums over all worker processes.
 
 docs/metrics.md lists the names. No label ever has a device's or an application's name.
 """
@@ -50,7 +52,10 @@ _cache_requests: Final = Counter("fleet_cache_requests", "Look-ups in caches.", 
 
 
 class Events:
-    """Counts events by outcome. Each outcome begins at 0, so that Prometheus sees the first event as an increase."""
+    """Counts events by outcome.
+
+    Each outcome begins at 0, so that Prometheus sees the first event as an increase.
+    """
 
     def __init__(self, outcomes: tuple[str, ...]) -> None:
         self._outcomes = {outcome: _events.labels(outcome) for outcome in outcomes}
@@ -70,7 +75,7 @@ class Exchanges:
         self._statuses: dict[int | None, Counter] = {}
 
     def count(self, status: int | None, seconds: float) -> None:
-        """Count a request by the status of its answer, None without one, and the seconds until then."""
+        """Count a request by the status of its answer, or None, and by its seconds."""
         if status not in self._statuses:
             self._statuses[status] = _requests.labels(self._upstream, str(status or _UNANSWERED))
         self._statuses[status].inc()
@@ -95,7 +100,7 @@ def count_sent(size: int) -> None:
 
 
 def exposition(accept: str) -> tuple[bytes, str]:
-    """Return the metrics in the format that the header `Accept` asks for, and its media type."""
+    """Return the metrics in the format that `Accept` asks for, and its media type."""
     try:
         encode, content_type = choose_encoder(accept)
     except (TypeError, ValueError):  # `Accept` names a malformed version

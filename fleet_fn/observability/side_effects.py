@@ -1,4 +1,4 @@
-"""Guards for counting, logging and tracing: side effects that never change an answer.
+"""Guards for counting, logging and tracing, so that they never change an answer.
 
 Every observer of the function is called through a guard. The guard logs an observer's first failure, and has no other
 effect.

@@ -1,4 +1,4 @@
-"""Spans of events and of requests to upstreams, sent to a collector by OpenTelemetry's SDK."""
+"""Spans of events and upstream requests, sent to a collector by OpenTelemetry."""
 
 import logging
 import os

@@ -28,7 +28,7 @@ class Trace(NamedTuple):
 
     @classmethod
     def read(cls, parent: object, state: object) -> Self | None:
-        """Return the trace of these two attributes; None if the first is missing or malformed."""
+        """Return the trace in two attributes; None if the first is missing or malformed."""
         if not isinstance(parent, str) or not (found := _PARENT.fullmatch(parent)):
             return None
         if found["more"] and parent.startswith("00"):
@@ -54,6 +54,6 @@ _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def headers() -> Mapping[str, str]:
-    """Return the headers that pass the current trace on to an upstream; empty without a trace."""
+    """Return headers that pass the trace on to an upstream; none without a trace."""
     trace = current.get()
     return trace.headers if trace else _NOTHING

@@ -1,4 +1,4 @@
-"""Spans of events and of requests to upstreams, if the environment names a collector.
+"""Spans of events and upstream requests, if the environment names a collector.
 
 OpenTelemetry is loaded only then. A span never raises.
 """
@@ -46,7 +46,7 @@ class _NoSpan:
 
 
 class _PassedTrace(_NoSpan):
-    """An event's span without a collector: the event's trace is still passed on to upstreams."""
+    """An event's span without a collector: upstreams still get the event's trace."""
 
     __slots__ = ("_before", "_trace")
 
@@ -112,7 +112,9 @@ def configure() -> None:
 
 
 def of_event(trace: Trace | None, attributes: Callable[[], Mapping[str, str]]) -> Span:
-    """Return the span of an event; it never raises. Inside the span, the event's trace is the current one.
+    """Return the span of an event; the event's trace is the current one inside it.
+
+    This never raises.
 
     Args:
         trace: the event's trace.

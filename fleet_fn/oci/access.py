@@ -1,4 +1,7 @@
-"""References to an OCI registry, `HOST/NAME:TAG`, and the credentials and trust anchors for its connections."""
+"""References to an OCI registry (`HOST/NAME:TAG`), and access to it.
+
+Access takes credentials and trust anchors for connections.
+"""
 
 import os
 import re
@@ -56,7 +59,7 @@ def registry_reference(text: str, default_tag: str | None = None) -> Reference:
 
 
 def find_credentials(reference: Reference) -> Credentials | None:
-    """Return the credentials for a repository from the environment, else from the files of docker or podman.
+    """Return credentials from the environment, else from docker's or podman's files.
 
     Raises:
         PermanentError: the credentials are malformed, or of a kind that is not supported.
@@ -74,7 +77,10 @@ def find_credentials(reference: Reference) -> Credentials | None:
 
 
 def _names_host(text: str) -> bool:
-    """Return whether `text` is a registry's host, with or without a port, and not the first component of a name."""
+    """Return whether `text` is a registry's host, with or without a port.
+
+    Otherwise it is the first component of a name.
+    """
     return is_host(text) and ("." in text or ":" in text or text == "localhost")
 
 

@@ -1,4 +1,4 @@
-"""Artifacts: manifests with a firmware as one of their layers, as `publish` and `oras push` create them."""
+"""Artifacts: manifests with a firmware layer, made by `publish` or `oras push`."""
 
 from typing import Final, NamedTuple
 
@@ -27,7 +27,7 @@ class Artifact(NamedTuple):
 
 
 def artifact_in(manifest: Manifest, tag: str | None) -> Artifact | None:
-    """Return the firmware layer of a manifest and its version, or None if there is no such layer.
+    """Return a manifest's firmware layer and its version, or None without the layer.
 
     Args:
         manifest: an artifact or any other manifest.

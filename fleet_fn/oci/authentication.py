@@ -1,4 +1,7 @@
-"""Authorization of requests to an OCI registry: which credentials or token answer its challenges."""
+"""Authorization of requests to an OCI registry.
+
+The registry's challenges are answered with credentials or a token.
+"""
 
 import threading
 import time
@@ -20,9 +23,10 @@ _OTHER_SCHEMES: Final = frozenset({"digest", "negotiate", "ntlm"})
 
 
 class Authorization:
-    """Authorization for one registry: anonymous, Basic, or Bearer with a token per repository.
+    """Authorization for one registry: anonymous, Basic or Bearer.
 
-    Credentials are sent only after a challenge asked for them. Safe to use from several threads.
+    Bearer tokens are for one repository each. Credentials are sent only after a challenge asked for them. Safe to use
+    from several threads.
 
     A caller sends `header` with the first request. After a 401 it sends `answer_challenge` with a second one. If that
     is refused, too, with 401 or 403, `refusal` gives the reason.
@@ -58,10 +62,10 @@ class Authorization:
         self._scheme: str | None = None
 
     def header(self, repository: str) -> str | None:
-        """Return the `Authorization` for a first request, or None for an anonymous one. Does not block.
+        """Return the `Authorization` for a first request, or None for an anonymous one.
 
-        A token for the repository that has not expired comes first. Without one, the configured credentials are sent if
-        the registry has asked for them before, for any repository.
+        This does not block. A token for the repository that has not expired comes first. Without one, the configured
+        credentials are sent if the registry has asked for them before, for any repository.
 
         Raises:
             PermanentError: `credentials` raised it.
@@ -100,7 +104,7 @@ class Authorization:
             return self._answer(tokens, repository, refused, parse_challenges(challenges), deadline)
 
     def refusal(self, repository: str, refused: str | None) -> PermanentError:
-        """Return the error for a request that the registry refused, given the `Authorization` that it carried."""
+        """Return the error for a refused request, given the `Authorization` it carried."""
         tokens = self._tokens.get(repository)
         if tokens and (token := tokens.last) and token.header == refused:
             return self._error(token.if_refused)

@@ -1,4 +1,4 @@
-"""HTTP authentication challenges (RFC 9110, section 11): how to read `WWW-Authenticate`."""
+"""Reader of challenges in `WWW-Authenticate` (RFC 9110, section 11)."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Challenge:
 
 
 def parse_challenges(values: Sequence[str]) -> list[Challenge]:
-    """Parse the values of an answer's `WWW-Authenticate` fields into challenges, in their order.
+    """Parse the values of `WWW-Authenticate` fields into challenges, in their order.
 
     Malformed elements are skipped; so is a token68, which no scheme for registries has. If a parameter stands twice in
     a challenge, the first counts. Reading stops at the value that takes the total above 64 KiB.

@@ -1,4 +1,4 @@
-"""Credentials for an OCI registry, and how to read them from Docker's or Podman's configuration."""
+"""Credentials for an OCI registry, from Docker's or Podman's configuration."""
 
 import base64
 import re
@@ -56,7 +56,7 @@ class Credentials:
 
 
 def from_docker_config(config: str | Path, host: str, repository: str) -> Credentials | None:
-    """Return the credentials for a repository in a Docker or Podman configuration, or None if it has none.
+    """Return a repository's credentials in a Docker or Podman configuration, or None.
 
     The file is read each time, because Kubernetes replaces mounted secrets. The most specific key with credentials wins
     (containers-auth.json(5)): `host/some/repository` before `host/some` before `host`. Credential helpers are not run:
@@ -108,9 +108,9 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _entries(found: Mapping[str, Any], section: str, wanted: list[str]) -> list[Any]:
-    """Return the values of a section's keys that are a prefix of `wanted`, the most specific first.
+    """Return values of keys that are a prefix of `wanted`, most specific first.
 
-    If a key stands both as host and as URL, the host comes first, as in Docker.
+    The keys are those of a section. If a key stands both as host and as URL, the host comes first, as in Docker.
     """
     values = found.get(section)
     if values is None:

@@ -1,4 +1,4 @@
-"""Reader of OCI image layers, plain or gzipped tar archives: yields the entries in the layer's root.
+"""Reader of OCI image layers, plain or gzipped tar: the entries in their root.
 
 Layers are untrusted. Reading one takes little memory, and time bounded by its length and by its allowed expanded size.
 """
@@ -96,7 +96,7 @@ class Allowance:
 
 
 def root_entries(layer: Readable, allowance: Allowance) -> Iterator[Entry]:
-    """Yield all entries in the root of a layer, in its order: files, whiteouts, folders, links.
+    """Yield the entries in a layer's root, in order: files, whiteouts, folders, links.
 
     Entries in folders are skipped, and so are those whose path leaves the root. A name can occur more than once. When
     the iterator ends, `layer` has been read to its end. Before that nothing is verified, neither by the checksums in
@@ -206,7 +206,10 @@ class _Tar:
 
 
 def _read_headers(tar: _Tar) -> Iterator[_Header]:
-    """Yield the headers of all entries. The caller skips the content after each header before it takes the next."""
+    """Yield the headers of all entries.
+
+    The caller skips the content after each header before it takes the next.
+    """
     extensions: set[bytes] = set()
     records: dict[bytes, bytes] = {}
     number_of_records = 0
@@ -287,7 +290,10 @@ def _read_header(tar: _Tar, block: bytes, kind: bytes, size: int, records: dict[
 
 
 def _read_pax_records(body: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the records of a pax header: "LENGTH KEYWORD=VALUE" and a line feed (POSIX.1, "pax Extended Header")."""
+    """Yield the records of a pax header: "LENGTH KEYWORD=VALUE" and a line feed.
+
+    See POSIX.1, "pax Extended Header".
+    """
     start = 0
     while start < len(body):
         length = body[start : start + 20].partition(b" ")[0]
@@ -306,7 +312,10 @@ def _parse_decimal(digits: bytes) -> int:
 
 
 def _root_name(path: bytes) -> str | None:
-    """Return the name in the root to which `path` leads; None if it leads elsewhere, or to the root itself."""
+    """Return the name in the root to which `path` leads, or None.
+
+    None stands for a path that leads elsewhere, or to the root itself.
+    """
     if len(path) > _MAX_PATH_BYTES:
         raise PermanentError(f"layer: a name of more than {_MAX_PATH_BYTES} bytes")
     folder, _, name = path.rstrip(b"/").rpartition(b"/")
@@ -357,7 +366,10 @@ class _GunzipStream:
         self._chunk = b""
 
     def read(self, size: int, /) -> bytes:
-        """Return one to `size` bytes, b"" at the end. `size` must not be 0, which zlib takes for no limit."""
+        """Return 1 to `size` bytes, b"" at the end.
+
+        `size` must not be 0, which zlib takes for no limit.
+        """
         while True:
             if self._member.eof and not self._next_member():
                 return b""

@@ -1,4 +1,4 @@
-"""Reader of OCI image layouts: folders, each of them one repository (OCI image layout specification 1.1)."""
+"""Reader of OCI image layouts 1.1: folders, each of them one repository."""
 
 from pathlib import Path
 from typing import Final
@@ -26,7 +26,7 @@ class Layout:
         return self.folder.joinpath("blobs", algorithm, encoded)
 
     def index(self) -> list[object]:
-        """Return the entries of the layout's index as parsed JSON; the entries are not checked.
+        """Return the entries of the layout's index as parsed JSON, unchecked.
 
         Raises:
             PermanentError: the folder is no layout, or its index is malformed.

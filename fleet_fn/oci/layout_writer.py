@@ -56,7 +56,7 @@ def publish_to_layout(
     latest: bool = False,
     force: bool = False,
 ) -> Published:
-    """Publish a firmware under the tag of `reference`; create the layout if there is none.
+    """Publish a firmware under the tag of `reference`; create a missing layout.
 
     Concurrent readers see the layout either as it was before or as it is afterwards.
 
@@ -139,7 +139,10 @@ def _store_firmware(layout: Layout, content: Content, same_as: Reference | None)
 
 
 def _has(layout: Layout, digest: str) -> bool:
-    """Return whether the layout has the whole blob. An intact blob is not replaced: another process may read it."""
+    """Return whether the layout has the whole blob.
+
+    An intact blob is not replaced: another process may read it.
+    """
     try:
         with layout.blob(digest).open("rb") as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
@@ -160,7 +163,10 @@ def _write(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _replace_atomically(folder: Path) -> Iterator[tuple[BinaryIO, Any]]:
-    """Yield a temporary file in `folder`, and a function that renames it atomically once it is complete."""
+    """Yield a temporary file in `folder`, and a function that renames it atomically.
+
+    The caller calls the function once the file is complete.
+    """
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
         temporary = Path(file.name)
 

@@ -1,4 +1,4 @@
-"""Manifests, indexes and descriptors (OCI image specification 1.1), read from untrusted JSON."""
+"""Manifests, indexes and descriptors (OCI image spec 1.1) from untrusted JSON."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,10 @@ TITLE_ANNOTATION: Final = "org.opencontainers.image.title"
 
 
 class Descriptor(NamedTuple):
-    """A descriptor of a blob or manifest (OCI image specification, "OCI Content Descriptors")."""
+    """A descriptor of a blob or manifest.
+
+    See the OCI image specification, "OCI Content Descriptors".
+    """
 
     media_type: str
     #: `sha256:…`
@@ -65,7 +68,9 @@ def checksum_of(digest: str) -> bytes:
 
 
 def read_manifest(content: bytes) -> Manifest | Index:
-    """Parse a manifest or an index. The caller has verified `content` against its digest.
+    """Parse a manifest or an index.
+
+    The caller has verified `content` against its digest.
 
     Raises:
         PermanentError: `content` is neither; the reason says why.

@@ -1,4 +1,4 @@
-"""Content of a publication, to a registry or a layout: the padded firmware, and its manifest."""
+"""Content of a publication to a registry or a layout: padded firmware, manifest."""
 
 import hashlib
 import json
@@ -39,9 +39,10 @@ class Published:
 
 
 class Content:
-    """The bytes of a firmware: a file from its current position on, padded with 0xff to a multiple of `pad_to`.
+    """The bytes of a firmware, padded with 0xff to a multiple of `pad_to`.
 
-    Can be iterated more than once; never in memory as a whole.
+    They come from a file, from its current position on. They can be iterated more than once, and are never in memory as
+    a whole.
     """
 
     def __init__(self, file: BinaryIO, pad_to: int = 1) -> None:
@@ -87,7 +88,10 @@ class Content:
 
 
 def firmware_warnings(version: str, size: int) -> list[str]:
-    """Warn of firmware that some devices in the field cannot take; each warning says what to do."""
+    """Warn of firmware that some devices in the field cannot take.
+
+    Each warning says what to do.
+    """
     warnings = []
     length = len(version.encode(errors="replace"))
     if length > EMBEDDED_VERSION_BYTES:
@@ -105,12 +109,15 @@ def firmware_warnings(version: str, size: int) -> list[str]:
 
 
 def compact_json(value: object) -> bytes:
-    """Encode `value` as JSON without spaces; a manifest's digest is computed over these bytes."""
+    """Encode `value` as JSON without spaces.
+
+    A manifest's digest is computed over these bytes.
+    """
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 def make_manifest(size: int, sha256: str, annotations: Mapping[str, str]) -> bytes:
-    """Return the manifest of an artifact whose only layer is a firmware of `size` bytes."""
+    """Return the manifest of an artifact with one layer: firmware of `size` bytes."""
     return compact_json(
         {
             "schemaVersion": 2,
@@ -136,7 +143,7 @@ def describe(media_type: str, content: bytes) -> dict[str, Any]:
 
 
 def conflicts(manifest: bytes, tag: str, sha256: str, annotations: Mapping[str, str]) -> bool:
-    """Return whether the manifest at a tag has the version to be published, but other bytes."""
+    """Return whether a tag's manifest has the version to publish, but other bytes."""
     with suppress(PermanentError):  # a manifest of another kind
         artifact = read_artifact(manifest, tag)
         return artifact.version == annotations.get(VERSION_ANNOTATION) and artifact.layer.checksum.hex() != sha256

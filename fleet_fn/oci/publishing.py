@@ -35,7 +35,7 @@ def publish_to_registry(
     latest: bool = False,
     force: bool = False,
 ) -> Published:
-    """Publish a firmware under the tag of `reference`, and check that the registry has it there.
+    """Publish a firmware under the tag of `reference`, and check that it is there.
 
     Args:
         reference: a repository and a tag.

@@ -1,6 +1,7 @@
-"""References to firmware, as a spec names it, below a configured prefix that no reference can leave.
+"""References to firmware in a spec, below a configured prefix.
 
-Names, tags and digests follow the grammar of the OCI distribution specification 1.1 ("Pulling manifests").
+No reference can leave the prefix. Names, tags and digests follow the grammar of the OCI distribution specification 1.1
+("Pulling manifests").
 """
 
 import re
@@ -40,7 +41,7 @@ def is_host(text: str) -> bool:
 
 
 def api_host(host: str) -> str:
-    """Return the host, with its port if any, that serves the API of the registry called `host` in references."""
+    """Return the API's host, with any port, for a registry's `host` in references."""
     return _DOCKER_HUB_HOST if host.lower() in _DOCKER_HUB else host
 
 
@@ -63,7 +64,7 @@ class Reference:
 
 
 def parse_reference(text: str, prefix: str = "") -> Reference:
-    """Parse `name`, `name:tag` or `name@digest`; without tag and digest, the tag is `latest`.
+    """Parse `name`, `name:tag` or `name@digest`; the default is the tag `latest`.
 
     Raises:
         PermanentError: `text` has another form, or would leave `prefix`.

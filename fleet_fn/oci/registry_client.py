@@ -1,4 +1,7 @@
-"""Client of an OCI registry for reading manifests and blobs (OCI distribution specification 1.1)."""
+"""Client of an OCI registry that reads manifests and blobs.
+
+It follows the OCI distribution specification 1.1.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -72,7 +75,7 @@ class RegistryClient:
         return digest, answer.body
 
     def digest(self, repository: str, tag: str, deadline: Deadline) -> str | None:
-        """Return the digest that a tag names now, by a HEAD request; None if the registry does not give it.
+        """Return a tag's current digest by HEAD; None if the registry does not give it.
 
         Raises:
             PermanentError, TransientError: see `resolve_tag`.
@@ -109,9 +112,9 @@ class RegistryClient:
 
     @contextmanager
     def stream(self, repository: str, blob: Descriptor) -> Iterator[Readable]:
-        """Open a blob for reading its bytes as they arrive: unverified, and at most as many as its descriptor says.
+        """Open a blob for reading its bytes as they arrive, unverified.
 
-        A download has no deadline as long as it makes progress.
+        At most as many bytes come as its descriptor says. A download has no deadline as long as it makes progress.
 
         Raises:
             PermanentError: there is no such blob, or it has another size.
@@ -134,7 +137,7 @@ class RegistryClient:
     def _ask_for_manifest(
         self, method: str, repository: str, reference: str, deadline: Deadline
     ) -> tuple[Answer, str | None]:
-        """Return the answer, of any status, and the authorization that its request carried."""
+        """Return the answer, of any status, and the authorization of its request."""
         path = f"/v2/{repository}/manifests/{reference}"
         authorization = self._authorization.header(repository)
         answer = self._upstream.request(
@@ -226,7 +229,7 @@ class _Download:
         self._progress = 0
 
     def read(self, size: int, /) -> bytes:
-        """Return the next bytes, at most `size`; b"" once the descriptor's size is reached, or at an early end.
+        """Return at most `size` more bytes; b"" at the descriptor's size or an early end.
 
         Raises:
             TransientError: the connection broke, or the download stalled.

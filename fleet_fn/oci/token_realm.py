@@ -31,10 +31,16 @@ _REALM: Final = re.compile(
 
 
 class TokenRealm:
-    """The realm that issues tokens for one registry. Each challenge names it. Safe to use from several threads."""
+    """The realm that issues tokens for one registry, named in each challenge.
+
+    It is safe to use from several threads.
+    """
 
     def __init__(self, host: str, name: str, fetch: Fetch, clock: Callable[[], float]) -> None:
-        """Create the realm of the registry on `host`, without port, which is called `name` in reasons."""
+        """Create the realm of the registry on `host`, without port.
+
+        Reasons call the registry `name`.
+        """
         self._host = _normalize_host(host)
         self._name = name
         self._fetch = fetch
@@ -96,7 +102,7 @@ def _token_url(url: str, challenge: Challenge, repository: str) -> str:
 
 
 def _scopes(challenged: str, repository: str) -> list[str]:
-    """Return the scopes to request: those of a challenge that allow a pull, reduced to `pull`.
+    """Return the scopes of a challenge that allow a pull, reduced to `pull`.
 
     Some registries name `push` in each challenge, and others refuse clients that request it. If a challenge names no
     repository to pull from (ECR Public: `aws`), the scope is the one that `docker pull` requests.

@@ -59,7 +59,7 @@ class PushClient:
     """A client of one repository in a registry. Not to be shared by threads."""
 
     def __init__(self, host: str, name: str, access: Access) -> None:
-        """Create a client for the repository `name` of the registry at `host`, which may include a port.
+        """Create a client for the repository `name` at `host`, which may include a port.
 
         Raises:
             PermanentError: the file of trust anchors cannot be read.
@@ -154,7 +154,7 @@ class PushClient:
         data: bytes | Content | None = None,
         missing: tuple[int, ...] = (),
     ) -> _Answer:
-        """Send a request; return its answer if that is a success or has one of the statuses in `missing`.
+        """Send a request; return its answer if it is a success or `missing` allows it.
 
         Raises:
             PermanentError, TransientError: any other answer, or none.
@@ -199,7 +199,10 @@ class PushClient:
         raise PermanentError(f"{self._host}: answered {status} to a {method}{said}")
 
     def _registry_message(self, body: bytes) -> str:
-        """Return the registry's own message (OCI distribution specification, "Error Codes"), our secrets removed."""
+        """Return the registry's own message, without our secrets.
+
+        See "Error Codes" in the OCI distribution specification.
+        """
         errors = _json(body).get("errors")
         error = errors[0] if isinstance(errors, list) and errors else None
         if not isinstance(error, dict):
@@ -210,7 +213,10 @@ class PushClient:
         return f" ({text[:_MAX_MESSAGE_CHARACTERS]})" if text else ""
 
     def _translate(self, error: Exception) -> UpstreamError:
-        """Translate an error of requests, urllib3 or the sockets below into one with an actionable reason."""
+        """Return an upstream error with an actionable reason.
+
+        `error` comes from requests, urllib3 or the sockets below.
+        """
         host, causes = self._host, list(_causes(error))
         if own := _first(causes, UpstreamError):  # raised while reading the content to be sent
             return own
@@ -264,7 +270,7 @@ class _Registry(Registry):  # type: ignore[misc] # oras-py has no types
         json: Any = None,
         stream: bool = False,
     ) -> requests.Response:
-        """Send a request; repeat it once with new credentials if the registry asks for them.
+        """Send a request; repeat it once with new credentials if the registry wants them.
 
         Each scope has its own token: a token for reading is refused for writing, which oras-py does not handle. Another
         host that the registry names does not get our credentials.
@@ -313,7 +319,7 @@ class _Auth(TokenAuth):  # type: ignore[misc] # oras-py has no types
         headers: dict[str, str],
         refresh: bool = False,  # noqa: ARG002 - oras-py's signature
     ) -> tuple[dict[str, str], bool]:
-        """Return the headers for a second request, and whether they differ from those of the first."""
+        """Return headers for a second request, and whether they differ from the first's."""
         challenges = parse_challenges([original.headers.get("WWW-Authenticate", "")])
         parameters = {challenge.scheme: challenge.parameters for challenge in reversed(challenges)}
         user = self.credentials.user if self.credentials else None

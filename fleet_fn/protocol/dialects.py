@@ -1,4 +1,4 @@
-"""Decode statuses and encode commands in the protocol's three dialects, in CBOR and in JSON.
+"""Decode statuses and encode commands in three dialects, in CBOR and in JSON.
 
 The device chooses the dialect, so decoding a status also yields the form of its answer. The packed and named dialects
 are those of the Rust crate embedded-update, which serializes with serde_cbor.
@@ -26,7 +26,10 @@ MAX_VERSION_BYTES = 255
 
 
 class InvalidStatusError(Exception):
-    """The payload is not a status. The text tells the device's developer why, in one line."""
+    """The payload is not a status.
+
+    The text tells the device's developer why, in one line.
+    """
 
 
 class Encoding(Enum):
@@ -37,7 +40,10 @@ class Encoding(Enum):
 
 
 class Dialect(Enum):
-    """A naming of fields. Values are the names that documentation, logs and previews use."""
+    """A naming of fields.
+
+    The values are the names that documentation, logs and previews use.
+    """
 
     DOCUMENTED = "documented"
     NAMED = "named"
@@ -133,7 +139,10 @@ def _read_named(fields: Mapping[Any, Any], encoding: Encoding) -> tuple[Status, 
 
 
 def _has(fields: Mapping[Any, Any], key: int | str) -> bool:
-    """Return whether `fields` has `key`; unlike in Python, False and 0.0 are not the key 0."""
+    """Return whether `fields` has `key`.
+
+    Unlike in Python, False and 0.0 are not the key 0.
+    """
     return key in fields and (isinstance(key, str) or any(type(k) is int and k == key for k in fields))
 
 
@@ -305,7 +314,7 @@ def _documented_fields(command: Command) -> dict[str, Any]:
 
 
 def _embedded_fields(command: Command, correlation_id: int | None, *, text: bool) -> list[tuple[str, Any]]:
-    """Return the fields in the order of the crate's declarations, which gives the packed indices."""
+    """Return the fields in the crate's order of declarations, for packed indices."""
     encode: Any = _text if text else bytes
     match command:
         case Wait(poll):

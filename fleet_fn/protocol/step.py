@@ -21,7 +21,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A WRITE without data: the target's bytes from `offset` to `offset + size` have to be read first."""
+    """A WRITE without data, for `size` bytes of the target from `offset` on.
+
+    These bytes have to be read first.
+    """
 
     version: bytes
     offset: int
@@ -52,12 +55,15 @@ def next_command(status: Status, target: Target, *, mtu: int, poll: int) -> Sync
 
 
 def is_all_written(offset: int, size: int) -> bool:
-    """Return whether a device that expects `offset` next has all `size` bytes, padded or not."""
+    """Return whether a device at `offset` has all `size` bytes, padded or not."""
     return offset in paddings(size, size)
 
 
 def paddings(end: int, size: int) -> set[int]:
-    """Return the offsets that may follow a block up to `end`: devices pad the last block."""
+    """Return the offsets that may follow a block up to `end`.
+
+    Devices pad the last block.
+    """
     return {end} | ({-(-end // word) * word for word in FLASH_WORD_BYTES} if end == size else set())
 
 

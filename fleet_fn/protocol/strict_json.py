@@ -5,7 +5,9 @@ from typing import Any, NoReturn
 
 
 def parse_json(text: bytes) -> Any:
-    """Parse JSON in UTF-8 (RFC 8259, section 8.1) without duplicate keys, NaN and lone surrogates.
+    """Parse JSON in UTF-8 (RFC 8259, section 8.1).
+
+    Duplicate keys, NaN and lone surrogates are malformed.
 
     Raises:
         ValueError: the text is malformed. The error says why, in one line.

@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Sandbox:
-    """A small Drogue Cloud: device endpoint, registry API, command API and delivery of events.
+    """A small Drogue Cloud: device endpoint, registry and command APIs, deliveries.
 
     It serves while its context lasts, or from `start` to `stop`, and only once. Safe to use from several threads.
     """
@@ -138,7 +138,10 @@ class Sandbox:
 
     @property
     def sink(self) -> str | None:
-        """URL that events are delivered to; None drops them. A change counts from the next attempt on."""
+        """URL that events are delivered to; None drops them.
+
+        A change counts from the next attempt on.
+        """
         sink = self._delivery.sink
         return None if sink is None else sink.url
 
@@ -164,9 +167,10 @@ class Sandbox:
         )
 
     def put(self, given: Mapping[str, Any]) -> Object:
-        """Create or replace an application or a device, like `kubectl apply`, and return a copy of it.
+        """Create or replace an object like `kubectl apply`, and return a copy of it.
 
-        A `resourceVersion` in its metadata has to be the current one; without it, any version is overwritten.
+        The object is an application or a device. A `resourceVersion` in its metadata has to be the current one; without
+        it, any version is overwritten.
 
         Raises:
             RefusedError: the object is malformed, or has another version.

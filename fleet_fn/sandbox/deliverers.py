@@ -1,4 +1,4 @@
-"""The deliverers of Drogue Cloud's events: their requests, and the answers that they retry."""
+"""Deliverers of Drogue Cloud's events: their requests, and the answers they retry."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -66,7 +66,10 @@ class Deliverer:
 
 
 def _write_as_event_source(event: Event, authorization: str | None, _: int) -> Headers:
-    """Write headers like drogue-event-source: raw UTF-8, and Basic credentials twice, because it sets them twice."""
+    """Write headers like drogue-event-source: in raw UTF-8.
+
+    Basic credentials come twice, because it sets them twice.
+    """
     headers: Headers = []
     if authorization is not None:
         times = 2 if authorization.startswith("Basic ") else 1
@@ -78,7 +81,10 @@ def _write_as_event_source(event: Event, authorization: str | None, _: int) -> H
 
 
 def _write_as_knative(event: Event, authorization: str | None, offset: int) -> Headers:
-    """Write headers like Knative's Kafka dispatcher: one byte for each UTF-16 unit, `?` beyond ISO 8859-1."""
+    """Write headers like Knative's Kafka dispatcher.
+
+    Each UTF-16 unit becomes one byte, `?` beyond ISO 8859-1.
+    """
     headers: Headers = [
         ("user-agent", _VERTX),
         ("Prefer", b"reply"),
@@ -93,9 +99,10 @@ def _write_as_knative(event: Event, authorization: str | None, offset: int) -> H
 
 
 def _write_encoded(event: Event, authorization: str | None, _: int) -> Headers:
-    """Write headers by the CloudEvents HTTP binding (3.1.3.2): percent-encoded beyond printable ASCII.
+    """Write headers by the CloudEvents HTTP binding (3.1.3.2).
 
-    The source stays as it is: its percent signs, encoded once more, would name another device.
+    Characters beyond printable ASCII are percent-encoded. The source stays as it is: its percent signs, encoded once
+    more, would name another device.
     """
     headers: Headers = []
     for name, value in event.attributes.items():

@@ -1,9 +1,9 @@
-"""Delivery of events to the sink, one at a time per application, like one of the real deliverers.
+"""Delivery of events to the sink, one at a time per application.
 
-After a success, a deliverer goes on to the next event. It retries some statuses, and a missing answer. After any other
-status it skips the event. After its last retry, drogue-event-source exits, and its restart meets the same event, whose
-offset it has not committed. So one event that always gets 5xx stops its application. Knative's dispatcher gives the
-event up instead.
+It acts like one of the real deliverers. After a success, a deliverer goes on to the next event. It retries some
+statuses, and a missing answer. After any other status it skips the event. After its last retry, drogue-event-source
+exits, and its restart meets the same event, whose offset it has not committed. So one event that always gets 5xx stops
+its application. Knative's dispatcher gives the event up instead.
 """
 
 import base64
@@ -81,7 +81,10 @@ def authorization(user: str | None, password: str | None, token: str | None) -> 
 
 
 class Delivery:
-    """Delivers events to a sink, which may change at any time. Safe to use from several threads."""
+    """Delivers events to a sink, which may change at any time.
+
+    It is safe to use from several threads.
+    """
 
     def __init__(
         self,

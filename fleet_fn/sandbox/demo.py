@@ -1,4 +1,7 @@
-"""The demo: a real update of simulated devices, with the sandbox and the function, all on this machine."""
+"""The demo: a real update of simulated devices, all on this machine.
+
+It starts the sandbox and the function.
+"""
 
 import hashlib
 import os
@@ -141,7 +144,7 @@ def run_demo(
 def _publish(
     folder: Path, in_registry: bool, on_line: Callable[[str], None]
 ) -> Iterator[tuple[Published, dict[str, str]]]:
-    """Publish the firmware; yield its description, and the settings with which the function finds it."""
+    """Publish the firmware; yield it, and the settings by which the function finds it."""
     firmware = BytesIO(hashlib.shake_256(b"the demo's firmware").digest(_SIZE_BYTES))
     annotations = {VERSION_ANNOTATION: NEW_VERSION}
     if not in_registry:
@@ -156,7 +159,10 @@ def _publish(
 
 
 def _objects() -> list[dict[str, Any]]:
-    """Return the application, whose spec names the firmware, the gateway and the devices."""
+    """Return the application, the gateway and the devices.
+
+    The application's spec names the firmware.
+    """
     authentication = {"credentials": [{"pass": _PASSWORD}]}
     devices = [
         {

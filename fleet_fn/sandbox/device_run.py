@@ -146,7 +146,9 @@ def run_device(
     stop: threading.Event,
     bootable: Bootable | None = None,
 ) -> DeviceReport:
-    """Run a device until `stop` is set, the endpoint refuses it or, with `once`, it is done; return its report.
+    """Run a device until it ends, and return its report.
+
+    It ends if `stop` is set, if the endpoint refuses it or, with `once`, if it is done.
 
     Args:
         options: the device.
@@ -173,7 +175,10 @@ class _NoAnswerError(Exception):
 
 
 class _RefusedError(Exception):
-    """The endpoint refuses the device, or is no Drogue endpoint: another status would not help."""
+    """The endpoint refuses the device, or is no Drogue endpoint.
+
+    Another status would not help.
+    """
 
 
 class _BrickedError(Exception):
@@ -181,7 +186,9 @@ class _BrickedError(Exception):
 
 
 class DeviceRun:
-    """The run of one device. `run` it in a thread; `report` returns its state at any time.
+    """The run of one device.
+
+    `run` it in a thread; `report` returns its state at any time.
 
     Args:
         on_progress: takes the device's name and offset after each block, instead of a line for each tenth.
@@ -220,7 +227,10 @@ class DeviceRun:
         self._end = ""
 
     def run(self) -> DeviceReport:
-        """Report statuses and obey commands until there is a reason to end; return the report."""
+        """Report statuses and obey commands until there is a reason to end.
+
+        Return the report.
+        """
         options = self._options
         self._say(f"runs {_text(self._device.version)}, speaks {options.dialect} {options.encoding}")
         try:
@@ -257,7 +267,7 @@ class DeviceRun:
         )
 
     def _report_and_obey(self, session: requests.Session) -> float:
-        """Report one status and obey its answer; return the real seconds until the next status."""
+        """Report one status and obey its answer; return real seconds until the next one."""
         speed = self._options.speed
         try:
             answer = self._post(session)
@@ -332,7 +342,10 @@ class DeviceRun:
         return response.content, response.headers.get("Content-Type")
 
     def _pause_after(self, sent: float) -> float:
-        """Return the real seconds in which a late command passes, if the wait since `sent` ran out."""
+        """Return the real seconds in which a late command passes, or 0.
+
+        A command may be late if the wait since `sent` ran out.
+        """
         return LATE_PAUSE_SECONDS if time.monotonic() - sent >= self._timeout / 2 else 0.0
 
     def _check(self, response: requests.Response, user: str) -> None:

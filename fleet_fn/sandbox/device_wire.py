@@ -40,7 +40,9 @@ class CommandError(Exception):
 
 
 def encode_status(status: Status, dialect: Dialect, encoding: Encoding) -> tuple[bytes, str | None]:
-    """Return the payload of a status and its content type; None if devices in the field send none.
+    """Return the payload of a status and its content type.
+
+    The type is None if devices in the field send none.
 
     Raises:
         ValueError: the dialect does not have this encoding, or a version is not text and the dialect needs text.

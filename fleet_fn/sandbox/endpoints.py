@@ -1,4 +1,4 @@
-"""The sandbox's answers: Drogue Cloud's device endpoint and APIs, and their token endpoint."""
+"""The sandbox's answers: Drogue Cloud's device endpoint, APIs and token endpoint."""
 
 import hmac
 import json
@@ -100,7 +100,7 @@ class Endpoints:
         return Answer(200, command.payload, {"command": command.name})
 
     def _authenticate(self, request: Request) -> tuple[Object, Object, str]:
-        """Return the application and the device that sent a request, and the name that the device uses for itself.
+        """Return a request's application and device, and the device's name for itself.
 
         The user name is `DEVICE@APPLICATION`, split at the first `@`, with the device percent-encoded. For clients that
         cannot send such a user name, the query may have the application, the device or both, as documented.
@@ -295,12 +295,12 @@ class Endpoints:
 
 
 def _unauthenticated() -> RefusedError:
-    """Return the same refusal for every reason, so that no client can probe for devices."""
+    """Return the same refusal for every reason: no client can probe for devices."""
     return RefusedError(403, "AuthenticationError", "Authentication failed", has_code=True)
 
 
 def _without_body(refusal: RefusedError) -> RefusedError:
-    """Return the refusal of a GET of one object: without a body if the object is missing."""
+    """Return the refusal of a GET of one object, without a body if it is missing."""
     return RefusedError.silently(404, str(refusal)) if refusal.status == 404 else refusal
 
 
@@ -309,7 +309,10 @@ def _is_on(stored: Object) -> bool:
 
 
 def _matches(entry: object, device: Object, login: str, username: str | None, password: str) -> bool:
-    """Return whether a request has these credentials of a device; `username` defaults to the device's name."""
+    """Return whether a request has these credentials of a device.
+
+    `username` defaults to the device's name.
+    """
     if not isinstance(entry, dict):
         return False
     name = device["metadata"]["name"]
@@ -356,7 +359,10 @@ def _object(request: Request, *, is_device: bool) -> dict[str, Any]:
 
 
 def _preconditions(request: Request) -> Mapping[str, Any]:
-    """Return the preconditions of a deletion; like released clouds, none if they cannot be read."""
+    """Return the preconditions of a deletion.
+
+    Like in released clouds, there are none if they cannot be read.
+    """
     if request.content is None or not _is_json(request.content_type):
         return {}
     try:

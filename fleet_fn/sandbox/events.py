@@ -1,4 +1,4 @@
-"""The CloudEvents that Drogue Cloud makes of devices' messages and of changes in the registry."""
+"""The CloudEvents that Drogue Cloud makes of messages and registry changes."""
 
 import json
 import uuid
@@ -35,7 +35,7 @@ def device_event(
     payload: bytes,
     content_type: str | None,
 ) -> Event:
-    """Return the event of a payload from `sender`, which is the device itself or its gateway.
+    """Return the event of a payload from `sender`, the device itself or its gateway.
 
     Raises:
         NotAcceptableError: the payload claims to be JSON and is not.
@@ -90,7 +90,9 @@ def _percent_encode(name: str) -> str:
 
 
 def normalize_payload(payload: bytes, content_type: str | None) -> tuple[bytes, str]:
-    """Return a payload and its content type as Drogue Cloud passes them on: JSON is written anew.
+    """Return a payload and its content type as Drogue Cloud passes them on.
+
+    JSON is written anew.
 
     Raises:
         NotAcceptableError: the payload claims to be JSON and is not.

@@ -22,7 +22,10 @@ _REQUIREMENT: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Requirements on labels, all of which have to hold: `a=b,c!=d,e in (f, g),h notin (i),j,!k`."""
+    """Requirements on labels, all of which have to hold.
+
+    They read like `a=b,c!=d,e in (f, g),h notin (i),j,!k`.
+    """
 
     requirements: tuple[_Requirement, ...] = ()
 

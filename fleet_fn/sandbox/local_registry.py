@@ -1,4 +1,7 @@
-"""A temporary OCI registry on this machine: CNCF's distribution, from Debian's package."""
+"""A temporary OCI registry on this machine.
+
+It is CNCF's distribution, from Debian's package.
+"""
 
 import json
 import os
@@ -21,7 +24,7 @@ _LISTENING: Final = re.compile(rb"listening on 127\.0\.0\.1:([0-9]+)")
 
 @contextmanager
 def local_registry(folder: Path, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[str]:
-    """Run a registry while the context lasts; yield its host and port, `127.0.0.1:PORT`.
+    """Run a registry while the context lasts; yield its address `127.0.0.1:PORT`.
 
     Args:
         folder: takes its configuration and its log.
@@ -58,7 +61,10 @@ def local_registry(folder: Path, settings: Mapping[str, Mapping[str, Any]] | Non
 
 
 def _port(process: "subprocess.Popen[bytes]", log: Path) -> int:
-    """Return the port from the registry's log. It chooses the port itself: no other is sure to be free."""
+    """Return the port from the registry's log.
+
+    The registry chooses the port itself: no other is sure to be free.
+    """
     limit = time.monotonic() + _START_SECONDS
     while time.monotonic() < limit and process.poll() is None:
         if listening := _LISTENING.search(log.read_bytes()):

@@ -1,4 +1,4 @@
-"""Applications and devices: the checks of their form, and readers of their sections."""
+"""Applications and devices: checks of their form, and readers of their sections."""
 
 import json
 import re
@@ -31,7 +31,7 @@ class Core(Enum):
 
 
 def names(given: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return an application's name and None, or the names of a device's application and of the device.
+    """Return an application's name and None, or a device's application and its name.
 
     Raises:
         RefusedError: the object has no such names, or Drogue Cloud could not read it.
@@ -47,7 +47,9 @@ def names(given: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def check(given: Mapping[str, Any]) -> None:
-    """Check the types of all parts of an object that Drogue Cloud reads. A device has `metadata.application`.
+    """Check the types of all parts of an object that Drogue Cloud reads.
+
+    A device has `metadata.application`.
 
     Raises:
         RefusedError: Drogue Cloud could not read it.
@@ -149,7 +151,7 @@ def core(stored: Mapping[str, Any]) -> Core:
 
 
 def gateways(device: Mapping[str, Any]) -> list[str]:
-    """Return the names of a device's gateways, which may speak for it and get its commands."""
+    """Return a device's gateways, which may speak for it and get its commands."""
     return _texts(section(device, "gatewaySelector").get("matchNames"))
 
 
@@ -161,7 +163,7 @@ def credentials(device: Mapping[str, Any]) -> list[Any]:
 
 
 def aliases(device: Mapping[str, Any]) -> list[str]:
-    """Return all names of a device: its name, `spec.alias`, and user names marked as unique."""
+    """Return all names of a device: its name, `spec.alias`, and unique user names."""
     entries = (entry.get("user") for entry in credentials(device) if isinstance(entry, dict))
     users = (user.get("username") for user in entries if isinstance(user, dict) and user.get("unique") is True)
     own = dict.fromkeys(_texts(device.get("spec", {}).get("alias")))
@@ -174,7 +176,10 @@ def is_being_deleted(stored: Mapping[str, Any]) -> bool:
 
 
 def _texts(value: object) -> list[str]:
-    """Return a list of strings; any other value makes its section unreadable, and counts as an empty list."""
+    """Return a list of strings; any other value counts as an empty list.
+
+    Such a value makes its section unreadable.
+    """
     return value if isinstance(value, list) and all(isinstance(entry, str) for entry in value) else []
 
 

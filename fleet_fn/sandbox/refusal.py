@@ -65,7 +65,10 @@ class RefusedError(Exception):
 
     @classmethod
     def not_authorized(cls) -> Self:
-        """Refuse with 403: the application is another user's, or the user's role has no such permission."""
+        """Refuse with 403.
+
+        The application is another user's, or the user's role has no such permission.
+        """
         return cls(403, "AuthenticationError", "Not authorized")
 
     @classmethod

@@ -1,4 +1,7 @@
-"""The device registry of the sandbox: applications and devices, with the versions that Drogue Cloud gives them."""
+"""The sandbox's device registry: applications and devices.
+
+They have the versions that Drogue Cloud gives them.
+"""
 
 import copy
 import json
@@ -106,7 +109,10 @@ class Registry:
         limit: int | None = None,
         is_shown: Callable[[str], bool] = lambda _: True,
     ) -> list[Object]:
-        """Return the applications that `selector` selects and whose names `is_shown` admits, by name."""
+        """Return applications that `selector` selects, sorted by name.
+
+        `is_shown` has to admit their names.
+        """
         with self._lock:
             shown = {name: stored for name, stored in self._applications.items() if is_shown(name)}
             return _page(shown, selector, offset, limit)
@@ -123,7 +129,9 @@ class Registry:
             return _page(self._devices[application], selector, offset, limit)
 
     def create(self, given: Mapping[str, Any], owner: str | None = None) -> Object:
-        """Create an application of `owner`; or a device, if the object has `metadata.application`.
+        """Create an application of `owner`, or a device.
+
+        An object with `metadata.application` is a device.
 
         Raises:
             RefusedError: the object is malformed or exists already, or the device's application is missing.
@@ -187,9 +195,10 @@ class Registry:
             return stored
 
     def delete(self, application: str, device: str | None = None, expected: Mapping[str, Any] | None = None) -> None:
-        """Delete a device, or an application with its devices, if it has the expected `uid` and `resourceVersion`.
+        """Delete a device, or an application with its devices.
 
-        An object with finalizers is only marked, and so is an application of such devices.
+        The object must have the expected `uid` and `resourceVersion`. An object with finalizers is only marked, and so
+        is an application of such devices.
 
         Raises:
             RefusedError: the object is missing, is being deleted already, or has another version.
@@ -240,7 +249,10 @@ class Registry:
             self._devices[application][name] = _mark_deleted(current)
 
     def _remove(self, application: str, device: str | None) -> None:
-        """Remove an object whose last finalizer is gone, and an application that waited for its last device."""
+        """Remove an object whose last finalizer is gone.
+
+        Also remove an application that waited for its last device.
+        """
         if device is None:
             self._forget_application(application)
             return
@@ -285,7 +297,10 @@ def _expect_version(current: Object, expected: Mapping[str, Any]) -> None:
 
 
 def _to_stored(given: Mapping[str, Any], current: Object | None) -> Object:
-    """Return `given` in its stored form, as the successor of `current`; the caller sets its generation."""
+    """Return `given` in its stored form, as the successor of `current`.
+
+    The caller sets its generation.
+    """
     metadata = given["metadata"]
     then = current["metadata"] if current else {}
     managed: Object = {
@@ -306,7 +321,7 @@ def _to_stored(given: Mapping[str, Any], current: Object | None) -> Object:
 
 
 def _changes(current: Object, new: Object) -> list[str]:
-    """Return the paths of the sections that differ: `.metadata`, `.spec.KEY`, `.status.KEY`."""
+    """Return paths of sections that differ: `.metadata`, `.spec.KEY`, `.status.KEY`."""
     was, will = current["metadata"], new["metadata"]
     paths = [".metadata"] if any(was.get(key) != will.get(key) for key in _CLIENTS_METADATA) else []
     for part in ("spec", "status"):

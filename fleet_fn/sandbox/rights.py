@@ -49,7 +49,7 @@ class Rights:
         self.tokens: Final = Tokens(dict.fromkeys((user, *members), token))
 
     def user(self, authorization: str | None) -> str | None:
-        """Return the user of a header `Authorization`; None if the header is missing or malformed.
+        """Return the user of a header `Authorization`; None if missing or malformed.
 
         Raises:
             RefusedError: the credentials are unknown. Drogue Cloud never answers 401.
@@ -73,7 +73,10 @@ class Rights:
         return user
 
     def may(self, user: str | None, owner: str | None, permission: Permission) -> bool:
-        """Return whether a user has a permission for an owner's application. Without an owner, every user has all."""
+        """Return whether a user has a permission for an owner's application.
+
+        Without an owner, every user has all permissions.
+        """
         if owner is None or user == owner:
             return True
         return user is not None and ROLES[self._members.get(user, "none")] >= permission

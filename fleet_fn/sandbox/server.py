@@ -1,4 +1,7 @@
-"""The sandbox's HTTP server, at which thousands of devices can wait; requests and answers are values."""
+"""The sandbox's HTTP server, at which thousands of devices can wait.
+
+Requests and answers are values.
+"""
 
 import json
 import socket
@@ -87,7 +90,10 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
 
     def server_bind(self) -> None:
-        """Bind the port; unlike the base class, do not look the host's name up, which may take seconds."""
+        """Bind the port.
+
+        Unlike the base class, do not look up the host's name, which may take seconds.
+        """
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.socket.getsockname()
 
@@ -206,7 +212,10 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _drain(self) -> None:
-        """Read some of a too large body: closing with unread bytes would lose the answer (RFC 9112, 9.6)."""
+        """Read some of a too large body.
+
+        Closing with unread bytes would lose the answer (RFC 9112, 9.6).
+        """
         self.connection.shutdown(socket.SHUT_WR)
         self.connection.settimeout(_GRACE_SECONDS)
         with suppress(OSError):

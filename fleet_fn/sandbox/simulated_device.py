@@ -161,7 +161,10 @@ class SimulatedDevice(ABC):
         )
 
     def power_cycle(self) -> None:
-        """Lose power and get it back: the bootloader reverts an image that was not marked good."""
+        """Lose power and get it back.
+
+        The bootloader reverts an image that was not marked good.
+        """
         if not self.marked_good and not self.is_bricked:
             self._revert()
 
@@ -218,7 +221,10 @@ class SimulatedDevice(ABC):
         return Step(Outcome.IN_SYNC, command.poll or POLL_PAUSE_SECONDS)
 
     def _check_sync(self, command: Sync) -> bool:
-        """Return whether a SYNC is for the running version; if not, record the violation of the protocol."""
+        """Return whether a SYNC is for the running version.
+
+        If it is not, record the violation of the protocol.
+        """
         if command.version == self.version:
             return True
         self.violations.append(f"SYNC for {command.version!r} to a device that runs {self.version!r}")
@@ -226,7 +232,9 @@ class SimulatedDevice(ABC):
 
 
 class CarefulDevice(SimulatedDevice):
-    """A device that writes in order, verifies before it swaps, and keeps its progress when it loses power.
+    """A device that writes in order, and verifies before it swaps.
+
+    It keeps its progress when it loses power.
 
     An answer proves that the running image can reach the server. So the device marks that image good before it begins
     another update, and never erases a fallback that it may need.
@@ -298,7 +306,10 @@ def _ignore(reason: str) -> Step:
 
 
 class _DeviceError(Exception):
-    """The device refuses a command. The updater's loop ends, and starts again after a pause."""
+    """The device refuses a command.
+
+    The updater's loop ends, and starts again after a pause.
+    """
 
 
 class _PanicError(Exception):
@@ -306,7 +317,7 @@ class _PanicError(Exception):
 
 
 class UpdaterDevice(SimulatedDevice):
-    """embedded-update's `FirmwareUpdater`: a loop over a device, with a counter of its own.
+    """embedded-update's `FirmwareUpdater`: a loop over a device, with its own counter.
 
     The loop begins with the device's own status. From then on it adds the length of each block to its counter, and
     WRITE at 0 does not reset that. WAIT and lost answers stay in the loop; SYNC, SWAP and the device's errors end it.
@@ -405,7 +416,7 @@ class UpdaterDevice(SimulatedDevice):
 
 
 class FirmwareManagerDevice(UpdaterDevice):
-    """Drogue Device's `FirmwareManager` below the updater, like most devices in the field.
+    """Drogue Device's `FirmwareManager` below the updater, like most real devices.
 
     It keeps its progress in RAM, verifies nothing, and reports none of its errors. A WRITE at 0 does not reset the
     offset that it expects. So after a restart midway it refuses every block until its power is cut.
@@ -455,7 +466,7 @@ class FirmwareManagerDevice(UpdaterDevice):
 
 
 class CrateDevice(UpdaterDevice):
-    """A device that keeps no progress below the updater, like the crate's own simulator.
+    """A device without progress below the updater, like the crate's own simulator.
 
     It writes at any offset. After a restart midway its loop reports `(new version, midway + sent)`, until SYNC ends the
     loop or power is cut.

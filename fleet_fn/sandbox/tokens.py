@@ -18,10 +18,16 @@ LIFETIME_SECONDS: Final = 300
 
 
 class Tokens:
-    """Issues tokens to clients (RFC 6749, section 4.4), and checks them. Safe to use from several threads."""
+    """Issues tokens to clients (RFC 6749, section 4.4), and checks them.
+
+    It is safe to use from several threads.
+    """
 
     def __init__(self, clients: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
-        """Issue tokens to clients, given as secrets by client name; the clients are users of the APIs."""
+        """Issue tokens to clients, given as secrets by client name.
+
+        The clients are users of the APIs.
+        """
         self._clients = clients
         self._clock = clock
         self._lock = threading.Lock()
@@ -52,7 +58,10 @@ class Tokens:
 
 
 def _client(authorization: str | None, form: dict[str, str]) -> str:
-    """Return `CLIENT:SECRET` from the header, form-encoded there, or from the body (RFC 6749, section 2.3.1)."""
+    """Return `CLIENT:SECRET` from the header or the body (RFC 6749, section 2.3.1).
+
+    In the header, both are form-encoded.
+    """
     scheme, _, value = (authorization or "").partition(" ")
     if scheme.lower() != "basic":
         return f"{form.get('client_id', '')}:{form.get('client_secret', '')}"

@@ -1,4 +1,7 @@
-"""Commands on their way to devices. A command reaches the devices that wait; it is not kept for others."""
+"""Commands on their way to devices.
+
+A command reaches the devices that wait; it is not kept for others.
+"""
 
 import threading
 from collections import defaultdict
@@ -23,7 +26,10 @@ class Subscription:
         self._commands: SimpleQueue[Command | None] = SimpleQueue()
 
     def wait(self, seconds: float) -> Command | None:
-        """Return the first command since the subscription; None after `seconds`, or at once if none can come."""
+        """Return the first command since the subscription.
+
+        Return None after `seconds`, or at once if none can come.
+        """
         try:
             return self._commands.get(timeout=min(seconds, threading.TIMEOUT_MAX))
         except Empty:
@@ -75,7 +81,10 @@ class Commands:
                     del self._subscriptions[key]
 
     def send(self, application: str, gateway: str, device: str, command: Command) -> bool:
-        """Hand a command to all subscriptions for it at a gateway; return whether there was any."""
+        """Hand a command to all subscriptions for it at a gateway.
+
+        Return whether there was any.
+        """
         with self._lock:
             keys = (application, gateway, device), (application, gateway, None)
             reached = [subscription for key in keys for subscription in self._subscriptions.get(key, ())]

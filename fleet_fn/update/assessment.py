@@ -193,7 +193,10 @@ class Assessor:
         )
 
     def _busy_gateway(self, event: Event, desired: Desired, ages: Ages, deadline: Deadline) -> str:
-        """Return a gateway of the device that is being updated and takes any block for its own; empty if none."""
+        """Return a gateway of the device that would take its block; empty if none.
+
+        Such a gateway is being updated, and takes any block for its own.
+        """
         now = self._clock.now()
         for gateway in desired.gateways[:_MAX_GATEWAYS]:
             record = self._registry.read_record(event.application, gateway, ages.device(), deadline)
@@ -210,7 +213,7 @@ class Assessor:
         return mtu if mtu <= room else room // _BLOCK_UNIT_BYTES * _BLOCK_UNIT_BYTES
 
     def _source(self, event: Event, desired: Desired) -> Image | File | HawkBit | None:
-        """Return the source of the device's firmware: the one in the specs, or else the configured default."""
+        """Return the device's firmware source: the specs', else the configured default."""
         source = desired.source
         if source is None and self._settings.firmware_default_image:
             names = {"application": event.application, "device": event.device}
@@ -245,7 +248,7 @@ class Assessor:
     def _begun(
         self, received: DeviceStatus, desired: Desired, target: Firmware, ages: Ages, deadline: Deadline
     ) -> Firmware | None:
-        """Return the firmware that a device midway finishes before it gets its target, if so.
+        """Return the firmware that a device midway finishes before its target, or None.
 
         Devices of the embedded dialects cannot begin anew midway. None as well if the device's record is missing or of
         another version, or if the bytes that it began with are gone.
@@ -278,7 +281,10 @@ def _at(desired: Desired, origin: Origin) -> Desired:
 
 
 def _fingerprint(status: Status, form: AnswerForm) -> str:
-    """Return a text that is the same for a status that is published twice, whatever its correlation id."""
+    """Return a text that is the same for a status that is published twice.
+
+    The correlation id makes no difference.
+    """
     progress = status.progress and (status.progress.version, status.progress.offset)
     content = (status.version, status.mtu, progress, form.dialect.value, form.encoding.value)
     return f"{zlib.crc32(repr(content).encode()):08x}"

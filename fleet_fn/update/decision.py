@@ -1,4 +1,4 @@
-"""Decide a device's next step by the protocol's table, the record of its update, and policy.
+"""Decide a device's next step by the protocol's table, its record, and policy.
 
 Pure, like the decision table itself. The rules come from the protocol's description: "What an answer may rest on" and
 "What devices in the field do with an answer".
@@ -60,7 +60,7 @@ def decide(status: Status, target: Target, context: DecisionContext) -> Decision
 
 
 def _is_harmless(decision: Decision, status: Status, known: Record) -> bool:
-    """Return whether a status that is older than the last recorded one may be answered all the same.
+    """Return whether a status older than the last recorded one may be answered.
 
     The device has reported since, and takes the command for the answer to that. Nothing of the old status is recorded.
     """
@@ -74,7 +74,9 @@ def _is_harmless(decision: Decision, status: Status, known: Record) -> bool:
 
 
 def confirm(status: Status, target: bytes | None, context: DecisionContext) -> Decision | None:
-    """Return SYNC if the device may not have heard it since it came up with a version that it was swapped to.
+    """Return SYNC if the device may not have heard it since it came up.
+
+    The device was swapped to the version that it came up with.
 
     Args:
         status: the device's status.
@@ -127,7 +129,7 @@ def _bounded(context: DecisionContext) -> tuple[Record | None, LastAnswered | No
 
 
 def _with_answer(decision: Decision, known: Record | None, answered: LastAnswered | None) -> Decision:
-    """Return the decision with this event in its record, if the record is written for it."""
+    """Return the decision with this event in its record, if that is written anyway."""
     record = decision.record
     if answered is None or record is None or (record == known and not starts_or_ends(decision.step)):
         return decision
@@ -144,7 +146,10 @@ def _is_published_twice(answered: LastAnswered, before: LastAnswered | None, now
 
 
 def _decide(status: Status, target: Target, context: DecisionContext) -> Decision:
-    """Return the decision on a status that was not answered yet, of a device that keeps what it runs."""
+    """Return the decision on a status that was not answered yet.
+
+    The device keeps the version that it runs.
+    """
     known = context.record
     step = next_command(status, target, mtu=context.mtu, poll=context.poll)
     if isinstance(step, Sync):
@@ -178,9 +183,10 @@ def _decide(status: Status, target: Target, context: DecisionContext) -> Decisio
 
 
 def _refuses_to_start(progress: Progress | None, target: Target, known: Record, context: DecisionContext) -> bool:
-    """Return whether the device refused its last start, as bootloaders do whose firmware was not marked good yet.
+    """Return whether the device refused its last start.
 
-    SYNC marks it good. The device gets it once between two starts.
+    Bootloaders whose firmware was not marked good yet do so. SYNC marks it good. The device gets it once between two
+    starts.
     """
     is_refusal = context.tells_refusals and progress == Progress(target.version, 0)
     was_started = known.is_of(target) and known.started is not None and known.swapped is None
@@ -188,7 +194,7 @@ def _refuses_to_start(progress: Progress | None, target: Target, known: Record, 
 
 
 def _came_back(progress: Progress | None, record: Record) -> tuple[Record, bool]:
-    """Return the record after a status, and whether that status shows that a swap came to nothing.
+    """Return the record after a status, and whether that status shows a failed swap.
 
     Some devices always report progress, at 0 if they have none.
     """
@@ -234,7 +240,7 @@ def _hold(
 
 
 def _recorded(checked: Checked, known: Record | None, context: DecisionContext) -> Decision:
-    """Return the decision with the record that the step leaves behind, and how fresh it has to be.
+    """Return the decision with the record after its step, and how fresh it must be.
 
     The record is written before each command that starts or ends an update, and before the first command after an
     order to begin anew: a process that finds the order in the record would take the device's offset for a refusal.

@@ -52,7 +52,9 @@ class EventDeduplicator:
 
     @contextmanager
     def turn(self, key: str, deadline: Deadline) -> Iterator[Turn]:
-        """Wait until no other thread answers the event `key`; remember the event if the turn is over then.
+        """Wait until no other thread answers the event `key`, and yield the turn.
+
+        If the turn is over afterwards, remember the event.
 
         Raises:
             TransientError: an earlier delivery of the event is being answered until the deadline.

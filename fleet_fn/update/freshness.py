@@ -21,7 +21,10 @@ class Clock:
     """The wall clock, and the time for which the device of an event still listens."""
 
     def __init__(self, max_age_seconds: float, now: Callable[[], float]) -> None:
-        """Let events be stale after `max_age_seconds`, or never if that is 0; `now` is Unix time in seconds."""
+        """Let events be stale after `max_age_seconds`, or never if that is 0.
+
+        `now` is Unix time in seconds.
+        """
         self._max_age_seconds = max_age_seconds
         self._now = now
 
@@ -42,12 +45,15 @@ class Clock:
         return self._max_age_seconds - (self.now() - event.time).total_seconds()
 
     def worth_a_retry(self, event: Event, otherwise: type[PermanentError]) -> "_WorthARetry":
-        """Return a context in which an upstream that wants quiet until the event is stale raises `otherwise`."""
+        """Return a context that raises `otherwise` if a retry would come too late.
+
+        It would if an upstream wants quiet until the event is stale.
+        """
         return _WorthARetry(otherwise, lambda: self.time_left(event))
 
 
 class _WorthARetry:
-    """Raises another error for an upstream that wants to be left alone until the event is stale."""
+    """Raises another error for an upstream that wants quiet until the event is stale."""
 
     __slots__ = ("_otherwise", "_time_left")
 
@@ -70,7 +76,7 @@ class _WorthARetry:
 
 
 class Ages(NamedTuple):
-    """Seconds for which each fact behind an answer may have been known, when the caller asks."""
+    """Seconds for which facts behind an answer may be known when the caller asks."""
 
     #: The device's object, and its application's.
     device: Callable[[], float]

@@ -1,4 +1,4 @@
-"""The use case: an event in, an outcome out, and between them the next step of a device's update."""
+"""The use case: an event in, an outcome out; between them a device's next step."""
 
 from functools import partial
 from typing import Final
@@ -32,7 +32,10 @@ _KEPT_FOR_COMMAND: Final = 0.05
 
 
 class UpdateHandler:
-    """Decides and sends the next command for each status. Whatever it remembers may be forgotten at any moment."""
+    """Decides and sends the next command for each status.
+
+    It may forget at any moment all that it remembers.
+    """
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class UpdateHandler:
             return Outcome("retry", error.reason, retry_after=error.retry_after)
 
     def decide(self, event: Event, deadline: Deadline) -> Reply:
-        """Return the reply to `event`, whether or not it has been answered already; nothing is sent.
+        """Return the reply to `event`, answered already or not; nothing is sent.
 
         Raises:
             InvalidEventError, InvalidStatusError: the device sent no status.
@@ -206,7 +209,10 @@ class UpdateHandler:
         return self._with_news(reply, report, reported)
 
     def _with_news(self, reply: Reply, report: Report, reported: Reported, *, first: bool = False) -> Reply:
-        """Return a reply with its report if that is news; `first`: before the command is sent."""
+        """Return a reply with its report if that is news.
+
+        With `first`, the report is written before the command is sent.
+        """
         if not self._settings.report_status or not report.is_news(reported):
             return reply
         return reply._replace(report=report, records_first=first)

@@ -1,4 +1,4 @@
-"""Decide whether the blocks that a device reports are the target's, and really there.
+"""Decide whether a device's reported blocks are the target's, and really there.
 
 Pure. The rules come from the protocol's description: "What an answer may rest on" and "What devices in the field do
 with an answer". Most devices cannot begin anew midway: ordered to, they refuse the block, and report the new version
@@ -73,7 +73,10 @@ class Midway:
 
     @property
     def has_obeyed(self) -> bool:
-        """The offset is the one that the ordered block leads to, padding to a flash word included."""
+        """True if the offset is that after the ordered block, padded or not.
+
+        Padding goes up to a flash word.
+        """
         return (
             self.is_recorded and self.order is not None and self.offset in paddings(self.order.sent, self.target.size)
         )
@@ -85,7 +88,10 @@ class Midway:
 
     @property
     def has_been_stuck(self) -> bool:
-        """An earlier status showed that the device's bytes are unknown, and its offset has not changed that."""
+        """True if an earlier status showed that the device's bytes are unknown.
+
+        Its offset has not changed that.
+        """
         order = self.order
         return bool(order and order.stuck and (not self.has_obeyed or self.offset == order.midway))
 
@@ -107,7 +113,10 @@ class Midway:
 
     @property
     def tells_nothing(self) -> bool:
-        """The offset after the ordered block equals the one before it, so it shows nothing."""
+        """True if the offset after the ordered block equals the one before it.
+
+        Then it shows nothing.
+        """
         return self.order is not None and self.order.midway in paddings(self.order.sent, self.target.size)
 
 
@@ -142,13 +151,19 @@ def _begin_anew(device: Midway) -> Answer:
 
 
 def _begin_anew_shorter(device: Midway) -> Answer:
-    """Start a device from 0 with a shorter block than the last one, whose offset showed nothing."""
+    """Start a device from 0 with a shorter block than the last one.
+
+    The offset after the last block showed nothing.
+    """
     last = device.order.sent if device.order else device.target.size
     return _order(device, _shorter(min(device.context.mtu, device.target.size, last, device.offset)))
 
 
 def _order(device: Midway, size: int) -> Answer:
-    """Order a device to begin anew with a block of `size` bytes, unless it has heard too many orders."""
+    """Order a device to begin anew, unless it has heard too many orders.
+
+    The block has `size` bytes.
+    """
     before = device.record.restart
     earlier = before.orders if before and not before.stuck else 0
     orders = earlier + 1 if device.is_of_target else 0
@@ -216,12 +231,12 @@ def _is_block_0(step: Swap | Block) -> bool:
 
 
 def _shorter(size: int) -> int:
-    """Return about half of `size` bytes, in whole flash words; 0 if there is no shorter block."""
+    """Return about half of `size` in whole flash words; 0 without a shorter block."""
     return next((half for word in _WORDS_BYTES if (half := size // 2 // word * word)), 0)
 
 
 def seconds_to_settle(record: Record, context: DecisionContext) -> int:
-    """Return for how long another process may still send other bytes of the record's version.
+    """Return how long another process may send other bytes of the record's version.
 
     Such a process read the device's object before this record took the place of one with the other bytes. It forgets
     that object after `spec_ttl`. Only a status that came after that counts: an older one may have been answered by it.

@@ -44,7 +44,10 @@ def hold_start(policy: Policy, uid: str, labels: Mapping[str, str], version: str
 
 
 def hold_swap(policy: Policy, now: datetime) -> Hold | None:
-    """Return why a device that has all blocks must not swap; None if it may. Only its window counts."""
+    """Return why a device with all blocks must not swap; None if it may.
+
+    Only the policy's window counts.
+    """
     window = policy.window
     closed_for = opens_in(window, now) if window else 0.0
     if not window or not closed_for:

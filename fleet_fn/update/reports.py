@@ -21,7 +21,7 @@ from fleet_fn.update.values import Confirm, Decision, Hold, Settle
 
 
 def report_of(status: Status, view: View, decision: Decision, refusal: str) -> Report:
-    """Return the report of a device whose target is known, or which hears SYNC whatever its target is.
+    """Return the report of a device whose target is known, or that hears SYNC anyway.
 
     Args:
         status: the device's.
@@ -54,7 +54,7 @@ def report_of(status: Status, view: View, decision: Decision, refusal: str) -> R
 
 
 def _explanation(view: View, step: object, refusal: str) -> tuple[str, str]:
-    """Return reason and message of a device that is not in sync; empty if all goes as it should."""
+    """Return reason and message of a device out of sync; empty if all goes well."""
     if isinstance(step, Hold):
         return step.reason, step.message
     if isinstance(step, Settle):
@@ -69,7 +69,9 @@ def _explanation(view: View, step: object, refusal: str) -> tuple[str, str]:
 
 
 def refusal_of(block: Block, sent: int, reported: Reported) -> str:
-    """Return what is wrong with a device that asks for the same block again and again; empty if it does not.
+    """Return the problem of a device that asks for the same block again and again.
+
+    It is empty if the device does not.
 
     Args:
         block: the block that it gets now.

@@ -1,4 +1,4 @@
-"""Remember commands that had no effect although the device's record says that they were sent."""
+"""Remember commands without effect that the device's record says were sent."""
 
 from collections import OrderedDict
 from typing import Final
@@ -8,7 +8,7 @@ _MAX_EVENTS: Final = 1000
 
 
 class UnsentCommands:
-    """Keys of events whose records could not be put back after their commands were refused.
+    """Keys of events whose records could not be put back after a refused command.
 
     A redelivery to this process sends the command all the same.
     """

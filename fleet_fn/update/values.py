@@ -48,7 +48,10 @@ class Confirm(NamedTuple):
 
 
 class Settle(NamedTuple):
-    """The device waits until no process can take other bytes of the same version for the target's."""
+    """The device waits while a process may take other bytes for the target's.
+
+    Such bytes are of the same version.
+    """
 
     seconds: int
 
@@ -103,7 +106,7 @@ class DecisionContext(NamedTuple):
 
     @property
     def reported_at(self) -> datetime:
-        """Time at which the status came to the cloud. A time ahead of our clock counts as now."""
+        """Time at which the status came to the cloud; a time ahead of our clock is now."""
         time = self.answered and self.answered.time
         return min(time, self.now) if time else self.now
 

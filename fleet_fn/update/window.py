@@ -41,7 +41,10 @@ def _wait(window: Window, local: datetime) -> timedelta:
 
 
 def _steady_until(window: Window, since: datetime, until: datetime) -> datetime:
-    """Return the moment before `until` at which the clock is set; else `until`. Times are in UTC."""
+    """Return the moment before `until` at which the clock is set; else `until`.
+
+    Times are in UTC.
+    """
     offset = _offset(window, since)
     if _offset(window, until) == offset:
         return until

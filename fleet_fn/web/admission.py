@@ -7,11 +7,14 @@ from fleet_fn.settings import MAX_WAITING
 
 
 class BusyError(Exception):
-    """All slots are taken, and too many events wait for one already or the deadline has passed."""
+    """All slots are taken, and too many events wait or the deadline has passed."""
 
 
 class Slots:
-    """Slots for events that need upstreams. `size` events have one, `MAX_WAITING` wait, and the others are refused."""
+    """Slots for events that need upstreams.
+
+    `size` events have one, `MAX_WAITING` wait, and the others are refused.
+    """
 
     def __init__(self, size: int) -> None:
         self._working = BoundedSemaphore(size)

@@ -51,7 +51,7 @@ class Arrival:
     )
 
     def __init__(self, max_line: int, max_head: int) -> None:
-        """Expect a first line of at most `max_line` bytes, and a head of at most `max_head` bytes."""
+        """Expect a first line of at most `max_line` bytes, and a head of `max_head`."""
         self._max_line = max_line
         self._max_head = max_head
         #: Bytes known to belong to the request, and later bytes.
@@ -86,7 +86,7 @@ class Arrival:
         return len(self._kept) + len(self._pending)
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes; those after the request's end are kept for the next request."""
+        """Take the next bytes; those after the request's end are for the next request."""
         searched = max(0, len(self._pending) - len(_HEAD_ENDS) + 1)
         self._pending += data
         if self.is_whole:
@@ -105,12 +105,15 @@ class Arrival:
             self._give_up()
 
     def take(self) -> bytes:
-        """Return the request's bytes, and forget them; after that, only `next` may be called."""
+        """Return the request's bytes, and forget them.
+
+        After that, only `next` may be called.
+        """
         kept, self._kept = bytes(self._kept), bytearray()
         return kept
 
     def next(self) -> "Arrival":
-        """Return the next request on the same connection, with the bytes of it that have come."""
+        """Return the next request on the connection, with its bytes that have come."""
         other = Arrival(self._max_line, self._max_head)
         if self._pending:
             other.feed(bytes(self._pending))
@@ -177,7 +180,7 @@ class Arrival:
         self._check_dropped()
 
     def _take_line(self) -> bool:
-        """Take the line with a chunk's size, or a trailer; return False if it has not come."""
+        """Take a line with a chunk's size, or a trailer; return False if it is not there."""
         end = self._pending.find(b"\r\n")
         if end < 0 or end > _MAX_LINE_BYTES:
             if len(self._pending) > _MAX_LINE_BYTES:
@@ -199,7 +202,10 @@ class Arrival:
         return True
 
     def _check_chunks(self) -> None:
-        """Drop the rest of a body once it is too large. The parser gets enough of it to see that."""
+        """Drop the rest of a body once it is too large.
+
+        The parser gets enough of it to see that.
+        """
         body = self._announced - max(0, self._left - len(b"\r\n"))
         if body > MAX_BODY_BYTES or len(self._kept) > _MAX_CHUNKED_BYTES:
             self.is_large = self.is_cut = True

@@ -23,7 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class ASGIFunction:
-    """The WSGI application behind ASGI 3's HTTP, with as many threads as under gunicorn.
+    """The WSGI application behind ASGI 3's HTTP, with gunicorn's number of threads.
 
     A thread takes a whole request and returns a whole response, and never waits for the event loop. The threads of
     a2wsgi's middleware do: if the server ends its loop meanwhile, the thread waits for ever, and so does the process.
@@ -61,7 +61,10 @@ class ASGIFunction:
         return True, "ok\n"
 
     def ready(self) -> tuple[bool, str]:
-        """Return whether the process can serve, and the body of the response. Upstreams do not matter."""
+        """Return whether the process can serve, and the body of the response.
+
+        The state of upstreams does not matter.
+        """
         return True, "ok\n"
 
 
@@ -69,7 +72,10 @@ class ASGIFunction:
 
 
 class _Broken(io.RawIOBase):
-    """A body that did not come whole. ASGI has no error for that; its last message looks like the end of a body."""
+    """A body that did not come whole.
+
+    ASGI has no error for that: its last message looks like the end of a body.
+    """
 
     def __init__(self, error: OSError) -> None:
         self._error = error
@@ -82,7 +88,10 @@ class _Broken(io.RawIOBase):
 
 
 async def _read(receive: Receive, deadline: Deadline) -> io.IOBase:
-    """Return the body, or enough of it to see that it is too large; drop up to MAX_DISCARDED_BYTES of the rest."""
+    """Return the body, or enough of it to see that it is too large.
+
+    Drop up to MAX_DISCARDED_BYTES of the rest.
+    """
     body = bytearray()
     dropped = 0
     try:

@@ -50,7 +50,10 @@ def read_body(request: Request, deadline: Deadline) -> bytes:
 
 
 def discard_body(request: Request) -> None:
-    """Read a body that is not wanted off the connection: else the sender would not read the answer."""
+    """Read a body that is not wanted off the connection.
+
+    Otherwise the sender would not read the answer.
+    """
     with (
         suppress(OSError, ParseException),
         _timeout.watch(_sender(request), Deadline(_DISCARD_SECONDS)),
@@ -61,7 +64,7 @@ def discard_body(request: Request) -> None:
 
 
 def _sender(request: Request) -> socket.socket | None:
-    """Return the socket that the body is read from; None if the server has read all of it."""
+    """Return the socket that the body is read from; None if all of it was read."""
     if DEADLINE in request.environ:
         return None
     sender: socket.socket | None = request.environ.get("gunicorn.socket")

@@ -1,4 +1,4 @@
-"""A time-out for whole bodies, for servers that read them while the application runs."""
+"""A time-out for whole bodies that are read while the application runs."""
 
 import socket
 import threading
@@ -26,7 +26,10 @@ class BodyTimeout:
 
     @contextmanager
     def watch(self, connection: socket.socket | None, deadline: Deadline) -> Iterator[None]:
-        """End reads from `connection` at the deadline while the context lasts; None watches nothing."""
+        """End reads from `connection` at the deadline while the context lasts.
+
+        If `connection` is None, nothing is watched.
+        """
         if connection is None:
             yield
             return

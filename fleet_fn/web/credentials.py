@@ -9,7 +9,7 @@ from fleet_fn.settings import Settings
 
 
 def is_authorized(settings: Settings, authorization: str) -> bool:
-    """Return whether the header `Authorization` carries the configured credentials, and no others.
+    """Return whether `Authorization` has the configured credentials, and no others.
 
     A deliverer may repeat them: drogue-event-source 0.2.3 sends Basic credentials on two lines, which the server joins
     by a comma.
@@ -20,9 +20,10 @@ def is_authorized(settings: Settings, authorization: str) -> bool:
 
 
 def _split(settings: Settings, authorization: str) -> Iterator[str]:
-    """Split the header at the commas between credentials; there is at least one, perhaps empty.
+    """Split the header at the commas between credentials.
 
-    Basic credentials have no comma. The token may have some, so a Bearer credential takes as many as the token has.
+    At least one part comes, perhaps empty. Basic credentials have no comma. The token may have some, so a Bearer
+    credential takes as many as the token has.
     """
     parts = authorization.split(",")
     while parts:

@@ -13,7 +13,7 @@ _LEVELS: Final = {"ignored": logging.DEBUG} | dict.fromkeys(("invalid", "denied"
 
 
 def log_event(event: Event | None, outcome: Outcome, seconds: float) -> None:
-    """Log an event, None if the request had none, with its outcome and the seconds until the answer."""
+    """Log an event (None without one), its outcome and the seconds until the answer."""
     level = _LEVELS.get(outcome.name, logging.INFO)
     if not logger.isEnabledFor(level):
         return

@@ -1,4 +1,4 @@
-"""Responses: problem documents (RFC 9457), and outcomes as structured fields (RFC 9651)."""
+"""Problem documents (RFC 9457), and outcomes as structured fields (RFC 9651)."""
 
 import json
 from http import HTTPStatus

@@ -1,4 +1,7 @@
-"""The HTTP face: the routes, and which status an outcome has. Knows nothing of firmware."""
+"""The HTTP face: the routes, and the status of each outcome.
+
+It knows nothing of firmware.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -46,7 +49,7 @@ _STATUS: Final = {
 
 
 def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandler) -> Flask:
-    """Return the WSGI application: `updater` answers events, `previewer` answers previews."""
+    """Return the WSGI app: `updater` answers events, and `previewer` previews."""
     slots = Slots(settings.threads)
     count_event, count_sent = metrics.events(tuple(_STATUS)), metrics.sent()
     log = Guarded("log of events", log_event)
@@ -102,7 +105,10 @@ def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandle
 
 
 class _App(Flask):
-    """Flask, except that events bypass its routing and its responses, which cost more than the answer itself."""
+    """Flask, except that events bypass its routing and its responses.
+
+    These cost more than the answer itself.
+    """
 
     def __init__(self, answer_event: Callable[[Request], tuple[Outcome, HTTPStatus]]) -> None:
         super().__init__(__name__, static_folder=None)
@@ -180,7 +186,10 @@ def _handle(
 
 
 def _deadline(settings: Settings, request: Request) -> Deadline:
-    """Return the event's deadline, which the worker began with the request's first byte if it read the body."""
+    """Return the event's deadline.
+
+    If the worker read the body, it began the deadline with the request's first byte.
+    """
     deadline: Deadline | None = request.environ.get(DEADLINE)
     return deadline or Deadline(settings.event_deadline * WORK_SHARE)
 

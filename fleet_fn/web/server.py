@@ -1,4 +1,4 @@
-"""gunicorn's configuration for the function: the recommended settings, and hooks at the start and the end."""
+"""gunicorn's configuration: recommended settings, hooks at the start and the end."""
 
 import errno
 import gc
@@ -34,7 +34,10 @@ _metrics: Final[list[Folder]] = []
 
 
 def on_starting(server: Any) -> None:
-    """End gunicorn with one line, before any worker runs, if a setting is invalid or the address cannot be used."""
+    """End gunicorn with one line if a setting is invalid or the address unusable.
+
+    No worker has run by then.
+    """
     try:
         settings = Settings.from_environment()
         if _binds_anew(server):
@@ -55,7 +58,9 @@ def on_starting(server: Any) -> None:
 
 
 def _check_address(settings: Settings) -> None:
-    """Check that the server can listen on its address: gunicorn would try for 5 s, and name no variable.
+    """Check that the server can listen on its address.
+
+    gunicorn would try for 5 s, and name no variable.
 
     Raises:
         SettingsError: the server cannot listen there.
@@ -84,7 +89,10 @@ def _check_address(settings: Settings) -> None:
 
 
 def _binds_anew(server: Any) -> bool:
-    """Return whether gunicorn is about to bind the address of the settings, and inherits no sockets."""
+    """Return whether gunicorn is about to bind the address of the settings.
+
+    It does not if it inherits sockets.
+    """
     inherits = os.environ.keys() & {"GUNICORN_FD", "LISTEN_FDS"}
     return not inherits and getattr(server, "address", None) == [(_settings.host, _settings.port)]
 
@@ -111,7 +119,10 @@ def pre_fork(server: Any, worker: Any) -> None:
 
 
 def post_fork(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Set a worker's slot and its time for a request, and disable its garbage collector while modules load."""
+    """Set a worker's slot and its time for a request.
+
+    Disable its garbage collector while modules load.
+    """
     take_slot(worker.slot)
     worker.request_seconds = _settings.event_deadline * WORK_SHARE
     gc.disable()
@@ -133,9 +144,10 @@ def _complain(text: str) -> None:
 
 
 def _keep_pipes_from_blocking() -> None:
-    """Let lines fail instead of wait if the reader of stdout or stderr stalls: threads would wait for ever.
+    """Let lines fail instead of wait if the reader of stdout or stderr stalls.
 
-    The flag belongs to the open file, which other processes may share. So the pipe is opened anew.
+    Otherwise threads would wait for ever. The flag belongs to the open file, which other processes may share. So the
+    pipe is opened anew.
     """
     for descriptor in (1, 2):
         with suppress(OSError):
@@ -159,7 +171,10 @@ def _bound_arenas() -> None:
 
 
 def _descriptors() -> int:
-    """Return the number of descriptors that a worker gets: its limit, raised to the wanted number if it may be."""
+    """Return the number of descriptors that a worker gets.
+
+    It is the worker's limit, raised to the wanted number if the system allows that.
+    """
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in limits)
     return max(soft, min(hard, _WANTED_DESCRIPTORS))

@@ -57,7 +57,10 @@ class _Received(Unreader):  # type: ignore[misc]
 
 
 class Connection(gthread.TConn):  # type: ignore[misc]
-    """A connection, and the request on its way in. One thread at a time owns it: the main thread, or another."""
+    """A connection, and the request on its way in.
+
+    One thread at a time owns it: the main thread, or another.
+    """
 
     def __init__(self, cfg: Any, sock: socket.socket, client: object, server: object, seconds: float) -> None:
         """Expect each request within `seconds` of its first byte."""
@@ -132,7 +135,7 @@ class Connection(gthread.TConn):  # type: ignore[misc]
 
 
 class _Waiting(dict[Connection, float]):
-    """Connections with the time at which the wait for each ends; the one that has waited longest comes first."""
+    """Connections with the end of each one's wait; the longest waiting comes first."""
 
     @property
     def first(self) -> tuple[Connection, float] | None:
@@ -170,7 +173,10 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self._request = threading.local()
 
     def load_wsgi(self) -> None:
-        """Put the deadline, begun with the request's first byte, into the environment of each request."""
+        """Put the deadline into the environment of each request.
+
+        The deadline begins with the request's first byte.
+        """
         super().load_wsgi()
         application, request = self.wsgi, self._request
 
@@ -185,7 +191,10 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
     # --- In threads
 
     def handle(self, conn: Any) -> Any:
-        """Answer the request of `conn`, and those that follow at once; return whether to keep the connection."""
+        """Answer the request of `conn`, and those that follow at once.
+
+        Return whether to keep the connection.
+        """
         if not isinstance(conn, Connection):
             return super().handle(conn)
         while super().handle(conn):
@@ -195,7 +204,10 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         return False
 
     def handle_request(self, req: Any, conn: Any) -> bool:
-        """Let the application answer a whole request; return whether to keep the connection."""
+        """Let the application answer a whole request.
+
+        Return whether to keep the connection.
+        """
         if not isinstance(conn, Connection):
             return bool(super().handle_request(req, conn))
         self._request.deadline = conn.deadline
@@ -209,7 +221,10 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             return False
 
     def _stay(self, conn: Connection) -> bool:
-        """Wait a moment for the next request; return whether it is whole. Do not wait if others need the thread."""
+        """Wait a moment for the next request; return whether it is whole.
+
+        If other connections need the thread, do not wait.
+        """
         poll = None
         for _ in range(_MAX_STAYS):
             if conn.is_gone or not self._has_spare_thread():
@@ -335,7 +350,10 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._drop(first[0])
 
     def _end_wait(self, conn: Connection) -> None:
-        """Let the application refuse a request whose body has not come; close any other connection."""
+        """Let the application refuse a request whose body has not come.
+
+        Close any other connection.
+        """
         if not conn.arrival.has_head or conn.place is self._closing:
             self._drop(conn)
             return
@@ -345,7 +363,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self.enqueue_req(conn)
 
     def _make_room(self) -> bool:
-        """Close the least valuable connection; return False if all of them are being answered."""
+        """Close the least valuable connection; return False if all are being answered."""
         waiting = [place.first for place in (self._silent, self._arriving, self._large) if place.first]
         if self._closing.first:
             self._drop(self._closing.first[0])

@@ -1,4 +1,7 @@
-"""Cache of verified bytes on disk: fetched once, shared by all processes of the pod, bounded."""
+"""Cache of verified bytes on disk: bounded, shared by all processes of the pod.
+
+Bytes are fetched once.
+"""
 
 from fleet_fn.firmware.cache.cache import Cache
 

@@ -22,7 +22,7 @@ from fleet_fn.observability.side_effects import guard
 
 
 class Cache:
-    """Firmware by the SHA-256 of its bytes, and small content by a key, in files of one folder.
+    """Firmware by the SHA-256 of its bytes, and small content by a key, in one folder.
 
     Any number of caches in any number of processes of one user may share the folder. All of it may be deleted at any
     time, at no loss but time. No byte of it is trusted: firmware is verified, and files that another user owns or may
@@ -39,9 +39,9 @@ class Cache:
         count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Create a cache of at most `bound` bytes in `folder`, which is created when it is first needed.
+        """Create a cache of at most `bound` bytes in `folder`.
 
-        `count` is called for each `open` with whether it was a hit.
+        The folder is created when it is first needed. `count` is called for each `open` with whether it was a hit.
         """
         self.bound = bound
         self._count = guard("count of look-ups", count)
@@ -61,7 +61,7 @@ class Cache:
     def open(
         self, size: int, checksum: bytes, source: str, fill: Fill, deadline: Deadline, *, is_claim: bool = False
     ) -> Iterator[Reader]:
-        """Open the `size` bytes with the SHA-256 `checksum`, verified before the first of them is served.
+        """Open `size` bytes with the SHA-256 `checksum`, verified before any is served.
 
         If they are missing, `fill` fetches them in the background, once for all events and processes that need them
         from the same `source`. Each source has its own download, so that a faulty one does not delay the others. `fill`
@@ -184,7 +184,7 @@ class _CachedFile:
         self._fetch = fetch
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return exactly `size` bytes from `offset` on; see `Cache.open` and `Reader.read`."""
+        """Return exactly `size` bytes from `offset` (see `Cache.open` and `Reader.read`)."""
         try:
             return self._file.read(offset, size)
         except MismatchError:

@@ -29,7 +29,9 @@ class Eviction:
         self._usage = usage
 
     def make_room(self, size: int, part: Path) -> None:
-        """Evict files until `size` bytes fit in for the file `part`. The caller holds the folder's lock.
+        """Evict files until `size` bytes fit in for the file `part`.
+
+        The caller holds the folder's lock.
 
         Raises:
             NotReadyError: the files to be evicted are being read or written.
@@ -84,7 +86,10 @@ class _Entry(NamedTuple):
 
 
 def _remove_untrusted(entry: _Entry) -> bool:
-    """Remove a file that another user owns or may write: no reader of ours has it open."""
+    """Remove a file that another user owns or may write.
+
+    No reader of ours has it open.
+    """
     if entry.is_private:
         return False
     with suppress(OSError):

@@ -42,7 +42,10 @@ class CacheFolder:
         self._eviction = Eviction(path, bound, self.usage)
 
     def open(self, name: str) -> int | None:
-        """Open a file; it is not evicted while the descriptor is open. Return None if it cannot be opened."""
+        """Open a file; return None if it cannot be opened.
+
+        The file is not evicted while the descriptor is open.
+        """
         for _ in range(_MAX_LOCK_ATTEMPTS):
             try:
                 descriptor = open_file(self.path, name, os.O_RDONLY)
@@ -110,7 +113,9 @@ class CacheFolder:
 
     @contextmanager
     def part(self, name: str, source: str) -> Iterator[PartFile]:
-        """Wait for the sole right to write a file from a source; delete the part file afterwards unless published.
+        """Wait for the sole right to write a file from a source.
+
+        Afterwards, delete the part file unless it was published.
 
         Raises:
             OSError: the folder cannot be written.

@@ -1,4 +1,7 @@
-"""File locks of the cache's folder. They are flock's, so they end with the process that holds them."""
+"""File locks of the cache's folder.
+
+They are flock's, so they end with the process that holds them.
+"""
 
 import errno
 import fcntl
@@ -16,7 +19,9 @@ _MAX_ATTEMPTS: Final = 3
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Take the right to reserve room, evict and rename in the folder. Callers hold it for moments only.
+    """Take the right to reserve room, evict and rename in the folder.
+
+    Callers hold it for moments only.
 
     Raises:
         OSError: the folder cannot be written.
@@ -28,7 +33,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_file(folder: Path, name: str, wait: int) -> Iterator[int]:
-    """Yield a descriptor of a file with an exclusive lock; create the file if it is missing.
+    """Yield a descriptor of a file with an exclusive lock; create a missing file.
 
     Args:
         folder: the cache's folder, created if it is missing.
@@ -60,7 +65,10 @@ def lock_file(folder: Path, name: str, wait: int) -> Iterator[int]:
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Yield whether no other process uses the file at `path`; while the lock is held none does."""
+    """Yield whether no other process uses the file at `path`.
+
+    While the lock is held, none does.
+    """
     is_free = False
     with ExitStack() as opened:
         with suppress(OSError):

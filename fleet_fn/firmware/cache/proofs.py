@@ -18,7 +18,7 @@ class Proofs:
         self._proved: set[Blob] = set()
 
     def is_proved(self, blob: Blob) -> bool:
-        """Return whether bytes were once fetched from the source that claims them, by this process or another."""
+        """Return whether any process once fetched the bytes from the source claiming them."""
         if not blob.is_claim or blob in self._proved:
             return True
         if self._notes.load_note(blob.proof_key, 0) is None:

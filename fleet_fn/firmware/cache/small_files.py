@@ -34,7 +34,10 @@ class SmallFiles:
         self._store = store
 
     def load(self, key: str, checksum: bytes, limit: int) -> bytes | None:
-        """Return the content saved under `key`; None if it has not the SHA-256 `checksum`, or is over `limit` bytes."""
+        """Return the content saved under `key`, or None.
+
+        Return None if its SHA-256 is not `checksum`, or if it is over `limit` bytes.
+        """
         content = self._folder.read(_name(key), limit)
         return content if content is not None and hashlib.sha256(content).digest() == checksum else None
 
@@ -55,14 +58,17 @@ class SmallFiles:
             self._single_flight.result(("save", self._folder.path, name), store, timeout)
 
     def load_note(self, key: str, limit: int) -> bytes | None:
-        """Return the note under `key`, up to `limit` bytes; None if it is missing or damaged."""
+        """Return the note under `key`, up to `limit` bytes; None if missing or damaged."""
         content = self._folder.read(_name(key), limit + _DIGEST_BYTES)
         if content is None or hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
             return None
         return content[_DIGEST_BYTES:]
 
     def save_note(self, key: str, content: bytes, deadline: Deadline) -> None:
-        """Save content of unknown checksum as `save` does. The note's own checksum reveals damage, but no malice."""
+        """Save content of unknown checksum as `save` does.
+
+        The note's own checksum reveals damage, but no malice.
+        """
         self.save(key, hashlib.sha256(content).digest() + content, deadline)
 
 

@@ -24,7 +24,7 @@ class UsageMarkers:
         self._marked: dict[str, float] = {}
 
     def last_used(self, name: str) -> int:
-        """Return when a file was last used, in nanoseconds since the epoch; 0 if that is unknown."""
+        """Return a file's last use, in nanoseconds since the epoch; 0 if it is unknown."""
         with suppress(OSError):
             return self._marker(name).lstat().st_mtime_ns
         return 0

@@ -24,7 +24,7 @@ def check_digest(digest: bytes, checksum: bytes) -> None:
 
 
 def check_block(block: bytes, offset: int, size: int) -> bytes:
-    """Return `block`; raise `PermanentError` if it has not `size` bytes because the file ends before."""
+    """Return `block`; raise `PermanentError` if the file ends before `size` bytes."""
     if len(block) != size:
         raise PermanentError(f"firmware: {size} bytes from {offset} on are not all there")
     return block

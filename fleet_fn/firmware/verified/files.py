@@ -36,7 +36,7 @@ class VerifiedFiles:
 
     @contextmanager
     def open(self, path: Path, size: int, checksum: bytes, deadline: Deadline) -> Iterator[Reader]:
-        """Open the file at `path`, which should have `size` bytes and the SHA-256 `checksum`.
+        """Open the file at `path`, if it has `size` bytes and the SHA-256 `checksum`.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -59,7 +59,10 @@ class VerifiedFiles:
             yield self.peek(str(path), size, checksum, reopen) or reopen()
 
     def peek(self, path: str, size: int, checksum: bytes, reopen: Callable[[], Reader]) -> Reader | None:
-        """Return a reader of the file if it is still open, or None. If a read finds it changed, it calls `reopen`."""
+        """Return a reader of the file if it is still open, or None.
+
+        If a read finds the file changed, it calls `reopen`.
+        """
         file = self._open_files.get(path)
         if file is None or file.verdict.fingerprint.size != size or file.verdict.digest != checksum:
             return None
@@ -67,7 +70,9 @@ class VerifiedFiles:
         return OpenFileReader(file, reopen, lambda: self._forget(path, file.verdict))
 
     def verify(self, descriptor: int, path: Path, size: int, checksum: bytes, deadline: Deadline) -> Reader:
-        """Verify the open file at `path`, and return a reader; the caller closes `descriptor` afterwards.
+        """Verify the open file at `path`, and return a reader.
+
+        The caller closes `descriptor` afterwards.
 
         Raises:
             NotReadyError, PermanentError: see `open`; `MismatchError` if it has another size or other bytes.
@@ -106,7 +111,7 @@ class VerifiedFiles:
             raise PermanentError(f"firmware: {error.strerror}") from error
 
     def _forget(self, path: str, verdict: Verdict) -> None:
-        """Make the next reader hash the file again, because this verdict does not hold any more."""
+        """Make the next reader hash the file again: this verdict does not hold any more."""
         self._open_files.remove(path, verdict)
         if self._verdicts.remove(path, verdict):  # False if another reader found the same
             logger.warning("firmware on disk changed without a trace", extra={"fields": {"file": path}})

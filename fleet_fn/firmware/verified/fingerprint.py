@@ -36,7 +36,7 @@ class Fingerprint(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def is_racy(self, now: float) -> bool:
-        """Return whether the file changed so recently that its times cannot show a further change.
+        """Return whether the file just changed, so that its times may hide a new change.
 
         git calls such an entry of its index racy. `now` is in seconds since the epoch.
         """

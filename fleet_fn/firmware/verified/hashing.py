@@ -50,7 +50,7 @@ def hash_chunks(content: bytes, chunk_bytes: int) -> bytes:
 
 
 def read_pieces(descriptor: int, size: int) -> Iterator[bytes]:
-    """Yield all of an open file in pieces of `size` bytes, of which only the last may be shorter.
+    """Yield all of an open file in pieces of `size` bytes; the last may be shorter.
 
     Raises:
         UnreadableError: the disk fails to read all of it.
@@ -65,7 +65,12 @@ def read_pieces(descriptor: int, size: int) -> Iterator[bytes]:
 
 
 def pread(descriptor: int, size: int, offset: int) -> bytes:
-    """Return up to `size` bytes from `offset` on; raise `UnreadableError` if the disk fails."""
+    """Return up to `size` bytes from `offset` on.
+
+    Raises:
+        UnreadableError: the disk fails.
+
+    """
     try:
         return os.pread(descriptor, size, offset)
     except OSError as error:

@@ -33,10 +33,16 @@ class OpenFile:
 
 
 class OpenFiles:
-    """Files that stay open until they are idle for a moment. Safe to use from several threads."""
+    """Files that stay open until they are idle for a moment.
+
+    They are safe to use from several threads.
+    """
 
     def __init__(self, mark_used: Callable[[str], object]) -> None:
-        """Create an empty set of files; `mark_used` is called from time to time with each path that was read."""
+        """Create an empty set of files.
+
+        `mark_used` is called from time to time with each path that was read.
+        """
         self._mark_used = mark_used
         self._lock = threading.Lock()
         #: By path.
@@ -48,7 +54,10 @@ class OpenFiles:
         return self._files.get(path)
 
     def open(self, path: Path, verdict: Verdict) -> None:
-        """Open a file once more, by a descriptor of its own: a lock on the caller's ends with the caller's."""
+        """Open a file once more, by a descriptor of its own.
+
+        A lock on the caller's descriptor ends with that descriptor.
+        """
         try:
             file = OpenFile(open_without_waiting(path), verdict)
         except OSError:
@@ -78,7 +87,10 @@ class OpenFiles:
             self._files.clear()
 
     def _sweep(self) -> None:
-        """Close the files that were not read since the last sweep: a deleted file takes disk space while it is open."""
+        """Close the files that were not read since the last sweep.
+
+        A deleted file takes disk space while it is open.
+        """
         with self._lock:
             self._files = {path: file for path, file in self._files.items() if file.is_used}
             for path, file in self._files.items():
@@ -90,7 +102,10 @@ class OpenFiles:
 
 
 class OpenFileReader:
-    """Reads a file that is still open, until it changes. Deleting a file changes its times, too."""
+    """Reads a file that is still open, until it changes.
+
+    Deleting a file changes its times, too.
+    """
 
     def __init__(self, file: OpenFile, reopen: Callable[[], Reader], forget: Callable[[], None]) -> None:
         self._file = file
@@ -99,7 +114,10 @@ class OpenFileReader:
         self._reader: Reader | None = None
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return exactly `size` bytes from `offset` on; see `Reader.read`. Errors of reopening it are passed on."""
+        """Return exactly `size` bytes from `offset` on; see `Reader.read`.
+
+        Errors of reopening the file are passed on.
+        """
         if self._reader is None:
             try:
                 block = self._file.verdict.read(self._file.descriptor, offset, size)

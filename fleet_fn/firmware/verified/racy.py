@@ -84,7 +84,7 @@ class RacyFiles:
 
 
 class HashingPass:
-    """One hashing of a whole file, which collects all blocks that were asked for before it began."""
+    """One hashing of a whole file, for all blocks that were asked for before it began."""
 
     def __init__(self) -> None:
         #: By offset and size.

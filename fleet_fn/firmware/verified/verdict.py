@@ -1,4 +1,4 @@
-"""Verdicts: the result of hashing a file, against which each block is checked when it is read."""
+"""Verdicts: results of hashing files, against which each block read is checked."""
 
 import hashlib
 import time
