@@ -62,7 +62,7 @@ class Stuck:
 
     message: str = (
         "power-cycle it: it was told to begin anew, but reports another offset than that of the block sent, "
-        "so nobody knows what it has written"
+        "so its progress is unknown"
     )
 
 
