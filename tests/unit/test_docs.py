@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as read_metrics
 
 from fleet_fn.cli.main import main
-from fleet_fn.drogue.firmware_spec import MalformedSpecError, read_policy
+from fleet_fn.drogue.firmware_spec import Image, MalformedSpecError, Policy, read_policy, read_source
 from fleet_fn.observability import prometheus
 from fleet_fn.sandbox import demo
 from fleet_fn.settings import SETTINGS, Settings, SettingsError
@@ -29,6 +29,7 @@ NAMING: Final = (
     *(ROOT / name for name in ("Makefile", "Containerfile", "func.yaml", "gunicorn.conf.py", "pyproject.toml")),
 )
 SUFFIXES: Final = frozenset((".py", ".yaml", ".json", ".env"))
+ROLLOUTS: Final = (DOCS / "rollouts.md").read_text()
 MAX_README_BYTES: Final = 6000
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name if page.parent == ROOT else page.stem)
@@ -213,7 +214,7 @@ def test_tekton_table_has_each_parameter_with_its_default() -> None:
 
 
 def test_rollout_example_has_each_key_and_is_understood(tmp_path: Path) -> None:
-    (example,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "rollouts.md").read_text(), re.MULTILINE | re.DOTALL)
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", ROLLOUTS, re.MULTILINE | re.DOTALL)
     (tmp_path / "example.yaml").write_text(example)
     section = load(tmp_path / "example.yaml")["spec"]["firmware"]
     read_policy(section)
@@ -222,6 +223,13 @@ def test_rollout_example_has_each_key_and_is_understood(tmp_path: Path) -> None:
             read_policy({**section, "rollout": _with_unknown_key(section["rollout"], path)})
         keys = re.findall(r"\w+", str(caught.value).partition("a map with ")[2].replace(" and ", " "))
         assert set(place[path.rpartition(".")[2]]) == set(keys)
+
+
+def test_rollouts_tell_of_keys_that_are_ignored() -> None:
+    section = {"container": {"image": "my-firmware"}, "rolout": {"percent": 1}}
+    assert (read_source(section), read_policy(section)) == (Image("my-firmware"), Policy())
+    (answer,) = re.findall(r"^## What if I misspell something\?\n(.*?)^## ", ROLLOUTS, re.MULTILINE | re.DOTALL)
+    assert "`rolout: {percent: 1}`" in answer
 
 
 def _with_unknown_key(rollout: dict[str, Any], path: str) -> dict[str, Any]:
