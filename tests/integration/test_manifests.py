@@ -383,6 +383,51 @@ def test_the_example_of_an_application_delivers_with_the_credentials_of_the_exam
     assert event_source.settings(tmp_path).event_deadline < seconds(endpoint["timeout"]) <= 20
 
 
+# --- A private authority
+
+
+class Unambiguous(yaml.SafeLoader):
+    """A loader that takes no key twice: `kubectl` takes the last one, and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"{self.name}: a key stands twice: {keys}"
+        return super().construct_mapping(node, deep)
+
+
+#: What `docs/knative.md` says to uncomment.
+COMPONENTS = re.compile(r"^# (components:.*)$", re.MULTILINE)
+
+
+@pytest.fixture(params=[KAFKA, EVENT_SOURCE], ids=["kafka", "drogue-event-source"])
+def changed(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """A kustomization as it is, and after a reader followed the page on private authorities."""
+    page = (ROOT / "docs" / "knative.md").read_text()
+    assert "patches:" not in page, "a second key would replace the kustomization's own"
+    assert "`components:`" in page
+    folder = tmp_path / "knative"
+    shutil.copytree(KNATIVE, folder)
+    copy = folder / request.param.relative_to(KNATIVE)
+    text, count = COMPONENTS.subn(r"\1", (copy / "kustomization.yaml").read_text())
+    assert count == 1
+    (copy / "kustomization.yaml").write_text(text)
+    return request.param, copy
+
+
+def test_a_private_authority_changes_nothing_but_a_volume(changed: tuple[Path, Path]) -> None:
+    before, after = map(Rendered, changed)
+    assert after.pod["volumes"].pop() == {"name": "ca", "configMap": {"name": "fleet-ca"}}
+    assert after.container["volumeMounts"].pop() == {"name": "ca", "mountPath": "/etc/fleet", "readOnly": True}
+    assert after.objects == before.objects
+
+
+def test_no_manifest_has_a_key_twice(changed: tuple[Path, Path]) -> None:
+    for folder in changed:
+        for path in folder.rglob("*.yaml"):
+            with path.open() as file:
+                assert list(yaml.load_all(file, Unambiguous))
+
+
 # --- func.yaml
 
 
