@@ -1,6 +1,7 @@
 """`publish`: put a firmware into a registry or an image layout, as an artifact."""
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
 from fleet_fn.oci.manifest import VERSION_ANNOTATION
 from fleet_fn.oci.publication import Content, Published, firmware_warnings
 from fleet_fn.oci.publishing import publish_to_registry
-from fleet_fn.oci.reference import LAYOUT_SCHEME, Reference, is_name, is_tag
+from fleet_fn.oci.reference import LAYOUT_SCHEME, MAX_TAG_CHARACTERS, Reference, is_name, is_tag
 from fleet_fn.protocol.messages import U32_MAX
 
 #: Stands for the tag if neither the reference nor the version gives one.
@@ -61,22 +62,16 @@ def command(
     or podman login.
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     try:
-        target = _target(reference, version if is_tag(version) else _NO_TAG, insecure, ca_file)
         described = _annotations(version, annotations)
+        target = _target(reference, version, insecure, ca_file)
         with _seekable(file) as firmware:
-            size = _padded_size(firmware, pad_to)
-            for warning in _warnings(target.reference, version, size):
-                click.echo(f"warning: {warning}", err=True)
+            _check_size(firmware, pad_to)
             published = target.publish(firmware, described, pad_to=pad_to or 1, latest=latest, force=force)
-            for tag in published.conflicting_tags:
-                click.echo(
-                    f"warning: version {version} had other bytes, at the tag {tag}; a device that was midway in those "
-                    "would end with a mixture: give each build a version of its own",
-                    err=True,
-                )
     except (UpstreamError, OSError) as error:
         click.echo(f"publish: {error}", err=True)
         sys.exit(1)
+    for warning in _warnings(target.reference, version, published):
+        click.echo(f"warning: {warning}", err=True)
     click.echo(f"reference  {target}")
     click.echo(f"digest     {published.digest}")
     click.echo(f"version    {version}")
@@ -96,13 +91,14 @@ class _Target:
         return f"{self.scheme}{self.reference.prefix}{self.reference}"
 
 
-def _target(text: str, default_tag: str, insecure: bool, ca_file: str | None) -> _Target:
-    """Return the target that `text` names.
+def _target(text: str, version: str, insecure: bool, ca_file: str | None) -> _Target:
+    """Return the target that `text` names; without a tag, the version is the tag.
 
     Raises:
-        PermanentError: `text` is not a reference, or has no tag.
+        PermanentError: `text` is not a reference, or has no tag and the version cannot be one.
 
     """
+    default_tag = version if is_tag(version) else _NO_TAG
     if text.startswith(LAYOUT_SCHEME):
         reference, form = layout_reference(text, default_tag), f"{LAYOUT_SCHEME}DIR:TAG"
         target = _Target(LAYOUT_SCHEME, reference, partial(publish_to_layout, reference))
@@ -110,9 +106,27 @@ def _target(text: str, default_tag: str, insecure: bool, ca_file: str | None) ->
         reference, form = registry_reference(text, default_tag), "HOST/NAME:TAG"
         access = Access(insecure, ca_file, find_credentials(reference))
         target = _Target("", reference, partial(publish_to_registry, reference, access=access))
-    if reference.digest or reference.tag in (None, _NO_TAG):
+    if reference.tag == _NO_TAG:
+        raise PermanentError(
+            f"version {version!r} cannot be a tag ({_why_no_tag(version)}): name one, e.g. {text}:{_tag_like(version)}"
+        )
+    if reference.digest or reference.tag is None:
         raise PermanentError(f"{text!r}: name a tag, {form}")
     return target
+
+
+def _why_no_tag(version: str) -> str:
+    """Return why a version that is not empty cannot be a tag."""
+    if odd := re.search(r"[^A-Za-z0-9._-]", version):
+        return f"it has a {odd[0]!r}"
+    if len(version) > MAX_TAG_CHARACTERS:
+        return f"it has more than {MAX_TAG_CHARACTERS} characters"
+    return f"it begins with {version[0]!r}"
+
+
+def _tag_like(version: str) -> str:
+    """Return the version if it can be a tag, else a tag that resembles it."""
+    return re.sub(r"[^A-Za-z0-9._-]|^[.-]", "_", version)[:MAX_TAG_CHARACTERS]
 
 
 @contextmanager
@@ -127,18 +141,26 @@ def _seekable(file: BinaryIO) -> Iterator[BinaryIO]:
         yield copy
 
 
-def _padded_size(file: BinaryIO, pad_to: int | None) -> int:
+def _check_size(file: BinaryIO, pad_to: int | None) -> None:
     size = Content(file, pad_to or 1).size
     if not 1 <= size <= U32_MAX:
         raise PermanentError(f"a firmware of {size} bytes cannot be sent: from 1 to {U32_MAX} can")
-    return size
 
 
-def _warnings(target: Reference, version: str, size: int) -> list[str]:
-    warnings = []
+def _warnings(target: Reference, version: str, published: Published) -> list[str]:
+    warnings = [
+        f"version {version} had other bytes, at the tag {tag}; a device that was midway in those would end with a "
+        "mixture: give each build a version of its own"
+        for tag in published.conflicting_tags
+    ]
+    if target.tag not in (version, "latest", like := _tag_like(version)):
+        warnings.append(
+            f"the tag {target.tag} differs from the version {version}; spec.firmware names the tag, and devices report "
+            f"the version: publish it as {like}"
+        )
     if not is_name(target.name):
         warnings.append(f"the folder's name, {target.name!r}, is none that a reference can have: use lower case")
-    return warnings + firmware_warnings(version, size)
+    return warnings + firmware_warnings(version, published.size)
 
 
 def _annotations(version: str, given: tuple[str, ...]) -> dict[str, str]:

@@ -21,7 +21,8 @@ _DOCKER_HUB_HOST: Final = "registry-1.docker.io"
 _HOST: Final = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
 _COMPONENT: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
-_TAG: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+MAX_TAG_CHARACTERS: Final = 128
+_TAG: Final = re.compile(rf"[a-zA-Z0-9_][a-zA-Z0-9._-]{{0,{MAX_TAG_CHARACTERS - 1}}}")
 _DIGEST: Final = re.compile(r"sha256:[a-f0-9]{64}")
 #: Upper bound for a name; the specification advises it for host and name together.
 _MAX_NAME_CHARACTERS: Final = 255

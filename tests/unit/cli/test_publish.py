@@ -333,6 +333,26 @@ def test_a_version_of_more_than_16_bytes_is_warned_of(layout: Layout, version: s
     assert ("warning: the version has " in result.stderr) is warned
 
 
+@pytest.mark.parametrize(
+    ("version", "tag", "warned"),
+    [
+        ("1.2.3", "1.2.3", False),
+        ("1.2.3", "1.2.4", True),
+        ("1.2.3", "v1.2.3", True),
+        ("1.2.3", "latest", False),  # a tag that moves from version to version
+        ("1.2.3+b1", "1.2.3_b1", False),  # no tag has a plus
+        ("1.2.3+b1", "1.2.3", True),
+    ],
+)
+def test_a_tag_that_differs_from_the_version_is_warned_of(layout: Layout, version: str, tag: str, warned: bool) -> None:
+    result = layout.publish(version, reference=f"oci-layout:{layout.folder}:{tag}")
+    warning = (
+        f"warning: the tag {tag} differs from the version {version}; spec.firmware names the tag, and devices report "
+        f"the version: publish it as {version.replace('+', '_')}\n"
+    )
+    assert (result.exit_code, result.stderr) == (0, warning if warned else "")
+
+
 # --- Refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +373,22 @@ def test_a_version_of_more_than_16_bytes_is_warned_of(layout: Layout, version: s
 def test_what_cannot_be_published_to_is_refused(layout: Layout, reference: str, reason: str) -> None:
     result = layout.publish(reference=reference.format(layout.folder))
     assert assert_refused(result) == reason.format(layout.folder)
+    assert not layout.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        ("1.0.0+b1", "version '1.0.0+b1' cannot be a tag (it has a '+'): name one, e.g. oci-layout:{}:1.0.0_b1"),
+        ("a b", "version 'a b' cannot be a tag (it has a ' '): name one, e.g. oci-layout:{}:a_b"),
+        (".1", "version '.1' cannot be a tag (it begins with '.'): name one, e.g. oci-layout:{}:_1"),
+        ("1" * 129, f"version '{'1' * 129}' cannot be a tag (it has more than 128 characters): name one"),
+        ("", "the version '' is empty, or has characters that cannot be shown"),
+    ],
+)
+def test_a_version_that_no_tag_can_be_is_refused_without_a_tag(layout: Layout, version: str, reason: str) -> None:
+    told = assert_refused(layout.publish(version, reference=f"oci-layout:{layout.folder}"))
+    assert told.startswith(reason.format(layout.folder))
     assert not layout.folder.exists()
 
 
@@ -437,7 +473,7 @@ def test_a_folder_that_cannot_be_made_is_refused(layout: Layout) -> None:
 
 def test_a_version_that_is_no_tag_needs_one_beside_it(layout: Layout) -> None:
     reference = f"oci-layout:{layout.folder}"
-    assert assert_refused(layout.publish("1.0+5", reference=reference)).endswith("name a tag, oci-layout:DIR:TAG")
+    assert "name one, e.g." in assert_refused(layout.publish("1.0+5", reference=reference))
     assert not layout.folder.exists()
     assert layout.publish("1.0+5", reference=f"{reference}:five").exit_code == 0
     assert set(layout.tags()) == {"five"}
