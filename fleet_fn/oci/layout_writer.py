@@ -23,7 +23,7 @@ from fleet_fn.oci.publication import (
     make_manifest,
     refuse_to_move,
 )
-from fleet_fn.oci.reference import LAYOUT_SCHEME, Reference, parse_reference
+from fleet_fn.oci.reference import LAYOUT_SCHEME, Reference, is_digest, is_tag
 
 
 def layout_reference(text: str, default_tag: str | None = None) -> Reference:
@@ -42,9 +42,12 @@ def layout_reference(text: str, default_tag: str | None = None) -> Reference:
     if not folder or (colon and not tail):
         raise PermanentError(f"{text!r}: expected {LAYOUT_SCHEME}DIR:TAG")
     # The operator chose the folder, so it may have any name; tag and digest follow the OCI grammar.
-    checked = parse_reference(f"name{f':{tag}' if tag else ''}{f'@{digest}' if at else ''}")
+    if tag and not is_tag(tag):
+        raise PermanentError(f"invalid reference {text!r}: not a tag after the colon")
+    if at and not is_digest(digest):
+        raise PermanentError(f"invalid reference {text!r}: not a sha256 digest after the @")
     path = Path(folder).absolute()
-    return Reference(f"{path.parent}/", path.name, checked.tag, checked.digest)
+    return Reference(f"{path.parent}/", path.name, tag or (None if at else "latest"), digest or None)
 
 
 def publish_to_layout(

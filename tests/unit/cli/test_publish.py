@@ -363,7 +363,9 @@ def test_a_tag_that_differs_from_the_version_is_warned_of(layout: Layout, versio
         ("oci-layout:", "'oci-layout:': expected oci-layout:DIR:TAG"),
         ("oci-layout::1", "'oci-layout::1': expected oci-layout:DIR:TAG"),
         ("oci-layout:{}:", "'oci-layout:{}:': expected oci-layout:DIR:TAG"),
-        ("oci-layout:{}:-1", "invalid reference 'name:-1': not a tag after the colon"),
+        ("oci-layout:{}:-1", "invalid reference 'oci-layout:{}:-1': not a tag after the colon"),
+        ("oci-layout:{}:bad tag", "invalid reference 'oci-layout:{}:bad tag': not a tag after the colon"),
+        ("oci-layout:{}@sha256:0", "invalid reference 'oci-layout:{}@sha256:0': not a sha256 digest after the @"),
         (
             "oci-layout:{}@sha256:" + "0" * 64,
             "'oci-layout:{}@sha256:" + "0" * 64 + "': name a tag, oci-layout:DIR:TAG",
@@ -528,7 +530,7 @@ def test_a_file_that_is_not_there_is_a_mistake_in_the_command(layout: Layout) ->
         ("oci-layout:{}:0.1.2", "no tag 0.1.2 in the layout pump"),
         ("oci-layout:{}", "no tag latest in the layout pump"),
         ("oci-layout:{}-not:1", "no image layout pump-not"),
-        ("oci-layout:{}@sha256:0", "invalid reference 'name@sha256:0': not a sha256 digest after the @"),
+        ("oci-layout:{}@sha256:0", "invalid reference 'oci-layout:{}@sha256:0': not a sha256 digest after the @"),
         ("oci-layout:{}:", "'oci-layout:{}:': expected oci-layout:DIR:TAG"),
     ],
 )
