@@ -1,15 +1,23 @@
 """The function as a WSGI application: `gunicorn 'fleet_fn.app:create_app()'`."""
 
+import sys
 import time
 from collections.abc import Callable
+from typing import Final
 
 from flask import Flask
 
 from fleet_fn.clocks import Clocks
 from fleet_fn.observability import log, tracing
 from fleet_fn.parts import Parts
-from fleet_fn.settings import Settings
+from fleet_fn.settings import Settings, SettingsError
 from fleet_fn.web.routes import make_app
+
+#: Only gunicorn's command imports this module, and only the recommended settings the other.
+_GUNICORN: Final = "gunicorn.app.wsgiapp"
+_RECOMMENDED_SETTINGS: Final = "fleet_fn.web.server"
+#: gunicorn's exit code for an application that cannot be loaded. After any other it would start workers for ever.
+_CANNOT_LOAD: Final = 4
 
 
 def create_app(settings: Settings | None = None, *, now: Callable[[], float] = time.time) -> Flask:
@@ -21,10 +29,26 @@ def create_app(settings: Settings | None = None, *, now: Callable[[], float] = t
 
     Raises:
         SettingsError: a setting is missing or invalid.
+        SystemExit: the same, under gunicorn, which would print a traceback; one line on stderr names the setting.
 
     """
-    settings = settings or Settings.from_environment()
+    settings = settings or _read_settings()
     log.configure(settings.log_level, settings.log_format)
+    if _GUNICORN in sys.modules and _RECOMMENDED_SETTINGS not in sys.modules:
+        log.logger.warning(
+            "gunicorn runs without the recommended settings: start it in the folder of gunicorn.conf.py, or with "
+            f"--config python:{_RECOMMENDED_SETTINGS}, or run `fleet-fn serve`"
+        )
     tracing.configure()
     parts = Parts(settings, Clocks(wall=now))
     return make_app(settings, parts.updater, parts.previewer)
+
+
+def _read_settings() -> Settings:
+    try:
+        return Settings.from_environment()
+    except SettingsError as error:
+        if _GUNICORN not in sys.modules:
+            raise
+        sys.stderr.write(f"fleet_fn: {error}\n")
+        sys.exit(_CANNOT_LOAD)

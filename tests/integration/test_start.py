@@ -123,6 +123,34 @@ def test_plain_gunicorn_takes_the_recommended_settings_from_its_working_director
         assert requests.get(f"{url}/readyz", timeout=20).status_code == 200
 
 
+def test_plain_gunicorn_elsewhere_says_that_it_lacks_the_recommended_settings(drogue: Drogue, tmp_path: Path) -> None:
+    variables = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "LOG_FORMAT": "text"}
+    told = {}
+    for folder in (ROOT, tmp_path):
+        with (
+            (tmp_path / "log").open("wb") as log,
+            serving(GUNICORN, environment(**variables), folder, log) as function,
+        ):
+            assert requests.get(f"http://127.0.0.1:{function.port}/readyz", timeout=20).status_code == 200
+            function.end()
+        told[folder] = (tmp_path / "log").read_text()
+    assert told[ROOT] == ""
+    (line,) = told[tmp_path].splitlines()
+    assert " WARNING gunicorn runs without the recommended settings" in line
+    assert "--config python:fleet_fn.web.server" in line
+
+
+@pytest.mark.parametrize("options", [[], ["--preload"]])
+def test_a_wrong_setting_stops_plain_gunicorn_elsewhere_without_a_traceback(options: list[str], tmp_path: Path) -> None:
+    variables = {"DROGUE_API_URL": "ftp://me:s3cret@x", "FIRMWARE_REGISTRY": "oci-layout:/"}
+    ended = subprocess.run(
+        [*GUNICORN, *options], cwd=tmp_path, env=environment(**variables), capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode not in (0, 1)
+    (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("[")]
+    assert line.startswith("fleet_fn: DROGUE_API_URL is 'ftp://…@x', which is not an http:// or https:// URL")
+
+
 @pytest.mark.parametrize(("command", "code"), [(SERVE, 2), (GUNICORN, 2)])
 @pytest.mark.parametrize(
     ("variables", "told"),
