@@ -39,6 +39,11 @@ def create_app(settings: Settings | None = None, *, now: Callable[[], float] = t
             "gunicorn runs without the recommended settings: start it in the folder of gunicorn.conf.py, or with "
             f"--config python:{_RECOMMENDED_SETTINGS}, or run `fleet-fn serve`"
         )
+    if settings.is_anonymous:
+        log.logger.warning(
+            "no credentials for Drogue Cloud are set, so it will refuse requests: set DROGUE_TOKEN and DROGUE_USER, or "
+            "DROGUE_OIDC_TOKEN_URL"
+        )
     tracing.configure()
     parts = Parts(settings, Clocks(wall=now))
     return make_app(settings, parts.updater, parts.previewer)

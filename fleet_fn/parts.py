@@ -70,7 +70,13 @@ class Parts:
 
         return UpdateHandler(
             settings,
-            DeviceRegistry(self._device_registry, remember=remember, count=specs, clock=self._clocks.monotonic),
+            DeviceRegistry(
+                self._device_registry,
+                anonymous=settings.is_anonymous,
+                remember=remember,
+                count=specs,
+                clock=self._clocks.monotonic,
+            ),
             make_resolver(self._images, manifests),
             make_resolver(self._files) if self._files else None,
             Commands(self._command_api),

@@ -226,6 +226,11 @@ class Settings:
         return self.firmware_registry.startswith(LAYOUT_SCHEME)
 
     @property
+    def is_anonymous(self) -> bool:
+        """Return whether there are no credentials for Drogue Cloud."""
+        return self.drogue_token is None and self.drogue_oidc_token_url is None
+
+    @property
     def firmware_prefix(self) -> str:
         """Prefix of references, which ends in `/`.
 

@@ -79,6 +79,7 @@ class DeviceRegistry:
         self,
         upstream: HttpClient,
         *,
+        anonymous: bool = False,
         remember: bool = True,
         count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -87,12 +88,13 @@ class DeviceRegistry:
 
         Args:
             upstream: Drogue Cloud.
+            anonymous: whether `upstream` sends no credentials; refusals say so.
             remember: whether to cache objects.
             count: is called with each look-up in the cache.
             clock: seconds, never stepping.
 
         """
-        self._api = RegistryApi(upstream)
+        self._api = RegistryApi(upstream, anonymous=anonymous)
         self._objects: TTLCache[tuple[str, ...], RegistryObject] = TTLCache(
             _MAX_OBJECTS if remember else 0, max_bytes=_MAX_OBJECTS_BYTES, count=count, clock=clock
         )

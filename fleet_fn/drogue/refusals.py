@@ -11,6 +11,8 @@ DEVICE_REGISTRY: Final = "device registry"
 COMMAND_API: Final = "command API"
 
 _REFUSED: Final = "our credentials were refused"
+#: Follows a refusal if the function has no credentials.
+NO_CREDENTIALS: Final = "; no DROGUE_TOKEN is set"
 
 
 def refusal_for_application(upstream: str, status: int, application: str) -> str:

@@ -9,6 +9,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.api_paths import object_path
 from fleet_fn.drogue.refusals import (
     DEVICE_REGISTRY,
+    NO_CREDENTIALS,
     refusal_for_application,
     refusal_for_device,
     refusal_of_status,
@@ -32,8 +33,10 @@ class RegistryApi:
     An object is named by its application, or by its application and its device.
     """
 
-    def __init__(self, upstream: HttpClient) -> None:
+    def __init__(self, upstream: HttpClient, *, anonymous: bool = False) -> None:
+        """Create a client; `anonymous` says that `upstream` sends no credentials."""
         self._upstream = upstream
+        self._besides = NO_CREDENTIALS if anonymous else ""
 
     def fetch(self, names: tuple[str, ...], deadline: Deadline) -> tuple[dict[str, Any], bytes]:
         """Return an object, and the JSON text that it was read from.
@@ -93,7 +96,7 @@ class RegistryApi:
         except PermanentError as error:
             raise _error_type(names)(error.reason) from error
         if answer.status in _REFUSALS:
-            raise DeviceNotFoundError(_refusal(method, answer.status, names))
+            raise DeviceNotFoundError(_refusal(method, answer.status, names) + self._besides)
         return answer
 
 

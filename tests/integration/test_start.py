@@ -140,6 +140,47 @@ def test_plain_gunicorn_elsewhere_says_that_it_lacks_the_recommended_settings(dr
     assert "--config python:fleet_fn.web.server" in line
 
 
+@pytest.mark.parametrize(
+    ("variables", "warned"),
+    [
+        ({}, True),
+        ({"DROGUE_TOKEN": "x"}, False),
+        (
+            {
+                "DROGUE_OIDC_TOKEN_URL": "http://x/",
+                "DROGUE_OIDC_CLIENT_ID": "x",
+                "DROGUE_OIDC_CLIENT_SECRET": "x",
+            },
+            False,
+        ),
+    ],
+    ids=["none", "token", "OpenID"],
+)
+def test_missing_credentials_for_the_cloud_are_warned_of(
+    drogue: Drogue, tmp_path: Path, variables: dict[str, str], warned: bool
+) -> None:
+    settings = {"DROGUE_API_URL": drogue.url, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "LOG_FORMAT": "text"}
+    drogue.put("locked", "device1")
+    with (
+        (tmp_path / "log").open("wb") as log,
+        serving(SERVE, environment(**settings, **variables), tmp_path, log) as function,
+    ):
+        assert requests.get(f"http://127.0.0.1:{function.port}/readyz", timeout=20).status_code == 200
+        function.end()
+    told = (tmp_path / "log").read_text()
+    assert ("WARNING no credentials for Drogue Cloud are set" in told) is warned
+    assert len(told.splitlines()) == warned
+
+
+def test_an_event_says_that_credentials_are_missing(drogue: Drogue, tmp_path: Path) -> None:
+    drogue.put("locked", "device1")
+    settings = {"DROGUE_API_URL": drogue.url, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}"}
+    with Function(settings) as function:
+        answer = function.post(event("device1", "locked"), b'{"version": "1"}')
+    assert answer.status == 422
+    assert answer.reason.endswith("; no DROGUE_TOKEN is set")
+
+
 @pytest.mark.parametrize("options", [[], ["--preload"]])
 def test_a_wrong_setting_stops_plain_gunicorn_elsewhere_without_a_traceback(options: list[str], tmp_path: Path) -> None:
     variables = {"DROGUE_API_URL": "ftp://me:s3cret@x", "FIRMWARE_REGISTRY": "oci-layout:/"}

@@ -269,6 +269,16 @@ def test_a_refusal_names_the_object_and_all_possible_causes(cloud: Cloud, whose:
     assert caught.value.reason == f"device registry: {status} for {what} ({causes})"
 
 
+@pytest.mark.parametrize("whose", ["device", "application"])
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_says_that_there_are_no_credentials(cloud: Cloud, whose: str, status: int) -> None:
+    cloud.registry = DeviceRegistry(cloud.upstream, anonymous=True)
+    cloud.has(**{whose: Response(status)})
+    with pytest.raises(DeviceNotFoundError) as caught:
+        cloud.desired()
+    assert caught.value.reason.endswith("); no DROGUE_TOKEN is set")
+
+
 @pytest.mark.parametrize("status", [201, 204, 301, 400, 405, 409, 418])
 @pytest.mark.parametrize("whose", ["device", "application"])
 def test_other_statuses_are_a_failure(cloud: Cloud, whose: str, status: int) -> None:
