@@ -23,6 +23,8 @@ _CANNOT_LOAD: Final = 4
 def create_app(settings: Settings | None = None, *, now: Callable[[], float] = time.time) -> Flask:
     """Return the application that the settings describe.
 
+    From then on, no write to the process's stdout or stderr waits for a reader that stalls.
+
     Args:
         settings: the settings; by default, those of the environment.
         now: wall clock, in seconds since 1970.
@@ -33,6 +35,7 @@ def create_app(settings: Settings | None = None, *, now: Callable[[], float] = t
 
     """
     settings = settings or _read_settings()
+    log.keep_pipes_from_blocking()
     log.configure(settings.log_level, settings.log_format)
     if _GUNICORN in sys.modules and _RECOMMENDED_SETTINGS not in sys.modules:
         log.logger.warning(

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import select
+import stat
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -106,6 +107,20 @@ def configure(level: str, form: str) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+
+
+def keep_pipes_from_blocking() -> None:
+    """Let writes to stdout and stderr fail instead of wait if a reader stalls.
+
+    For servers, whose threads would wait for ever. A command whose output a pager reads has to wait, and must not call
+    this. The flag belongs to the open file, which other processes may share. So the pipe is opened anew.
+    """
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                opened = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                os.dup2(opened, descriptor)
+                os.close(opened)
 
 
 class _Formatter(logging.Formatter):

@@ -7,14 +7,13 @@ import math
 import os
 import resource
 import socket
-import stat
 import sys
 from contextlib import closing, suppress
 from pathlib import Path
 from threading import Timer
 from typing import Any, Final
 
-from fleet_fn.observability import metrics
+from fleet_fn.observability import log, metrics
 from fleet_fn.observability.metrics_folder import Folder, take_slot
 from fleet_fn.settings import MAX_WAITING, SPARE_THREADS, WORK_SHARE, Settings, SettingsError
 
@@ -50,7 +49,7 @@ def on_starting(server: Any) -> None:
     except OSError as error:
         # Answering devices is worth more than counting.
         _complain(f"the folder for metrics cannot be made, so /metrics shows one worker at a time: {error}")
-    _keep_pipes_from_blocking()
+    log.keep_pipes_from_blocking()
     _bound_arenas()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft not in (_descriptors(), resource.RLIM_INFINITY):
@@ -141,20 +140,6 @@ def _complain(text: str) -> None:
     """Write a line to stderr, if stderr can be written to."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"fleet_fn: {text}\n")
-
-
-def _keep_pipes_from_blocking() -> None:
-    """Let lines fail instead of wait if the reader of stdout or stderr stalls.
-
-    Otherwise threads would wait for ever. The flag belongs to the open file, which other processes may share. So the
-    pipe is opened anew.
-    """
-    for descriptor in (1, 2):
-        with suppress(OSError):
-            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-                opened = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                os.dup2(opened, descriptor)
-                os.close(opened)
 
 
 def _bound_arenas() -> None:

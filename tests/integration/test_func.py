@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from tests.support.drogue import Drogue
+from tests.support.files import full_pipe
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Answer, Client, Served, event, serving
 from tests.support.http import Request, Response
@@ -239,6 +240,17 @@ def test_a_setting_that_is_missing_stops_the_start_with_one_line(scaffolded: lis
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
     assert line.startswith("fleet_fn: DROGUE_API_URL is not set. Set it to ")
+
+
+def test_a_stalled_reader_of_the_log_holds_up_no_event(
+    scaffolded: list[str], environment: dict[str, str], device: str
+) -> None:
+    variables = {"LISTEN_ADDRESS": "127.0.0.1:0", **environment}
+    with full_pipe() as pipe, serving(scaffolded, variables, "/", pipe) as function:
+        started = time.monotonic()
+        for number in range(1, 4):
+            assert function.post(event(device), b'{"version": "%d"}' % number).status == 204
+        assert time.monotonic() - started < DEADLINE
 
 
 # --- What its server would leave behind

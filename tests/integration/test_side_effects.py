@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,8 +17,9 @@ from typing import Final
 import pytest
 
 from tests.support.drogue import Drogue
+from tests.support.files import full_pipe
 from tests.support.firmware import publish, random_bytes
-from tests.support.function import Function, event
+from tests.support.function import ROOT, Function, event, serving
 from tests.support.processes import workers
 from tests.support.statuses import STATUS, blocks, post
 
@@ -232,6 +234,18 @@ def test_log_whose_reader_stalls(
         with socket.create_connection(("127.0.0.1", function.port), 20) as nonsense:
             nonsense.sendall(b"nonsense\r\n\r\n")  # of which gunicorn logs a line
             assert nonsense.recv(4096).startswith(b"HTTP/1.1 400 ")
+        assert time.monotonic() - started < EVENTS
+
+
+def test_stalled_log_of_gunicorn_without_our_configuration(
+    settings: dict[str, str], device: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "fleet_fn.app:create_app()"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOG_LEVEL": "DEBUG", **settings}
+    with full_pipe() as pipe, serving(command, environment, tmp_path, pipe) as function:
+        started = time.monotonic()
+        for number in range(EVENTS):
+            assert post(function, device, STATUS | {1: 64 + number}).outcome.startswith("write")
         assert time.monotonic() - started < EVENTS
 
 

@@ -1,7 +1,9 @@
-"""Files: their kinds, their times, and how many of them are open."""
+"""Files and pipes: their kinds, their times, and how many of them are open."""
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -28,3 +30,19 @@ def become_fifo(path: Path) -> None:
 def open_descriptors() -> int:
     """Return how many files and sockets this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@contextmanager
+def full_pipe() -> Iterator[int]:
+    """The writing end, in blocking mode, of a pipe that is full because its reader has stalled."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    try:
+        yield writing
+    finally:
+        os.close(reading)
+        os.close(writing)

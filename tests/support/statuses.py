@@ -7,7 +7,7 @@ import cbor2
 
 from fleet_fn.sandbox.device_wire import Dialect, Encoding
 from tests.support.drogue import Drogue
-from tests.support.function import Answer, Function, event
+from tests.support.function import Answer, Client, Function, event
 
 #: What devices may speak.
 FORMS: Final[list[tuple[Dialect, Encoding]]] = [
@@ -29,7 +29,7 @@ def in_sync(version: str) -> dict[int, Any]:
     return {**STATUS, 0: version.encode()}
 
 
-def post(function: Function, device: str, status: dict[int, Any] = STATUS, **attributes: str | None) -> Answer:
+def post(function: Client, device: str, status: dict[int, Any] = STATUS, **attributes: str | None) -> Answer:
     return function.post(event(device, datacontenttype="application/cbor", **attributes), cbor2.dumps(status))
 
 
