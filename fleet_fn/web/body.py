@@ -52,10 +52,10 @@ def read_body(request: Request, deadline: Deadline) -> bytes:
 def discard_body(request: Request) -> None:
     """Read a body that is not wanted off the connection.
 
-    Otherwise the sender would not read the answer.
+    Otherwise the sender would not read the answer. If that fails, the sender gets the answer nonetheless.
     """
     with (
-        suppress(OSError, ParseException),
+        suppress(OSError, ParseException, RuntimeError),  # the last one: no thread can be started
         _timeout.watch(_sender(request), Deadline(_DISCARD_SECONDS)),
     ):
         left = MAX_DISCARDED_BYTES

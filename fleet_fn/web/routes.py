@@ -155,13 +155,12 @@ def _handle(
 ) -> _Result:
     """Read the event of a request and `use` it; turn every error into a reply."""
     event = None
-    status = None
     try:
         if not is_authorized(settings, request.environ.get("HTTP_AUTHORIZATION", "")):
             discard_body(request)
             reply = Reply(Outcome("denied", "the request lacks the credentials that events must carry"))
         else:
-            event = read_event(_headers(request.environ), read_body(request, deadline))
+            event = read_event(_headers(request.environ), _read_body(request, deadline))
             if event.is_status:
                 slots.acquire(deadline)
                 try:
@@ -170,19 +169,33 @@ def _handle(
                     slots.release()
             else:
                 reply = use(event)
+        status = _STATUS[reply.outcome.name]
     except BusyError:
-        reply = Reply(Outcome("retry", f"busy with {settings.threads} other events"))
+        reply, status = Reply(Outcome("retry", f"busy with {settings.threads} other events")), _STATUS["retry"]
     except TooLargeError:
-        discard_body(request)
         reply = Reply(Outcome("invalid", f"the body is larger than {MAX_BODY_BYTES} bytes"))
         status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     except (InvalidEventError, InvalidStatusError) as error:
-        reply = Reply(Outcome("invalid", str(error)))
+        reply, status = Reply(Outcome("invalid", str(error))), _STATUS["invalid"]
     except Exception:  # noqa: BLE001 - the one boundary
         # No retry cures our own bug: with 5xx, the event would be delivered again and again.
         logger.exception("unexpected error")
-        reply = Reply(Outcome("failed", "internal error"))
-    return _Result(event, reply, status or _STATUS[reply.outcome.name])
+        reply, status = Reply(Outcome("failed", "internal error")), _STATUS["failed"]
+    return _Result(event, reply, status)
+
+
+def _read_body(request: Request, deadline: Deadline) -> bytes:
+    """Return the body of a request; discard the rest of one that is too large.
+
+    Raises:
+        TooLargeError, InvalidEventError: see `read_body`.
+
+    """
+    try:
+        return read_body(request, deadline)
+    except TooLargeError:
+        discard_body(request)
+        raise
 
 
 def _deadline(settings: Settings, request: Request) -> Deadline:
