@@ -7,7 +7,7 @@ from typing import Final
 
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import PermanentError
+from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.firmware.cache.blob import Blob, Fill
 from fleet_fn.firmware.cache.folder import CacheFolder
 from fleet_fn.firmware.store import NotReadyError
@@ -51,11 +51,14 @@ class SmallFiles:
             try:
                 self._store(Blob(name, len(content), checksum), lambda write: write(content))
             except (PermanentError, NotReadyError) as error:
-                logger.warning("small content is not cached", extra={"fields": {"reason": error.reason}})
+                _warn(error.reason)
 
-        with suppress(TimeoutError):
-            timeout = Deadline(min(SAVE_TIMEOUT_SECONDS, deadline.remaining))
-            self._single_flight.result(("save", self._folder.path, name), store, timeout)
+        timeout = Deadline(min(SAVE_TIMEOUT_SECONDS, deadline.remaining))
+        try:
+            with suppress(TimeoutError):
+                self._single_flight.result(("save", self._folder.path, name), store, timeout)
+        except TransientError as error:  # no thread can be started
+            _warn(error.reason)
 
     def load_note(self, key: str, limit: int) -> bytes | None:
         """Return the note under `key`, up to `limit` bytes; None if missing or damaged."""
@@ -70,6 +73,10 @@ class SmallFiles:
         The note's own checksum reveals damage, but no malice.
         """
         self.save(key, hashlib.sha256(content).digest() + content, deadline)
+
+
+def _warn(reason: str) -> None:
+    logger.warning("small content is not cached", extra={"fields": {"reason": reason}})
 
 
 def _name(key: str) -> str:

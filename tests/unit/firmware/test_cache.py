@@ -1033,6 +1033,19 @@ def test_small_content_that_cannot_be_kept_is_a_warning(tmp_path: Path, records:
     assert load(cache, "key", b"content") is None
 
 
+def test_small_content_without_a_thread_is_a_warning(
+    cache: Cache, records: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    cache.small_files.save("key", b"content", Deadline(5))
+    (record,) = records
+    assert record.levelno == logging.WARNING
+    assert vars(record)["fields"] == {"reason": "no thread can be started"}
+
+
 def test_small_content_is_not_waited_for(cache: Cache, folder: Path) -> None:
     folder.mkdir(parents=True)
     with background_ends(), (folder / ".lock").open("w") as lock:
