@@ -23,6 +23,13 @@ _MAX_UNHEARD: Final = 256
 _UNHEARD_SECONDS: Final = 600.0
 
 
+class StillRunningError(Exception):
+    """The work goes on beyond the deadline of a caller.
+
+    No `TimeoutError`: the work may raise that itself, and has ended then.
+    """
+
+
 @dataclass(slots=True)
 class _Work:
     """The work under one key."""
@@ -57,7 +64,7 @@ class SingleFlight:
                 that caller would start the work again; if it always takes too long, no caller would learn why.
 
         Raises:
-            TimeoutError: the work goes on beyond the deadline.
+            StillRunningError: the work goes on beyond the deadline.
             TransientError: no thread could be started for it.
             BaseException: any error of `function`.
 
@@ -74,7 +81,7 @@ class SingleFlight:
                     raise TransientError("no thread can be started") from error
                 self._running[key] = work  # only now: if no thread could be started, no caller must wait for one
             elif self._clock() - work.since > deadline.total:
-                raise TimeoutError
+                raise StillRunningError
             work.waiting += 1
         result: T
         try:
@@ -83,7 +90,7 @@ class SingleFlight:
             with self._lock:
                 work.waiting -= 1
                 if not work.future.done():
-                    raise
+                    raise StillRunningError from None
             result = work.future.result()  # the work has just ended, or `function` itself raised TimeoutError
         return result
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from copy import copy
 from typing import Final
 
-from fleet_fn.concurrency.single_flight import SingleFlight
+from fleet_fn.concurrency.single_flight import SingleFlight, StillRunningError
 from fleet_fn.concurrency.ttl_cache import Count, TTLCache
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
@@ -84,7 +84,7 @@ class Resolver:
                 lambda: self._look_up(reference, max_age, Deadline(deadline.total)),
                 deadline.leaving(_KEPT_FOR_STALE),
             )
-        except TimeoutError:
+        except StillRunningError:
             reason = "no answer in time"
         except TransientError as error:
             reason = error.reason

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final, Protocol
 
-from fleet_fn.concurrency.single_flight import SingleFlight
+from fleet_fn.concurrency.single_flight import SingleFlight, StillRunningError
 from fleet_fn.concurrency.ttl_cache import TTLCache
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
@@ -207,7 +207,7 @@ class Shapes:
         if description is None:
             try:
                 description = self._single_flight.result(key, look, deadline.leaving(KEPT_FOR_WAIT), keeps_error=True)
-            except TimeoutError as error:
+            except StillRunningError as error:
                 raise NotReadyError(f"looking for {_METADATA_FILE} in the image's layers") from error
         if not description:
             raise NoFirmwareError(f"no firmware: neither a label {_LABEL} nor a file {_METADATA_FILE} in the image")

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from copy import copy
 from pathlib import Path
 
-from fleet_fn.concurrency.single_flight import SingleFlight
+from fleet_fn.concurrency.single_flight import SingleFlight, StillRunningError
 from fleet_fn.concurrency.ttl_cache import Count
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
@@ -132,7 +132,7 @@ class Cache:
             raise copy(error_before)
         try:
             self._single_flight.result(key, lambda: self._store(blob, fill), deadline, keeps_error=True)
-        except TimeoutError as error:
+        except StillRunningError as error:
             raise NotReadyError(self._describe_progress(blob)) from error
         except (UpstreamError, NotReadyError) as error:
             if isinstance(error, TransientError):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from fleet_fn.concurrency.single_flight import SingleFlight
+from fleet_fn.concurrency.single_flight import SingleFlight, StillRunningError
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.firmware.cache.blob import Blob, Fill
@@ -55,7 +55,7 @@ class SmallFiles:
 
         timeout = Deadline(min(SAVE_TIMEOUT_SECONDS, deadline.remaining))
         try:
-            with suppress(TimeoutError):
+            with suppress(StillRunningError):
                 self._single_flight.result(("save", self._folder.path, name), store, timeout)
         except TransientError as error:  # no thread can be started
             _warn(error.reason)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from fleet_fn.concurrency.single_flight import SingleFlight
+from fleet_fn.concurrency.single_flight import SingleFlight, StillRunningError
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.files import open_without_waiting
@@ -105,7 +105,7 @@ class VerifiedFiles:
 
         try:
             return self._single_flight.result(("hash", path, fingerprint), hash_again, deadline)
-        except TimeoutError as error:
+        except StillRunningError as error:
             raise NotReadyError("verifying") from error
         except OSError as error:
             raise PermanentError(f"firmware: {error.strerror}") from error

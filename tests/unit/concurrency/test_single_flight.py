@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fleet_fn.concurrency.single_flight import SingleFlight
+from fleet_fn.concurrency.single_flight import SingleFlight, StillRunningError
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import TransientError
 from tests.support.timing import Clock, SignalingDeadline
@@ -33,7 +33,7 @@ def test_work_that_takes_longer_than_the_deadline_goes_on_and_is_found_by_who_as
         return 42
 
     deadline = Deadline(0.05)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(StillRunningError):
         single_flight.result("key", slow, deadline)
     assert deadline.elapsed < 1
     with ThreadPoolExecutor() as threads:
@@ -45,7 +45,7 @@ def test_work_that_takes_longer_than_the_deadline_goes_on_and_is_found_by_who_as
 
 def test_a_deadline_that_has_passed_does_not_keep_work_from_being_done() -> None:
     single_flight, done = SingleFlight(), threading.Event()
-    with pytest.raises(TimeoutError):
+    with pytest.raises(StillRunningError):
         single_flight.result("key", done.wait, Deadline(0))
     done.set()
 
@@ -70,7 +70,7 @@ def test_however_many_ask_at_once_it_is_done_once() -> None:
 
 def test_work_under_other_keys_does_not_wait() -> None:
     single_flight, over = SingleFlight(), threading.Event()
-    with pytest.raises(TimeoutError):
+    with pytest.raises(StillRunningError):
         single_flight.result("one", over.wait, Deadline(0.01))
     assert single_flight.result("other", lambda: 42, Deadline(5)) == 42
     over.set()
@@ -116,7 +116,7 @@ class Slow:
 
 def fails_unheard(single_flight: SingleFlight, error: Exception, *, keeps_error: bool = True) -> None:
     slow = Slow(error)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(StillRunningError):
         single_flight.result("key", slow, Deadline(0), keeps_error=keeps_error)
     slow.ends()
 
@@ -147,7 +147,7 @@ def test_an_error_is_kept_only_where_that_is_asked_for() -> None:
 
 def test_an_error_that_anybody_waited_for_is_not_kept() -> None:
     single_flight, slow = SingleFlight(), Slow(KeyError("x"))
-    with pytest.raises(TimeoutError):
+    with pytest.raises(StillRunningError):
         single_flight.result("key", slow, Deadline(0), keeps_error=True)
     waiting = threading.Semaphore(0)
     with ThreadPoolExecutor() as threads:
@@ -199,11 +199,11 @@ def test_nobody_waits_for_what_has_taken_longer_already_than_they_could_wait() -
     clock = Clock(0.0)
     single_flight, slow = SingleFlight(clock), Slow(KeyError("x"))
     clock.now = 100.0
-    with pytest.raises(TimeoutError):
+    with pytest.raises(StillRunningError):
         single_flight.result("key", slow, Deadline(0))
     clock.now = 103.5
     began = time.monotonic()
-    with pytest.raises(TimeoutError):
+    with pytest.raises(StillRunningError):
         single_flight.result("key", slow, Deadline(3.4))
     assert time.monotonic() - began < 2
     slow.ends()

@@ -395,6 +395,14 @@ def test_a_file_that_goes_before_it_is_hashed_fails(path: Path) -> None:
         read(VerifiedFiles(Watched(before=path.unlink), later), path)
 
 
+def test_a_file_whose_disk_times_out_is_not_verified_for_ever(path: Path) -> None:
+    def time_out() -> None:
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    with pytest.raises(PermanentError, match=r"^firmware: Connection timed out$"):
+        read(VerifiedFiles(Watched(before=time_out), later), path)
+
+
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
     """A folder of things that are no files."""
