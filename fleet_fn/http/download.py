@@ -8,6 +8,7 @@ from typing import Final
 import pycurl
 
 from fleet_fn.deadline import Deadline
+from fleet_fn.http.closer import CLOSER
 from fleet_fn.http.failures import TransferError
 from fleet_fn.http.handle import Handle, check_head
 from fleet_fn.http.messages import Answer, Request
@@ -87,11 +88,15 @@ class Download(Handle):
         del received[:size]
         return piece
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the connection. Never wait, and never raise."""
         if self._is_under_way:
             self._multi.remove_handle(self._curl)
-        super()._close()
-        self._multi.close()
+        self._curl.close()
+        if self._door:
+            self._door.close()
+        # It may wait for its resolver even after an answer: one address is enough for a connection.
+        CLOSER.add(self._multi.close, self._host if self._is_resolving else None)
 
     def _advance(self, deadline: Deadline) -> None:
         """Wait for an event, and let libcurl handle it.

@@ -66,6 +66,10 @@ class ForbiddenAddressError(TransferError):
     """All of the host's addresses are forbidden."""
 
 
+class HangingResolverError(TransferError):
+    """Too many lookups of the host's name hang to begin another one."""
+
+
 def as_upstream_error(name: str, failure: TransferError, max_bytes: int) -> UpstreamError:
     """Return the error of the upstream `name` for a failure.
 
@@ -93,6 +97,8 @@ def _classify(name: str, failure: TransferError, max_bytes: int) -> UpstreamErro
     code, detail = failure.code, failure.detail
     if isinstance(failure, ForbiddenAddressError):
         return PermanentError(f"{name}: no address that requests may go to")
+    if isinstance(failure, HangingResolverError):
+        return TransientError(f"{name}: resolving the host's name takes too long")
     if reason := _TRANSIENT.get(code):
         return TransientError(f"{name}: {reason}")
     if code in _NOT_HTTP or (code == pycurl.E_RECV_ERROR and detail.startswith((_LARGE_HEAD, _BAD_CHUNK))):

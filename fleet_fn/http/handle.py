@@ -15,7 +15,8 @@ from typing import Any, Final
 import pycurl
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.http.failures import WEIRD_SERVER_REPLY, ForbiddenAddressError, TransferError
+from fleet_fn.http.closer import CLOSER
+from fleet_fn.http.failures import WEIRD_SERVER_REPLY, ForbiddenAddressError, HangingResolverError, TransferError
 from fleet_fn.http.head import Head
 from fleet_fn.http.messages import Answer, Request
 from fleet_fn.http.origin import Origin
@@ -28,6 +29,8 @@ _MAX_UNWANTED_BYTES: Final = 64 * 1024
 #: Statuses from here on may ask to wait: 429 and 5xx.
 _MAY_ASK_TO_WAIT: Final = 429
 _MAIN_THREAD: Final = threading.main_thread().ident
+#: libcurl's option that lets a handle be closed while its resolver runs. pycurl has no name for it.
+_QUICK_EXIT: Final = 322
 #: `CURL_SEEKFUNC_FAIL`.
 _SEEK_FAILED: Final = 1
 
@@ -45,6 +48,7 @@ class Handle:
 
         """
         self._curl = curl = pycurl.Curl()
+        self._host = origin.host
         self._transfer = transfer = _Transfer()
         self._door = _Door(permits) if permits else None
         #: What the last request was like; its options stay set.
@@ -61,6 +65,7 @@ class Handle:
         curl.setopt(pycurl.URL, origin.url)
         curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
         curl.setopt(pycurl.NOSIGNAL, 1)
+        curl.setopt(_QUICK_EXIT, 1)
         curl.setopt(pycurl.PROXY, "")  # else the environment's
         curl.setopt(pycurl.MAXCONNECTS, 1)
         curl.setopt(pycurl.READFUNCTION, transfer.read)
@@ -115,23 +120,34 @@ class Handle:
         return str(self._curl.getinfo(pycurl.PRIMARY_IP))
 
     def close(self) -> None:
-        """Close the connection.
-
-        libcurl waits for its resolver then, which takes no time-out. So a thread waits if a name is being resolved.
-        """
-        if self._is_resolving:
-            threading.Thread(target=self._close, name="close a libcurl handle", daemon=True).start()
-        else:
-            self._close()
-
-    def _close(self) -> None:
-        self._curl.close()
+        """Close the connection. Never wait, and never raise."""
         if self._door:
             self._door.close()
+        if self._is_resolving:
+            CLOSER.add(self._close_after_lookup, self._host)
+        else:
+            self._curl.close()
+
+    def _close_after_lookup(self) -> None:
+        """Close the handle once its resolver has ended.
+
+        libcurl reads the option when an exchange begins. Without a URL, it ends there, too.
+        """
+        self._curl.setopt(_QUICK_EXIT, 0)
+        self._curl.setopt(pycurl.URL, "")
+        self._perform()
+        self._curl.close()
 
     def _prepare(self, request: Request, limit: int) -> None:
-        """Set the options of a request whose answer may have `limit` bytes."""
+        """Set the options of a request whose answer may have `limit` bytes.
+
+        Raises:
+            HangingResolverError: the request needs a connection, and too many lookups of the host hang.
+
+        """
         curl, transfer = self._curl, self._transfer
+        if self._socket < 0 and CLOSER.has_too_many(self._host):
+            raise HangingResolverError(pycurl.E_COULDNT_RESOLVE_HOST, was_sent=False, has_answer=False)
         self._is_whole, self._is_resolving = False, True
         transfer.begin(request, limit)
         if self._kind != (request.method, request.wants_body):
@@ -190,14 +206,18 @@ class Handle:
 
     def _failure(self, code: int, detail: str) -> TransferError:
         curl = self._curl
-        self._is_resolving = code == pycurl.E_OPERATION_TIMEDOUT and not curl.getinfo(pycurl.NAMELOOKUP_TIME)
+        was_sent = curl.getinfo(pycurl.REQUEST_SIZE) > 0
+        # Over a kept connection, there is no lookup, and its time is 0, too.
+        self._is_resolving = (
+            code == pycurl.E_OPERATION_TIMEDOUT and not was_sent and not curl.getinfo(pycurl.NAMELOOKUP_TIME)
+        )
         if code == pycurl.E_COULDNT_CONNECT and self._door and not self._door.has_opened:
             return ForbiddenAddressError(code, detail, was_sent=False, has_answer=False)
         return TransferError(
             code,
             detail,
             os_errno=curl.getinfo(pycurl.OS_ERRNO),
-            was_sent=curl.getinfo(pycurl.REQUEST_SIZE) > 0,
+            was_sent=was_sent,
             has_answer=curl.getinfo(pycurl.HEADER_SIZE) > 0,
         )
 
