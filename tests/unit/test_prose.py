@@ -16,13 +16,18 @@ MODULES: Final = (
     *(path for folder in ("fleet_fn", "function") for path in sorted((ROOT / folder).rglob("*.py"))),
     ROOT / "gunicorn.conf.py",
 )
-PAGES: Final = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES: Final = (
+    ROOT / "README.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *(path for path in sorted((ROOT / "knative").rglob("*")) if path.is_file()),
+)
 MAX_FIRST_LINE_CHARACTERS: Final = 80
 #: The share of functions whose docstrings may open with one of `OPENINGS` instead of a verb.
 MAX_SHARE: Final = 0.1
 OPENINGS: Final = frozenset(["a", "an", "the", "what", "who", "which", "how", "where", "why", "whether", "when"])
 #: Words that name no actor.
-UNNAMED: Final = re.compile(r"\b(?:somebody|nobody|whoever|anybody)\b", re.IGNORECASE)
+UNNAMED: Final = re.compile(r"\b(?:(?:some|any|every)(?:body|one)|nobody|no one|whoever)\b", re.IGNORECASE)
 #: Tokens with text for people. From Python 3.12 on, an f-string's text has tokens of its own.
 TEXTS: Final = frozenset({tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)})
 
