@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 
-from fleet_fn.concurrency.single_flight import SingleFlight
+from fleet_fn.concurrency.single_flight import SingleFlight, StillRunningError
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.device_registry import DeviceRegistry
@@ -33,7 +33,7 @@ class Endless(SingleFlight):
     def result(self, key: Hashable, function: Callable[[], T], deadline: Deadline, *, keeps_error: bool = False) -> T:
         if isinstance(key, tuple) and key[0] == "hash":
             time.sleep(deadline.remaining)
-            raise TimeoutError
+            raise StillRunningError
         return super().result(key, function, deadline, keeps_error=keeps_error)
 
 
