@@ -59,7 +59,7 @@ STOP_GRACE_SECONDS = 1.0
     show_default=True,
     help="Number of devices, named DEVICE1, DEVICE2 and so on; they share the password.",
 )
-@click.option("--once", is_flag=True, help="End when in sync, or after ten statuses in a row without progress.")
+@click.option("--once", is_flag=True, help="End when told to stay, or after ten statuses in a row without progress.")
 @click.option(
     "--speed",
     type=click.FloatRange(0, min_open=True),
@@ -98,7 +98,11 @@ def command(
     """Simulate devices that go through real updates.
 
     They talk to a Drogue HTTP endpoint, such as the sandbox's. The command ends on Ctrl-C, or by itself with --once.
-    Exits with 0 if every device was in sync at the end, else with 1.
+
+    A device that was updated ends "in sync". One that was not updated was only "told to stay": no command says whether
+    that is its target, or whether it is held back. `fleet` shows which.
+
+    Exits with 0 if every device was told in the end to stay with the version that it runs, else with 1.
     """
     try:
         options = DeviceOptions(

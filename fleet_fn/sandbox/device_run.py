@@ -73,7 +73,7 @@ class DeviceOptions:
     character: Character = "careful"
     #: Bytes that the flash of a firmware-manager writes at once.
     flash_word: int = 4
-    #: End when in sync, or out of patience.
+    #: End when told to stay with the version that runs, or out of patience.
     once: bool = False
     #: With `once`: statuses in a row without progress, and rollbacks, until the device gives up.
     patience: int = 10
@@ -113,6 +113,7 @@ class DeviceReport:
     rollbacks: int
     #: Answers that `drop` lost.
     lost: int
+    #: It was told to stay with the version that it runs.
     in_sync: bool
     #: Commands against the protocol that the device got.
     violations: tuple[str, ...]
@@ -135,8 +136,14 @@ class DeviceReport:
         ):
             if count:
                 parts.append(f"{count} {one if count == 1 else many}")
-        parts.append("in sync" if self.in_sync else f"not in sync: {self.reason}" if self.reason else "not in sync")
+        parts.append(self._ending())
         return one_line(f"{self.device}: {', '.join(parts)}")
+
+    def _ending(self) -> str:
+        if self.in_sync:
+            # SYNC says only that the device may stay. One that was not updated cannot know that it is not held back.
+            return "in sync" if self.sha256 is not None else "told to stay with it"
+        return f"not in sync: {self.reason}" if self.reason else "not in sync"
 
 
 def run_device(
@@ -384,7 +391,7 @@ class DeviceRun:
                 self._count_block(command)
             case Outcome.IN_SYNC:
                 if not was_in_sync:
-                    self._say(f"in sync with {version}")
+                    self._say(f"{'in sync' if self._device.image else 'told to stay'} with {version}")
             case Outcome.BOOTED:
                 boot = self._device.boots[-1]
                 self._say(f"booted {version}: {boot.size} bytes, sha256 {boot.sha256}")

@@ -67,7 +67,10 @@ def test_every_device_ends_on_the_new_version_and_nothing_is_left(
     assert process.returncode == 0, errors
     assert "6 of 6 devices run 0.1.1 with the right bytes, 1 held back" in output
     lines = output.splitlines()
-    assert len([line for line in lines if line.startswith("ok ") and line.endswith("in sync")]) == DEVICES
+    well = [line for line in lines if line.startswith("ok ")]
+    assert len(well) == DEVICES
+    assert len([line for line in well if line.endswith(", in sync")]) == DEVICES - 1
+    assert "ok     door: 0.1.0, told to stay with it" in well
     table = {
         line.split()[0]: line.split()[1:]
         for line in lines[lines.index("what the registry knows (python -m fleet_fn fleet):") :]

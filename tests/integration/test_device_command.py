@@ -319,6 +319,16 @@ def test_the_way_is_told_in_lines(endpoint: Endpoint) -> None:
     ]
 
 
+def test_a_device_that_never_updates_does_not_claim_to_be_in_sync(endpoint: Endpoint) -> None:
+    """SYNC says only that it may stay: it may be held back, or its attempts may be used up."""
+    endpoint.sync_version = b"0.1.0"
+    lines: list[str] = []
+    report = run(endpoint, lines)
+    assert lines[-1] == "device1: told to stay with 0.1.0"
+    assert str(report) == "device1: 0.1.0, told to stay with it"
+    assert report.in_sync
+
+
 def test_a_careful_device_that_loses_power_writes_no_block_twice(endpoint: Endpoint) -> None:
     lines: list[str] = []
     report = run(endpoint, lines, crash_at=2048)
@@ -564,7 +574,7 @@ def test_a_burst_of_signals_ends_the_command_like_one(endpoint: Endpoint) -> Non
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                count -= "in sync with" in line
+                count -= "told to stay with" in line
                 if not count:
                     break
             for _ in range(1000):
@@ -574,7 +584,7 @@ def test_a_burst_of_signals_ends_the_command_like_one(endpoint: Endpoint) -> Non
         finally:
             process.kill()
     assert (process.returncode, stderr) == (0, "")
-    assert stdout.splitlines()[-1] == "device60: 0.1.1, in sync"
+    assert stdout.splitlines()[-1] == "device60: 0.1.1, told to stay with it"
 
 
 @pytest.mark.parametrize(("size", "sign"), [(["--size", "4096"], "100%"), ([], "4096")])
