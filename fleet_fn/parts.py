@@ -12,7 +12,7 @@ from fleet_fn.concurrency.ttl_cache import Count as LookupCount
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.oidc import ClientCredentials
-from fleet_fn.drogue.refusals import COMMAND_API, DEVICE_REGISTRY
+from fleet_fn.drogue.refusals import COMMAND_API, DEVICE_REGISTRY, TOKEN_ENDPOINT
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.file_store import FileStore
 from fleet_fn.firmware.layout_store import LayoutStore
@@ -134,7 +134,7 @@ def make_image_store(
 def _authorization(settings: Settings) -> Authorization:
     if settings.drogue_oidc_token_url:
         url = urlsplit(settings.drogue_oidc_token_url)
-        provider = HttpClient("token endpoint", f"{url.scheme}://{url.netloc}", ca_file=settings.drogue_ca_file)
+        provider = HttpClient(TOKEN_ENDPOINT, f"{url.scheme}://{url.netloc}", ca_file=settings.drogue_ca_file)
         client = (settings.drogue_oidc_client_id or "", settings.drogue_oidc_client_secret or "")
         return ClientCredentials(provider, url.path or "/", *client)
     if settings.drogue_token is None:

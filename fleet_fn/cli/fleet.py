@@ -12,6 +12,7 @@ from typing import Final
 
 import click
 
+from fleet_fn.cli.cures import cure_of_drogue
 from fleet_fn.cli.fleet_display import Display, Document, Table
 from fleet_fn.drogue.listing import list_devices
 from fleet_fn.errors import TransientError, UpstreamError
@@ -63,20 +64,20 @@ def command(application: str, labels: str | None, as_json: bool, watch: bool, in
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack characters of a name
-    url = ""
+    try:
+        settings = Settings.for_drogue(os.environ)
+    except SettingsError as error:
+        sys.exit(_complain(str(error)))
     try:
         displays = _displays(application, as_json=as_json, watch=watch)
-        with closing(make_drogue(Settings.for_drogue(os.environ))) as upstream:
-            url = upstream.origin.url
+        with closing(make_drogue(settings)) as upstream:
 
             def read() -> int:
                 return _FAILED if _show(upstream, application, labels, next(displays)) else _GOOD
 
-            code = _watch(read, interval, url) if watch else read()
-    except SettingsError as error:
-        code = _complain(str(error))
+            code = _watch(read, interval, settings) if watch else read()
     except UpstreamError as error:
-        code = _complain(_with_url(error, url))
+        code = _complain(_with_cure(error, settings))
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except BrokenPipeError:
@@ -130,7 +131,7 @@ def _displays(application: str, *, as_json: bool, watch: bool) -> Iterator[Displ
         has_shown = has_shown or table.has_begun
 
 
-def _watch(read: Callable[[], int], interval: int, url: str) -> int:
+def _watch(read: Callable[[], int], interval: int, settings: Settings) -> int:
     """Read every `interval` seconds until a signal comes.
 
     Return the exit code of the last complete reading.
@@ -148,14 +149,14 @@ def _watch(read: Callable[[], int], interval: int, url: str) -> int:
                 code = read()
             except TransientError as error:
                 pause = max(interval, error.negative_ttl)
-                _complain(f"{_with_url(error, url)}; trying again in {pause:.0f} s")
+                _complain(f"{_with_cure(error, settings)}; trying again in {pause:.0f} s")
             time.sleep(pause)
     except KeyboardInterrupt:
         return code
 
 
-def _with_url(error: UpstreamError, url: str) -> str:
-    return f"{error.reason}; DROGUE_API_URL is {url}"
+def _with_cure(error: UpstreamError, settings: Settings) -> str:
+    return f"{error.reason}{cure_of_drogue(error.reason, settings)}"
 
 
 def _complain(reason: str) -> int:

@@ -5,11 +5,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, NoReturn
 
 import click
 
+from fleet_fn.cli.cures import cure_of_registry
 from fleet_fn.cli.options import access_options
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
@@ -17,6 +18,7 @@ from fleet_fn.errors import UpstreamError, one_line
 from fleet_fn.firmware.store import Firmware, NotReadyError, Store
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
+from fleet_fn.oci.layout import NO_LAYOUT
 from fleet_fn.oci.layout_writer import layout_reference
 from fleet_fn.oci.publication import firmware_warnings
 from fleet_fn.oci.reference import LAYOUT_SCHEME, Reference
@@ -50,16 +52,20 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
     Exits with 1, and the function's own reason, if the function would refuse the firmware.
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     try:
-        with _store(reference, insecure, ca_file) as (store, parsed):
-            firmware = _resolve(store, replace(parsed, platform=platform))
+        place = _find(reference, insecure, ca_file)
+    except UpstreamError as error:
+        _fail(error.reason)
+    try:
+        with _open_store(place) as store:
+            firmware = _resolve(store, replace(place.reference, platform=platform))
             with firmware.open(Deadline(_VERIFY_SECONDS)) as reader:
                 reader.read(0, 1)
-    except (UpstreamError, NotReadyError) as error:
-        click.echo(f"inspect: {error.reason}", err=True)
-        sys.exit(1)
+    except UpstreamError as error:
+        _fail(f"{error.reason}{place.cure(error.reason)}")
+    except NotReadyError as error:
+        _fail(error.reason)
     except OSError as error:
-        click.echo(f"inspect: {error}", err=True)
-        sys.exit(1)
+        _fail(str(error))
     for warning in firmware_warnings(firmware.version, firmware.size):
         click.echo(f"warning: {one_line(warning)}", err=True)
     click.echo(f"shape      {firmware.shape}")
@@ -69,30 +75,55 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
     click.echo(f"sha256     {firmware.checksum.hex()} (verified)")
 
 
-@contextmanager
-def _store(text: str, insecure: bool, ca_file: str | None) -> Iterator[tuple[Store, Reference]]:
-    """Yield the store for the reference in `text`, and the parsed reference.
+def _fail(reason: str) -> NoReturn:
+    click.echo(f"inspect: {reason}", err=True)
+    sys.exit(1)
 
-    The store is the function's, with a temporary cache.
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A repository in a registry or a layout, and how to reach it."""
+
+    #: `FIRMWARE_REGISTRY`, as the function would have it.
+    prefix: str
+    reference: Reference
+    #: None for a layout.
+    access: Access | None
+
+    def cure(self, reason: str) -> str:
+        """Return the cure that follows a reason; empty if none is likely."""
+        if self.access:
+            return cure_of_registry(reason, self.reference.prefix.rstrip("/"), self.access)
+        if reason.startswith(NO_LAYOUT):
+            return f" in {self.reference.prefix}: publish one there, or correct the folder"
+        return ""
+
+
+def _find(text: str, insecure: bool, ca_file: str | None) -> _Place:
+    """Return the place that the reference in `text` names.
 
     Raises:
-        PermanentError: `text` is not a reference.
+        PermanentError: `text` is not a reference; or the credentials or the trust anchors cannot be used.
 
     """
-    access = Access()
     if text.startswith(LAYOUT_SCHEME):
         reference = layout_reference(text)
-        prefix = f"{LAYOUT_SCHEME}{reference.prefix}"
-    else:
-        reference = registry_reference(text)
-        prefix = reference.prefix
-        access = Access(insecure, ca_file, find_credentials(reference))
-        access.tls_context()  # its error is clearer than the store's
+        return _Place(f"{LAYOUT_SCHEME}{reference.prefix}", reference, None)
+    reference = registry_reference(text)
+    access = Access(insecure, ca_file, find_credentials(reference))
+    access.tls_context()  # its error is clearer than the store's
+    return _Place(reference.prefix, reference, access)
+
+
+@contextmanager
+def _open_store(place: _Place) -> Iterator[Store]:
+    """Yield the function's store for a place, with a temporary cache."""
+    access = place.access or Access()
     single_flight = SingleFlight()
     with tempfile.TemporaryDirectory(prefix="fleet-inspect-", ignore_cleanup_errors=True) as folder:
         settings = Settings(
             drogue_api_url="",
-            firmware_registry=prefix,
+            firmware_registry=place.prefix,
             firmware_registry_user=access.credentials.user if access.credentials else None,
             firmware_registry_token=access.credentials.secret if access.credentials else None,
             firmware_registry_insecure=access.insecure,
@@ -101,7 +132,7 @@ def _store(text: str, insecure: bool, ca_file: str | None) -> Iterator[tuple[Sto
             firmware_cache_bytes=2 * U32_MAX,
         )
         with closing(make_image_store(settings, VerifiedFiles(single_flight), single_flight)) as store:
-            yield store, reference
+            yield store
 
 
 def _resolve(store: Store, reference: Reference) -> Firmware:

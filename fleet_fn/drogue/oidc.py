@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import quote_plus, urlencode
 
 from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.refusals import TOKEN_ENDPOINT
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.http.authorization import basic
 from fleet_fn.http.bearer_tokens import BearerTokens, Token, read_token
@@ -49,7 +50,7 @@ class ClientCredentials:
         # Both are form-encoded before they are joined (RFC 6749, section 2.3.1).
         self._basic = basic(quote_plus(client_id), quote_plus(client_secret))
         self._clock = clock
-        self._tokens = BearerTokens("token endpoint", _negative_ttl, clock)
+        self._tokens = BearerTokens(TOKEN_ENDPOINT, _negative_ttl, clock)
 
     def header(self, deadline: Deadline) -> str:
         """Return the value of `Authorization`, with a valid token.
@@ -102,13 +103,13 @@ class ClientCredentials:
             content_type="application/x-www-form-urlencoded",
         )
         if answer.status in (400, 401, 403):
-            raise PermanentError("token endpoint: our credentials were refused")
+            raise PermanentError(f"{TOKEN_ENDPOINT}: our credentials were refused")
         if answer.status != 200:
-            raise PermanentError(f"token endpoint: answered {answer.status}")
-        token, members = read_token(answer.body, "token endpoint: the answer", ["access_token"])
+            raise PermanentError(f"{TOKEN_ENDPOINT}: answered {answer.status}")
+        token, members = read_token(answer.body, f"{TOKEN_ENDPOINT}: the answer", ["access_token"])
         kind, lifetime = members.get("token_type", "Bearer"), members.get("expires_in")
         if not isinstance(kind, str) or kind.lower() != "bearer":
-            raise PermanentError("token endpoint: the token is not of type Bearer")
+            raise PermanentError(f"{TOKEN_ENDPOINT}: the token is not of type Bearer")
         # A JSON number may have a fraction.
         return Token.issued(token, int(lifetime) if isinstance(lifetime, float) else lifetime, since)
 

@@ -6,9 +6,10 @@ Drogue Cloud also answers 404 for missing rights, so these reasons name both cau
 from http import HTTPStatus
 from typing import Final
 
-#: Names of the two APIs in reasons, logs and the command line.
+#: Names of the two APIs, and of the OpenID provider, in reasons, logs and the command line.
 DEVICE_REGISTRY: Final = "device registry"
 COMMAND_API: Final = "command API"
+TOKEN_ENDPOINT: Final = "token endpoint"  # noqa: S105 - its name
 
 _REFUSED: Final = "our credentials were refused"
 #: Follows a refusal if the function has no credentials.

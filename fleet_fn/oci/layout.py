@@ -12,6 +12,8 @@ from fleet_fn.oci.reference import Reference
 TAG_ANNOTATION: Final = "org.opencontainers.image.ref.name"
 LAYOUT_FILE: Final = "oci-layout"
 LAYOUT_VERSION: Final = "1.0.0"
+#: Begins the reason if a folder is no layout.
+NO_LAYOUT: Final = "no image layout"
 
 
 class Layout:
@@ -83,7 +85,7 @@ class Layout:
         try:
             return read_small(path, MAX_MANIFEST_BYTES, f"{what} in the layout {self.folder.name}")
         except (FileNotFoundError, NotADirectoryError) as error:
-            reason = f"no {what} in the layout" if path.name != LAYOUT_FILE else "no image layout"
+            reason = f"no {what} in the layout" if path.name != LAYOUT_FILE else NO_LAYOUT
             raise PermanentError(f"{reason} {self.folder.name}") from error
         except OSError as error:
             raise PermanentError(f"{what} in the layout {self.folder.name}: {error.strerror}") from error

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 import requests
+import trustme
 from click.testing import CliRunner
 
 from fleet_fn.cli.fleet import command, print_fleet
@@ -463,6 +465,50 @@ def test_a_name_that_no_url_can_carry_is_not_asked_for(application: str) -> None
 def test_refused_credentials_are_told(sandbox: Sandbox) -> None:
     refusal = run(sandbox.url, DROGUE_USER="nobody").refusal
     assert re.fullmatch(rf"device registry: 40[13] for application shop {re.escape(REFUSED)}", refusal)
+
+
+OPENID = {"DROGUE_USER": "", "DROGUE_TOKEN": "", "DROGUE_OIDC_CLIENT_ID": "x", "DROGUE_OIDC_CLIENT_SECRET": "y"}
+
+
+def test_a_token_endpoint_that_refuses_is_told_with_its_own_variables(sandbox: Sandbox) -> None:
+    with Server(lambda _: Response(401)) as server:
+        url = f"{server.url}/token"
+        errors = run(sandbox.url, DROGUE_OIDC_TOKEN_URL=url, **OPENID).errors
+    assert errors == (
+        f"fleet: token endpoint: our credentials were refused; DROGUE_OIDC_TOKEN_URL is {url}: check "
+        "DROGUE_OIDC_CLIENT_ID and DROGUE_OIDC_CLIENT_SECRET\n"
+    )
+
+
+def test_a_token_endpoint_that_is_not_there_is_told_with_its_url(sandbox: Sandbox) -> None:
+    with closed_port() as port:
+        url = f"http://127.0.0.1:{port}/token"
+        errors = run(sandbox.url, DROGUE_OIDC_TOKEN_URL=url, **OPENID).errors
+    assert errors == f"fleet: token endpoint: connection refused; DROGUE_OIDC_TOKEN_URL is {url}\n"
+
+
+def test_missing_credentials_are_told(sandbox: Sandbox) -> None:
+    errors = run(sandbox.url, DROGUE_USER="", DROGUE_TOKEN="").errors
+    assert "; no DROGUE_TOKEN is set: set it and DROGUE_USER, or an OpenID client; DROGUE_API_URL is " in errors
+
+
+def test_tls_is_told_with_what_helps(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    with Server(lambda _: Response(200, b"[]"), context) as server:
+        untrusted = run(server.url).errors
+        others = run(server.url, DROGUE_CA_FILE=str(tmp_path / "other.pem")).errors
+    assert untrusted.endswith(f"; DROGUE_API_URL is {server.url}: name its trust anchors with DROGUE_CA_FILE\n")
+    assert others.endswith(
+        f": the trust anchors in DROGUE_CA_FILE ({tmp_path}/other.pem) are not those of its certificate\n"
+    )
+    with Server(lambda _: Response(200, b"<html>")) as server:
+        url = server.url.replace("http:", "https:")
+        plain, page = run(url).errors, run(server.url).errors
+    assert plain.endswith(f"does not speak TLS; DROGUE_API_URL is {url}: for plain HTTP it begins with http://\n")
+    assert page.endswith(f"is not JSON; DROGUE_API_URL is {server.url}: is that the right URL?\n")
 
 
 def test_a_selector_that_is_none_is_told_in_the_registrys_own_words(sandbox: Sandbox) -> None:

@@ -332,6 +332,40 @@ def test_what_speaks_no_tls_is_told_and_what_helps(user: User, docker_registry: 
     assert "does not speak TLS" in user.inspect(f"{docker_registry.host}/{name}").refusal
 
 
+def test_inspect_says_what_helps_with_tls(user: User, docker_registry: DockerRegistry, name: str) -> None:
+    need("docker-registry")
+    assert user.inspect(f"{docker_registry.host}/{name}:1").refusal.endswith(
+        "does not speak TLS; --insecure (FIRMWARE_REGISTRY_INSECURE=true) is for plain HTTP"
+    )
+    with DockerRegistry(authority=trustme.CA()) as registry:
+        assert user.inspect(f"{registry.host}/{name}:1").refusal.endswith(
+            "; name the trust anchors with --ca-file or FIRMWARE_REGISTRY_CA_FILE"
+        )
+        assert user.inspect(f"{registry.host}/{name}:1", "--insecure").refusal == (
+            f"OCI registry {registry.host}: answered 400; if it speaks TLS, leave out --insecure "
+            "(FIRMWARE_REGISTRY_INSECURE)"
+        )
+
+
+def test_inspect_says_what_helps_with_credentials(user: User, protected: DockerRegistry, name: str) -> None:
+    reference = f"{protected.host}/{name}:1"
+    assert user.inspect(reference, "--insecure").refusal.endswith(
+        "; set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or log in as docker does"
+    )
+    user.environment |= {"FIRMWARE_REGISTRY_USER": USER, "FIRMWARE_REGISTRY_TOKEN": "wrong"}
+    assert user.inspect(reference, "--insecure").refusal.endswith(
+        "refused; check FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or log in as docker does again"
+    )
+
+
+def test_inspect_says_that_a_web_page_is_no_registry(user: User, name: str) -> None:
+    with Server(lambda _: Response(200, b"<html>", headers={"Content-Type": "text/html"})) as server:
+        host = server.url.removeprefix("http://")
+        refusal = user.inspect(f"{host}/{name}:1", "--insecure").refusal
+    assert refusal.startswith("manifest: not JSON")
+    assert refusal.endswith(f"; is {host} an OCI registry? It answered with something else")
+
+
 def test_credentials_do_not_leave_tls_for_a_token(user: User, name: str) -> None:
     need("docker-registry")
     authority = trustme.CA()

@@ -529,7 +529,6 @@ def test_a_file_that_is_not_there_is_a_mistake_in_the_command(layout: Layout) ->
         ("pump:1", "'pump:1': expected HOST/NAME:TAG or oci-layout:DIR:TAG"),
         ("oci-layout:{}:0.1.2", "no tag 0.1.2 in the layout pump"),
         ("oci-layout:{}", "no tag latest in the layout pump"),
-        ("oci-layout:{}-not:1", "no image layout pump-not"),
         ("oci-layout:{}@sha256:0", "invalid reference 'oci-layout:{}@sha256:0': not a sha256 digest after the @"),
         ("oci-layout:{}:", "'oci-layout:{}:': expected oci-layout:DIR:TAG"),
     ],
@@ -538,6 +537,13 @@ def test_what_is_not_there_is_told_in_one_line(layout: Layout, reference: str, r
     layout.publish()
     result = layout.run("inspect", reference.format(layout.folder))
     assert assert_refused(result, "inspect") == reason.format(layout.folder)
+
+
+def test_a_layout_that_is_not_there_is_told_with_its_path(layout: Layout) -> None:
+    result = layout.run("inspect", f"oci-layout:{layout.folder}-not:1")
+    assert assert_refused(result, "inspect") == (
+        f"no image layout pump-not in {layout.folder.parent}/: publish one there, or correct the folder"
+    )
 
 
 def test_a_firmware_of_other_bytes_is_told(layout: Layout) -> None:

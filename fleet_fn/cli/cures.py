@@ -1,0 +1,58 @@
+"""Cures of upstreams' failures, for people at a command line.
+
+A reason states facts: devices' reports and logs have it, too. A cure names a command's options and its environment.
+"""
+
+import re
+
+from fleet_fn.drogue.refusals import NO_CREDENTIALS, TOKEN_ENDPOINT
+from fleet_fn.oci.access import Access
+from fleet_fn.oci.token_realm import NONE_CONFIGURED, REFUSED
+from fleet_fn.settings import Settings
+
+
+def cure_of_drogue(reason: str, settings: Settings) -> str:
+    """Return what follows a reason of Drogue Cloud.
+
+    It is the variable of the URL in question, its value, and a cure, if there is a likely one.
+    """
+    if reason.startswith(TOKEN_ENDPOINT):
+        variable, url = "DROGUE_OIDC_TOKEN_URL", settings.drogue_oidc_token_url or ""
+        if REFUSED in reason:
+            return f"; {variable} is {url}: check DROGUE_OIDC_CLIENT_ID and DROGUE_OIDC_CLIENT_SECRET"
+    else:
+        variable, url = "DROGUE_API_URL", settings.drogue_api_url
+    if settings.is_anonymous and re.search(r": 40[134] for ", reason):
+        return f"{NO_CREDENTIALS}: set it and DROGUE_USER, or an OpenID client; {variable} is {url}"
+    return f"; {variable} is {url}{_cure_of_url(reason, url, settings)}"
+
+
+def _cure_of_url(reason: str, url: str, settings: Settings) -> str:
+    if "certificate not trusted" in reason:
+        if settings.drogue_ca_file:
+            return f": the trust anchors in DROGUE_CA_FILE ({settings.drogue_ca_file}) are not those of its certificate"
+        return ": name its trust anchors with DROGUE_CA_FILE"
+    if "does not speak TLS" in reason:
+        return ": for plain HTTP it begins with http://"
+    if "answered 400" in reason and url.startswith("http:"):
+        return ": if it speaks TLS, it begins with https://"
+    if re.search(r"not JSON|no JSON|is no list", reason):
+        return ": is that the right URL?"
+    return ""
+
+
+def cure_of_registry(reason: str, host: str, access: Access) -> str:
+    """Return the cure that follows a reason of the OCI registry at `host`; empty if none is likely."""
+    if "certificate not trusted" in reason:
+        return "; name the trust anchors with --ca-file or FIRMWARE_REGISTRY_CA_FILE"
+    if "does not speak TLS" in reason:
+        return "; --insecure (FIRMWARE_REGISTRY_INSECURE=true) is for plain HTTP"
+    if "answered 400" in reason and access.insecure:
+        return "; if it speaks TLS, leave out --insecure (FIRMWARE_REGISTRY_INSECURE)"
+    if NONE_CONFIGURED in reason:
+        return "; set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or log in as docker does"
+    if REFUSED in reason:
+        return "; check FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or log in as docker does again"
+    if re.match(r"manifest(:| is not)", reason):
+        return f"; is {host} an OCI registry? It answered with something else"
+    return ""
