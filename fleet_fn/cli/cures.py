@@ -42,7 +42,7 @@ def _cure_of_url(reason: str, url: str, settings: Settings) -> str:
 
 
 def cure_of_registry(reason: str, host: str, access: Access) -> str:
-    """Return the cure that follows a reason of the OCI registry at `host`; empty if none is likely."""
+    """Return the cure that follows a reason of the OCI registry at `host`, or ""."""
     if "certificate not trusted" in reason:
         return "; name the trust anchors with --ca-file or FIRMWARE_REGISTRY_CA_FILE"
     if "does not speak TLS" in reason:
