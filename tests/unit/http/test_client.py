@@ -789,6 +789,14 @@ def test_a_refused_connection_is_to_be_retried() -> None:
         cloud.request("GET", "/", Deadline(5))
 
 
+def test_unreachable_network_is_transient() -> None:
+    with (
+        upstream("http://255.255.255.255") as cloud,  # no host, so there is no route for a connection
+        pytest.raises(TransientError, match=r"^cloud: network is unreachable$"),
+    ):
+        cloud.request("GET", "/", Deadline(5))
+
+
 def test_an_error_tells_whether_the_upstream_may_have_acted() -> None:
     with closed_port() as port, upstream(f"http://127.0.0.1:{port}") as cloud, pytest.raises(TransientError) as refused:
         cloud.request("POST", "/", Deadline(5), body=b"x")
@@ -1356,6 +1364,103 @@ def test_neither_proxies_nor_netrc_of_the_environment_are_used(monkeypatch: pyte
         with upstream(server.url) as cloud:
             assert cloud.request("GET", "/", Deadline(5)).status == 200
     assert "Authorization" not in server.requests[0].headers
+
+
+def alert(number: int) -> bytes:
+    """A fatal alert of TLS (RFC 8446, section 6)."""
+    return bytes((21, 3, 3, 0, 2, 2, number))
+
+
+def refusing_tls(content: bytes, *, abruptly: bool = False) -> Callable[[socket.socket, threading.Event], None]:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(content)
+        if abruptly:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (40, r"the server accepts none of our versions and ciphers, or requires .* \(handshake_failure\)"),
+        (42, r"the server rejects the client's certificate \(bad_certificate\)"),
+        (48, r"the server rejects the client's certificate \(unknown_ca\)"),
+        (70, r"the server speaks neither TLS 1\.2 nor TLS 1\.3 \(protocol_version\)"),
+        (112, r"the server does not know the host's name \(unrecognized_name\)"),
+        (116, r"the server requires a client certificate, and .* has none \(certificate_required\)"),
+        (47, r"the server sends alert 47"),
+        (255, r"the server sends alert 255"),
+    ],
+)
+def test_tls_alert_is_permanent(number: int, reason: str) -> None:
+    with (
+        peer(refusing_tls(alert(number))) as server,
+        upstream(server.url.replace("http:", "https:")) as cloud,
+        pytest.raises(PermanentError, match=rf"^cloud: TLS refused: {reason}$") as caught,
+    ):
+        cloud.request("POST", "/", Deadline(5), body=b"x")
+    assert not caught.value.may_have_acted
+
+
+@pytest.mark.parametrize(("number", "name"), [(20, "bad_record_mac"), (50, "decode_error"), (80, "internal_error")])
+def test_tls_alert_of_trouble_is_transient(number: int, name: str) -> None:
+    with (
+        peer(refusing_tls(alert(number))) as server,
+        upstream(server.url.replace("http:", "https:")) as cloud,
+        pytest.raises(TransientError, match=rf"^cloud: TLS refused for now \({name}\)$"),
+    ):
+        cloud.request("GET", "/", Deadline(5))
+
+
+@pytest.mark.parametrize(
+    ("content", "abruptly", "reason"),
+    [
+        pytest.param(b"", False, "connection closed during the TLS handshake", id="end"),
+        pytest.param(b"\x16\x03\x03\0\xff\x02", False, "connection closed during the TLS handshake", id="later end"),
+        pytest.param(b"", True, "connection closed during the TLS handshake", id="reset"),
+    ],
+)
+def test_broken_tls_handshake_is_transient(content: bytes, abruptly: bool, reason: str) -> None:
+    with (
+        peer(refusing_tls(content, abruptly=abruptly)) as server,
+        upstream(server.url.replace("http:", "https:")) as cloud,
+        pytest.raises(TransientError, match=rf"^cloud: {reason}$"),
+    ):
+        cloud.request("GET", "/", Deadline(5))
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_server_that_requires_client_certificate_fails(authority: Path, version: ssl.TLSVersion) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority / "server.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.maximum_version = version
+
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        with context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False) as secured:
+            with contextlib.suppress(ssl.SSLError):
+                secured.do_handshake()
+            over.wait()  # else a reset may reach the client before the alert
+
+    with (
+        peer(serve) as server,
+        upstream(server.url.replace("http:", "https:"), ca_file=str(authority / "ca.pem")) as cloud,
+        pytest.raises(PermanentError, match=r"^cloud: TLS refused: .* requires a client certificate"),
+    ):
+        cloud.request("GET", "/", Deadline(5))
+
+
+def test_server_with_old_tls_fails() -> None:
+    hello = b"\x03\x01" + bytes(32) + b"\0\0\x2f\0"  # ServerHello of TLS 1.0
+    content = b"\x16\x03\x01\0\x2a\x02\0\0\x26" + hello
+    with (
+        peer(refusing_tls(content)) as server,
+        upstream(server.url.replace("http:", "https:")) as cloud,
+        pytest.raises(PermanentError, match=r"^cloud: TLS refused: the server speaks neither TLS 1\.2 nor TLS 1\.3 "),
+    ):
+        cloud.request("GET", "/", Deadline(5))
 
 
 def test_a_server_that_does_not_speak_tls_fails_because_no_retry_will_teach_it() -> None:
