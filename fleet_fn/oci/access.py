@@ -6,15 +6,17 @@ Access takes credentials and trust anchors for connections.
 import os
 import re
 import ssl
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from fleet_fn.errors import PermanentError
-from fleet_fn.oci.docker_config import Credentials, from_docker_config
+from fleet_fn.oci.docker_config import Credentials, from_docker_config, names_helper
 from fleet_fn.oci.reference import Reference, is_host, parse_reference
 
+_CONFIG_FILE: Final = "config.json"
 _EXPECTED: Final = "expected HOST/NAME:TAG or oci-layout:DIR:TAG"
 
 
@@ -65,15 +67,38 @@ def find_credentials(reference: Reference) -> Credentials | None:
         PermanentError: the credentials are malformed, or of a kind that is not supported.
 
     """
-    user, token = (os.environ.get(f"FIRMWARE_REGISTRY_{name}") or None for name in ("USER", "TOKEN"))
+    user, token = _variable("FIRMWARE_REGISTRY_USER"), _variable("FIRMWARE_REGISTRY_TOKEN")
     if token:
         return Credentials(user, token)
     if user:
         raise PermanentError("FIRMWARE_REGISTRY_USER is set, but FIRMWARE_REGISTRY_TOKEN is not")
-    for config in _saved_credentials():
-        if found := from_docker_config(config, reference.prefix.rstrip("/"), reference.name):
+    for path, name in _saved_credentials():
+        if found := from_docker_config(path, reference.prefix.rstrip("/"), reference.name, name=name):
             return found
     return None
+
+
+def credential_helper() -> str | None:
+    """Return the name of the first file that names a credential helper, which is not run; or None.
+
+    Raises:
+        PermanentError: a file before it is unreadable or malformed.
+
+    """
+    return next((name for path, name in _saved_credentials() if names_helper(path)), None)
+
+
+def _variable(name: str) -> str | None:
+    """Return the value of an environment variable, or None if it is not set or empty.
+
+    Raises:
+        PermanentError: it has a character that would end a header.
+
+    """
+    value = os.environ.get(name) or None
+    if value and any(unicodedata.category(character) == "Cc" for character in value):
+        raise PermanentError(f"{name} contains a control character (a trailing newline?)")
+    return value
 
 
 def _names_host(text: str) -> bool:
@@ -84,8 +109,16 @@ def _names_host(text: str) -> bool:
     return is_host(text) and ("." in text or ":" in text or text == "localhost")
 
 
-def _saved_credentials() -> Iterator[Path]:
-    """Yield the paths where docker and podman save credentials; the first match wins."""
-    yield Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+def _saved_credentials() -> Iterator[tuple[Path, str]]:
+    """Yield the files in which docker and podman save credentials, with their names for people.
+
+    The first match wins.
+    """
+    if configured := os.environ.get("DOCKER_CONFIG"):
+        yield Path(configured), f"{Path(configured, _CONFIG_FILE)} (DOCKER_CONFIG)"
+    else:
+        file = Path.home() / ".docker" / _CONFIG_FILE
+        yield file, str(file)
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        yield Path(runtime, "containers", "auth.json")
+        file = Path(runtime, "containers", "auth.json")
+        yield file, str(file)

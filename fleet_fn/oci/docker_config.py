@@ -16,7 +16,7 @@ from fleet_fn.protocol.strict_json import parse_json
 
 #: Upper bound of a configuration file, which is also that of a Kubernetes Secret.
 _MAX_CONFIG_BYTES: Final = 1024 * 1024
-_WHERE: Final = "OCI registry credentials: DOCKER_CONFIG:"
+_WHERE: Final = "OCI registry credentials:"
 _WAY_OUT: Final = "set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN instead"
 
 
@@ -55,7 +55,13 @@ class Credentials:
         return f"Bearer {self.secret}" if self.user is None else basic(self.user, self.secret)
 
 
-def from_docker_config(config: str | Path, host: str, repository: str) -> Credentials | None:
+class _ProblemError(Exception):
+    """A problem with a configuration, without the configuration's name."""
+
+
+def from_docker_config(
+    config: str | Path, host: str, repository: str, *, name: str | None = None
+) -> Credentials | None:
     """Return a repository's credentials in a Docker or Podman configuration, or None.
 
     The file is read each time, because Kubernetes replaces mounted secrets. The most specific key with credentials wins
@@ -66,35 +72,56 @@ def from_docker_config(config: str | Path, host: str, repository: str) -> Creden
         config: a `config.json`, or its folder; need not exist.
         host: the registry, with its port if references have one.
         repository: the repository's name.
+        name: the file's name in reasons; by default, the variable `DOCKER_CONFIG`, with no path of this machine.
 
     Raises:
         PermanentError: the configuration is unreadable or malformed, or has only unsupported credentials for the host.
 
     """
-    found = _read(Path(config))
+    try:
+        return _find(_read(Path(config), name), host, repository)
+    except _ProblemError as problem:
+        raise PermanentError(f"{_WHERE} {name or 'DOCKER_CONFIG'}: {problem}") from problem
+
+
+def names_helper(config: str | Path) -> bool:
+    """Return whether a configuration has credential helpers, which are not run.
+
+    Raises:
+        PermanentError: the configuration is unreadable or malformed.
+
+    """
+    try:
+        found = _read(Path(config), None)
+    except _ProblemError as problem:
+        raise PermanentError(f"{_WHERE} {problem}") from problem
+    return bool(found.get("credsStore") or found.get("credHelpers"))
+
+
+def _find(found: Mapping[str, Any], host: str, repository: str) -> Credentials | None:
     wanted = _components(f"{host}/{repository}")
     entries = _entries(found, "auths", wanted)
     for entry in entries:
         if not isinstance(entry, dict):
-            raise PermanentError(f"{_WHERE} the entry for the registry is no object")
+            raise _ProblemError("the entry for the registry is no object")
         if credentials := _credentials(entry):
             return credentials
     if any(entry.get("identitytoken") for entry in entries):
-        raise PermanentError(f"{_WHERE} identity tokens are not supported: {_WAY_OUT}")
+        raise _ProblemError(f"identity tokens are not supported: {_WAY_OUT}")
     if any(_entries(found, "credHelpers", wanted)) or (entries and found.get("credsStore")):
-        raise PermanentError(f"{_WHERE} credential helpers are not supported: {_WAY_OUT}")
+        raise _ProblemError(f"credential helpers are not supported: {_WAY_OUT}")
     return None
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path, name: str | None) -> Mapping[str, Any]:
     try:
         if path.is_dir():
             path /= "config.json"
-        content = read_small(path, _MAX_CONFIG_BYTES, f"{_WHERE} {path.name}")
+        content = read_small(path, _MAX_CONFIG_BYTES, f"{_WHERE} {name or f'DOCKER_CONFIG: {path.name}'}")
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise PermanentError(f"{_WHERE} {path.name}: {error.strerror}") from error
+        raise _ProblemError(f"{'' if name else f'{path.name}: '}{error.strerror}") from error
     found: object = None
     problem = "not a JSON object"
     try:
@@ -103,7 +130,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         problem = str(error)
     # Not raised inside the `except`: some of those errors quote the secret, and ours would be chained to them.
     if not isinstance(found, dict):
-        raise PermanentError(f"{_WHERE} {path.name}: {problem}")
+        raise _ProblemError(f"{'' if name else f'{path.name}: '}{problem}")
     return found
 
 
@@ -116,7 +143,7 @@ def _entries(found: Mapping[str, Any], section: str, wanted: list[str]) -> list[
     if values is None:
         return []
     if not isinstance(values, dict):
-        raise PermanentError(f"{_WHERE} {section} is no object")
+        raise _ProblemError(f"{section} is no object")
     keys = [key for key in values if (parts := _components(key)) == wanted[: len(parts)]]
     keys.sort(key=lambda key: (-len(_components(key)), "://" in key))
     return [values[key] for key in keys]
@@ -146,7 +173,7 @@ def _credentials(entry: Mapping[str, Any]) -> Credentials | None:
     if user and secret:
         return Credentials(user, secret)
     if (user or secret) and not entry.get("identitytoken"):
-        raise PermanentError(f"{_WHERE} the entry for the registry lacks a {'password' if user else 'user name'}")
+        raise _ProblemError(f"the entry for the registry lacks a {'password' if user else 'user name'}")
     return None
 
 
@@ -155,7 +182,7 @@ def _text(entry: Mapping[str, Any], key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise PermanentError(f"{_WHERE} {key} of the entry for the registry is no string")
+        raise _ProblemError(f"{key} of the entry for the registry is no string")
     return value
 
 
@@ -166,5 +193,5 @@ def _decode_auth(auth: str) -> tuple[str, str]:
         text = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True).decode()
     user, colon, secret = text.partition(":")
     if not colon:
-        raise PermanentError(f"{_WHERE} auth of the entry for the registry is not user:password in base64")
+        raise _ProblemError("auth of the entry for the registry is not user:password in base64")
     return user, secret.strip("\0")  # Docker pads some secrets with NUL

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fleet_fn.errors import PermanentError
-from fleet_fn.oci.access import Access, find_credentials, registry_reference
+from fleet_fn.oci.access import Access, credential_helper, find_credentials, registry_reference
 from fleet_fn.oci.docker_config import Credentials
 from fleet_fn.oci.reference import Reference
 
@@ -131,6 +131,51 @@ def test_credentials_saved_by_docker_and_podman_are_found(home: Path, monkeypatc
 def test_credentials_of_other_registries_are_not_taken(home: Path) -> None:
     save(home / ".docker" / "config.json", "docker", "2", key="quay.io")
     assert find_credentials(GHCR) is None
+
+
+def test_a_file_that_makes_no_sense_is_told_by_its_path(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (".docker", "other"):
+        (home / folder).mkdir()
+        (home / folder / "config.json").write_text("{")
+    with pytest.raises(PermanentError) as failed:
+        find_credentials(GHCR)
+    assert failed.value.reason.startswith(f"OCI registry credentials: {home}/.docker/config.json: not JSON")
+    monkeypatch.setenv("DOCKER_CONFIG", str(home / "other"))
+    with pytest.raises(PermanentError) as failed:
+        find_credentials(GHCR)
+    assert failed.value.reason.startswith(
+        f"OCI registry credentials: {home}/other/config.json (DOCKER_CONFIG): not JSON"
+    )
+
+
+def test_an_entry_that_makes_no_sense_is_told_by_its_path(home: Path) -> None:
+    file = home / ".docker" / "config.json"
+    save(file, "docker", "")
+    with pytest.raises(PermanentError) as failed:
+        find_credentials(GHCR)
+    assert failed.value.reason == (f"OCI registry credentials: {file}: the entry for the registry lacks a password")
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [({"credsStore": "desktop"}, True), ({"credHelpers": {"quay.io": "x"}}, True), ({"auths": {}}, False)],
+)
+def test_a_credential_helper_that_is_not_run_is_found(home: Path, config: object, named: bool) -> None:
+    file = home / ".docker" / "config.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(config))
+    assert find_credentials(GHCR) is None
+    assert credential_helper() == (str(file) if named else None)
+
+
+@pytest.mark.parametrize("name", ["FIRMWARE_REGISTRY_USER", "FIRMWARE_REGISTRY_TOKEN"])
+def test_a_newline_in_a_variable_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("FIRMWARE_REGISTRY_USER", "me")
+    monkeypatch.setenv("FIRMWARE_REGISTRY_TOKEN", "s3cret")
+    monkeypatch.setenv(name, "s3cret\n")
+    with pytest.raises(PermanentError) as failed:
+        find_credentials(GHCR)
+    assert failed.value.reason == f"{name} contains a control character (a trailing newline?)"
 
 
 def test_credentials_are_not_shown_with_what_they_give_access_to() -> None:
