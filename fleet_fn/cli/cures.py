@@ -6,7 +6,8 @@ A reason states facts: devices' reports and logs have it, too. A cure names a co
 import re
 
 from fleet_fn.drogue.refusals import NO_CREDENTIALS, TOKEN_ENDPOINT
-from fleet_fn.oci.access import Access
+from fleet_fn.oci.access import Access, credential_helper
+from fleet_fn.oci.publication import WANTS_CREDENTIALS
 from fleet_fn.oci.token_realm import NONE_CONFIGURED, REFUSED
 from fleet_fn.settings import Settings
 
@@ -50,9 +51,33 @@ def cure_of_registry(reason: str, host: str, access: Access) -> str:
     if "answered 400" in reason and access.insecure:
         return "; if it speaks TLS, leave out --insecure (FIRMWARE_REGISTRY_INSECURE)"
     if NONE_CONFIGURED in reason:
-        return "; set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or log in as docker does"
+        return f"; set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or log in as docker does{_note_on_helper()}"
     if REFUSED in reason:
         return "; check FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or log in as docker does again"
     if re.match(r"manifest(:| is not)", reason):
         return f"; is {host} an OCI registry? It answered with something else"
     return ""
+
+
+def cure_of_publishing(reason: str) -> str:
+    """Return the cure that follows a reason of `publish`, or "".
+
+    Many of its reasons have theirs already.
+    """
+    if WANTS_CREDENTIALS in reason:
+        return _note_on_helper()
+    if "answered 405 to a P" in reason:
+        return "; the registry is read-only, or a mirror: publish to another"
+    return ""
+
+
+def _note_on_helper() -> str:
+    """Return the name of a helper that is not run, to follow a reason; or ""."""
+    helper = credential_helper()
+    return f"; {helper} names a credential helper, which is not run" if helper else ""
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return the path and the problem of an error, without its number."""
+    problem = error.strerror or str(error)
+    return f"{error.filename}: {problem}" if error.filename else problem

@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 
 import click
 
-from fleet_fn.cli.cures import cure_of_registry
+from fleet_fn.cli.cures import cure_of_registry, describe_os_error
 from fleet_fn.cli.options import access_options
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
@@ -47,7 +47,7 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
     Without a tag or a digest, the tag is 'latest'.
 
     Credentials for a registry come from FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else from docker login
-    or podman login.
+    or podman login. Credential helpers are not run.
 
     Exits with 1, and the function's own reason, if the function would refuse the firmware.
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
@@ -65,7 +65,7 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
     except NotReadyError as error:
         _fail(error.reason)
     except OSError as error:
-        _fail(str(error))
+        _fail(describe_os_error(error))
     for warning in firmware_warnings(firmware.version, firmware.size):
         click.echo(f"warning: {one_line(warning)}", err=True)
     click.echo(f"shape      {firmware.shape}")

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import click
 
+from fleet_fn.cli.cures import cure_of_publishing, describe_os_error
 from fleet_fn.cli.options import access_options
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
@@ -59,7 +60,7 @@ def command(
     Without :TAG, the tag is the version.
 
     Credentials for a registry come from FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else from docker login
-    or podman login.
+    or podman login. Credential helpers are not run.
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     try:
         described = _annotations(version, annotations)
@@ -67,9 +68,10 @@ def command(
         with _seekable(file) as firmware:
             _check_size(firmware, pad_to)
             published = target.publish(firmware, described, pad_to=pad_to or 1, latest=latest, force=force)
-    except (UpstreamError, OSError) as error:
-        click.echo(f"publish: {error}", err=True)
-        sys.exit(1)
+    except UpstreamError as error:
+        _fail(f"{error.reason}{cure_of_publishing(error.reason)}")
+    except OSError as error:
+        _fail(describe_os_error(error))
     for warning in _warnings(target.reference, version, published):
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"reference  {target}")
@@ -77,6 +79,11 @@ def command(
     click.echo(f"version    {version}")
     click.echo(f"size       {published.size}")
     click.echo(f"sha256     {published.sha256}")
+
+
+def _fail(reason: str) -> NoReturn:
+    click.echo(f"publish: {reason}", err=True)
+    sys.exit(1)
 
 
 @dataclass(frozen=True, slots=True)

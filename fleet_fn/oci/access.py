@@ -79,7 +79,7 @@ def find_credentials(reference: Reference) -> Credentials | None:
 
 
 def credential_helper() -> str | None:
-    """Return the name of the first file that names a credential helper, which is not run; or None.
+    """Return the first file that names a credential helper, which is not run; or None.
 
     Raises:
         PermanentError: a file before it is unreadable or malformed.
@@ -110,7 +110,7 @@ def _names_host(text: str) -> bool:
 
 
 def _saved_credentials() -> Iterator[tuple[Path, str]]:
-    """Yield the files in which docker and podman save credentials, with their names for people.
+    """Yield the files in which docker and podman save credentials, with their names.
 
     The first match wins.
     """

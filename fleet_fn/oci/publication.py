@@ -22,6 +22,8 @@ _PADDING: Final = b"\xff"
 #: Word sizes of devices' flash memories in bytes, mostly 4. A device writes only multiples of its word.
 _FLASH_WORD_BYTES: Final = (4, 8, 16, 32)
 _CHUNK_BYTES: Final = 64 * 1024
+#: Part of the reason if the registry wants credentials, but none are configured.
+WANTS_CREDENTIALS: Final = "wants credentials"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from fleet_fn.oci.access import Access
 from fleet_fn.oci.challenges import parse_challenges
 from fleet_fn.oci.docker_config import Credentials
 from fleet_fn.oci.manifest import INDEXES, MANIFEST, MANIFESTS, MAX_MANIFEST_BYTES, digest_of
-from fleet_fn.oci.publication import Content
+from fleet_fn.oci.publication import WANTS_CREDENTIALS, Content
 from fleet_fn.oci.reference import api_host, is_digest
 
 E = TypeVar("E", bound=BaseException)
@@ -179,7 +179,7 @@ class PushClient:
             raise PermanentError(
                 f"{self._host}: the credentials were refused{said}"
                 if self._auth.credentials
-                else f"{self._host}: wants credentials: set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, "
+                else f"{self._host}: {WANTS_CREDENTIALS}: set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, "
                 f"or log in as docker does{said}"
             )
         if status == 403:

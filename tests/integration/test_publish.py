@@ -294,6 +294,18 @@ def test_missing_credentials_are_asked_for(user: User, protected: DockerRegistry
     assert refusal.startswith(f"{protected.host}: wants credentials: set FIRMWARE_REGISTRY_USER and")
 
 
+def test_a_credential_helper_that_is_not_run_is_told(user: User, protected: DockerRegistry, name: str) -> None:
+    config = user.home / ".docker" / "config.json"
+    config.parent.mkdir()
+    config.write_text('{"credsStore": "desktop"}')
+    for refusal in (
+        user.publish(f"{protected.host}/{name}", "1.2.3", "--insecure").refusal,
+        user.inspect(f"{protected.host}/{name}:1.2.3", "--insecure").refusal,
+    ):
+        assert " set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or log in as docker does" in refusal
+        assert refusal.endswith(f"; {config} names a credential helper, which is not run")
+
+
 def test_what_netrc_says_does_not_displace_credentials(user: User, protected: DockerRegistry, name: str) -> None:
     (user.home / ".netrc").write_text("machine 127.0.0.1 login other password other\n")
     user.environment |= {"FIRMWARE_REGISTRY_USER": USER, "FIRMWARE_REGISTRY_TOKEN": PASSWORD}
@@ -424,6 +436,14 @@ def test_a_registry_that_takes_nothing_is_told(user: User, name: str) -> None:
     with DockerRegistry(read_only=True) as registry:
         refusal = user.publish(f"{registry.host}/{name}", "1.2.3", "--insecure").refusal
     assert refusal.startswith(f"{registry.host}: answered 405 to a POST")
+    assert refusal.endswith("; the registry is read-only, or a mirror: publish to another")
+
+
+def test_a_token_with_a_newline_is_told_by_its_variable(user: User, name: str) -> None:
+    user.environment |= {"FIRMWARE_REGISTRY_USER": USER, "FIRMWARE_REGISTRY_TOKEN": f"{PASSWORD}\n"}
+    told = "FIRMWARE_REGISTRY_TOKEN contains a control character (a trailing newline?)"
+    assert user.publish(f"ghcr.io/{name}").refusal == told
+    assert user.inspect(f"ghcr.io/{name}").refusal == told
 
 
 def test_a_registry_that_is_not_there_is_told_at_once(user: User) -> None:

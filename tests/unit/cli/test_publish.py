@@ -470,7 +470,16 @@ def test_an_index_whose_marker_was_lost_keeps_its_tags(layout: Layout) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_refused(layout: Layout) -> None:
-    assert "Not a directory" in assert_refused(layout.publish(reference=f"oci-layout:{layout.file}/below:1"))
+    refusal = assert_refused(layout.publish(reference=f"oci-layout:{layout.file}/below:1"))
+    assert refusal == f"{layout.file}/below/blobs/sha256: Not a directory"
+
+
+def test_a_folder_that_vanished_is_told_in_plain_words(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = layout.folder.with_name("gone")
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert assert_refused(layout.publish(reference="oci-layout:pump:1")) == "No such file or directory"
 
 
 def test_a_version_that_is_no_tag_needs_one_beside_it(layout: Layout) -> None:
