@@ -636,6 +636,33 @@ def test_a_connection_that_was_idle_for_long_is_not_trusted_to_be_there_still() 
         assert server.connections == 2
 
 
+def test_idle_connections_are_closed_while_another_one_is_busy() -> None:
+    now = [1000.0]
+    together, closed = threading.Barrier(4), threading.Semaphore(0)
+
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        try:
+            read_request(connection)
+            together.wait(20)
+            while True:
+                connection.sendall(OK)
+                read_request(connection)
+        finally:
+            closed.release()
+
+    with peer(serve) as server, upstream(server.url, clock=lambda: now[0]) as cloud:
+        with ThreadPoolExecutor(4) as threads:
+            for answer in [threads.submit(cloud.request, "GET", "/", Deadline(20)) for _ in range(4)]:
+                answer.result()
+        for _ in range(4):
+            now[0] += MAX_IDLE_SECONDS / 3
+            cloud.request("GET", "/", Deadline(5))
+        for _ in range(3):
+            assert closed.acquire(timeout=5)
+        assert not closed.acquire(blocking=False)
+        assert server.connections == 4
+
+
 def test_a_server_that_announces_the_end_of_its_connection_is_believed() -> None:
     with Server(lambda _: Response(headers={"Connection": "close"})) as server, upstream(server.url) as cloud:
         cloud.request("GET", "/", Deadline(5))
