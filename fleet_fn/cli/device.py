@@ -3,12 +3,14 @@
 import contextlib
 import itertools
 import signal
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
+from urllib.parse import urlsplit
 
 import click
 
@@ -20,8 +22,36 @@ from fleet_fn.sandbox.device_wire import Dialect, Encoding
 STOP_GRACE_SECONDS = 1.0
 
 
+def _check_url(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    try:
+        url = urlsplit(value)
+        _ = url.port  # raises ValueError if it is no number
+        if url.scheme in ("http", "https") and url.hostname:
+            return value
+    except ValueError:
+        pass
+    raise click.BadParameter("expected a URL such as http://127.0.0.1:8081")
+
+
+def _check_ca_file(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    try:
+        ssl.create_default_context(cafile=value)
+    except OSError as error:  # SSLError is one
+        raise click.BadParameter("no certificates (PEM) in it") from error
+    return value
+
+
 @click.command("device")
-@click.option("--url", required=True, help="Base URL of the HTTP endpoint, such as the sandbox's.")
+@click.option("--url", required=True, callback=_check_url, help="Base URL of the HTTP endpoint, such as the sandbox's.")
+@click.option(
+    "--ca-file",
+    type=click.Path(exists=True, dir_okay=False, readable=True),
+    callback=_check_ca_file,
+    metavar="FILE",
+    envvar="DROGUE_CA_FILE",
+    show_envvar=True,
+    help="PEM file with the endpoint's trusted CAs.",
+)
 @click.option("--application", required=True, help="The device's application.")
 @click.option("--device", required=True, help="The device's name; with --count, the beginning of the names.")
 @click.option("--password", required=True, envvar="DEVICE_PASSWORD", show_envvar=True, help="The device's password.")

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -63,6 +64,8 @@ class DeviceOptions:
     application: str
     device: str
     password: str = field(repr=False)
+    #: PEM file of trust anchors for the endpoint; None means the system's.
+    ca_file: str | None = None
     #: Authenticate as this gateway, and speak for `device`.
     gateway: str | None = None
     version: bytes = b"0.1.0"
@@ -330,13 +333,16 @@ class DeviceRun:
                 auth=HTTPBasicAuth(user.encode(), options.password.encode()),
                 timeout=(ENDPOINT_GRACE_SECONDS, self._timeout + ENDPOINT_GRACE_SECONDS),
                 allow_redirects=False,
+                verify=options.ca_file or True,
             )
         except (
             requests.exceptions.InvalidURL,
             requests.exceptions.InvalidSchema,
             requests.exceptions.MissingSchema,
         ) as error:
-            raise _RefusedError(f"check --url: {error}") from error
+            raise _RefusedError(f"check --url: {options.url!r} is no http:// or https:// URL") from error
+        except requests.exceptions.SSLError as error:
+            raise _RefusedError(_tls_problem(options.url, error)) from error
         except requests.ConnectionError as error:
             reason = f"cannot reach {options.url}: is the sandbox, or the cloud, running there?"
             raise (_NoAnswerError(reason) if self._reached else _RefusedError(reason)) from error
@@ -454,3 +460,15 @@ def _build(options: DeviceOptions, bootable: Bootable | None) -> SimulatedDevice
 
 def _text(version: bytes) -> str:
     return version.decode(errors="backslashreplace")
+
+
+def _tls_problem(url: str, error: BaseException) -> str:
+    """Return the problem with the endpoint's TLS, and what helps."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"{url}: certificate not trusted: {cause.verify_message}; name the trust anchors with --ca-file"
+    if cause is not None and cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+        return f"{url} does not speak TLS: use http://"
+    return f"{url}: TLS: {(cause and cause.reason) or 'handshake failed'}"

@@ -8,19 +8,23 @@ import pty
 import queue
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import cbor2
 import pytest
 import requests
+import trustme
 from click.testing import CliRunner, Result
 
 from fleet_fn.cli.device import command
@@ -494,6 +498,30 @@ def test_a_url_that_is_none_is_told(endpoint: Endpoint, url: str) -> None:
     assert run(endpoint, url=url).reason.startswith("check --url")
 
 
+def test_an_untrusted_certificate_is_told_and_can_be_trusted(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    sync = b'{"op": "SYNC", "version": "0.1.0", "poll": 300}'
+    with Server(lambda _: Response(200, sync), context) as server:
+        options = DeviceOptions(server.url, "app", "device1", "secret", dialect="documented", once=True)
+        refused, trusted = (
+            run_device(each, on_line=lambda _: None, stop=threading.Event())
+            for each in (options, replace(options, ca_file=str(tmp_path / "ca.pem")))
+        )
+    assert refused.reason == (
+        f"{server.url}: certificate not trusted: unable to get local issuer certificate; name the trust anchors with "
+        "--ca-file"
+    )
+    assert (trusted.in_sync, trusted.reason) == (True, "")
+
+
+def test_an_endpoint_without_tls_is_told(endpoint: Endpoint) -> None:
+    url = endpoint.url.replace("http:", "https:")
+    assert run(endpoint, url=url).reason == f"{url} does not speak TLS: use http://"
+
+
 # The command line
 
 
@@ -534,6 +562,12 @@ def test_a_device_that_is_not_in_sync_makes_the_command_fail(endpoint: Endpoint)
         (["--crash-at", "half"], "takes bytes or a percentage"),
         (["--drop", "1"], "--drop"),
         (["--speed", "0"], "--speed"),
+        (["--url", "nonsense"], "--url': expected a URL such as http://127.0.0.1:8081"),
+        (["--url", "localhost:8080"], "--url': expected a URL such as http://127.0.0.1:8081"),
+        (["--url", "http://"], "--url': expected a URL such as http://127.0.0.1:8081"),
+        (["--url", "http://x:y"], "--url': expected a URL such as http://127.0.0.1:8081"),
+        (["--ca-file", "/nowhere"], "--ca-file"),
+        (["--ca-file", __file__], "no certificates (PEM) in it"),
     ],
 )
 def test_what_makes_no_sense_is_a_usage_error(endpoint: Endpoint, arguments: list[str], complaint: str) -> None:
