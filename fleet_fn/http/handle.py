@@ -49,6 +49,7 @@ class Handle:
         """
         self._curl = curl = pycurl.Curl()
         self._host = origin.host
+        self._trust = trust if origin.secure else None
         self._transfer = transfer = _Transfer()
         self._door = _Door(permits) if permits else None
         #: What the last request was like; its options stay set.
@@ -74,8 +75,6 @@ class Handle:
         curl.setopt(pycurl.XFERINFOFUNCTION, _let_signals_in)
         if self._door:
             curl.setopt(pycurl.OPENSOCKETFUNCTION, self._door.open_socket)
-        if origin.secure:
-            trust.set_options(curl)
 
     @property
     def is_usable(self) -> bool:
@@ -142,12 +141,13 @@ class Handle:
         """Set the options of a request whose answer may have `limit` bytes.
 
         Raises:
-            HangingResolverError: the request needs a connection, and too many lookups of the host hang.
+            HangingResolverError: as `_prepare_connection`.
+            TransferError: as `_prepare_connection`.
 
         """
         curl, transfer = self._curl, self._transfer
-        if self._socket < 0 and CLOSER.has_too_many(self._host):
-            raise HangingResolverError(pycurl.E_COULDNT_RESOLVE_HOST, was_sent=False, has_answer=False)
+        if self._socket < 0:
+            self._prepare_connection()
         self._is_whole, self._is_resolving = False, True
         transfer.begin(request, limit)
         if self._kind != (request.method, request.wants_body):
@@ -167,6 +167,19 @@ class Handle:
         if self._lets_signals_in != (threading.get_ident() == _MAIN_THREAD):
             self._lets_signals_in = not self._lets_signals_in
             curl.setopt(pycurl.NOPROGRESS, not self._lets_signals_in)
+
+    def _prepare_connection(self) -> None:
+        """Set the options of a connection.
+
+        Raises:
+            HangingResolverError: too many lookups of the host hang.
+            TransferError: the trusted authorities cannot be read.
+
+        """
+        if CLOSER.has_too_many(self._host):
+            raise HangingResolverError(pycurl.E_COULDNT_RESOLVE_HOST, was_sent=False, has_answer=False)
+        if self._trust:
+            self._trust.set_options(self._curl)
 
     def _set_kind(self, request: Request, limit: int) -> None:
         """Set the options that depend on the method, and on whether the body is wanted."""

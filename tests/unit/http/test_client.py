@@ -1270,6 +1270,68 @@ def test_elsewhere_the_same_authority_is_trusted_besides_the_systems(authority: 
         other.close()
 
 
+class Rotating:
+    """A server for one request a connection, whose certificate gets another authority."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ca_file = folder / "ca.pem"
+        self.rotate()
+
+    def rotate(self) -> None:
+        authority = trustme.CA()
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(self._context)
+        written = self.ca_file.with_suffix(".new")
+        authority.cert_pem.write_to_path(str(written))
+        written.replace(self.ca_file)
+
+    def serve(self, connection: socket.socket, _: threading.Event) -> None:
+        with self._context.wrap_socket(connection, server_side=True) as secured:
+            read_request(secured)
+            secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+
+def test_redirect_follows_rotated_authority(tmp_path: Path) -> None:
+    rotating = Rotating(tmp_path)
+    with peer(rotating.serve) as server, upstream("http://127.0.0.1", ca_file=str(rotating.ca_file)) as cloud:
+        for _ in range(2):
+            other = cloud.for_redirect(server.url.replace("http:", "https:"), lambda _: True)
+            assert other.request("GET", "/", Deadline(5)).status == 200
+            rotating.rotate()
+
+
+def test_busy_handle_follows_rotated_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_fn.http.tls.CA_CACHE_SECONDS", 1)
+    rotating = Rotating(tmp_path)
+    with (
+        peer(rotating.serve) as server,
+        upstream(server.url.replace("http:", "https:"), ca_file=str(rotating.ca_file), clock=lambda: 0.0) as cloud,
+    ):
+        for _ in range(3):
+            assert cloud.request("GET", "/", Deadline(5)).status == 200
+            rotating.rotate()
+            time.sleep(1.1)
+
+
+@pytest.mark.parametrize("content", [None, "", "nonsense"])
+def test_authorities_that_cannot_be_read_fail(authority: Path, tmp_path: Path, content: str | None) -> None:
+    ca_file = tmp_path / "ca.pem"
+    if content is not None:
+        ca_file.write_text(content)
+    reason = "the file of trusted authorities cannot be read"
+    with tls_peer(authority, answer_requests) as server, upstream(server.url, ca_file=str(ca_file)) as cloud:
+        with pytest.raises(PermanentError, match=rf"^cloud: {reason}$") as caught:
+            cloud.request("POST", "/", Deadline(5), body=b"x")
+        assert not caught.value.may_have_acted
+        if content is None:  # else the system's authorities are left
+            other = cloud.for_redirect(server.url, lambda _: True)
+            with pytest.raises(PermanentError, match=rf"^cloud, sent to 127\.0\.0\.1: {reason}$") as caught:
+                other.request("POST", "/", Deadline(5), body=b"x")
+            assert not caught.value.may_have_acted
+            with pytest.raises(PermanentError, match=rf"{reason}$"), other.stream("/", Deadline(5)):
+                pass
+
+
 @pytest.mark.parametrize(
     ("trusted", "certificate", "reason"),
     [
