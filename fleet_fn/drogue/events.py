@@ -145,7 +145,9 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
         if mode == "application/cloudevents+json":
             cloud_event, decode = _read_structured(body), _keep
         elif mode.startswith("application/cloudevents"):
-            raise InvalidEventError(f"content type {mode!r}: takes one event, in binary or structured JSON mode")
+            raise InvalidEventError(
+                f"content type {mode!r} is not supported; send one event, in binary or structured JSON mode"
+            )
         else:
             cloud_event = _Received(_read_attributes(fields), body)
     except CloudEventValidationError as error:

@@ -11,7 +11,7 @@ from fleet_fn.errors import PermanentError, one_line
 
 _MINUTES_OF_DAY: Final = 24 * 60
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_TIME: Final = re.compile("([01][0-9]|2[0-3]):([0-5][0-9])")
+_TIME_OF_DAY: Final = re.compile("([01][0-9]|2[0-3]):([0-5][0-9])")
 #: No time zone has a longer name. `zoneinfo` looks each name up as a file and as a module, so check it first.
 _ZONE: Final = re.compile("[A-Za-z0-9_+-]{1,32}(/[A-Za-z0-9_+-]{1,32}){0,2}")
 #: Characters of a value in a message.
@@ -28,14 +28,15 @@ RESTART: Final = "restart"
 #: The largest `mtu`: devices report theirs in 32 bits.
 _MAX_MTU: Final = 2**32 - 1
 _WINDOW_KEYS: Final = ("from", "to", "timezone", "days")
-_TIME_TAKES: Final = '"HH:MM" in quotes'
-_TIMEZONE_TAKES: Final = "the IANA name of a time zone, such as Europe/Oslo"
+#: Wanted values, in messages.
+_TIME: Final = '"HH:MM" in quotes'
+_TIMEZONE: Final = "the IANA name of a time zone, such as Europe/Oslo"
 
 
 class MalformedSpecError(PermanentError):
     """A key of `spec.firmware` is malformed.
 
-    The text names the key, its value and the values that it takes.
+    The text names the key, its value and the values that it may have.
     """
 
 
@@ -79,7 +80,7 @@ def read_source(section: Mapping[str, Any]) -> Source | None:
         return None
     kind, *others = kinds
     if others:
-        raise MalformedSpecError(f"{kind}: got {', '.join(others)} beside it, takes one source only")
+        raise MalformedSpecError(f"{kind} is set beside {', '.join(others)}; only one source may be set")
     source = section[kind]
     if not isinstance(source, dict):
         raise _error(kind, source, "a map")
@@ -100,11 +101,11 @@ def _read_image(source: Mapping[str, Any], kind: str) -> Image:
     return Image(reference, always=pull_policy == "Always", platform=platform)
 
 
-def _read_name(value: object, path: str, takes: str) -> str:
+def _read_name(value: object, path: str, wanted: str) -> str:
     if value is None:
-        raise MalformedSpecError(f"{path}: missing, takes {takes}")
+        raise MalformedSpecError(f"{path} is missing; it must be {wanted}")
     if not isinstance(value, str) or not value:
-        raise _error(path, value, takes)
+        raise _error(path, value, wanted)
     return value
 
 
@@ -131,7 +132,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Which devices may be updated when. None stands for a key that is not set."""
+    """Rules about which devices may be updated, and when; None if a key is not set."""
 
     #: No device is updated.
     paused: bool | None = None
@@ -191,11 +192,10 @@ def _read_map(value: object, path: str, keys: Sequence[str]) -> Mapping[str, Any
     """
     if value is None:
         return {}
-    takes = f"a map with {_join_words(keys)}"
     if not isinstance(value, dict):
-        raise _error(path, value, takes)
+        raise _error(path, value, f"a map with {_join_words(keys)}")
     if unknown := [key for key in value if key not in keys]:
-        raise MalformedSpecError(f"{path}: got {shorten(', '.join(unknown))}, takes {takes}")
+        raise MalformedSpecError(f"{path} contains {shorten(', '.join(unknown))}; it may contain {_join_words(keys)}")
     return value
 
 
@@ -260,21 +260,21 @@ def _read_window(value: object) -> Window | None:
     start = _read_minutes(window.get("from"), "rollout.window.from")
     end = _read_minutes(window.get("to"), "rollout.window.to", can_be_24=True)
     if start == end:
-        takes = 'another time than from; "00:00" to "24:00" is the whole day'
-        raise _error("rollout.window.to", window["to"], takes)
+        wanted = 'another time than from ("00:00" to "24:00" is the whole day)'
+        raise _error("rollout.window.to", window["to"], wanted)
     return Window(start, end or _MINUTES_OF_DAY, _read_timezone(window.get("timezone")), _read_days(window.get("days")))
 
 
 def _read_minutes(value: object, path: str, *, can_be_24: bool = False) -> int:
     """Return minutes from midnight, 0 to 1440."""
     if value is None:
-        raise MalformedSpecError(f"{path}: missing, takes {_TIME_TAKES}")
+        raise MalformedSpecError(f"{path} is missing; it must be {_TIME}")
     if not isinstance(value, str):
         hint = ": YAML makes a number of 22:00 without quotes" if isinstance(value, int | float) else ""
-        raise _error(path, value, _TIME_TAKES + hint)
+        raise _error(path, value, _TIME + hint)
     if can_be_24 and value == "24:00":
         return _MINUTES_OF_DAY
-    time = _TIME.fullmatch(value)
+    time = _TIME_OF_DAY.fullmatch(value)
     if not time:
         raise _error(path, value, f'"00:00" to "{"24:00" if can_be_24 else "23:59"}"')
     return int(time[1]) * 60 + int(time[2])
@@ -284,33 +284,32 @@ def _read_timezone(value: object) -> tzinfo:
     if value is None:
         return UTC
     if not isinstance(value, str) or not _ZONE.fullmatch(value):
-        raise _error("rollout.window.timezone", value, _TIMEZONE_TAKES)
+        raise _error("rollout.window.timezone", value, _TIMEZONE)
     from zoneinfo import ZoneInfo  # imported when needed: few deployments have windows, and all should start fast
 
     try:
         return ZoneInfo(value)
     # KeyError: not found. ValueError: not a time zone's file. OSError: a folder.
     except (KeyError, ValueError, OSError) as error:
-        raise _error("rollout.window.timezone", value, _TIMEZONE_TAKES) from error
+        raise _error("rollout.window.timezone", value, _TIMEZONE) from error
 
 
 def _read_days(value: object) -> frozenset[int]:
     if value is None:
         return frozenset(range(7))
-    takes = f"a list of {_join_words(_DAYS)}"
     if not isinstance(value, list) or not value:
-        raise _error("rollout.window.days", value, takes)
-    return frozenset(_read_day(name, takes) for name in value)
+        raise _error("rollout.window.days", value, f"a list of {_join_words(_DAYS)}")
+    return frozenset(_read_day(name) for name in value)
 
 
-def _read_day(name: object, takes: str) -> int:
+def _read_day(name: object) -> int:
     if not isinstance(name, str) or name.lower() not in _DAYS:
-        raise _error("rollout.window.days", name, takes)
+        raise MalformedSpecError(f"rollout.window.days contains {_describe(name)}; it may contain {_join_words(_DAYS)}")
     return _DAYS.index(name.lower())
 
 
-def _error(path: str, value: object, takes: str) -> MalformedSpecError:
-    return MalformedSpecError(f"{path}: got {_describe(value)}, takes {takes}")
+def _error(path: str, value: object, wanted: str) -> MalformedSpecError:
+    return MalformedSpecError(f"{path} is {_describe(value)}; it must be {wanted}")
 
 
 def _describe(value: object) -> str:

@@ -95,9 +95,7 @@ class _Blob:
         size = os.fstat(self._file.fileno()).st_size
         if size != blob.size:
             self._file.close()
-            raise PermanentError(
-                f"size mismatch: blob {blob.digest} has {size} bytes where there should be {blob.size}"
-            )
+            raise PermanentError(f"size mismatch: blob {blob.digest} has {size} bytes, expected {blob.size}")
 
     def read(self, size: int, /) -> bytes:
         """Return the next bytes, at most `size`; b"" at the end.

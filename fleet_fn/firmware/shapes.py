@@ -150,7 +150,7 @@ class Shapes:
                 content = repository.manifest(digest, deadline)
                 if len(content) != entry.size:
                     raise PermanentError(
-                        f"size mismatch: manifest {digest} has {len(content)} bytes where there should be {entry.size}"
+                        f"size mismatch: manifest {digest} has {len(content)} bytes, expected {entry.size}"
                     )
                 manifest = read_manifest(content)
                 if isinstance(manifest, Manifest):
@@ -262,7 +262,7 @@ def _unpack(
             for entry in visible.entries(stream):
                 if entry.size != metadata.size:
                     raise PermanentError(
-                        f"size mismatch: {entry.name} has {entry.size} bytes where there should be {metadata.size}"
+                        f"size mismatch: {entry.name} has {entry.size} bytes, expected {metadata.size}"
                     )
                 while piece := entry.read(_CHUNK_BYTES):
                     write(piece)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from fleet_fn.deadline import Deadline
@@ -125,9 +126,7 @@ class Authorization:
     ) -> str:
         schemes = {challenge.scheme for challenge in offered}
         if not schemes & {"bearer", "basic"}:
-            told = [*sorted(schemes & _OTHER_SCHEMES), *(["something else"] if schemes - _OTHER_SCHEMES else [])]
-            what = ", ".join(told) or "nothing"
-            raise self._error(f"asks for {what}, not for Basic or Bearer credentials")
+            raise self._error(_describe_unsupported(schemes))
         credentials = self._credentials(repository)
         if credentials and credentials.scheme == "bearer" and "bearer" in schemes:
             return self._use_configured(credentials, refused)
@@ -148,6 +147,13 @@ class Authorization:
             raise self._error(REFUSED)
         self._scheme = credentials.scheme
         return value
+
+
+def _describe_unsupported(schemes: AbstractSet[str]) -> str:
+    if not schemes:
+        return "answered 401 without asking for Basic or Bearer credentials"
+    others = [*sorted(schemes & _OTHER_SCHEMES), *(["another scheme"] if schemes - _OTHER_SCHEMES else [])]
+    return f"asks for {' or '.join(others)}, but only Basic and Bearer credentials are supported"
 
 
 def _negative_ttl(error: UpstreamError) -> float | None:

@@ -63,9 +63,7 @@ class Layout:
         (descriptor,) = descriptors.values()
         content = self.content(descriptor.digest)
         if len(content) != descriptor.size:
-            raise PermanentError(
-                f"manifest {descriptor.digest} has {len(content)} bytes where there should be {descriptor.size}"
-            )
+            raise PermanentError(f"manifest {descriptor.digest} has {len(content)} bytes, expected {descriptor.size}")
         return content
 
     def content(self, digest: str) -> bytes:

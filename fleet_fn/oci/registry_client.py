@@ -71,7 +71,7 @@ class RegistryClient:
         digest = digest_of(answer.body)
         told = _digest_header(answer.headers)
         if told not in (None, digest):
-            raise PermanentError(f"digest mismatch: the registry says that tag {tag} is {told}, but sends {digest}")
+            raise PermanentError(f"{self._name}: digest mismatch: says that tag {tag} is {told}, but sends {digest}")
         return digest, answer.body
 
     def digest(self, repository: str, tag: str, deadline: Deadline) -> str | None:
@@ -92,7 +92,7 @@ class RegistryClient:
             PermanentError, TransientError: see `resolve_tag`.
 
         """
-        return _verify(self._manifest(repository, digest, deadline).body, digest)
+        return self._verify(self._manifest(repository, digest, deadline).body, digest)
 
     def blob(self, repository: str, blob: Descriptor, deadline: Deadline) -> bytes:
         """Fetch a blob of at most `MAX_MANIFEST_BYTES` bytes; return its verified bytes.
@@ -108,7 +108,7 @@ class RegistryClient:
         with self._blob(repository, blob, deadline) as stream:
             while len(content) < blob.size and (piece := stream.read(blob.size - len(content), deadline)):
                 content += piece
-        return _verify(bytes(content), blob.digest)
+        return self._verify(bytes(content), blob.digest)
 
     @contextmanager
     def stream(self, repository: str, blob: Descriptor) -> Iterator[Readable]:
@@ -180,7 +180,7 @@ class RegistryClient:
             self._raise_for_status(stream.status, f"no blob {blob.digest} in {repository}", repository, authorization)
             if stream.length not in (None, blob.size):
                 raise PermanentError(
-                    f"size mismatch: blob {blob.digest} has {stream.length} bytes where there should be {blob.size}"
+                    f"{self._name}: size mismatch: blob {blob.digest} has {stream.length} bytes, expected {blob.size}"
                 )
             yield stream
 
@@ -191,11 +191,17 @@ class RegistryClient:
     def _raise_for_status(self, status: int, missing: str, repository: str, authorization: str | None) -> None:
         """Raise `PermanentError` for any status but 200."""
         if status == 404:
-            raise PermanentError(missing)
+            raise PermanentError(f"{self._name}: {missing}")
         if status in (401, 403):
             raise self._authorization.refusal(repository, authorization)
         if status != 200:
             raise PermanentError(f"{self._name}: answered {status}")
+
+    def _verify(self, content: bytes, digest: str) -> bytes:
+        actual = digest_of(content)
+        if actual != digest:
+            raise PermanentError(f"{self._name}: digest mismatch: sends {actual} for {digest}")
+        return content
 
     def _fetch_token(self, url: str, headers: Mapping[str, str], deadline: Deadline) -> Answer:
         upstream, path = self._client_for(url)
@@ -260,13 +266,6 @@ def _with_authorization(headers: Mapping[str, str], authorization: str | None) -
 def _digest_header(headers: Headers) -> str | None:
     digest = headers.get("Docker-Content-Digest", "")
     return digest if is_digest(digest) else None
-
-
-def _verify(content: bytes, digest: str) -> bytes:
-    actual = digest_of(content)
-    if actual != digest:
-        raise PermanentError(f"digest mismatch: the registry sends {actual} for {digest}")
-    return content
 
 
 def _join_url(base: str, location: str, registry: str) -> str:

@@ -156,7 +156,7 @@ def _version(fields: Mapping[Any, Any], key: int | str, name: str) -> bytes:
         raise InvalidStatusError(f"{name}: {'missing' if value is None else 'neither text nor a byte string'}")
     version = value.encode("utf-8") if isinstance(value, str) else value
     if len(version) > MAX_VERSION_BYTES:
-        raise InvalidStatusError(f"{name}: {len(version)} bytes, takes {MAX_VERSION_BYTES} at most")
+        raise InvalidStatusError(f"{name} has {len(version)} bytes; it may have at most {MAX_VERSION_BYTES}")
     return version
 
 
@@ -170,7 +170,7 @@ def _u32(fields: Mapping[Any, Any], key: int | str, name: str) -> int | None:
 def _mtu(fields: Mapping[Any, Any], key: int | str, name: str) -> int | None:
     mtu = _u32(fields, key, name)
     if mtu == 0:
-        raise InvalidStatusError(f"{name}: got 0, takes at least 1 byte")
+        raise InvalidStatusError(f"{name} is 0; it must be at least 1 byte")
     return mtu
 
 

@@ -1,4 +1,4 @@
-"""How old an event may be, and how old the facts that its answer rests on."""
+"""Ages: that of an event, and those of the facts that its answer rests on."""
 
 import math
 from collections.abc import Callable
@@ -70,7 +70,7 @@ class _WorthARetry:
             and error.retry_after is not None
             and error.retry_after > self._time_left()
         ):
-            other = self._otherwise(f"{error.reason}, and wants to be left alone for too long")
+            other = self._otherwise(f"{error.reason}, and asks to wait longer than the device listens")
             other.may_have_acted = error.may_have_acted
             raise other from error
 

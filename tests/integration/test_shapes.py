@@ -149,7 +149,7 @@ MALFORMED: dict[str, tuple[Shape, str]] = {
     ),
     "other-size": (
         lambda layout: layout.labelled_image(OTHER, label=metadata(OTHER, size=4999)),
-        "size mismatch: firmware has 5000 bytes where there should be 4999",
+        "size mismatch: firmware has 5000 bytes, expected 4999",
     ),
     "other-bytes": (
         lambda layout: layout.image_with_manifest_file(FIRMWARE, described=metadata(OTHER)),

@@ -14,7 +14,7 @@ class UnreadableError(MismatchError):
 def check_size(actual: int, size: int) -> None:
     """Raise `MismatchError` if the actual size differs from the expected `size`."""
     if actual != size:
-        raise MismatchError(f"size mismatch: {actual} bytes where there should be {size}")
+        raise MismatchError(f"size mismatch: {actual} bytes, expected {size}")
 
 
 def check_digest(digest: bytes, checksum: bytes) -> None:

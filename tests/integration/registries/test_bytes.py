@@ -147,7 +147,7 @@ MANIFESTS: dict[str, tuple[Hook, str]] = {
     "another protocol": (raw(b"SSH-2.0-OpenSSH_9.2\r\n"), "not HTTP"),
     "elsewhere": (always(Response(302, headers={"Location": "/login"})), "answered 302"),
     "forbidden": (always(Response(403)), "access denied"),
-    "unauthorized for nothing": (always(Response(401)), "asks for nothing"),
+    "unauthorized for nothing": (always(Response(401)), "answered 401 without asking for "),
     "a teapot": (always(Response(418)), "answered 418"),
     "not found": (always(Response(404, PAGE, HTML)), "no tag 1 in"),
 }
@@ -194,7 +194,7 @@ def test_a_manifest_that_is_not_the_one_asked_for_by_its_digest_fails(
         type(request)(request.method, f"/v2/{device}/manifests/2", request.headers, b"", request.connection)
     )
     drogue.put_image("example", device, f"{device}@{released.digest}")
-    reason = f"digest mismatch: the registry sends {other.digest} for {released.digest}"
+    reason = f"OCI registry {registry.host}: digest mismatch: sends {other.digest} for {released.digest}"
     assert failed(post(function, device)) == reason
     assert not blocks(drogue, device)
 
@@ -206,7 +206,8 @@ def test_manifest_with_another_digest_than_announced_fails(
     told_digest = f"sha256:{'0' * 64}"
     registry.answers[device] = lambda request: changed(registry.honest(request), docker_content_digest=told_digest)
     reason = failed(post(function, device))
-    assert reason.startswith(f"digest mismatch: the registry says that tag 1 is {told_digest}, but sends sha256:")
+    told = f"OCI registry {registry.host}: digest mismatch: says that tag 1 is {told_digest}, but sends sha256:"
+    assert reason.startswith(told)
     assert not blocks(drogue, device)
 
 
@@ -219,7 +220,7 @@ def test_a_head_that_lies_does_not_move_a_tag(
     registry.answers[f"{device}/manifests/1"] = lambda request: changed(
         registry.honest(request), docker_content_digest=lie
     )
-    assert failed(post(function, device)) == f"no manifest {lie} in {device}"
+    assert failed(post(function, device)) == f"OCI registry {registry.host}: no manifest {lie} in {device}"
     assert blocks(drogue, device) == [(0, released.content[:512])]
 
 

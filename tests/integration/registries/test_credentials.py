@@ -178,8 +178,8 @@ def test_a_token_is_renewed_when_its_time_is_over(
 @pytest.mark.parametrize(
     ("challenge", "reason"),
     [
-        (None, "asks for nothing"),
-        ("", "asks for nothing"),
+        (None, "answered 401 without asking for "),
+        ("", "answered 401 without asking for "),
         ("Bearer", "asks for a token, but does not say where to get one"),
         ('Bearer realm=""', "asks for a token, but does not say where to get one"),
         ('Bearer realm="not a URL"', "the token realm is no http or https URL"),
@@ -188,7 +188,7 @@ def test_a_token_is_renewed_when_its_time_is_over(
         ("Negotiate s3cret==", "asks for negotiate"),
         ('Basic realm="x"', "no credentials are configured"),
         ('Digest realm="x", nonce="y"', "asks for digest"),
-        (", ,,=,\x01\xff", "asks for nothing"),
+        (", ,,=,\x01\xff", "answered 401 without asking for "),
         (", ,,=,\x00\xff", "answer is not HTTP"),
         ("x" * 60_000, "asks for"),
     ],

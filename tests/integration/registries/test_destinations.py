@@ -295,7 +295,7 @@ def test_host_like_name_is_a_repository_of_the_registry(
 ) -> None:
     drogue.put_image("example", device, image)
     name, _, tag = image.partition(":")
-    assert failed(function, drogue, device) == f"no tag {tag or 'latest'} in {name}"
+    assert failed(function, drogue, device) == f"OCI registry HOST: no tag {tag or 'latest'} in {name}"
     assert registry.asked(name)[-1] == f"GET manifests/{tag or 'latest'}"
 
 
@@ -306,7 +306,7 @@ def test_application_gets_only_repositories_below_its_name(
     with running(drogue, registry, tmp_path, FIRMWARE_REGISTRY=f"{registry.host}/acme/{{application}}") as function:
         for application, outcome in (
             (device, "write"),
-            (f"{device}-evil", f'failed; reason="no tag 1 in acme/{device}-evil/app"'),
+            (f"{device}-evil", f'failed; reason="OCI registry {registry.host}: no tag 1 in acme/{device}-evil/app"'),
             (f"{device}/..", "failed"),
             ("..", "failed"),
             ("x@y", "failed"),

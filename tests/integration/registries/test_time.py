@@ -265,7 +265,7 @@ def test_timeouts_are_retried_after_a_second_and_failures_later(
 ) -> None:
     missing = f"{device}-missing"
     drogue.put_image("example", missing, f"{missing}:1")
-    assert post(hasty, missing).reason == f"no tag 1 in {missing}"
+    assert post(hasty, missing).reason == f"OCI registry {registry.host}: no tag 1 in {missing}"
     publish(registry.folder, missing, "1", b"x" * 32)
     registry.answers[device] = gate
     assert post(hasty, device).status == 503
@@ -277,7 +277,7 @@ def test_timeouts_are_retried_after_a_second_and_failures_later(
     assert registry.asked(device) == asked
     time.sleep(MOMENT)
     assert post(hasty, device).outcome.startswith("write")
-    assert post(hasty, missing).reason == f"no tag 1 in {missing}"
+    assert post(hasty, missing).reason == f"OCI registry {registry.host}: no tag 1 in {missing}"
     assert registry.asked(missing) == ["GET manifests/1"]
 
 
@@ -326,7 +326,7 @@ def test_a_throttled_event_is_retried_if_the_device_still_listens_by_then(
     assert answer.status == status
     assert "answered 429" in answer.reason
     if status == 422:
-        assert "wants to be left alone for too long" in answer.reason
+        assert "asks to wait longer than the device listens" in answer.reason
         assert [variant for variant, _ in told(drogue, device)] == ["wait"]
     elif value == "3":
         assert answer.headers["retry-after"] == "3"
@@ -428,7 +428,7 @@ def test_deleted_tag_ends_updates_in_progress(hasty: Function, registry: FakeReg
     assert post(hasty, device).outcome.startswith("write")
     registry.answers[f"{device}/manifests"] = always(Response(404))
     time.sleep(2 * TTL)
-    assert post(hasty, device, midway("1", 512)).reason == f"no tag 1 in {device}"
+    assert post(hasty, device, midway("1", 512)).reason == f"OCI registry {registry.host}: no tag 1 in {device}"
 
 
 def test_function_started_without_registry_serves_cached_digests(drogue: Drogue, tmp_path: Path, device: str) -> None:

@@ -118,7 +118,7 @@ def test_a_tag_or_a_repository_that_is_not_there_fails(
         drogue.put_image("example", device, image)
         function.post(event(device, type="io.drogue.registry.v1", subject="devices"), b"")
         answer = post(function, device)
-        assert (answer.status, answer.reason) == (422, reason)
+        assert (answer.status, answer.reason) == (422, f"OCI registry {registry.host}: {reason}")
         assert told(drogue, device)[-1] == ("wait", {0: None, 1: 300})
 
 
@@ -143,4 +143,4 @@ def test_a_preview_tells_why_there_is_no_block(
     drogue.put_image("example", device, f"{device}:1")
     shown = function.post(event(device), b'{"version": "0"}', path="/preview").json
     assert (shown["outcome"], shown["command"]) == ("failed", None)
-    assert shown["reason"] == f"no blob sha256:{released.checksum.hex()} in {device}"
+    assert shown["reason"] == f"OCI registry {registry.host}: no blob sha256:{released.checksum.hex()} in {device}"

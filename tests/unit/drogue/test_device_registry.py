@@ -142,53 +142,56 @@ def test_a_source_that_is_not_built_is_known_too(cloud: Cloud) -> None:
         ("pump:1", "the {}'s spec.firmware is not a map"),
         (
             image() | {"oci": {"image": "x"}},
-            "the {}'s spec.firmware.container: got oci beside it, takes one source only",
+            "the {}'s spec.firmware.container is set beside oci; only one source may be set",
         ),
         (
             image() | {"file": {"name": "x"}},
-            "the {}'s spec.firmware.container: got file beside it, takes one source only",
+            "the {}'s spec.firmware.container is set beside file; only one source may be set",
         ),
-        ({"file": {}, "hawkbit": {}}, "the {}'s spec.firmware.file: got hawkbit beside it, takes one source only"),
-        ({"container": []}, "the {}'s spec.firmware.container: got an empty list, takes a map"),
-        ({"container": "pump:1"}, 'the {}\'s spec.firmware.container: got "pump:1", takes a map'),
-        ({"container": False}, "the {}'s spec.firmware.container: got false, takes a map"),
-        ({"file": [1]}, "the {}'s spec.firmware.file: got a list, takes a map"),
-        ({"file": {}}, "the {}'s spec.firmware.file.name: missing, takes the name of a firmware in FIRMWARE_DIR"),
+        ({"file": {}, "hawkbit": {}}, "the {}'s spec.firmware.file is set beside hawkbit; only one source may be set"),
+        ({"container": []}, "the {}'s spec.firmware.container is an empty list; it must be a map"),
+        ({"container": "pump:1"}, 'the {}\'s spec.firmware.container is "pump:1"; it must be a map'),
+        ({"container": False}, "the {}'s spec.firmware.container is false; it must be a map"),
+        ({"file": [1]}, "the {}'s spec.firmware.file is a list; it must be a map"),
+        (
+            {"file": {}},
+            "the {}'s spec.firmware.file.name is missing; it must be the name of a firmware in FIRMWARE_DIR",
+        ),
         (
             {"file": {"name": 5}},
-            "the {}'s spec.firmware.file.name: got 5, takes the name of a firmware in FIRMWARE_DIR",
+            "the {}'s spec.firmware.file.name is 5; it must be the name of a firmware in FIRMWARE_DIR",
         ),
         (
             image(platform=["linux/arm64"]),
-            "the {}'s spec.firmware.container.platform: got a list, takes a platform, such as linux/arm64",
+            "the {}'s spec.firmware.container.platform is a list; it must be a platform, such as linux/arm64",
         ),
         (
             image(platform=""),
-            'the {}\'s spec.firmware.container.platform: got "", takes a platform, such as linux/arm64',
+            'the {}\'s spec.firmware.container.platform is ""; it must be a platform, such as linux/arm64',
         ),
         (
             {"container": {}},
-            "the {}'s spec.firmware.container.image: missing, takes name, name:tag or name@sha256:…",
+            "the {}'s spec.firmware.container.image is missing; it must be name, name:tag or name@sha256:…",
         ),
         (
             {"oci": {"image": ""}},
-            'the {}\'s spec.firmware.oci.image: got "", takes name, name:tag or name@sha256:…',
+            'the {}\'s spec.firmware.oci.image is ""; it must be name, name:tag or name@sha256:…',
         ),
         (
             {"container": {"image": None}},
-            "the {}'s spec.firmware.container.image: missing, takes name, name:tag or name@sha256:…",
+            "the {}'s spec.firmware.container.image is missing; it must be name, name:tag or name@sha256:…",
         ),
         (
             {"container": {"image": ["pump"]}},
-            "the {}'s spec.firmware.container.image: got a list, takes name, name:tag or name@sha256:…",
+            "the {}'s spec.firmware.container.image is a list; it must be name, name:tag or name@sha256:…",
         ),
         (
             image(imagePullPolicy="Never"),
-            'the {}\'s spec.firmware.container.imagePullPolicy: got "Never", takes IfNotPresent or Always',
+            'the {}\'s spec.firmware.container.imagePullPolicy is "Never"; it must be IfNotPresent or Always',
         ),
         (
             image(imagePullPolicy=["Always"]),
-            "the {}'s spec.firmware.container.imagePullPolicy: got a list, takes IfNotPresent or Always",
+            "the {}'s spec.firmware.container.imagePullPolicy is a list; it must be IfNotPresent or Always",
         ),
     ],
 )

@@ -212,8 +212,8 @@ def test_firmware_larger_than_the_cache_fails_before_anything_else(folder: Path)
 @pytest.mark.parametrize(
     ("lie", "reason"),
     [
-        (RIGHT[:-1], "size mismatch: 2047 bytes where there should be 2048"),
-        (b"", "size mismatch: 0 bytes where there should be 2048"),
+        (RIGHT[:-1], "size mismatch: 2047 bytes, expected 2048"),
+        (b"", "size mismatch: 0 bytes, expected 2048"),
         (RIGHT + b"\0", "size mismatch: more than 2048 bytes"),
         (RIGHT[::-1], "digest mismatch: the bytes have another SHA-256 than they should"),
     ],
@@ -266,7 +266,7 @@ def test_wrong_expected_size_fails_and_affects_no_other_reader(cache: Cache) -> 
     get(cache)
     for size in (2047, 2049):
         with (
-            pytest.raises(PermanentError, match=rf"^size mismatch: 2048 bytes where there should be {size}$"),
+            pytest.raises(PermanentError, match=rf"^size mismatch: 2048 bytes, expected {size}$"),
             cache.open(size, hashlib.sha256(RIGHT).digest(), FROM, never, Deadline(20)),
         ):
             pass
@@ -513,7 +513,7 @@ def test_two_that_expect_different_sizes_do_not_hear_of_each_others_failure(cach
         wrong = threads.submit(cache.open(100, hashlib.sha256(RIGHT).digest(), FROM, Source(), Deadline(20)).__enter__)
         honest.may_end.set()
         assert right.result() == RIGHT
-        with pytest.raises(PermanentError, match=r"^size mismatch: 2048 bytes where there should be 100$"):
+        with pytest.raises(PermanentError, match=r"^size mismatch: 2048 bytes, expected 100$"):
             wrong.result()
 
 

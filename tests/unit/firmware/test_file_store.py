@@ -101,7 +101,7 @@ def test_missing_file_is_named(store: FileStore, folder: Path, suffix: str) -> N
         (b" " * 65537, "pump.json is larger than 65536 bytes"),
         (b'{"version": "1", "size": 0, "checksum": "%s"}' % (b"0" * 64), "a firmware of 0 bytes: from 1 to "),
         (b'{"version": "1", "size": 1024, "checksum": "%s"}' % (b"0" * 64), "digest mismatch: "),
-        (b'{"version": "1", "size": 1025, "checksum": "%s"}' % (b"0" * 64), "size mismatch: 1024 bytes where there"),
+        (b'{"version": "1", "size": 1025, "checksum": "%s"}' % (b"0" * 64), "size mismatch: 1024 bytes, expected"),
     ],
 )
 def test_a_description_that_is_malformed_or_wrong_fails(

@@ -215,15 +215,15 @@ def test_entries_of_unknown_kinds_are_ignored(folder: Path, store: LayoutStore, 
     [
         (lambda p: p.unlink(), "no blobs/sha256/"),
         (lambda p: p.write_bytes(p.read_bytes().replace(b"0.1.1", b"9.9.9")), "has another digest than its name"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "bytes where there should be|has another digest than its name"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "bytes, expected|has another digest than its name"),
         (
             lambda p: p.write_bytes(p.read_bytes() + b" "),
-            "bytes where there should be|has another digest than its name",
+            "bytes, expected|has another digest than its name",
         ),
-        (lambda p: p.write_bytes(b""), "has 0 bytes where there should be|has another digest than its name"),
+        (lambda p: p.write_bytes(b""), "has 0 bytes, expected|has another digest than its name"),
         (lambda p: p.write_bytes(bytes(4 * 1024 * 1024 + 1)), "is larger than 4194304 bytes"),
         (lambda p: (p.unlink(), p.mkdir()), "Is a directory"),
-        (become_fifo, "has 0 bytes where there should be|has another digest than its name"),
+        (become_fifo, "has 0 bytes, expected|has another digest than its name"),
         (lambda p: (p.unlink(), p.symlink_to(p.name)), "Too many levels of symbolic links"),
     ],
 )
@@ -273,8 +273,8 @@ def corrupt(path: Path) -> None:
     ("damage", "reason"),
     [
         (corrupt, "digest mismatch"),
-        (lambda p: p.write_bytes(CONTENT[:-4]), "size mismatch: 2044 bytes where there should be 2048"),
-        (lambda p: p.write_bytes(CONTENT + b"\xff" * 4), "size mismatch: 2052 bytes where there should be 2048"),
+        (lambda p: p.write_bytes(CONTENT[:-4]), "size mismatch: 2044 bytes, expected 2048"),
+        (lambda p: p.write_bytes(CONTENT + b"\xff" * 4), "size mismatch: 2052 bytes, expected 2048"),
         (lambda p: p.unlink(), "is missing from the layout"),
         (lambda p: (p.unlink(), p.mkdir()), "not a regular file"),
         (become_fifo, "not a regular file"),
@@ -296,7 +296,7 @@ def test_a_damaged_firmware_fails_and_not_a_byte_of_it_is_served(
 @pytest.mark.usefixtures("published")
 def test_a_manifest_that_lies_about_the_size_fails(folder: Path, store: LayoutStore) -> None:
     edit_manifest(folder, lambda manifest: manifest["layers"][0].update(size=2044))
-    with pytest.raises(PermanentError, match=r"^size mismatch: 2048 bytes where there should be 2044$"):
+    with pytest.raises(PermanentError, match=r"^size mismatch: 2048 bytes, expected 2044$"):
         read_all(resolve(store, folder, "pump:0.1.1"))
 
 

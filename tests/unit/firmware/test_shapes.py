@@ -247,8 +247,8 @@ def test_file_deleted_by_a_later_layer_is_gone(shapes: Shapes, folder: Folder, w
         (described(size=0), "a firmware of 0 bytes: from 1 to 4294967295 can be sent"),
         (described(size=2**32), "a firmware of 4294967296 bytes: from 1 to 4294967295 can be sent"),
         (described(size=2**21), "firmware of 2097152 bytes is larger than the cache (FIRMWARE_CACHE_BYTES=1048576)"),
-        (described(size=1281), "size mismatch: firmware has 1280 bytes where there should be 1281"),
-        (described(FIRMWARE[:-1]), "size mismatch: firmware has 1280 bytes where there should be 1279"),
+        (described(size=1281), "size mismatch: firmware has 1280 bytes, expected 1281"),
+        (described(FIRMWARE[:-1]), "size mismatch: firmware has 1280 bytes, expected 1279"),
         (
             described(bytes(reversed(FIRMWARE))),
             "digest mismatch: the bytes have another SHA-256 than they should",
@@ -368,7 +368,7 @@ def test_a_label_counts_before_firmware_json(shapes: Shapes, folder: Folder) -> 
         ({"firmware.json": json.dumps(described()).encode()}, "no file firmware.bin in the root of"),
         (
             {"firmware.json": json.dumps(described()).encode(), "firmware.bin": b"other"},
-            "size mismatch: firmware.bin has 5 bytes where there should be 1280",
+            "size mismatch: firmware.bin has 5 bytes, expected 1280",
         ),
         (
             {"firmware.json": json.dumps(described()).encode(), "firmware.bin": bytes(len(FIRMWARE))},
@@ -513,9 +513,7 @@ def test_an_index_of_more_manifests_than_anybody_has_platforms_is_not_looked_thr
 
 def test_a_manifest_of_another_size_than_its_index_says_fails(shapes: Shapes, folder: Folder) -> None:
     index = folder.index(entry(folder, "1") | {"size": 5})
-    assert re.match(
-        r"size mismatch: manifest sha256:\w+ has \d+ bytes where there should be 5$", reason(shapes, folder, index)
-    )
+    assert re.match(r"size mismatch: manifest sha256:\w+ has \d+ bytes, expected 5$", reason(shapes, folder, index))
 
 
 # --- All --------------------------------------------------------------------------------------------------------------

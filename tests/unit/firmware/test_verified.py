@@ -279,7 +279,7 @@ def test_a_file_of_another_size_fails_before_it_is_hashed(
     path.write_bytes(content)
     with pytest.raises(PermanentError) as caught:
         read(files, path)
-    assert caught.value.reason == f"size mismatch: {len(content)} bytes where there should be 2048"
+    assert caught.value.reason == f"size mismatch: {len(content)} bytes, expected 2048"
     assert single_flight.runs == 0
 
 

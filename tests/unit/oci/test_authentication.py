@@ -143,27 +143,27 @@ def test_where_nothing_says_where_to_get_a_token_basic_will_do() -> None:
             TOKEN_ONLY,
             f"{NAME}: asks for a user name and a password, but only a token is configured",
         ),
-        ([], ADA, f"{NAME}: asks for nothing, not for Basic or Bearer credentials"),
-        (["@@@"], ADA, f"{NAME}: asks for nothing, not for Basic or Bearer credentials"),
+        ([], ADA, f"{NAME}: answered 401 without asking for Basic or Bearer credentials"),
+        (["@@@"], ADA, f"{NAME}: answered 401 without asking for Basic or Bearer credentials"),
         (
             ["Negotiate, Digest qop=x"],
             ADA,
-            f"{NAME}: asks for digest, negotiate, not for Basic or Bearer credentials",
+            f"{NAME}: asks for digest or negotiate, but only Basic and Bearer credentials are supported",
         ),
         (
             ["s3cret"],
             ADA,
-            f"{NAME}: asks for something else, not for Basic or Bearer credentials",
+            f"{NAME}: asks for another scheme, but only Basic and Bearer credentials are supported",
         ),
         (
             ["NTLM, s3cret x=y"],
             ADA,
-            f"{NAME}: asks for ntlm, something else, not for Basic or Bearer credentials",
+            f"{NAME}: asks for ntlm or another scheme, but only Basic and Bearer credentials are supported",
         ),
         (
             ["x" * 65536],
             ADA,
-            f"{NAME}: asks for something else, not for Basic or Bearer credentials",
+            f"{NAME}: asks for another scheme, but only Basic and Bearer credentials are supported",
         ),
         (["Bearer"], ADA, f"{NAME}: asks for a token, but does not say where to get one"),
         (
