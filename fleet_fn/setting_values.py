@@ -21,6 +21,8 @@ from fleet_fn.oci.reference import LAYOUT_SCHEME, is_host, is_name, parse_refere
 T_co = TypeVar("T_co", covariant=True)
 
 _U32_MAX: Final = 2**32 - 1
+#: Longest wait for an upstream. poll(2), which waits, takes 24 days at most; no deliverer waits for a day.
+_MAX_DEADLINE_SECONDS: Final = 86_400
 _LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -260,6 +262,13 @@ def _parse_seconds(value: str) -> float:
     return float(value)
 
 
+def _parse_deadline(value: str) -> float:
+    seconds = _parse_seconds(value)
+    if seconds > _MAX_DEADLINE_SECONDS:
+        raise ValueError(value)
+    return seconds
+
+
 def _parse_address(value: str) -> str:
     """Return an IP address without brackets.
 
@@ -300,6 +309,9 @@ def text(takes: str) -> Kind[str]:
 
 BOOLEAN: Final = Kind(_parse_boolean, "true or false")
 SECONDS: Final = Kind(_parse_seconds, "a decimal number of seconds, e.g. 2.5")
+DEADLINE_SECONDS: Final = Kind(
+    _parse_deadline, f"a decimal number of seconds up to {_MAX_DEADLINE_SECONDS} (a day), e.g. 2.5"
+)
 WHOLE_SECONDS: Final = whole("a whole number of seconds", 0, _U32_MAX)
 BLOCK_BYTES: Final = whole("a number of bytes from 1 to 4294967295", 1, _U32_MAX)
 CACHE_BYTES: Final = whole("a number of bytes above 0", 1, 2**63 - 1)

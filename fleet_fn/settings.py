@@ -184,7 +184,7 @@ class Settings:
     mtu_default: int = _row("MTU_DEFAULT", 512, kinds.BLOCK_BYTES, "bytes of a block if the device names no size")
     mtu_max: int = _row("MTU_MAX", 65536, kinds.BLOCK_BYTES, "bytes of a block at most")
     event_deadline: float = _row(
-        "EVENT_DEADLINE_SECONDS", 4.0, kinds.SECONDS, "every event is answered within this time"
+        "EVENT_DEADLINE_SECONDS", 4.0, kinds.DEADLINE_SECONDS, "every event is answered within this time"
     )
     event_max_age: float = _row(
         "EVENT_MAX_AGE_SECONDS", 25.0, kinds.SECONDS, "older events are `stale`; 0 answers them all"

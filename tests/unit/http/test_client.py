@@ -804,6 +804,13 @@ def test_a_deadline_that_has_passed_already_sends_nothing() -> None:
     assert {request.path for request in server.requests} == {"/kept"}
 
 
+def test_longest_deadline_of_the_settings_is_taken() -> None:
+    with Server(lambda _: Response()) as server, upstream(server.url) as cloud:
+        assert cloud.request("GET", "/", Deadline(86_400)).status == 200
+        with cloud.stream("/", Deadline(86_400)) as stream:
+            assert stream.status == 200
+
+
 # --- No connection, and answers that are none -------------------------------------------------------------------------
 
 
