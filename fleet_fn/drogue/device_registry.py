@@ -185,7 +185,8 @@ class DeviceRegistry:
         """Write the news of a report into the device's object; leave the rest as it is.
 
         Other processes may write the object at the same time. A report that changes the record is tried again until the
-        deadline, any other once more.
+        deadline, any other once more. If the answer to a write gets lost, the next reading shows by the record's token
+        whether the registry has stored it.
 
         Raises:
             ConflictError: the record has changed since `report.before` was read; nothing was written.
@@ -195,22 +196,37 @@ class DeviceRegistry:
 
         """
         names = (application, device)
+        lost: TransientError | None = None
         for attempt in range(_MAX_RECORD_ATTEMPTS if report.changes_record else _MAX_ATTEMPTS):
             if attempt > 1:
                 pause = random.uniform(0, _MAX_PAUSE_SECONDS)  # noqa: S311 - nothing depends on it being secret
                 time.sleep(min(pause, deadline.remaining))
             text = self._just_read.peek(names, _JUST_READ_SECONDS)
-            found = parse_json(text) if text else self._fetch(names, deadline)
+            try:
+                found = parse_json(text) if text else self._fetch(names, deadline)
+            except TransientError as error:
+                raise lost or error from error
             self._just_read.invalidate(names)  # a write makes it an old version
             known = _read(found, names)
             # The cached object keeps its age: this read says nothing of what other processes send to the device.
             self._objects.replace(names, known)
+            if report.is_stored(known.reported):
+                return
+            if lost:
+                raise lost
             if report.changes_record and known.reported.record != report.before:
                 raise ConflictError
             if not report.is_news(known.reported):
                 return
             changed = _with_report(found, report, now)
-            if self._api.put(names, changed, deadline):
+            try:
+                is_written = self._api.put(names, changed, deadline)
+            except TransientError as error:
+                if not (report.token and error.may_have_acted):
+                    raise
+                lost = error
+                continue
+            if is_written:
                 self._objects.replace(names, _read(changed, names))
                 return
         raise TransientError(f"{DEVICE_REGISTRY}: others keep changing the device")

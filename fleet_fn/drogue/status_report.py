@@ -83,6 +83,16 @@ class Report(NamedTuple):
         """Return whether the report changes the record of the update."""
         return self.record != self.before
 
+    @property
+    def token(self) -> str | None:
+        """Token of the write of this report; None if its record has none of its own."""
+        token = self.record.write if self.record else None
+        return token if self.before is None or token != self.before.write else None
+
+    def is_stored(self, reported: Reported) -> bool:
+        """Return whether a write of this very report made the record in the object."""
+        return self.token is not None and reported.record is not None and reported.record.write == self.token
+
     def is_news(self, reported: Reported) -> bool:
         """Return whether it differs from the last report.
 

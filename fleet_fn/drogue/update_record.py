@@ -51,6 +51,8 @@ class LastAnswered:
     time: datetime | None = None
     #: Fingerprint of the latest status; a status that is published twice has the same one.
     status: str | None = None
+    #: Random token of the write that recorded the latest, by which a process knows its own write; None if it had none.
+    write: str | None = None
 
     def after(self, earlier: "LastAnswered | None") -> "LastAnswered":
         """Return these statuses followed by earlier ones."""
@@ -70,7 +72,7 @@ class LastAnswered:
     def to_json(self) -> dict[str, Any]:
         """Return the statuses as they stand in the device's object, with microseconds."""
         time = self.time and self.time.isoformat(timespec="microseconds")
-        fields = {"events": list(self.events), "time": time, "status": self.status}
+        fields = {"events": list(self.events), "time": time, "status": self.status, "write": self.write}
         return _present(fields)
 
 
@@ -177,6 +179,15 @@ class Record:
             "correlates": self.correlates or None,
         }
         return _present(fields)
+
+    @property
+    def write(self) -> str | None:
+        """Token of the write that made this record; None if it has none."""
+        return self.answered.write if self.answered else None
+
+    def with_write(self, token: str) -> "Record":
+        """Return the record with the token of its write, if it names an event."""
+        return replace(self, answered=replace(self.answered, write=token)) if self.answered else self
 
     def is_of(self, target: Target) -> bool:
         """Return whether the record has this target: the same bytes and the same version."""
@@ -297,7 +308,9 @@ def _read_answered(value: object) -> LastAnswered | None:
     if not isinstance(events, list):
         return None
     keys = tuple(event for event in events if isinstance(event, str))
-    return LastAnswered(keys[:_MAX_ANSWERED], _moment(fields.get("time")), _text(fields.get("status")))
+    return LastAnswered(
+        keys[:_MAX_ANSWERED], _moment(fields.get("time")), _text(fields.get("status")), _text(fields.get("write"))
+    )
 
 
 def _read_origin(value: object) -> Origin | None:

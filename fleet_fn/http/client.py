@@ -134,7 +134,10 @@ class HttpClient:
         answer = self._exchange(request, deadline)
         refused = request.headers.get("Authorization")
         if answer.status in (401, 403) and refused is not None:
-            other = self._authorization.refresh(refused, answer.status, deadline)
+            try:
+                other = self._authorization.refresh(refused, answer.status, deadline)
+            except UpstreamError as error:
+                raise error.without_effect()  # noqa: B904 - the same error
             if other is not None:
                 request = replace(request, headers={**request.headers, "Authorization": other})
                 answer = self._exchange(request, deadline)

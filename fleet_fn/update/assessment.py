@@ -173,7 +173,7 @@ class Assessor:
         mtu = min(status.mtu or settings.mtu_default, settings.mtu_max, desired.policy.mtu or U32_MAX)
         # A record says nothing if no process keeps it up to date.
         record = desired.reported.record if settings.report_status else None
-        if record and record.answered and event.key in self._unsent:
+        if record and record.answered and self._unsent.covers(event.key, record):
             record = replace(record, answered=record.answered.without(event.key))
         return DecisionContext(
             now=self._clock.now(),

@@ -1,5 +1,6 @@
 """The use case: an event in, an outcome out; between them a device's next step."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -25,7 +26,7 @@ from fleet_fn.update.repeats import Repeats
 from fleet_fn.update.reports import refusal_of, report_of, version_text
 from fleet_fn.update.unsent import UnsentCommands
 from fleet_fn.update.values import Again, Confirm, Decision, Freshness, Hold, Settle, Stuck
-from fleet_fn.update.warnings import warn
+from fleet_fn.update.warnings import log_unexpected_error, warn
 
 #: The share of an event's time without which a command is not sent any more.
 _KEPT_FOR_COMMAND: Final = 0.05
@@ -81,8 +82,7 @@ class UpdateHandler:
                 outcome = self._send(event, reply, deadline)
                 turn.is_over = outcome.is_answer
             if outcome is reply.outcome:
-                self._count_repeats(event, reply)
-                self._recorder.report(event, reply, again, deadline)
+                self._follow_up(event, reply, again, deadline)
             return outcome
         except PermanentError as error:
             return Outcome("failed", error.reason)
@@ -231,7 +231,7 @@ class UpdateHandler:
         if deadline.remaining < _KEPT_FOR_COMMAND * deadline.total:
             # Sent now it could be accepted, and its acceptance come too late: then it would be sent again.
             if reply.recorded:
-                self._unsent.add(event.key)
+                self._unsent.add(event.key, reply.recorded.record)
             return Outcome("retry", "no time is left to send the command") if reply.outcome.is_answer else reply.outcome
         self._unsent.discard(event.key)
         payload = encode_command(reply.command, reply.form)
@@ -247,6 +247,14 @@ class UpdateHandler:
             # The WAIT was a courtesy: the failure is still the outcome.
             warn("WAIT not sent", event, error)
         return reply.outcome
+
+    def _follow_up(self, event: Event, reply: Reply, again: Callable[[], Reply], deadline: Deadline) -> None:
+        """Count and report a sent reply; no error changes the outcome any more."""
+        try:
+            self._count_repeats(event, reply)
+            self._recorder.report(event, reply, again, deadline)
+        except Exception:  # noqa: BLE001 - whatever it is, the event is answered
+            log_unexpected_error(event)
 
     def _count_repeats(self, event: Event, reply: Reply) -> None:
         """Count the block that the device was sent, or end the row of blocks."""

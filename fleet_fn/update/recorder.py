@@ -1,5 +1,6 @@
 """Write reports and records into devices' objects."""
 
+import secrets
 from collections.abc import Callable
 from typing import Final
 
@@ -58,13 +59,18 @@ class Recorder:
                 return reply
             if deadline.remaining < _KEPT_FOR_RECORD * deadline.total:
                 raise TransientError("no time is left to record the update")
+            report = _with_token(reply.report)
             try:
                 with self._clock.worth_a_retry(event, PermanentError):
-                    self._write(event, reply.report, deadline)
+                    self._write(event, report, deadline)
             except ConflictError:
                 reply = again()
+            except TransientError as error:
+                if error.may_have_acted:
+                    self._unsent.add(event.key, report.record)
+                raise
             else:
-                return reply._replace(report=None, recorded=reply.report)
+                return reply._replace(report=None, recorded=report)
         raise TransientError("device registry: the record of the device's update keeps changing")
 
     def take_back(self, event: Event, reply: Reply, error: UpstreamError, deadline: Deadline) -> None:
@@ -98,7 +104,7 @@ class Recorder:
         except (PermanentError, TransientError) as refusal:
             warn("status not reported", event, refusal)
             if recorded and had_no_effect:
-                self._unsent.add(event.key)
+                self._unsent.add(event.key, recorded.record)
 
     def report(self, event: Event, reply: Reply, again: Callable[[], Reply], deadline: Deadline) -> None:
         """Report news if the deadline allows it; if not, a later status does.
@@ -135,3 +141,8 @@ class Recorder:
 
         """
         self._registry.report(event.application, event.device, report, self._clock.now(), deadline)
+
+
+def _with_token(report: Report) -> Report:
+    """Return a report whose record names the write that makes it."""
+    return report._replace(record=report.record.with_write(secrets.token_hex(4))) if report.record else report

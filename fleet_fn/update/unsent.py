@@ -3,28 +3,35 @@
 from collections import OrderedDict
 from typing import Final
 
+from fleet_fn.drogue.update_record import Record
+
 #: Events that are remembered. The oldest go first.
 _MAX_EVENTS: Final = 1000
 
 
 class UnsentCommands:
-    """Keys of events whose records could not be put back after a refused command.
+    """Events whose records this process wrote, but whose commands had no effect.
 
-    A redelivery to this process sends the command all the same.
+    It may not know that it wrote them. A redelivery to this process sends the command all the same, unless another
+    process has written the record since.
     """
 
     def __init__(self) -> None:
-        self._keys: OrderedDict[str, None] = OrderedDict()
+        #: Tokens of the writes, by the keys of the events.
+        self._writes: OrderedDict[str, str] = OrderedDict()
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._keys
+    def add(self, key: str, record: Record | None) -> None:
+        """Remember that an event's command had no effect, and the record for it."""
+        if record is None or record.write is None:
+            return
+        self._writes[key] = record.write
+        if len(self._writes) > _MAX_EVENTS:
+            self._writes.popitem(last=False)
 
-    def add(self, key: str) -> None:
-        """Remember that the command of an event had no effect."""
-        self._keys[key] = None
-        if len(self._keys) > _MAX_EVENTS:
-            self._keys.popitem(last=False)
+    def covers(self, key: str, record: Record) -> bool:
+        """Return whether `record` is that of an event whose command had no effect."""
+        return record.write is not None and self._writes.get(key) == record.write
 
     def discard(self, key: str) -> None:
         """Forget an event whose command is sent now."""
-        self._keys.pop(key, None)
+        self._writes.pop(key, None)

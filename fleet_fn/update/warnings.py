@@ -1,4 +1,4 @@
-"""Log a refusal by an upstream that changes nothing about the event's outcome."""
+"""Log errors that change nothing about the event's outcome."""
 
 from fleet_fn.drogue.events import Event
 from fleet_fn.errors import UpstreamError
@@ -7,8 +7,15 @@ from fleet_fn.observability.log import logger
 
 
 def warn(message: str, event: Event, error: UpstreamError | NotReadyError) -> None:
-    """Log `message` with the error's reason, and the event that it came up with."""
-    fields = {"application": event.application, "device": event.device, "reason": error.reason, "id": event.id}
-    if event.trace:
-        fields["trace_id"] = event.trace.id
-    logger.warning(message, extra={"fields": fields})
+    """Log `message` with an event and the reason of an upstream's refusal."""
+    logger.warning(message, extra={"fields": {**_fields(event), "reason": error.reason}})
+
+
+def log_unexpected_error(event: Event) -> None:
+    """Log the exception that is being handled, a bug of ours, with an event."""
+    logger.exception("unexpected error after the answer", extra={"fields": _fields(event)})
+
+
+def _fields(event: Event) -> dict[str, str]:
+    fields = {"application": event.application, "device": event.device, "id": event.id}
+    return {**fields, "trace_id": event.trace.id} if event.trace else fields

@@ -1,4 +1,4 @@
-"""The use case, where it depends on time that no socket could give a test."""
+"""The use case: time that no socket could give a test, and lost answers between its steps."""
 
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -12,6 +12,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import Event
+from fleet_fn.errors import TransientError
 from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.http.authorization import Fixed
@@ -20,9 +21,11 @@ from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.messages import Swap, Write
 from fleet_fn.settings import Settings
 from fleet_fn.update.handler import UpdateHandler
+from fleet_fn.update.outcome import Outcome
 from tests.support.drogue import TOKEN, Drogue
 from tests.support.files import later
 from tests.support.firmware import publish, random_bytes
+from tests.support.http import Answer, Request, Response
 
 T = TypeVar("T")
 
@@ -52,7 +55,9 @@ def upstream(drogue: Drogue) -> Iterator[HttpClient]:
     upstream.close()
 
 
-def updater(upstream: HttpClient, folder: Path, single_flight: SingleFlight) -> UpdateHandler:
+def updater(
+    upstream: HttpClient, folder: Path, single_flight: SingleFlight, commands: Commands | None = None
+) -> UpdateHandler:
     settings = Settings(
         drogue_api_url="unused",
         firmware_registry=f"oci-layout:{folder}",
@@ -63,7 +68,7 @@ def updater(upstream: HttpClient, folder: Path, single_flight: SingleFlight) -> 
     )
     files = VerifiedFiles(single_flight, later)
     images = Resolver(make_image_store(settings, files, single_flight), single_flight)
-    return UpdateHandler(settings, DeviceRegistry(upstream), images, None, Commands(upstream))
+    return UpdateHandler(settings, DeviceRegistry(upstream), images, None, commands or Commands(upstream))
 
 
 def status(offset: int, identity: str = "1") -> Event:
@@ -115,3 +120,120 @@ def test_a_command_is_not_sent_when_its_acceptance_could_come_too_late(
     assert not drogue.commands
     assert pumps.answer(status(512), Deadline(10)).name == "write"
     assert len(drogue.commands) == 1
+
+
+# --- Lost answers -----------------------------------------------------------------------------------------------------
+
+START = Event(
+    "1", "source", "io.drogue.event.v1", "dfu", "example", "pump", None, "application/json", b'{"version": "0"}'
+)
+
+
+class LosesWrites:
+    """Comes between a cloud and its clients; loses the answer to the first write, which the cloud stores or not."""
+
+    def __init__(self, response: Response | None, *, stores: bool = True, pause: float = 0.0) -> None:
+        self._response = response
+        self._stores = stores
+        self._pause = pause
+        self.writes = 0
+
+    def __call__(self, honest: Answer) -> Answer:
+        def answer(request: Request) -> Response | None:
+            self.writes += request.method == "PUT"
+            if request.method != "PUT" or self.writes > 1:
+                return honest(request)
+            if self._stores:
+                honest(request)
+            time.sleep(self._pause)
+            return self._response
+
+        return answer
+
+
+@pytest.fixture
+def losing(request: pytest.FixtureRequest) -> Iterator[tuple[Drogue, HttpClient]]:
+    with Drogue(through=request.param) as drogue:
+        drogue.put("example", spec={})
+        drogue.put_image("example", "pump", "pump:1")
+        upstream = HttpClient("cloud", drogue.url, authorization=Fixed(f"Bearer {TOKEN}"))
+        yield drogue, upstream
+        upstream.close()
+
+
+@pytest.mark.parametrize(
+    "losing", [LosesWrites(None), LosesWrites(Response(503))], indirect=True, ids=["closed", "503"]
+)
+def test_a_start_is_sent_if_the_answer_to_its_record_is_lost(losing: tuple[Drogue, HttpClient], folder: Path) -> None:
+    drogue, upstream = losing
+    pumps = updater(upstream, folder, SingleFlight())
+    assert pumps.answer(START, Deadline(10)).name == "write"
+    assert pumps.answer(START, Deadline(10)).name == "duplicate"
+    assert len(drogue.commands) == 1
+
+
+@pytest.mark.parametrize("losing", [LosesWrites(None, pause=1.0)], indirect=True)
+def test_a_redelivery_sends_a_start_whose_record_was_confirmed_too_late(
+    losing: tuple[Drogue, HttpClient], folder: Path
+) -> None:
+    drogue, upstream = losing
+    pumps = updater(upstream, folder, SingleFlight())
+    assert pumps.answer(START, Deadline(0.5)).name == "retry"
+    assert not drogue.commands
+    assert pumps.answer(START, Deadline(10)).name == "write"
+    assert len(drogue.commands) == 1
+
+
+@pytest.mark.parametrize("losing", [LosesWrites(None, stores=False, pause=1.0)], indirect=True)
+def test_a_start_that_another_process_sent_meanwhile_is_not_sent_again(
+    losing: tuple[Drogue, HttpClient], folder: Path
+) -> None:
+    drogue, upstream = losing
+    one, other = (updater(upstream, folder, SingleFlight()) for _ in range(2))
+    assert one.answer(START, Deadline(0.5)).name == "retry"
+    assert other.answer(START, Deadline(10)).name == "write"
+    assert one.answer(START, Deadline(10)).name == "duplicate"
+    assert len(drogue.commands) == 1
+
+
+class Expired:
+    """A token that the cloud refuses, and that cannot be renewed for the first time."""
+
+    def __init__(self) -> None:
+        self._is_renewed = False
+
+    def header(self, _: Deadline) -> str:
+        return f"Bearer {TOKEN}" if self._is_renewed else "Bearer expired"
+
+    def refresh(self, _refused: str, _status: int, _deadline: Deadline) -> str | None:
+        self._is_renewed = True
+        raise TransientError("token endpoint: no answer in time")
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def test_a_start_is_sent_again_if_its_refused_token_could_not_be_renewed(
+    drogue: Drogue, upstream: HttpClient, folder: Path
+) -> None:
+    api = HttpClient("command API", drogue.url, authorization=Expired())
+    pumps = updater(upstream, folder, SingleFlight(), Commands(api))
+    assert pumps.answer(START, Deadline(10)) == Outcome("retry", "token endpoint: no answer in time")
+    assert not drogue.commands
+    assert pumps.answer(START, Deadline(10)).name == "write"
+    assert len(drogue.commands) == 1
+    api.close()
+
+
+def test_an_accepted_command_is_answered_even_if_its_report_breaks(
+    upstream: HttpClient, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pumps = updater(upstream, folder, SingleFlight())
+    assert pumps.answer(START, Deadline(10)).name == "write"
+    monkeypatch.setattr(DeviceRegistry, "report", fail)
+    assert pumps.answer(status(512, "2"), Deadline(10)).name == "write"
+    assert pumps.answer(status(512, "2"), Deadline(10)).name == "duplicate"
+    assert "can't start new thread" in caplog.text
