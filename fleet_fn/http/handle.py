@@ -189,7 +189,8 @@ class Handle:
         else:
             curl.setopt(pycurl.NOBODY if request.method == "HEAD" else pycurl.HTTPGET, 1)
         curl.setopt(pycurl.CUSTOMREQUEST, request.method)
-        curl.setopt(pycurl.MAXFILESIZE_LARGE, limit)
+        # The length in an answer to a HEAD is that of another answer. 0 is no limit.
+        curl.setopt(pycurl.MAXFILESIZE_LARGE, 0 if request.method == "HEAD" else limit)
         if not request.wants_body:
             curl.setopt(pycurl.HEADERFUNCTION, None)
 

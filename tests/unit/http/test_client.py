@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import PermanentError, RateLimitedError, TransientError
+from fleet_fn.errors import PermanentError, RateLimitedError, TooLargeError, TransientError
 from fleet_fn.http.authorization import Fixed, basic
 from fleet_fn.http.client import HttpClient
 from fleet_fn.http.handle import MAX_BODY_BYTES
@@ -305,6 +305,22 @@ def test_the_answer_to_a_head_has_no_body_and_its_connection_is_kept() -> None:
             assert (answer.body, answer.headers["X"]) == (b"", "y")
         cloud.close()
     assert server.connections == 1
+
+
+@pytest.mark.parametrize("wants_body", [False, True])
+def test_head_answer_may_announce_any_length(wants_body: bool) -> None:
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        while not over.is_set():
+            read_request(connection)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (100 * MAX_BODY_BYTES))
+
+    with peer(serve) as server, upstream(server.url) as cloud:
+        for _ in range(2):
+            assert cloud.request("HEAD", "/", Deadline(5), wants_body=wants_body).status == 200
+        assert server.connections == 1
+        with pytest.raises(TooLargeError):
+            cloud.request("GET", "/", Deadline(5))
+        cloud.close()
 
 
 def test_an_answer_that_ends_with_its_connection_is_read_to_the_end() -> None:
