@@ -17,10 +17,10 @@ from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.private import UntrustedError, check_private, default_folder, private_folder
 from fleet_fn.oci.docker_config import from_docker_config
 from fleet_fn.oci.reference import LAYOUT_SCHEME, is_host, is_name, parse_reference
+from fleet_fn.protocol.messages import U32_MAX
 
 T_co = TypeVar("T_co", covariant=True)
 
-_U32_MAX: Final = 2**32 - 1
 #: Longest wait for an upstream. poll(2), which waits, takes 24 days at most; no deliverer waits for a day.
 _MAX_DEADLINE_SECONDS: Final = 86_400
 _LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -312,8 +312,8 @@ SECONDS: Final = Kind(_parse_seconds, "a decimal number of seconds, e.g. 2.5")
 DEADLINE_SECONDS: Final = Kind(
     _parse_deadline, f"a decimal number of seconds up to {_MAX_DEADLINE_SECONDS} (a day), e.g. 2.5"
 )
-WHOLE_SECONDS: Final = whole("a whole number of seconds", 0, _U32_MAX)
-BLOCK_BYTES: Final = whole("a number of bytes from 1 to 4294967295", 1, _U32_MAX)
+WHOLE_SECONDS: Final = whole("a whole number of seconds", 0, U32_MAX)
+BLOCK_BYTES: Final = whole(f"a number of bytes from 1 to {U32_MAX}", 1, U32_MAX)
 CACHE_BYTES: Final = whole("a number of bytes above 0", 1, 2**63 - 1)
 LOG_LEVEL: Final = word(*_LOG_LEVELS, fold=str.upper)
 LOG_FORMAT: Final = word("json", "text", fold=str.lower)

@@ -1,17 +1,16 @@
 """`demo`: run and print the demo; tell whether every device ended as it should."""
 
 import os
-import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import click
 
 from fleet_fn.cli.fleet import print_fleet
+from fleet_fn.cli.signals import end_on_sigterm
 from fleet_fn.errors import UpstreamError
 from fleet_fn.sandbox.demo import DEVICES, NEW_VERSION, DemoError, DemoResult, run_demo
 from fleet_fn.sandbox.local_registry import PROGRAM
@@ -30,7 +29,7 @@ Exits with 0 only if every device that is not held back runs the new version wit
 @click.option("--registry", "in_registry", is_flag=True, help=f"Publish into a local OCI registry; needs {PROGRAM}.")
 def command(in_registry: bool) -> None:
     """Run the demo."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_on_sigterm()
     os.environ["NO_PROXY"] = "127.0.0.1"  # else the simulated devices would use the environment's proxy
     started = time.monotonic()
     table: list[str] = []
@@ -74,7 +73,3 @@ def _print_result(result: DemoResult, table: list[str], seconds: float) -> None:
         f"{sum(updated)} of {len(updated)} devices run {NEW_VERSION} with the right bytes, "
         f"{len(DEVICES) - len(updated)} held back, {seconds:.0f} s"
     )
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from types import FrameType
 from typing import Final
 
 import click
 
 from fleet_fn.cli.cures import cure_of_drogue
 from fleet_fn.cli.fleet_display import Display, Document, Table
+from fleet_fn.cli.signals import end_on_sigterm
 from fleet_fn.drogue.listing import list_devices
 from fleet_fn.errors import TransientError, UpstreamError
 from fleet_fn.fleet.rows import State, Totals, read_row
@@ -140,7 +140,7 @@ def _watch(read: Callable[[], int], interval: int, settings: Settings) -> int:
         PermanentError: another try would fail too.
 
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_on_sigterm()
     code = _UNREADABLE
     try:
         while True:
@@ -172,7 +172,3 @@ def _drop_output() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -8,6 +8,7 @@ from datetime import UTC, tzinfo
 from typing import Any, Final, NamedTuple
 
 from fleet_fn.errors import PermanentError, one_line
+from fleet_fn.protocol.messages import U32_MAX
 
 _MINUTES_OF_DAY: Final = 24 * 60
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -25,8 +26,6 @@ _ROLLOUT_KEYS: Final = ("paused", "percent", "salt", "labels", "window", "midway
 #: The values of `rollout.midway`.
 FINISH: Final = "finish"
 RESTART: Final = "restart"
-#: The largest `mtu`: devices report theirs in 32 bits.
-_MAX_MTU: Final = 2**32 - 1
 _WINDOW_KEYS: Final = ("from", "to", "timezone", "days")
 #: Wanted values, in messages.
 _TIME: Final = '"HH:MM" in quotes'
@@ -242,8 +241,8 @@ def _read_max_attempts(value: object) -> int | None:
 def _read_mtu(value: object) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_MTU:
-        raise _error("mtu", value, f"a whole number of bytes from 1 to {_MAX_MTU}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= U32_MAX:
+        raise _error("mtu", value, f"a whole number of bytes from 1 to {U32_MAX}")
     return value
 
 

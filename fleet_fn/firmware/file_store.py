@@ -9,12 +9,11 @@ from typing import Final
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.files import read_small
-from fleet_fn.firmware.metadata import read_metadata
+from fleet_fn.firmware.metadata import MAX_METADATA_BYTES, read_metadata
 from fleet_fn.firmware.store import Firmware, Reader
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.reference import Reference
 
-_MAX_METADATA_BYTES: Final = 64 * 1024
 #: Upper bound for a name, which leaves room for a suffix in a file name of 255 bytes.
 _MAX_NAME_BYTES: Final = 250
 
@@ -57,7 +56,7 @@ class FileStore:
     def _description(self, name: str) -> bytes:
         path = self._inside(f"{name}.json")
         try:
-            return read_small(path, _MAX_METADATA_BYTES, f"{name}.json")
+            return read_small(path, MAX_METADATA_BYTES, f"{name}.json")
         except OSError as error:
             raise PermanentError(f"{name}.json: {error.strerror}") from error
 

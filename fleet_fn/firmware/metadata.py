@@ -1,10 +1,13 @@
 """Description of a firmware by its builder: `{"version", "size", "checksum"}`."""
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from fleet_fn.errors import PermanentError
 from fleet_fn.oci.manifest import read_json_object
+
+#: Bound on a description, which is short; an archive or a folder may hold any file under its name.
+MAX_METADATA_BYTES: Final = 64 * 1024
 
 
 class Metadata(NamedTuple):

@@ -18,7 +18,7 @@ from fleet_fn.concurrency.ttl_cache import TTLCache
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.cache import Cache
-from fleet_fn.firmware.metadata import Metadata, read_metadata
+from fleet_fn.firmware.metadata import MAX_METADATA_BYTES, Metadata, read_metadata
 from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError, Reader
 from fleet_fn.oci.artifact import FIRMWARE_LAYER, artifact_in
 from fleet_fn.oci.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Allowance, Entry, Readable, root_entries
@@ -41,7 +41,6 @@ _IMAGE_CONFIGS: Final = (
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 )
-_MAX_METADATA_BYTES: Final = 64 * 1024
 #: Upper bounds for other content in an image's layers, and for the number of layers, against archive bombs.
 _MAX_OTHER_BYTES: Final = 256 * 1024 * 1024
 _MAX_LAYERS: Final = 128
@@ -197,7 +196,7 @@ class Shapes:
 
         def find() -> bytes:
             # Noted for other processes, and for times when the registry is unavailable.
-            found = self._cache.small_files.load_note(key, _MAX_METADATA_BYTES)
+            found = self._cache.small_files.load_note(key, MAX_METADATA_BYTES)
             if found is None:
                 found = _find_description(layers, repository, self._cache.bound)
                 self._cache.small_files.save_note(key, found, Deadline(_SEARCH_TIMEOUT_SECONDS))
@@ -302,8 +301,8 @@ def _layers_key(layers: Sequence[Descriptor], repository: Repository) -> str:
 
 
 def _read_small(entry: Entry) -> bytes:
-    if entry.size > _MAX_METADATA_BYTES:
-        raise PermanentError(f"{entry.name} has {entry.size} bytes; at most {_MAX_METADATA_BYTES} are read")
+    if entry.size > MAX_METADATA_BYTES:
+        raise PermanentError(f"{entry.name} has {entry.size} bytes; at most {MAX_METADATA_BYTES} are read")
     content = b""
     while piece := entry.read(_CHUNK_BYTES):
         content += piece

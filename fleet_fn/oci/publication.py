@@ -12,6 +12,7 @@ from fleet_fn.errors import PermanentError
 from fleet_fn.oci.artifact import FIRMWARE_LAYER, FIRMWARE_TITLE, read_artifact
 from fleet_fn.oci.manifest import MANIFEST, TITLE_ANNOTATION, VERSION_ANNOTATION, digest_of
 from fleet_fn.protocol.dialects import EMBEDDED_VERSION_BYTES
+from fleet_fn.protocol.step import FLASH_WORD_BYTES
 
 #: Marks the manifest as an artifact, not an image (OCI image specification, "Guidelines for Artifact Usage").
 _ARTIFACT_TYPE: Final = "application/vnd.drogue.firmware.v1"
@@ -19,8 +20,6 @@ _EMPTY_CONFIG_TYPE: Final = "application/vnd.oci.empty.v1+json"
 EMPTY_CONFIG: Final = b"{}"
 #: Erased flash memory reads as this byte.
 _PADDING: Final = b"\xff"
-#: Word sizes of devices' flash memories in bytes, mostly 4. A device writes only multiples of its word.
-_FLASH_WORD_BYTES: Final = (4, 8, 16, 32)
 _CHUNK_BYTES: Final = 64 * 1024
 #: Part of the reason if the registry wants credentials, but none are configured.
 WANTS_CREDENTIALS: Final = "wants credentials"
@@ -101,11 +100,11 @@ def firmware_warnings(version: str, size: int) -> list[str]:
             f"the version has {length} bytes; devices built with Drogue Device hold {EMBEDDED_VERSION_BYTES}, and are "
             "not sent a longer one"
         )
-    if words := [str(word) for word in _FLASH_WORD_BYTES if size % word]:
+    if words := [str(word) for word in FLASH_WORD_BYTES if size % word]:
         shown = f"{', '.join(words[:-1])} or {words[-1]}" if words[1:] else words[0]
         warnings.append(
-            f"the size, {size} bytes, is no multiple of {_FLASH_WORD_BYTES[-1]}; a device whose flash word is {shown} "
-            f"bytes may refuse the last block for ever: publish with --pad-to {_FLASH_WORD_BYTES[-1]}"
+            f"the size, {size} bytes, is no multiple of {FLASH_WORD_BYTES[-1]}; a device whose flash word is {shown} "
+            f"bytes may refuse the last block for ever: publish with --pad-to {FLASH_WORD_BYTES[-1]}"
         )
     return warnings
 

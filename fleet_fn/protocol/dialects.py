@@ -163,7 +163,7 @@ def _version(fields: Mapping[Any, Any], key: int | str, name: str) -> bytes:
 def _u32(fields: Mapping[Any, Any], key: int | str, name: str) -> int | None:
     value = _get(fields, key)
     if value is not None and (type(value) is not int or not 0 <= value <= U32_MAX):
-        raise InvalidStatusError(f"{name}: not an integer from 0 to 4294967295")
+        raise InvalidStatusError(f"{name}: not an integer from 0 to {U32_MAX}")
     return value
 
 

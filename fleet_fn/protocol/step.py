@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from fleet_fn.protocol.messages import Status, Swap, Sync
 
-#: Sizes of flash words. Devices pad the last block to theirs, and count the padding.
+#: Sizes of the words of devices' flash memories, mostly 4. A device writes only multiples of its word, so it pads the
+#: last block, and counts the padding.
 FLASH_WORD_BYTES = (4, 8, 16, 32)
 
 

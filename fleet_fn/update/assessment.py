@@ -22,7 +22,7 @@ from fleet_fn.firmware.store import Firmware, NotReadyError
 from fleet_fn.oci.reference import Reference, fill_in, image_reference
 from fleet_fn.protocol.dialects import AnswerForm, Dialect, room_for_data
 from fleet_fn.protocol.messages import U32_MAX, Status, Swap
-from fleet_fn.protocol.step import Block, Target
+from fleet_fn.protocol.step import FLASH_WORD_BYTES, Block, Target
 from fleet_fn.settings import Settings
 from fleet_fn.update.decision import MAX_ATTEMPTS, confirm, decide, has_begun
 from fleet_fn.update.freshness import Ages, Clock
@@ -36,7 +36,7 @@ _KEPT_FOR_SYNC: Final = 0.5
 #: Bytes of a command that Drogue Cloud takes, its envelope included.
 MAX_COMMAND_BYTES: Final = 65_536
 #: A block that has to be shortened for that is a multiple of the largest flash word.
-_BLOCK_UNIT_BYTES: Final = 32
+_BLOCK_UNIT_BYTES: Final = max(FLASH_WORD_BYTES)
 #: Accepted SYNCs after which a device counts as having heard one although it reports early. Devices of the embedded
 #: dialects keep still for `poll` seconds once they have heard it; other clients may not.
 _ENOUGH_SYNCS: Final = {Dialect.DOCUMENTED: 2, Dialect.NAMED: 3, Dialect.PACKED: 3}

@@ -13,13 +13,13 @@ from typing import Final, NamedTuple
 
 from fleet_fn.drogue.update_record import PendingRestart, Record
 from fleet_fn.protocol.messages import Progress, Swap
-from fleet_fn.protocol.step import Block, Target, paddings
+from fleet_fn.protocol.step import FLASH_WORD_BYTES, Block, Target, paddings
 from fleet_fn.update.values import DecisionContext, Settle, Stuck
 
 #: Orders to begin anew that a device midway gets, if its status does not show whether it heard them.
 _MAX_ORDERS: Final = 5
-#: Sizes of flash words. A shortened block should consist of whole words, the largest first.
-_WORDS_BYTES: Final = (32, 16, 8, 4, 1)
+#: Units of which a shortened block should consist: flash words if possible, the largest first.
+_UNITS_BYTES: Final = (*reversed(FLASH_WORD_BYTES), 1)
 #: Clocks of processes differ, and records hold whole seconds.
 CLOCK_MARGIN: Final = timedelta(seconds=2)
 
@@ -232,7 +232,7 @@ def _is_block_0(step: Swap | Block) -> bool:
 
 def _shorter(size: int) -> int:
     """Return about half of `size` in whole flash words; 0 without a shorter block."""
-    return next((half for word in _WORDS_BYTES if (half := size // 2 // word * word)), 0)
+    return next((half for unit in _UNITS_BYTES if (half := size // 2 // unit * unit)), 0)
 
 
 def seconds_to_settle(record: Record, context: DecisionContext) -> int:
