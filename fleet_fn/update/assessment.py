@@ -118,7 +118,7 @@ class Assessor:
 
         """
         event, status, form = received
-        with self._clock.worth_a_retry(event, DeviceNotFoundError):
+        with self._clock.final_if_too_late(event, DeviceNotFoundError):
             desired = self._registry.read_desired(
                 event.application, event.device, ages.application(), deadline, of_device=ages.device()
             )
@@ -225,7 +225,7 @@ class Assessor:
         source = self._source(event, desired)
         if source is None:
             return None
-        with self._clock.worth_a_retry(event, PermanentError):
+        with self._clock.final_if_too_late(event, PermanentError):
             if isinstance(source, Image):
                 max_age = ages.always() if source.always else ages.manifest()
                 return self._images.resolve(self._reference(event, source), max_age, deadline, stale_age=ages.stale)

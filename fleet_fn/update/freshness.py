@@ -44,15 +44,15 @@ class Clock:
             return self._max_age_seconds
         return self._max_age_seconds - (self.now() - event.time).total_seconds()
 
-    def worth_a_retry(self, event: Event, otherwise: type[PermanentError]) -> "_WorthARetry":
+    def final_if_too_late(self, event: Event, otherwise: type[PermanentError]) -> "_FinalIfTooLate":
         """Return a context that raises `otherwise` if a retry would come too late.
 
         It would if an upstream wants quiet until the event is stale.
         """
-        return _WorthARetry(otherwise, lambda: self.time_left(event))
+        return _FinalIfTooLate(otherwise, lambda: self.time_left(event))
 
 
-class _WorthARetry:
+class _FinalIfTooLate:
     """Raises another error for an upstream that wants quiet until the event is stale."""
 
     __slots__ = ("_otherwise", "_time_left")
@@ -76,7 +76,12 @@ class _WorthARetry:
 
 
 class Ages(NamedTuple):
-    """Seconds for which facts behind an answer may be known when the caller asks."""
+    """Greatest ages, in seconds, of the facts behind an answer.
+
+    An event may wait for its turn. Suppose that it came 5 s ago and starts an update: an object that was read 4 s ago
+    was read for it and will do, one that was read 6 s ago will not. So most ages grow while the event is answered, and
+    are functions.
+    """
 
     #: The device's object, and its application's.
     device: Callable[[], float]

@@ -20,7 +20,7 @@ from fleet_fn.settings import Settings
 from fleet_fn.update.assessment import MAX_VERSION_BYTES, Assessor, DeviceStatus, Resolvers, View
 from fleet_fn.update.deduplication import EventDeduplicator
 from fleet_fn.update.freshness import Clock, fresh_ages, remembered_ages
-from fleet_fn.update.outcome import Outcome, Reply, wait_in
+from fleet_fn.update.outcome import Outcome, OutcomeName, Reply, wait_in
 from fleet_fn.update.recorder import Recorder
 from fleet_fn.update.repeats import Repeats
 from fleet_fn.update.reports import refusal_of, report_of, version_text
@@ -70,14 +70,14 @@ class UpdateHandler:
         if event.type == REGISTRY_EVENT:
             self._registry.forget(event.application, event.device)
         if not event.is_status:
-            return Outcome("ignored")
+            return Outcome(OutcomeName.IGNORED)
         if self._clock.is_stale(event):
-            return Outcome("stale")
+            return Outcome(OutcomeName.STALE)
         again = partial(self._reply, event, deadline)
         try:
             with self._deduplicator.turn(event.key, deadline) as turn:
                 if turn.is_duplicate:
-                    return Outcome("duplicate")
+                    return Outcome(OutcomeName.DUPLICATE)
                 reply = self._recorder.record_first(event, again(), again, deadline)
                 outcome = self._send(event, reply, deadline)
                 turn.is_over = outcome.is_answer
@@ -85,9 +85,9 @@ class UpdateHandler:
                 self._follow_up(event, reply, again, deadline)
             return outcome
         except PermanentError as error:
-            return Outcome("failed", error.reason)
+            return Outcome(OutcomeName.FAILED, error.reason)
         except TransientError as error:
-            return Outcome("retry", error.reason, retry_after=error.retry_after)
+            return Outcome(OutcomeName.RETRY, error.reason, retry_after=error.retry_after)
 
     def decide(self, event: Event, deadline: Deadline) -> Reply:
         """Return the reply to `event`, answered already or not; nothing is sent.
@@ -100,7 +100,7 @@ class UpdateHandler:
 
     def _reply(self, event: Event, deadline: Deadline) -> Reply:
         if not event.is_status:
-            return Reply(Outcome("ignored"))
+            return Reply(Outcome(OutcomeName.IGNORED))
         payload, content_type = event.status_payload()
         status, form = decode_status(payload, content_type)
         if event.is_lorawan and form.encoding is Encoding.JSON:
@@ -109,13 +109,13 @@ class UpdateHandler:
         try:
             return self._reply_to(received, self._view(received, deadline), deadline)
         except NotReadyError as error:
-            return Reply(Outcome("wait", error.reason), wait_in(form, self._settings.wait), form)
+            return Reply(Outcome(OutcomeName.WAIT, error.reason), wait_in(form, self._settings.wait), form)
         except TransientError as error:
-            return Reply(Outcome("retry", error.reason, retry_after=error.retry_after), None, form)
+            return Reply(Outcome(OutcomeName.RETRY, error.reason, retry_after=error.retry_after), None, form)
         except DeviceDisabledError as error:
             return self._failure(received, error.reason)._replace(command=None)
         except DeviceNotFoundError as error:
-            return Reply(Outcome("failed", error.reason), None, form)
+            return Reply(Outcome(OutcomeName.FAILED, error.reason), None, form)
         except PermanentError as error:
             return self._failure(received, error.reason)
 
@@ -134,23 +134,23 @@ class UpdateHandler:
         event, status, form = received
         decision, reported = view.decision, view.desired.reported
         if decision is None:
-            return Reply(Outcome("withheld", "unmanaged"), Sync(status.version, self._settings.poll), form)
+            return Reply(Outcome(OutcomeName.WITHHELD, "unmanaged"), Sync(status.version, self._settings.poll), form)
         match decision.step:
             case Again():
-                return Reply(Outcome("duplicate"), None, form)
+                return Reply(Outcome(OutcomeName.DUPLICATE), None, form)
             case Stuck(message):
                 # SYNC ends the loop of devices that count wrongly once they are restarted.
                 failure = self._failure(received, "device-offset", message, decision, reported)
                 return failure._replace(command=Sync(status.version, self._settings.poll))
             case Settle(seconds):
                 wait = wait_in(form, max(seconds, 1))
-                reply = Reply(Outcome("wait", "other bytes had this version a moment ago"), wait, form)
+                reply = Reply(Outcome(OutcomeName.WAIT, "other bytes had this version a moment ago"), wait, form)
             case Confirm(version, poll):
-                reply = Reply(Outcome("sync"), Sync(version, poll), form)
+                reply = Reply(Outcome(OutcomeName.SYNC), Sync(version, poll), form)
             case Sync() as sync:
-                reply = Reply(Outcome("sync"), sync, form)
+                reply = Reply(Outcome(OutcomeName.SYNC), sync, form)
             case Hold(reason, _, poll):
-                reply = Reply(Outcome("withheld", reason), Sync(status.version, poll), form)
+                reply = Reply(Outcome(OutcomeName.WITHHELD, reason), Sync(status.version, poll), form)
             case order:
                 assert view.served is not None  # noqa: S101 - a step towards it
                 reply = self._order(received, view.served, order, deadline)
@@ -173,10 +173,12 @@ class UpdateHandler:
         if not form.takes_version(version) or len(version) > MAX_VERSION_BYTES:
             raise PermanentError("version-too-long")
         if isinstance(step, Swap):
-            return Reply(Outcome("swap", version=firmware.version), step, form)
-        with self._clock.worth_a_retry(received.event, PermanentError):
+            return Reply(Outcome(OutcomeName.SWAP, version=firmware.version), step, form)
+        with self._clock.final_if_too_late(received.event, PermanentError):
             write = _read(firmware, step, deadline)
-        return Reply(Outcome("write", version=firmware.version, offset=step.offset, size=step.size), write, form)
+        return Reply(
+            Outcome(OutcomeName.WRITE, version=firmware.version, offset=step.offset, size=step.size), write, form
+        )
 
     def _failure(
         self,
@@ -205,7 +207,7 @@ class UpdateHandler:
             before=reported.record if decision else None,
             record=decision.record if decision else None,
         )
-        reply = Reply(Outcome("failed", reason), wait_in(form, self._settings.poll), form)
+        reply = Reply(Outcome(OutcomeName.FAILED, reason), wait_in(form, self._settings.poll), form)
         return self._with_news(reply, report, reported)
 
     def _with_news(self, reply: Reply, report: Report, reported: Reported, *, first: bool = False) -> Reply:
@@ -227,21 +229,25 @@ class UpdateHandler:
         if reply.command is None or reply.form is None:
             return reply.outcome
         if self._clock.is_stale(event):
-            return Outcome("stale")
+            return Outcome(OutcomeName.STALE)
         if deadline.remaining < _KEPT_FOR_COMMAND * deadline.total:
             # Sent now it could be accepted, and its acceptance come too late: then it would be sent again.
             if reply.recorded:
                 self._unsent.add(event.key, reply.recorded.record)
-            return Outcome("retry", "no time is left to send the command") if reply.outcome.is_answer else reply.outcome
+            return (
+                Outcome(OutcomeName.RETRY, "no time is left to send the command")
+                if reply.outcome.is_answer
+                else reply.outcome
+            )
         self._unsent.discard(event.key)
         payload = encode_command(reply.command, reply.form)
         try:
-            with self._clock.worth_a_retry(event, PermanentError):
+            with self._clock.final_if_too_late(event, PermanentError):
                 self._commands.send(
                     event.application, event.device, event.command, payload, reply.form.encoding.value, deadline
                 )
         except (PermanentError, TransientError) as error:
-            if reply.outcome.name != "failed":
+            if reply.outcome.name != OutcomeName.FAILED:
                 self._recorder.take_back(event, reply, error, deadline)
                 raise
             # The WAIT was a courtesy: the failure is still the outcome.
@@ -261,7 +267,7 @@ class UpdateHandler:
         if isinstance(reply.command, Write):
             write = reply.command
             self._repeats.add(event.application, event.device, Block(write.version, write.offset, len(write.data)))
-        elif reply.outcome.name == "sync":
+        elif reply.outcome.name == OutcomeName.SYNC:
             self._repeats.forget(event.application, event.device)
 
 

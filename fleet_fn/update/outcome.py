@@ -1,16 +1,40 @@
 """Outcomes of events, and replies to devices."""
 
-from typing import NamedTuple
+from enum import StrEnum
+from typing import Final, NamedTuple
 
 from fleet_fn.drogue.status_report import Report
 from fleet_fn.protocol.dialects import AnswerForm
 from fleet_fn.protocol.messages import Command, Wait
 
 
-class Outcome(NamedTuple):
-    """The end of an event. The names are the contract's."""
+class OutcomeName(StrEnum):
+    """The ends that an event can come to. `docs/outcomes.md` says what each means."""
 
-    name: str
+    SYNC = "sync"
+    WRITE = "write"
+    SWAP = "swap"
+    WITHHELD = "withheld"
+    WAIT = "wait"
+    IGNORED = "ignored"
+    STALE = "stale"
+    DUPLICATE = "duplicate"
+    INVALID = "invalid"
+    DENIED = "denied"
+    FAILED = "failed"
+    RETRY = "retry"
+
+
+#: Outcomes after which a second delivery of the event needs nothing more.
+_ANSWERS: Final = frozenset(
+    {OutcomeName.SYNC, OutcomeName.WRITE, OutcomeName.SWAP, OutcomeName.WITHHELD, OutcomeName.WAIT}
+)
+
+
+class Outcome(NamedTuple):
+    """The end of an event, with its particulars."""
+
+    name: OutcomeName
     reason: str | None = None
     #: Of a block or a swap.
     version: str | None = None
@@ -22,7 +46,7 @@ class Outcome(NamedTuple):
     @property
     def is_answer(self) -> bool:
         """A second delivery of the event needs nothing more."""
-        return self.name in ("sync", "write", "swap", "withheld", "wait")
+        return self.name in _ANSWERS
 
 
 class Reply(NamedTuple):

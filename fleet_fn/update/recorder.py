@@ -61,7 +61,7 @@ class Recorder:
                 raise TransientError("no time is left to record the update")
             report = _with_token(reply.report)
             try:
-                with self._clock.worth_a_retry(event, PermanentError):
+                with self._clock.final_if_too_late(event, PermanentError):
                     self._write(event, report, deadline)
             except ConflictError:
                 reply = again()

@@ -6,10 +6,16 @@ from typing import Any, Final
 
 from fleet_fn.drogue.events import Event
 from fleet_fn.observability.log import logger
-from fleet_fn.update.outcome import Outcome
+from fleet_fn.update.outcome import Outcome, OutcomeName
 
 #: Level of an event's line by outcome; INFO for the others.
-_LEVELS: Final = {"ignored": logging.DEBUG} | dict.fromkeys(("invalid", "denied", "failed", "retry"), logging.WARNING)
+_LEVELS: Final = {
+    OutcomeName.IGNORED: logging.DEBUG,
+    OutcomeName.INVALID: logging.WARNING,
+    OutcomeName.DENIED: logging.WARNING,
+    OutcomeName.FAILED: logging.WARNING,
+    OutcomeName.RETRY: logging.WARNING,
+}
 
 
 def log_event(event: Event | None, outcome: Outcome, seconds: float) -> None:

@@ -8,21 +8,21 @@ from flask import Response
 
 from fleet_fn.drogue.events import Event
 from fleet_fn.protocol.dialects import documented_json
-from fleet_fn.update.outcome import Outcome, Reply
+from fleet_fn.update.outcome import Outcome, OutcomeName, Reply
 
 #: Longest reason in a header.
 _MAX_REASON_CHARS: Final = 300
 #: Outcomes whose header has a reason.
-_WITH_REASON: Final = ("withheld", "wait", "failed", "retry")
+_WITH_REASON: Final = (OutcomeName.WITHHELD, OutcomeName.WAIT, OutcomeName.FAILED, OutcomeName.RETRY)
 
 
 def error_response(outcome: Outcome, status: HTTPStatus) -> Response:
     """Return the response to an event or a preview whose status is not 2xx."""
     response = problem(status, outcome.reason or status.phrase, outcome=outcome.name)
     response.headers["Fleet-Outcome"] = structured_field(outcome)
-    if outcome.name == "retry":
+    if outcome.name == OutcomeName.RETRY:
         response.headers["Retry-After"] = str(outcome.retry_after or 1)
-    if outcome.name == "denied":
+    if outcome.name == OutcomeName.DENIED:
         response.headers["WWW-Authenticate"] = 'Basic realm="events", Bearer realm="events"'
     return response
 

@@ -19,7 +19,7 @@ from fleet_fn.observability.side_effects import Guarded
 from fleet_fn.protocol.dialects import InvalidStatusError
 from fleet_fn.settings import WORK_SHARE, Settings
 from fleet_fn.update.handler import UpdateHandler
-from fleet_fn.update.outcome import Outcome, Reply
+from fleet_fn.update.outcome import Outcome, OutcomeName, Reply
 from fleet_fn.web.admission import BusyError, Slots
 from fleet_fn.web.arrival import DEADLINE, MAX_BODY_BYTES
 from fleet_fn.web.body import TooLargeError, discard_body, read_body
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 #: The status of each outcome. Deliverers decide by it whether to retry: of these, neither Knative's Kafka source nor
 #: Drogue's event source retries any but 503.
 _STATUS: Final = {
-    "sync": HTTPStatus.NO_CONTENT,
-    "write": HTTPStatus.NO_CONTENT,
-    "swap": HTTPStatus.NO_CONTENT,
-    "withheld": HTTPStatus.NO_CONTENT,
-    "wait": HTTPStatus.NO_CONTENT,
-    "ignored": HTTPStatus.NO_CONTENT,
-    "stale": HTTPStatus.NO_CONTENT,
-    "duplicate": HTTPStatus.NO_CONTENT,
-    "invalid": HTTPStatus.BAD_REQUEST,
-    "denied": HTTPStatus.UNAUTHORIZED,
-    "failed": HTTPStatus.UNPROCESSABLE_ENTITY,
-    "retry": HTTPStatus.SERVICE_UNAVAILABLE,
+    OutcomeName.SYNC: HTTPStatus.NO_CONTENT,
+    OutcomeName.WRITE: HTTPStatus.NO_CONTENT,
+    OutcomeName.SWAP: HTTPStatus.NO_CONTENT,
+    OutcomeName.WITHHELD: HTTPStatus.NO_CONTENT,
+    OutcomeName.WAIT: HTTPStatus.NO_CONTENT,
+    OutcomeName.IGNORED: HTTPStatus.NO_CONTENT,
+    OutcomeName.STALE: HTTPStatus.NO_CONTENT,
+    OutcomeName.DUPLICATE: HTTPStatus.NO_CONTENT,
+    OutcomeName.INVALID: HTTPStatus.BAD_REQUEST,
+    OutcomeName.DENIED: HTTPStatus.UNAUTHORIZED,
+    OutcomeName.FAILED: HTTPStatus.UNPROCESSABLE_ENTITY,
+    OutcomeName.RETRY: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
 
@@ -68,7 +68,7 @@ def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandle
         result = _handle(settings, slots, request, deadline, answer)
         outcome, seconds = result.reply.outcome, deadline.elapsed
         count_event(outcome.name, seconds)
-        if outcome.name == "write":
+        if outcome.name == OutcomeName.WRITE:
             count_sent(outcome.size or 0)
         log(result.event, outcome, seconds)
         return outcome, result.status
@@ -133,7 +133,7 @@ def _refuse(error: HTTPException) -> Response:
     status = HTTPStatus(error.code or 500)
     if request.method == "POST" and status == HTTPStatus.NOT_FOUND and request.path != "/preview":
         # Knative's Kafka source retries a 404.
-        outcome = Outcome("invalid", "events are taken at /, previews at /preview")
+        outcome = Outcome(OutcomeName.INVALID, "events are taken at /, previews at /preview")
         return error_response(outcome, HTTPStatus.BAD_REQUEST)
     response = problem(status, error.description or status.phrase)
     for name, value in error.get_headers():
@@ -158,7 +158,7 @@ def _handle(
     try:
         if not is_authorized(settings, request.environ.get("HTTP_AUTHORIZATION", "")):
             discard_body(request)
-            reply = Reply(Outcome("denied", "the request lacks the credentials that events must carry"))
+            reply = Reply(Outcome(OutcomeName.DENIED, "the request lacks the credentials that events must carry"))
         else:
             event = read_event(_headers(request.environ), _read_body(request, deadline))
             if event.is_status:
@@ -171,16 +171,19 @@ def _handle(
                 reply = use(event)
         status = _STATUS[reply.outcome.name]
     except BusyError:
-        reply, status = Reply(Outcome("retry", f"busy with {settings.threads} other events")), _STATUS["retry"]
+        reply, status = (
+            Reply(Outcome(OutcomeName.RETRY, f"busy with {settings.threads} other events")),
+            _STATUS[OutcomeName.RETRY],
+        )
     except TooLargeError:
-        reply = Reply(Outcome("invalid", f"the body is larger than {MAX_BODY_BYTES} bytes"))
+        reply = Reply(Outcome(OutcomeName.INVALID, f"the body is larger than {MAX_BODY_BYTES} bytes"))
         status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     except (InvalidEventError, InvalidStatusError) as error:
-        reply, status = Reply(Outcome("invalid", str(error))), _STATUS["invalid"]
+        reply, status = Reply(Outcome(OutcomeName.INVALID, str(error))), _STATUS[OutcomeName.INVALID]
     except Exception:  # noqa: BLE001 - the one boundary
         # No retry cures our own bug: with 5xx, the event would be delivered again and again.
         logger.exception("unexpected error")
-        reply, status = Reply(Outcome("failed", "internal error")), _STATUS["failed"]
+        reply, status = Reply(Outcome(OutcomeName.FAILED, "internal error")), _STATUS[OutcomeName.FAILED]
     return _Result(event, reply, status)
 
 

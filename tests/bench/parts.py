@@ -25,7 +25,7 @@ from fleet_fn.protocol.messages import Write
 from fleet_fn.protocol.step import Block, Target
 from fleet_fn.settings import Settings
 from fleet_fn.update.decision import decide
-from fleet_fn.update.outcome import Outcome
+from fleet_fn.update.outcome import Outcome, OutcomeName
 from fleet_fn.update.values import DecisionContext
 from fleet_fn.web.event_log import log_event
 from tests.bench.peers import BLOCK, Cloud, midway
@@ -87,7 +87,7 @@ def show(peers: Cloud, folder: Path) -> None:
             count_look_up(hit=True)
         count_sent(BLOCK)
 
-    outcome = Outcome("write", version="2", offset=0, size=BLOCK)
+    outcome = Outcome(OutcomeName.WRITE, version="2", offset=0, size=BLOCK)
 
     def line() -> None:
         log_event(cloud_event, outcome, 0.003)

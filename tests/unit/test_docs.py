@@ -16,6 +16,7 @@ from fleet_fn.drogue.firmware_spec import Image, MalformedSpecError, Policy, rea
 from fleet_fn.observability import prometheus
 from fleet_fn.sandbox import demo
 from fleet_fn.settings import SETTINGS, Settings, SettingsError
+from fleet_fn.update.outcome import OutcomeName
 from fleet_fn.web import routes
 from tests.support.function import ROOT
 from tests.support.tekton import load
@@ -137,7 +138,7 @@ def test_outcomes_table_has_each_outcome_with_its_status() -> None:
     for (outcome, *_), statuses in OUTCOMES:
         told.setdefault(outcome.partition(";")[0], set()).update(map(int, statuses.split(", ")))
     # The only outcome with two: the second is that of a large body.
-    assert told.pop("invalid") == {routes._STATUS["invalid"], 413}
+    assert told.pop("invalid") == {routes._STATUS[OutcomeName.INVALID], 413}
     assert told == {name: {int(status)} for name, status in routes._STATUS.items() if name != "invalid"}
 
 

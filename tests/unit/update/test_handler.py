@@ -21,7 +21,7 @@ from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.messages import Swap, Write
 from fleet_fn.settings import Settings
 from fleet_fn.update.handler import UpdateHandler
-from fleet_fn.update.outcome import Outcome
+from fleet_fn.update.outcome import Outcome, OutcomeName
 from tests.support.drogue import TOKEN, Drogue
 from tests.support.files import later
 from tests.support.firmware import publish, random_bytes
@@ -218,7 +218,7 @@ def test_a_start_is_sent_again_if_its_refused_token_could_not_be_renewed(
 ) -> None:
     api = HttpClient("command API", drogue.url, authorization=Expired())
     pumps = updater(upstream, folder, SingleFlight(), Commands(api))
-    assert pumps.answer(START, Deadline(10)) == Outcome("retry", "token endpoint: no answer in time")
+    assert pumps.answer(START, Deadline(10)) == Outcome(OutcomeName.RETRY, "token endpoint: no answer in time")
     assert not drogue.commands
     assert pumps.answer(START, Deadline(10)).name == "write"
     assert len(drogue.commands) == 1
