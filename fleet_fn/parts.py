@@ -19,7 +19,7 @@ from fleet_fn.firmware.layout_store import LayoutStore
 from fleet_fn.firmware.registry_store import RegistryStore
 from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.shapes import Shapes
-from fleet_fn.firmware.store import Store
+from fleet_fn.firmware.store import ImageStore, Store
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.http.authorization import Authorization, Fixed, basic
 from fleet_fn.http.client import Count as RequestCount
@@ -107,7 +107,7 @@ def make_image_store(
     single_flight: SingleFlight,
     counts: StoreCounts | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Store:
+) -> ImageStore:
     """Return the store that `FIRMWARE_REGISTRY` names: layouts, or an OCI registry."""
     cache = Cache(
         settings.firmware_cache_dir,

@@ -12,10 +12,11 @@ import click
 
 from fleet_fn.cli.cures import cure_of_registry, describe_os_error
 from fleet_fn.cli.options import access_options
+from fleet_fn.cli.tag_list import print_tags
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import UpstreamError, one_line
-from fleet_fn.firmware.store import Firmware, NotReadyError, Store
+from fleet_fn.errors import PermanentError, UpstreamError, one_line
+from fleet_fn.firmware.store import Firmware, ImageStore, NotReadyError, Store
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
 from fleet_fn.oci.layout import NO_LAYOUT
@@ -26,6 +27,8 @@ from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.messages import U32_MAX
 from fleet_fn.settings import Settings
 
+#: Stands for the tag of a reference without one.
+_NO_TAG: Final = "_no_tag_"
 #: How long the registry may take to answer, and how long downloading and hashing may take.
 _ANSWER_SECONDS: Final = 15.0
 _VERIFY_SECONDS: Final = 3600.0
@@ -44,7 +47,8 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
     REF is one of
       HOST/NAME:TAG       HOST/NAME@sha256:…       in an OCI registry
       oci-layout:DIR:TAG  oci-layout:DIR@sha256:…  in an OCI image layout
-    Without a tag or a digest, the tag is 'latest'.
+    Without a tag or a digest, the tag is 'latest', and all tags are listed
+    with their versions, sizes and digests.
 
     Credentials for a registry come from FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else from docker login
     or podman login. Credential helpers are not run.
@@ -55,24 +59,58 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
         place = _find(reference, insecure, ca_file)
     except UpstreamError as error:
         _fail(error.reason)
+    wanted = replace(place.reference, platform=platform)
     try:
         with _open_store(place) as store:
-            firmware = _resolve(store, replace(place.reference, platform=platform))
-            with firmware.open(Deadline(_VERIFY_SECONDS)) as reader:
-                reader.read(0, 1)
+            if place.is_bare:
+                _inspect_all(store, wanted)
+            else:
+                _print_firmware(_verified(store, wanted))
     except UpstreamError as error:
         _fail(f"{error.reason}{place.cure(error.reason)}")
     except NotReadyError as error:
         _fail(error.reason)
     except OSError as error:
         _fail(describe_os_error(error))
+
+
+def _inspect_all(store: ImageStore, reference: Reference) -> None:
+    """Print the firmware that a reference names, and a list of its repository's tags."""
+    tags, problem = [], ""
+    try:
+        tags = store.tags(reference, Deadline(_ANSWER_SECONDS))
+    except PermanentError as error:  # some registries list no tags; if something else is wrong, the firmware tells
+        problem = error.reason
+    if not tags or reference.tag in tags:
+        _print_firmware(_verified(store, reference))
+    else:
+        _warn(f"no tag {reference.tag} in {reference.name}: a device whose image names no tag finds nothing")
+    if problem:
+        _warn(f"the tags cannot be listed: {problem}")
+    if tags:
+        print_tags(store, reference, tags, click.echo)
+
+
+def _verified(store: Store, reference: Reference) -> Firmware:
+    """Return the firmware that a reference names, after verifying its bytes."""
+    firmware = _resolve(store, reference)
+    with firmware.open(Deadline(_VERIFY_SECONDS)) as reader:
+        reader.read(0, 1)
+    return firmware
+
+
+def _print_firmware(firmware: Firmware) -> None:
     for warning in firmware_warnings(firmware.version, firmware.size):
-        click.echo(f"warning: {one_line(warning)}", err=True)
+        _warn(one_line(warning))
     click.echo(f"shape      {firmware.shape}")
     click.echo(f"digest     {firmware.manifest}")
     click.echo(f"version    {one_line(firmware.version)}")
     click.echo(f"size       {firmware.size}")
     click.echo(f"sha256     {firmware.checksum.hex()} (verified)")
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning: {text}", err=True)
 
 
 def _fail(reason: str) -> NoReturn:
@@ -87,6 +125,8 @@ class _Place:
     #: `FIRMWARE_REGISTRY`, as the function would have it.
     prefix: str
     reference: Reference
+    #: The text named neither a tag nor a digest.
+    is_bare: bool
     #: None for a layout.
     access: Access | None
 
@@ -107,16 +147,23 @@ def _find(text: str, insecure: bool, ca_file: str | None) -> _Place:
 
     """
     if text.startswith(LAYOUT_SCHEME):
-        reference = layout_reference(text)
-        return _Place(f"{LAYOUT_SCHEME}{reference.prefix}", reference, None)
-    reference = registry_reference(text)
+        reference = layout_reference(text, _NO_TAG)
+        return _Place(f"{LAYOUT_SCHEME}{reference.prefix}", *_with_tag(reference), None)
+    reference = registry_reference(text, _NO_TAG)
     access = Access(insecure, ca_file, find_credentials(reference))
     access.tls_context()  # its error is clearer than the store's
-    return _Place(reference.prefix, reference, access)
+    return _Place(reference.prefix, *_with_tag(reference), access)
+
+
+def _with_tag(reference: Reference) -> tuple[Reference, bool]:
+    """Return the reference with a tag or a digest, and whether it had none."""
+    if reference.tag == _NO_TAG:
+        return replace(reference, tag="latest"), True
+    return reference, False
 
 
 @contextmanager
-def _open_store(place: _Place) -> Iterator[Store]:
+def _open_store(place: _Place) -> Iterator[ImageStore]:
     """Yield the function's store for a place, with a temporary cache."""
     access = place.access or Access()
     single_flight = SingleFlight()

@@ -13,9 +13,9 @@ from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import Firmware, Reader
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.layer import Readable
-from fleet_fn.oci.layout import Layout
+from fleet_fn.oci.layout import Layout, tag_of
 from fleet_fn.oci.manifest import Descriptor, digest_of
-from fleet_fn.oci.reference import Reference
+from fleet_fn.oci.reference import Reference, is_tag
 
 
 class LayoutStore:
@@ -40,6 +40,11 @@ class LayoutStore:
         content = layout.manifest(reference)
         firmware = self._shapes.firmware(content, reference, _Repository(layout, self._files), deadline)
         return replace(firmware, manifest=digest_of(content))
+
+    def tags(self, reference: Reference, deadline: Deadline) -> list[str]:  # noqa: ARG002 - local files
+        """Return the tags of the layout that `reference` names; see `ImageStore.tags`."""
+        tags = map(tag_of, Layout(Path(reference.prefix, reference.name)).index())
+        return [tag for tag in tags if isinstance(tag, str) and is_tag(tag)]
 
     def close(self) -> None:
         """Do nothing: files are open only while they are read."""

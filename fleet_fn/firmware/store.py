@@ -93,3 +93,16 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Close idle connections, if the source has any; a later call opens new ones."""
+
+
+class ImageStore(Store, Protocol):
+    """A source of firmware in repositories, which have tags."""
+
+    def tags(self, reference: Reference, deadline: Deadline) -> list[str]:
+        """Return the tags of the repository that `reference` names.
+
+        Raises:
+            PermanentError: there is no such repository, or it is malformed, or it denies access.
+            TransientError: the source is unavailable.
+
+        """

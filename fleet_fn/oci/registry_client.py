@@ -3,10 +3,11 @@
 It follows the OCI distribution specification 1.1.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Final
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from werkzeug.datastructures import Headers
 
@@ -18,14 +19,21 @@ from fleet_fn.http.messages import Answer
 from fleet_fn.oci.authentication import Authorization
 from fleet_fn.oci.docker_config import Credentials
 from fleet_fn.oci.layer import Readable
-from fleet_fn.oci.manifest import INDEXES, MANIFESTS, MAX_MANIFEST_BYTES, Descriptor, digest_of
-from fleet_fn.oci.reference import api_host, is_digest
+from fleet_fn.oci.manifest import INDEXES, MANIFESTS, MAX_MANIFEST_BYTES, Descriptor, digest_of, read_json_object
+from fleet_fn.oci.reference import api_host, is_digest, is_tag
 
 #: A download that brings less than `_MIN_PROGRESS_BYTES` bytes in this time is given up.
 STALL_TIMEOUT_SECONDS: Final = 30.0
 _MIN_PROGRESS_BYTES: Final = 1024
 _MAX_REDIRECTS: Final = 5
+#: Bounds on a list of tags, which only people ask for.
+MAX_TAGS: Final = 10_000
+_PAGE_TAGS: Final = 1000
+_MAX_TAG_PAGES: Final = 100
+#: Link to the next page (OCI distribution specification 1.1, "Listing Tags"; RFC 8288).
+_NEXT: Final = re.compile(r"<([^>]*)>\s*;\s*rel=\"?next\"?")
 _ACCEPT_MANIFESTS: Final = {"Accept": ", ".join(MANIFESTS + INDEXES)}
+_ACCEPT_JSON: Final = {"Accept": "application/json"}
 _ACCEPT_BLOBS: Final = {"Accept": "*/*"}
 
 
@@ -94,6 +102,27 @@ class RegistryClient:
         """
         return self._verify(self._manifest(repository, digest, deadline).body, digest)
 
+    def tags(self, repository: str, deadline: Deadline) -> list[str]:
+        """Return the tags of a repository, `MAX_TAGS` at most, in the registry's order.
+
+        Raises:
+            PermanentError: there is no such repository, or the registry denies access, or its answer is malformed.
+            TransientError: the registry does not answer in time.
+
+        """
+        first = f"/v2/{repository}/tags/list"
+        path = f"{first}?n={_PAGE_TAGS}"
+        tags: list[str] = []
+        for _ in range(_MAX_TAG_PAGES):
+            answer, authorization = self._ask("GET", path, repository, deadline, _ACCEPT_JSON)
+            self._raise_for_status(answer.status, f"no repository {repository}", repository, authorization)
+            tags += _read_tags(answer.body, self._name)
+            following = _next_page(answer.headers, first, self._name)
+            if following is None or len(tags) >= MAX_TAGS:
+                break
+            path = following
+        return tags[:MAX_TAGS]
+
     def blob(self, repository: str, blob: Descriptor, deadline: Deadline) -> bytes:
         """Fetch a blob of at most `MAX_MANIFEST_BYTES` bytes; return its verified bytes.
 
@@ -137,17 +166,18 @@ class RegistryClient:
     def _ask_for_manifest(
         self, method: str, repository: str, reference: str, deadline: Deadline
     ) -> tuple[Answer, str | None]:
-        """Return the answer, of any status, and the authorization of its request."""
         path = f"/v2/{repository}/manifests/{reference}"
+        return self._ask(method, path, repository, deadline, _ACCEPT_MANIFESTS)
+
+    def _ask(
+        self, method: str, path: str, repository: str, deadline: Deadline, headers: Mapping[str, str]
+    ) -> tuple[Answer, str | None]:
+        """Return the answer, of any status, and the authorization of its request."""
         authorization = self._authorization.header(repository)
-        answer = self._upstream.request(
-            method, path, deadline, headers=_with_authorization(_ACCEPT_MANIFESTS, authorization)
-        )
+        answer = self._upstream.request(method, path, deadline, headers=_with_authorization(headers, authorization))
         if answer.status == 401:
             authorization = self._authorize(repository, authorization, answer.headers, deadline)
-            answer = self._upstream.request(
-                method, path, deadline, headers=_with_authorization(_ACCEPT_MANIFESTS, authorization)
-            )
+            answer = self._upstream.request(method, path, deadline, headers=_with_authorization(headers, authorization))
         return answer, authorization
 
     @contextmanager
@@ -266,6 +296,31 @@ def _with_authorization(headers: Mapping[str, str], authorization: str | None) -
 def _digest_header(headers: Headers) -> str | None:
     digest = headers.get("Docker-Content-Digest", "")
     return digest if is_digest(digest) else None
+
+
+def _read_tags(body: bytes, registry: str) -> list[str]:
+    """Return the tags in a page of a list; other entries are left out."""
+    try:
+        tags = read_json_object(body, "list of tags").get("tags")
+    except PermanentError as error:
+        raise PermanentError(f"{registry}: {error.reason}") from error
+    if not isinstance(tags, list | None):
+        raise PermanentError(f"{registry}: list of tags is no list")
+    return [tag for tag in tags or [] if isinstance(tag, str) and is_tag(tag)]
+
+
+def _next_page(headers: Headers, first: str, registry: str) -> str | None:
+    """Return path and query of the next page of a list, or None after the last one.
+
+    The link's host is ignored: our credentials go to the registry's own only.
+    """
+    link = _NEXT.search(", ".join(headers.getlist("Link")))
+    if link is None:
+        return None
+    target = urlsplit(_join_url(first, link[1], registry))
+    if target.path != first:
+        raise PermanentError(f"{registry}: the next page of tags is elsewhere")
+    return f"{target.path}?{target.query}"
 
 
 def _join_url(base: str, location: str, registry: str) -> str:

@@ -462,6 +462,17 @@ def test_a_registry_that_does_not_answer_is_not_waited_for_long(user: User) -> N
         assert time.monotonic() - begun < 2 * ANSWER_TIMEOUT_SECONDS
 
 
+def test_a_bare_name_lists_the_versions(user: User, registry: DockerRegistry, name: str) -> None:
+    for version in ("1.0.0", "1.0.1"):
+        user.publish(f"{registry.host}/{name}", version, content=random_bytes(5024, version))
+    ended = user.inspect(f"{registry.host}/{name}")
+    assert ended.code == 0
+    header, *rows = [line.split() for line in ended.output.splitlines()]
+    assert header == ["TAG", "VERSION", "SIZE", "DIGEST"]
+    assert rows == [[version, version, "5024", registry.digest(name, version)] for version in ("1.0.1", "1.0.0")]
+    assert ended.errors == f"warning: no tag latest in {name}: a device whose image names no tag finds nothing\n"
+
+
 # --- Other tools ------------------------------------------------------------------------------------------------------
 
 

@@ -537,7 +537,7 @@ def test_a_file_that_is_not_there_is_a_mistake_in_the_command(layout: Layout) ->
     [
         ("pump:1", "'pump:1': expected HOST/NAME:TAG or oci-layout:DIR:TAG"),
         ("oci-layout:{}:0.1.2", "no tag 0.1.2 in the layout pump"),
-        ("oci-layout:{}", "no tag latest in the layout pump"),
+        ("oci-layout:{}:latest", "no tag latest in the layout pump"),
         ("oci-layout:{}@sha256:0", "invalid reference 'oci-layout:{}@sha256:0': not a sha256 digest after the @"),
         ("oci-layout:{}:", "'oci-layout:{}:': expected oci-layout:DIR:TAG"),
     ],
@@ -574,3 +574,64 @@ def test_both_run_as_processes(layout: Layout) -> None:
     assert process.returncode == 1
     assert process.stderr == "inspect: no tag 0.1.12 in the layout pump\n"
     assert process.stdout == ""
+
+
+# --- Listing ----------------------------------------------------------------------------------------------------------
+
+
+def table(result: Result) -> list[list[str]]:
+    """The words of each row below the header of a list of tags."""
+    assert result.exit_code == 0, result.stderr
+    told = result.stdout.splitlines()
+    (header,) = [number for number, line in enumerate(told) if line.split() == ["TAG", "VERSION", "SIZE", "DIGEST"]]
+    return [line.split() for line in told[header + 1 :]]
+
+
+def test_a_bare_name_lists_the_versions(layout: Layout) -> None:
+    for version, options in (("1.9.0", []), ("1.10.0-rc1", []), ("1.10.0", ["--latest"])):
+        layout.file.write_bytes(CONTENT + version.encode().ljust(32))
+        layout.publish(version, *options)
+    result = layout.run("inspect", f"oci-layout:{layout.folder}")
+    tags = layout.tags()
+    assert lines(result)["version"] == "1.10.0"
+    assert lines(result)["sha256"].endswith(" (verified)")
+    assert table(result) == [
+        ["latest", "1.10.0", "1056", tags["latest"]],
+        ["1.10.0", "1.10.0", "1056", tags["1.10.0"]],
+        ["1.10.0-rc1", "1.10.0-rc1", "1056", tags["1.10.0-rc1"]],
+        ["1.9.0", "1.9.0", "1056", tags["1.9.0"]],
+    ]
+    assert result.stderr == ""
+
+
+def test_a_tag_is_not_listed_with_the_others(layout: Layout) -> None:
+    layout.publish("0.1.1", "--latest")
+    assert "TAG" not in layout.run("inspect", f"oci-layout:{layout.folder}:latest").stdout
+
+
+def test_a_list_without_latest_warns_of_that(layout: Layout) -> None:
+    layout.publish("0.1.1")
+    result = layout.run("inspect", f"oci-layout:{layout.folder}")
+    assert [tag for tag, *_ in table(result)] == ["0.1.1"]
+    assert result.stderr == "warning: no tag latest in pump: a device whose image names no tag finds nothing\n"
+
+
+def test_a_list_tells_what_no_device_could_be_sent(layout: Layout) -> None:
+    image = ImageLayout(layout.folder)
+    images = {"linux/arm64": image.labelled_image(CONTENT), "linux/arm": image.labelled_image(CONTENT * 2)}
+    image.tag(image.labelled_image(CONTENT, "0.1.0"), "labelled")
+    image.tag(image.index(images), "all")
+    layout.publish("0.1.1", "--latest")
+    rows = {tag: rest for tag, *rest in table(layout.run("inspect", f"oci-layout:{layout.folder}"))}
+    assert rows["labelled"][:2] == ["0.1.0", "1024"]
+    assert rows["all"][:2] == ["-", "-"]
+    assert "linux/arm64" in " ".join(rows["all"])
+
+
+def test_a_long_list_is_cut(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_fn.cli.tag_list.MAX_ROWS", 2)
+    for version in ("0.1.1", "0.1.2", "0.1.3"):
+        layout.publish(version, "--latest", "--force")
+    rows = table(layout.run("inspect", f"oci-layout:{layout.folder}"))
+    assert [row[0] for row in rows[:2]] == ["latest", "0.1.3"]
+    assert rows[2:] == [["and", "2", "more"]]

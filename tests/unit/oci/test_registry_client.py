@@ -1,5 +1,6 @@
 """Slow downloads go on as long as they make progress; stalled ones are given up."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,9 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.oci.manifest import Descriptor, digest_of
-from fleet_fn.oci.registry_client import RegistryClient
+from fleet_fn.oci.registry_client import MAX_TAGS, RegistryClient
 from tests.support.hostile import raw
 from tests.support.http import Request, Response, Server
 
@@ -137,3 +139,56 @@ def test_a_length_that_is_none_is_not_repeated(announced: str) -> None:
         pytest.raises(PermanentError, match=r"^OCI registry 127\.0\.0\.1:\d+: answer is not HTTP$"),
     ):
         download(distribution)
+
+
+# --- Tags -------------------------------------------------------------------------------------------------------------
+
+
+def listing(tags: object, next_page: str | None = None) -> Response:
+    headers = {"Link": f'<{next_page}>; rel="next"'} if next_page else {}
+    return Response(200, json.dumps({"name": "acme/pump", "tags": tags}).encode(), headers)
+
+
+def test_tags_are_listed_page_by_page() -> None:
+    pages = {
+        "/v2/acme/pump/tags/list?n=1000": listing(["1", "2"], "/v2/acme/pump/tags/list?last=2&n=1000"),
+        "/v2/acme/pump/tags/list?last=2&n=1000": listing(["3"], "http://other.example/v2/acme/pump/tags/list?last=3"),
+        "/v2/acme/pump/tags/list?last=3": listing(["latest", "-none", 5]),
+    }
+    with registry(lambda request: pages[request.path]) as distribution:
+        assert distribution.tags("acme/pump", Deadline(10)) == ["1", "2", "3", "latest"]
+
+
+@pytest.mark.parametrize("tags", [None, []])
+def test_a_repository_may_have_no_tags(tags: object) -> None:
+    with registry(lambda _: listing(tags)) as distribution:
+        assert distribution.tags("acme/pump", Deadline(10)) == []
+
+
+def test_endless_pages_of_tags_come_to_an_end() -> None:
+    asked: list[str] = []
+
+    def answer(request: Request) -> Response:
+        asked.append(request.path)
+        return listing([f"{len(asked)}-{number}" for number in range(1000)], request.path)
+
+    with registry(answer) as distribution:
+        assert len(distribution.tags("acme/pump", Deadline(30))) == MAX_TAGS
+    assert len(asked) == MAX_TAGS / 1000
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        (Response(404), "no repository acme/pump"),
+        (Response(405), "OCI registry .* answered 405"),
+        (Response(401, headers={"WWW-Authenticate": "Basic"}), "access denied: no credentials are configured"),
+        (Response(200, b"<html>"), "OCI registry .*: list of tags: not JSON"),
+        (Response(200, b"[]"), "OCI registry .*: list of tags is not a JSON object"),
+        (listing({"a": 1}), "OCI registry .*: list of tags is no list"),
+        (listing(["1"], "/v2/other/tags/list"), "OCI registry .*: the next page of tags is elsewhere"),
+    ],
+)
+def test_tags_that_cannot_be_listed_are_a_failure(response: Response, reason: str) -> None:
+    with registry(lambda _: response) as distribution, pytest.raises(PermanentError, match=reason):
+        distribution.tags("acme/pump", Deadline(10))
