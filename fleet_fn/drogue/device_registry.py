@@ -18,7 +18,7 @@ from fleet_fn.drogue.storable import storable
 from fleet_fn.drogue.update_record import Record
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.http.client import HttpClient
-from fleet_fn.protocol.strict_json import parse_json
+from fleet_fn.strict_json import parse_json
 
 __all__ = ["ConflictError", "Desired", "DeviceDisabledError", "DeviceNotFoundError", "DeviceRegistry"]
 

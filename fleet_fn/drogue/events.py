@@ -21,7 +21,7 @@ from cloudevents.core.v1.event import CloudEvent
 
 from fleet_fn.errors import one_line
 from fleet_fn.observability.trace_context import Trace
-from fleet_fn.protocol.strict_json import parse_json
+from fleet_fn.strict_json import parse_json
 
 #: A device sent something.
 DEVICE_EVENT: Final = "io.drogue.event.v1"

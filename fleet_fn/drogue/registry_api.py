@@ -17,7 +17,7 @@ from fleet_fn.drogue.refusals import (
 from fleet_fn.errors import PermanentError
 from fleet_fn.http.client import HttpClient
 from fleet_fn.http.messages import Answer
-from fleet_fn.protocol.strict_json import parse_json
+from fleet_fn.strict_json import parse_json
 
 #: Drogue Cloud answers 404 for missing rights, too.
 _REFUSALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)

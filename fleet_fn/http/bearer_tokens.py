@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
-from fleet_fn.protocol.strict_json import parse_json
+from fleet_fn.strict_json import parse_json
 
 #: Lifetime of a token whose answer states none: a common default (60 s in the token specification of OCI registries;
 #: RFC 6749, section 5.1, has none). Too short does no harm.

@@ -12,7 +12,7 @@ from fleet_fn.errors import PermanentError
 from fleet_fn.files import read_small
 from fleet_fn.http.authorization import basic
 from fleet_fn.oci.reference import api_host
-from fleet_fn.protocol.strict_json import parse_json
+from fleet_fn.strict_json import parse_json
 
 #: Upper bound of a configuration file, which is also that of a Kubernetes Secret.
 _MAX_CONFIG_BYTES: Final = 1024 * 1024

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from fleet_fn.errors import PermanentError
 from fleet_fn.oci.reference import is_digest
-from fleet_fn.protocol.strict_json import parse_json
+from fleet_fn.strict_json import parse_json
 
 #: Upper bound for a manifest, an index or an image's config; registries accept no larger manifest either.
 MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 import cbor2
 
 from fleet_fn.protocol.messages import U32_MAX, Command, Progress, Status, Swap, Sync, Wait, Write
-from fleet_fn.protocol.strict_json import parse_json
+from fleet_fn.strict_json import parse_json
 
 #: Levels of nested containers in a status.
 MAX_DEPTH = 8
