@@ -205,7 +205,7 @@ class Record:
         """Return whether the update has begun but not ended, and is not abandoned."""
         if self.started is None or self.synced is not None:
             return False
-        times = (self.answered.time if self.answered else None, _moment(self.started))
+        times = (self.answered.time if self.answered else None, parse_timestamp(self.started))
         return any(time is not None and timedelta() <= now - time < _ABANDONED_AFTER for time in times)
 
     def with_start(self, now: datetime) -> "Record":
@@ -233,7 +233,7 @@ class Record:
 
     def synced_at(self) -> datetime | None:
         """Return the time of the first SYNC; None if there is none."""
-        return _moment(self.synced)
+        return parse_timestamp(self.synced)
 
     def superseded_at(self, version: bytes, *, but: str | None = None) -> datetime | None:
         """Return when an earlier target of `version` was last replaced, or None.
@@ -276,6 +276,15 @@ def timestamp(now: datetime) -> str:
     return now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def parse_timestamp(value: object) -> datetime | None:
+    """Read an RFC 3339 time; return None if it is malformed or has no time zone."""
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+        return moment.astimezone(UTC) if moment and moment.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that have a value."""
     return {name: value for name, value in fields.items() if value is not None}
@@ -299,7 +308,7 @@ def _read_superseded(value: object) -> Superseded | None:
     version, checksum = fields.get("version"), fields.get("checksum")
     if not isinstance(version, str) or not isinstance(checksum, str):
         return None
-    return Superseded(version, checksum, _moment(fields.get("at")))
+    return Superseded(version, checksum, parse_timestamp(fields.get("at")))
 
 
 def _read_answered(value: object) -> LastAnswered | None:
@@ -309,7 +318,10 @@ def _read_answered(value: object) -> LastAnswered | None:
         return None
     keys = tuple(event for event in events if isinstance(event, str))
     return LastAnswered(
-        keys[:_MAX_ANSWERED], _moment(fields.get("time")), _text(fields.get("status")), _text(fields.get("write"))
+        keys[:_MAX_ANSWERED],
+        parse_timestamp(fields.get("time")),
+        _text(fields.get("status")),
+        _text(fields.get("write")),
     )
 
 
@@ -319,17 +331,8 @@ def _read_origin(value: object) -> Origin | None:
     return origin if origin.image or origin.file else None
 
 
-def _moment(value: object) -> datetime | None:
-    """Read an RFC 3339 time; return None if it is malformed or has no time zone."""
-    try:
-        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
-        return moment.astimezone(UTC) if moment and moment.tzinfo else None
-    except (ValueError, OverflowError):
-        return None
-
-
 def _time_text(value: object) -> str | None:
-    return value if isinstance(value, str) and _moment(value) else None
+    return value if isinstance(value, str) and parse_timestamp(value) else None
 
 
 def _text(value: object) -> str | None:

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import Enum
 from typing import Final
 
@@ -19,7 +18,7 @@ from fleet_fn.drogue.status_report import (
     Condition,
     Reported,
 )
-from fleet_fn.drogue.update_record import timestamp
+from fleet_fn.drogue.update_record import parse_timestamp, timestamp
 from fleet_fn.fleet.gateways import Gateways
 
 _PERCENT: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?")
@@ -142,7 +141,7 @@ def _last_change(section: object, reported: Reported) -> str | None:
     """Return the latest time in the object."""
     record = reported.record
     times = [*_transitions(section), *((record.started, record.swapped) if record else ())]
-    moments = [moment for text in times if (moment := _moment(text))]
+    moments = [moment for text in times if (moment := parse_timestamp(text))]
     return timestamp(max(moments)) if moments else None
 
 
@@ -154,16 +153,6 @@ def _transitions(section: object) -> list[object]:
         for condition in (conditions if isinstance(conditions, list) else [])
         if isinstance(condition, dict) and condition.get("type") in (IN_SYNC, PROGRESS, FAILED)
     ]
-
-
-def _moment(text: object) -> datetime | None:
-    if not isinstance(text, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.astimezone(UTC) if moment.tzinfo else None
-    except (ValueError, OverflowError):
-        return None
 
 
 @dataclass(slots=True)
