@@ -104,7 +104,7 @@ class SimulatedDevice(ABC):
         #: The largest block that the device asks for, in bytes; None leaves it to the server.
         self.mtu = mtu
         self._bootable = bootable
-        self._delivered = self._running = _Image(version, b"")
+        self._running = _Image(version, b"")
         # The update partition, from its first byte to the last one written; the rest is erased.
         self._flash = bytearray()
         self._flash_version = b""
