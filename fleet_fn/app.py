@@ -1,4 +1,7 @@
-"""The function as a WSGI application: `gunicorn 'fleet_fn.app:create_app()'`."""
+"""The composition root: settings become parts, and parts a WSGI application.
+
+gunicorn runs it as `gunicorn 'fleet_fn.app:create_app()'`.
+"""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""The composition root: make the function's parts from the settings."""
+"""Parts of the function, made from the settings for the composition root, `app`."""
 
 import time
 from collections.abc import Callable
