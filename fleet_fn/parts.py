@@ -50,7 +50,7 @@ class Parts:
         #: Answers events.
         self.updater = self._make_handler(settings, metrics.lookups("spec"), metrics.lookups("manifest"))
         #: Answers previews: ignores the age of events, and remembers neither specs nor manifests.
-        self.previewer = self._make_handler(replace(settings, event_max_age=0), remember=False)
+        self.previewer = self._make_handler(replace(settings, event_max_age_seconds=0), remember=False)
 
     def close(self) -> None:
         """Close idle connections; the handlers open new ones if they are used again."""

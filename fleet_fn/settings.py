@@ -173,20 +173,22 @@ class Settings:
         "HAWKBIT_GATEWAY_TOKEN", None, kinds.secret("the gateway token of the tenant"), "no effect yet"
     )
 
-    spec_ttl: float = _row("SPEC_TTL_SECONDS", 10.0, kinds.SECONDS, "how long the function remembers specs")
-    manifest_ttl: float = _row("MANIFEST_TTL_SECONDS", 30.0, kinds.SECONDS, "how long it remembers tags' manifests")
-    poll: int = _row(
+    spec_ttl_seconds: float = _row("SPEC_TTL_SECONDS", 10.0, kinds.SECONDS, "how long the function remembers specs")
+    manifest_ttl_seconds: float = _row(
+        "MANIFEST_TTL_SECONDS", 30.0, kinds.SECONDS, "how long it remembers tags' manifests"
+    )
+    poll_seconds: int = _row(
         "POLL_SECONDS", 300, kinds.WHOLE_SECONDS, "when a device in sync, or one whose update failed, asks again"
     )
-    wait: int = _row(
+    wait_seconds: int = _row(
         "WAIT_SECONDS", 10, kinds.WHOLE_SECONDS, "when a device asks again whose firmware is being verified"
     )
-    mtu_default: int = _row("MTU_DEFAULT", 512, kinds.BLOCK_BYTES, "bytes of a block if the device names no size")
-    mtu_max: int = _row("MTU_MAX", 65536, kinds.BLOCK_BYTES, "bytes of a block at most")
-    event_deadline: float = _row(
+    mtu_default_bytes: int = _row("MTU_DEFAULT", 512, kinds.BLOCK_BYTES, "bytes of a block if the device names no size")
+    mtu_max_bytes: int = _row("MTU_MAX", 65536, kinds.BLOCK_BYTES, "bytes of a block at most")
+    event_deadline_seconds: float = _row(
         "EVENT_DEADLINE_SECONDS", 4.0, kinds.DEADLINE_SECONDS, "every event is answered within this time"
     )
-    event_max_age: float = _row(
+    event_max_age_seconds: float = _row(
         "EVENT_MAX_AGE_SECONDS", 25.0, kinds.SECONDS, "older events are `stale`; 0 answers them all"
     )
 

@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from fleet_fn.concurrency.ttl_cache import Count, TTLCache
 from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.device_registry_api import DeviceNotFoundError, DeviceRegistryAPI, kind_of, unusable
+from fleet_fn.drogue.device_registry_object import Malformed, RegistryObject, read_map, read_object
 from fleet_fn.drogue.firmware_spec import NONE, MalformedSpecError, Policy, Source
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY
-from fleet_fn.drogue.registry_api import DeviceNotFoundError, RegistryApi, kind_of, unusable
-from fleet_fn.drogue.registry_object import Malformed, RegistryObject, read_map, read_object
 from fleet_fn.drogue.report_backoff import ReportBackoff
 from fleet_fn.drogue.status_report import Report, Reported
 from fleet_fn.drogue.storable import storable
@@ -94,7 +94,7 @@ class DeviceRegistry:
             clock: seconds, never stepping.
 
         """
-        self._api = RegistryApi(upstream, anonymous=anonymous)
+        self._api = DeviceRegistryAPI(upstream, anonymous=anonymous)
         self._objects: TTLCache[tuple[str, ...], RegistryObject] = TTLCache(
             _MAX_OBJECTS if remember else 0, max_bytes=_MAX_OBJECTS_BYTES, count=count, clock=clock
         )

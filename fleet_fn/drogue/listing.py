@@ -10,8 +10,8 @@ from urllib.parse import quote, urlencode
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.api_paths import listing_path
+from fleet_fn.drogue.device_registry_object import read_gateways
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY, refusal_for_application
-from fleet_fn.drogue.registry_object import read_gateways
 from fleet_fn.errors import PermanentError, TooLargeError
 from fleet_fn.http.client import HttpClient
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from fleet_fn.concurrency.ttl_cache import Bounded
-from fleet_fn.drogue.registry_object import RegistryObject
+from fleet_fn.drogue.device_registry_object import RegistryObject
 
 #: Back-off after a failed status report; doubles up to the maximum. The first is short: until a record is written, no
 #: device midway can be continued safely.

@@ -87,7 +87,7 @@ class Assessor:
     def __init__(
         self,
         settings: Settings,
-        registry: DeviceRegistry,
+        device_registry: DeviceRegistry,
         resolvers: Resolvers,
         clock: Clock,
         repeats: Repeats,
@@ -97,7 +97,7 @@ class Assessor:
 
         Args:
             settings: the function's.
-            registry: the device registry.
+            device_registry: reads specs, and writes reports.
             resolvers: resolve references.
             clock: the wall clock.
             repeats: blocks sent in a row.
@@ -105,7 +105,7 @@ class Assessor:
 
         """
         self._settings = settings
-        self._registry = registry
+        self._device_registry = device_registry
         self._images, self._files = resolvers
         self._clock = clock
         self._repeats, self._unsent = repeats, unsent
@@ -119,7 +119,7 @@ class Assessor:
         """
         event, status, form = received
         with self._clock.final_if_too_late(event, DeviceNotFoundError):
-            desired = self._registry.read_desired(
+            desired = self._device_registry.read_desired(
                 event.application, event.device, ages.application(), deadline, of_device=ages.device()
             )
         if desired.disabled:
@@ -147,7 +147,7 @@ class Assessor:
             decision = self._decide(status, served, context._replace(busy_gateway=busy), form) if busy else decision
         has_nothing = status.progress is None or status.progress.offset == 0
         if has_nothing and self._refuses_starts(event, decision, form):
-            decision = Decision(Confirm(status.version, self._settings.poll), desired.reported.record)
+            decision = Decision(Confirm(status.version, self._settings.poll_seconds), desired.reported.record)
         if decision.records_first and decision.record and decision.record.origin is None:
             decision = decision._replace(record=replace(decision.record, origin=self._origin(event, desired, firmware)))
         return View(desired, firmware, served, decision)
@@ -170,7 +170,7 @@ class Assessor:
     def _context(self, received: DeviceStatus, desired: Desired) -> DecisionContext:
         event, status, form = received
         settings = self._settings
-        mtu = min(status.mtu or settings.mtu_default, settings.mtu_max, desired.policy.mtu or U32_MAX)
+        mtu = min(status.mtu or settings.mtu_default_bytes, settings.mtu_max_bytes, desired.policy.mtu or U32_MAX)
         # A record says nothing if no process keeps it up to date.
         record = desired.reported.record if settings.report_status else None
         if record and record.answered and self._unsent.covers(event.key, record):
@@ -178,13 +178,13 @@ class Assessor:
         return DecisionContext(
             now=self._clock.now(),
             mtu=mtu,
-            poll=settings.poll,
+            poll=settings.poll_seconds,
             record=record,
             policy=desired.policy,
             uid=event.device_uid or desired.uid,
             labels=desired.labels,
             answered=LastAnswered((event.key,), event.time, _fingerprint(status, form)) if event.id else None,
-            spec_ttl=timedelta(seconds=min(settings.spec_ttl, _MAX_SPEC_TTL_SECONDS)),
+            spec_ttl=timedelta(seconds=min(settings.spec_ttl_seconds, _MAX_SPEC_TTL_SECONDS)),
             keeps_records=settings.report_status,
             enough_syncs=_ENOUGH_SYNCS[form.dialect],
             device_uid=event.device_uid,
@@ -199,7 +199,7 @@ class Assessor:
         """
         now = self._clock.now()
         for gateway in desired.gateways[:_MAX_GATEWAYS]:
-            record = self._registry.read_record(event.application, gateway, ages.device(), deadline)
+            record = self._device_registry.read_record(event.application, gateway, ages.device(), deadline)
             if gateway != event.device and record and record.is_under_way(now) and not record.correlates:
                 return gateway
         return ""

@@ -97,11 +97,11 @@ class Ages(NamedTuple):
 def remembered_ages(settings: Settings) -> Ages:
     """Return the ages that facts may have between the start of an update and its end."""
     return Ages(
-        device=lambda: settings.spec_ttl,
-        application=lambda: settings.spec_ttl,
-        manifest=lambda: settings.manifest_ttl,
+        device=lambda: settings.spec_ttl_seconds,
+        application=lambda: settings.spec_ttl_seconds,
+        manifest=lambda: settings.manifest_ttl_seconds,
         always=lambda: 0.0,
-        stale=_STALE_TTLS * settings.manifest_ttl,
+        stale=_STALE_TTLS * settings.manifest_ttl_seconds,
     )
 
 

@@ -41,7 +41,7 @@ class UpdateHandler:
     def __init__(
         self,
         settings: Settings,
-        registry: DeviceRegistry,
+        device_registry: DeviceRegistry,
         images: Resolver,
         files: Resolver | None,
         commands: Commands,
@@ -49,16 +49,16 @@ class UpdateHandler:
     ) -> None:
         """Put the parts together; without `files` there are none to resolve."""
         self._settings = settings
-        self._registry = registry
+        self._device_registry = device_registry
         self._commands = commands
-        self._clock = Clock(settings.event_max_age, clocks.wall)
-        self._deduplicator = EventDeduplicator(settings.event_max_age, clocks.monotonic)
+        self._clock = Clock(settings.event_max_age_seconds, clocks.wall)
+        self._deduplicator = EventDeduplicator(settings.event_max_age_seconds, clocks.monotonic)
         self._repeats = Repeats()
         self._unsent = UnsentCommands()
         self._assessor = Assessor(
-            settings, registry, Resolvers(images, files), self._clock, self._repeats, self._unsent
+            settings, device_registry, Resolvers(images, files), self._clock, self._repeats, self._unsent
         )
-        self._recorder = Recorder(registry, self._clock, self._unsent, is_on=settings.report_status)
+        self._recorder = Recorder(device_registry, self._clock, self._unsent, is_on=settings.report_status)
 
     def answer(self, event: Event, deadline: Deadline) -> Outcome:
         """Answer `event`, once, with a command for its device.
@@ -68,7 +68,7 @@ class UpdateHandler:
 
         """
         if event.type == REGISTRY_EVENT:
-            self._registry.forget(event.application, event.device)
+            self._device_registry.forget(event.application, event.device)
         if not event.is_status:
             return Outcome(OutcomeName.IGNORED)
         if self._clock.is_stale(event):
@@ -109,7 +109,7 @@ class UpdateHandler:
         try:
             return self._reply_to(received, self._view(received, deadline), deadline)
         except NotReadyError as error:
-            return Reply(Outcome(OutcomeName.WAIT, error.reason), wait_in(form, self._settings.wait), form)
+            return Reply(Outcome(OutcomeName.WAIT, error.reason), wait_in(form, self._settings.wait_seconds), form)
         except TransientError as error:
             return Reply(Outcome(OutcomeName.RETRY, error.reason, retry_after=error.retry_after), None, form)
         except DeviceDisabledError as error:
@@ -134,14 +134,16 @@ class UpdateHandler:
         event, status, form = received
         decision, reported = view.decision, view.desired.reported
         if decision is None:
-            return Reply(Outcome(OutcomeName.WITHHELD, "unmanaged"), Sync(status.version, self._settings.poll), form)
+            return Reply(
+                Outcome(OutcomeName.WITHHELD, "unmanaged"), Sync(status.version, self._settings.poll_seconds), form
+            )
         match decision.step:
             case Again():
                 return Reply(Outcome(OutcomeName.DUPLICATE), None, form)
             case Stuck(message):
                 # SYNC ends the loop of devices that count wrongly once they are restarted.
                 failure = self._failure(received, "device-offset", message, decision, reported)
-                return failure._replace(command=Sync(status.version, self._settings.poll))
+                return failure._replace(command=Sync(status.version, self._settings.poll_seconds))
             case Settle(seconds):
                 wait = wait_in(form, max(seconds, 1))
                 reply = Reply(Outcome(OutcomeName.WAIT, "other bytes had this version a moment ago"), wait, form)
@@ -199,7 +201,7 @@ class UpdateHandler:
 
         """
         event, status, form = received
-        reported = reported or self._registry.peek_reported(event.application, event.device) or Reported()
+        reported = reported or self._device_registry.peek_reported(event.application, event.device) or Reported()
         report = Report(
             version_text(status.version),
             UNKNOWN,
@@ -207,7 +209,7 @@ class UpdateHandler:
             before=reported.record if decision else None,
             record=decision.record if decision else None,
         )
-        reply = Reply(Outcome(OutcomeName.FAILED, reason), wait_in(form, self._settings.poll), form)
+        reply = Reply(Outcome(OutcomeName.FAILED, reason), wait_in(form, self._settings.poll_seconds), form)
         return self._with_news(reply, report, reported)
 
     def _with_news(self, reply: Reply, report: Report, reported: Reported, *, first: bool = False) -> Reply:

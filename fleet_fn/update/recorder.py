@@ -23,17 +23,17 @@ _MAX_REPLIES: Final = 3
 class Recorder:
     """Writes records before commands, and reports after them."""
 
-    def __init__(self, registry: DeviceRegistry, clock: Clock, unsent: UnsentCommands, *, is_on: bool) -> None:
+    def __init__(self, device_registry: DeviceRegistry, clock: Clock, unsent: UnsentCommands, *, is_on: bool) -> None:
         """Put the parts together.
 
         Args:
-            registry: the device registry.
+            device_registry: reads specs, and writes reports.
             clock: the wall clock.
             unsent: events whose commands had no effect.
             is_on: REPORT_STATUS; without it nothing is written.
 
         """
-        self._registry = registry
+        self._device_registry = device_registry
         self._clock = clock
         self._unsent = unsent
         self._is_on = is_on
@@ -82,7 +82,7 @@ class Recorder:
         is_final = isinstance(error, PermanentError) and not isinstance(error, DeviceNotFoundError)
         if not self._is_on or not (is_final or (recorded and had_no_effect)):
             return
-        reported = self._registry.peek_reported(event.application, event.device) or Reported()
+        reported = self._device_registry.peek_reported(event.application, event.device) or Reported()
         report = recorded or reply.report
         conditions = report.conditions if report else reported.conditions
         target = (report.target if report else reported.target) or UNKNOWN
@@ -117,7 +117,7 @@ class Recorder:
 
         """
         names = (event.application, event.device)
-        if reply.report is None or self._registry.has_given_up_reporting(*names):
+        if reply.report is None or self._device_registry.has_given_up_reporting(*names):
             return
         try:
             try:
@@ -130,7 +130,7 @@ class Recorder:
         except ConflictError:
             pass  # the next status reports
         except (PermanentError, TransientError) as error:
-            self._registry.give_up_reporting(*names)
+            self._device_registry.give_up_reporting(*names)
             warn("status not reported", event, error)
 
     def _write(self, event: Event, report: Report, deadline: Deadline) -> None:
@@ -140,7 +140,7 @@ class Recorder:
             ConflictError, PermanentError, TransientError: see `DeviceRegistry.report`.
 
         """
-        self._registry.report(event.application, event.device, report, self._clock.now(), deadline)
+        self._device_registry.report(event.application, event.device, report, self._clock.now(), deadline)
 
 
 def _with_token(report: Report) -> Report:

@@ -32,7 +32,7 @@ class ASGIFunction:
     """
 
     def __init__(self, application: "WSGIApplication", settings: Settings) -> None:
-        self._deadline_seconds = settings.event_deadline * WORK_SHARE
+        self._deadline_seconds = settings.event_deadline_seconds * WORK_SHARE
         self._application = application
         self._threads = ThreadPoolExecutor(settings.threads + MAX_WAITING + SPARE_THREADS, "requests")
 

@@ -207,7 +207,7 @@ def _deadline(settings: Settings, request: Request) -> Deadline:
     If the worker read the body, it began the deadline with the request's first byte.
     """
     deadline: Deadline | None = request.environ.get(DEADLINE)
-    return deadline or Deadline(settings.event_deadline * WORK_SHARE)
+    return deadline or Deadline(settings.event_deadline_seconds * WORK_SHARE)
 
 
 def _headers(environ: "WSGIEnvironment") -> Iterator[tuple[str, str]]:

@@ -123,7 +123,7 @@ def post_fork(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's
     Disable its garbage collector while modules load.
     """
     take_slot(worker.slot)
-    worker.request_seconds = _settings.event_deadline * WORK_SHARE
+    worker.request_seconds = _settings.event_deadline_seconds * WORK_SHARE
     gc.disable()
 
 
@@ -179,7 +179,7 @@ worker_connections = max(threads, min(threads + 1000, _descriptors() - _DESCRIPT
 # Seconds; longer than deliverers keep an idle connection. So they close it, and no event meets a closed connection.
 keepalive = 120
 # Events in flight when the platform stops a pod get their answer.
-graceful_timeout = math.ceil(_settings.event_deadline) + 2
+graceful_timeout = math.ceil(_settings.event_deadline_seconds) + 2
 # Not on disk: a slow disk would block the workers' heartbeat.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - gunicorn makes it safe
 # Ignore headers by which a proxy on the same host could change the request's path or address.

@@ -296,8 +296,8 @@ class FleetMachine(RuleBasedStateMachine):
             firmware_cache_dir=str(self.folder),
             # Room for two or three of the firmwares.
             firmware_cache_bytes=2500,
-            spec_ttl=ttls[0],
-            manifest_ttl=ttls[1],
+            spec_ttl_seconds=ttls[0],
+            manifest_ttl_seconds=ttls[1],
         )
         self.pods = [Pod(self.settings, self.clock) for _ in range(PODS)]
         for number, size in enumerate(sizes, start=1):
@@ -346,7 +346,7 @@ class FleetMachine(RuleBasedStateMachine):
     def _outlive_wipes(self) -> None:
         """Move a target only once no pod remembers a record that was wiped."""
         self.moved = self.clock()
-        self.clock.now = max(self.clock.now, self.wiped + self.settings.spec_ttl + 3)
+        self.clock.now = max(self.clock.now, self.wiped + self.settings.spec_ttl_seconds + 3)
 
     @rule(device=devices, is_paused=st.booleans())
     def pause_device(self, device: Device, is_paused: bool) -> None:
@@ -377,7 +377,7 @@ class FleetMachine(RuleBasedStateMachine):
         # What the record knew of earlier bytes of its versions is lost with it. Nothing makes up for it if the same
         # version is published again with other bytes while pods remember the record.
         self.wiped = self.clock()
-        if self.clock() - self.moved < self.settings.spec_ttl + 3:
+        if self.clock() - self.moved < self.settings.spec_ttl_seconds + 3:
             self._outlive_wipes()
 
     # --- Devices, and their line
@@ -552,7 +552,7 @@ class FleetMachine(RuleBasedStateMachine):
                 if isinstance(device.simulated, FirmwareManagerDevice | CarefulDevice):
                     device.reset()
             if outcome.name == "wait":
-                self.clock.now += self.settings.spec_ttl
+                self.clock.now += self.settings.spec_ttl_seconds
             taken.append(outcome)
             assert len(taken) <= allowed, taken
         # Other bytes of the same version are all the same to it.
@@ -619,7 +619,7 @@ class FleetMachine(RuleBasedStateMachine):
         if delivery is not device.latest:
             # A time ahead of the clock hides some of a status's age, which nothing else tells.
             age = self.clock() - delivery.since - delivery.ahead
-            assert age <= self.settings.event_max_age, "a status was answered that its device may have given up"
+            assert age <= self.settings.event_max_age_seconds, "a status was answered that its device may have given up"
             device.is_confused = True
         device.listens = None
         boots, violations = len(device.simulated.boots), len(device.simulated.violations)

@@ -253,13 +253,13 @@ def test_the_cache_has_room_and_is_where_the_volume_is(rendered: Rendered) -> No
 def test_pods_have_the_time_to_answer_and_to_finish(rendered: Rendered, tmp_path: Path) -> None:
     settings = rendered.settings(tmp_path)
     # Knative tells a pod to go after at most 30 s in which it drains it.
-    assert settings.event_deadline < server.graceful_timeout < rendered.pod["timeoutSeconds"] - 30
+    assert settings.event_deadline_seconds < server.graceful_timeout < rendered.pod["timeoutSeconds"] - 30
 
 
 def test_the_last_pod_outlives_a_devices_pause(rendered: Rendered, tmp_path: Path) -> None:
     annotations = rendered.one("Service")["spec"]["template"]["metadata"]["annotations"]
     retention = annotations["autoscaling.knative.dev/scale-to-zero-pod-retention-period"]
-    assert rendered.settings(tmp_path).poll < seconds(retention) <= 3600  # more Knative does not take
+    assert rendered.settings(tmp_path).poll_seconds < seconds(retention) <= 3600  # more Knative does not take
     assert annotations["autoscaling.knative.dev/min-scale"] == "0"
     assert 1 < int(annotations["autoscaling.knative.dev/max-scale"]) <= 100
 
@@ -336,11 +336,11 @@ def test_retries_last_as_long_as_the_event_is_of_use(kafka: Rendered, tmp_path: 
     assert {"retry", "backoffDelay", "backoffPolicy", "timeout", "deadLetterSink"} == set(delivery)
     assert all(delivery[key].startswith("PT") for key in ("backoffDelay", "timeout")), "durations are those of ISO 8601"
     fast = retrying(delivery, 0)
-    slow = retrying(delivery, settings.event_deadline, settings.event_max_age)
+    slow = retrying(delivery, settings.event_deadline_seconds, settings.event_max_age_seconds)
     unanswered = retrying(delivery, seconds(delivery["timeout"]))
     for lasts in (fast, slow):
-        assert settings.event_max_age <= lasts <= 1.2 * settings.event_max_age
-    assert settings.event_deadline < seconds(delivery["timeout"]) <= kafka.pod["timeoutSeconds"]
+        assert settings.event_max_age_seconds <= lasts <= 1.2 * settings.event_max_age_seconds
+    assert settings.event_deadline_seconds < seconds(delivery["timeout"]) <= kafka.pod["timeoutSeconds"]
     # What the comments and the page say that it costs.
     told = [f"{lasts:g} s" for lasts in (fast, slow, unanswered)]
     (comment,) = re.findall(r"answered at once: .*", (KAFKA / "kafka-source.yaml").read_text())
@@ -380,7 +380,7 @@ def test_the_example_of_an_application_delivers_with_the_credentials_of_the_exam
     assert endpoint["auth"] == {"bearer": {"token": secret["EVENTS_TOKEN"]}}
     assert endpoint["url"].startswith("https://fleet-function.fleet.")
     assert re.fullmatch(r"\d+s", endpoint["timeout"])
-    assert event_source.settings(tmp_path).event_deadline < seconds(endpoint["timeout"]) <= 20
+    assert event_source.settings(tmp_path).event_deadline_seconds < seconds(endpoint["timeout"]) <= 20
 
 
 # --- A private authority

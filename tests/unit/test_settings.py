@@ -106,14 +106,14 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
     "HAWKBIT_URL": ("hawkbit_url", None, {"https://hawkbit.example/": "https://hawkbit.example"}),
     "HAWKBIT_TENANT": ("hawkbit_tenant", None, {"DEFAULT": "DEFAULT"}),
     "HAWKBIT_GATEWAY_TOKEN": ("hawkbit_gateway_token", None, {"t": "t"}),
-    "SPEC_TTL_SECONDS": ("spec_ttl", 10.0, {"0": 0.0, "2.5": 2.5, ".5": 0.5}),
-    "MANIFEST_TTL_SECONDS": ("manifest_ttl", 30.0, {"0": 0.0, "86400": 86400.0}),
-    "POLL_SECONDS": ("poll", 300, {"0": 0, "4294967295": 2**32 - 1}),
-    "WAIT_SECONDS": ("wait", 10, {"0": 0, "60": 60}),
-    "MTU_DEFAULT": ("mtu_default", 512, {"1": 1, "4294967295": 2**32 - 1}),
-    "MTU_MAX": ("mtu_max", 65536, {"1": 1, "4294967295": 2**32 - 1}),
-    "EVENT_DEADLINE_SECONDS": ("event_deadline", 4.0, {"0.25": 0.25, "86400": 86400.0}),
-    "EVENT_MAX_AGE_SECONDS": ("event_max_age", 25.0, {"0": 0.0, "3600": 3600.0}),
+    "SPEC_TTL_SECONDS": ("spec_ttl_seconds", 10.0, {"0": 0.0, "2.5": 2.5, ".5": 0.5}),
+    "MANIFEST_TTL_SECONDS": ("manifest_ttl_seconds", 30.0, {"0": 0.0, "86400": 86400.0}),
+    "POLL_SECONDS": ("poll_seconds", 300, {"0": 0, "4294967295": 2**32 - 1}),
+    "WAIT_SECONDS": ("wait_seconds", 10, {"0": 0, "60": 60}),
+    "MTU_DEFAULT": ("mtu_default_bytes", 512, {"1": 1, "4294967295": 2**32 - 1}),
+    "MTU_MAX": ("mtu_max_bytes", 65536, {"1": 1, "4294967295": 2**32 - 1}),
+    "EVENT_DEADLINE_SECONDS": ("event_deadline_seconds", 4.0, {"0.25": 0.25, "86400": 86400.0}),
+    "EVENT_MAX_AGE_SECONDS": ("event_max_age_seconds", 25.0, {"0": 0.0, "3600": 3600.0}),
     "EVENTS_USER": ("events_user", None, {"knative": "knative"}),
     "EVENTS_PASSWORD": ("events_password", None, {"pass word ü": "pass word ü"}),
     "EVENTS_TOKEN": ("events_token", None, {"t": "t"}),
@@ -392,7 +392,7 @@ def test_an_access_token_and_a_grant_exclude_each_other() -> None:
 
 
 def test_the_largest_block_may_be_below_the_default_one() -> None:
-    assert read({"MTU_MAX": "256"}).mtu_max == 256
+    assert read({"MTU_MAX": "256"}).mtu_max_bytes == 256
 
 
 # --- Secrets ----------------------------------------------------------------------------------------------------------

@@ -62,9 +62,9 @@ def updater(
         drogue_api_url="unused",
         firmware_registry=f"oci-layout:{folder}",
         firmware_cache_dir=str(folder / "cache"),
-        spec_ttl=3600.0,
-        manifest_ttl=3600.0,
-        event_max_age=0.0,
+        spec_ttl_seconds=3600.0,
+        manifest_ttl_seconds=3600.0,
+        event_max_age_seconds=0.0,
     )
     files = VerifiedFiles(single_flight, later)
     images = Resolver(make_image_store(settings, files, single_flight), single_flight)

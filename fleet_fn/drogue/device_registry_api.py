@@ -27,7 +27,7 @@ class DeviceNotFoundError(PermanentError):
     """The registry does not confirm that the device exists: it gets no command."""
 
 
-class RegistryApi:
+class DeviceRegistryAPI:
     """Reads and writes devices and applications.
 
     An object is named by its application, or by its application and its device.
