@@ -1,6 +1,6 @@
 """`sandbox`: start a sandbox, print how to use it, and log its events."""
 
-import json
+import errno
 import shlex
 import signal
 import socket
@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import click
 
+from fleet_fn.cli.sandbox_objects import UnusableError, describe_refusal, read_objects
 from fleet_fn.sandbox.cloud import CORE_DISABLED, Sandbox
 from fleet_fn.sandbox.deliverers import DELIVERERS, Backoff, Policy
 from fleet_fn.sandbox.objects import credentials, names
@@ -29,15 +30,6 @@ _EXAMPLE: Final[list[Mapping[str, Any]]] = [
         "spec": {"authentication": {"credentials": [{"pass": "password"}]}},
     },
 ]
-
-
-class _Unusable(click.ClickException):
-    """An option or a file that cannot be used; reported in one line."""
-
-    exit_code = 2
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
 
 
 @click.command("sandbox")
@@ -123,7 +115,8 @@ def command(
 
     --retry, --backoff-delay, --backoff-policy and --timeout change the retries, like a KafkaSource's spec.delivery.
     """
-    objects = [given for file in files for given in _read(file)] if files else _EXAMPLE
+    found = [named for file in files for named in read_objects(file)]
+    objects = [named.given for named in found] if files else _EXAMPLE
     try:
         sandbox = Sandbox(
             objects,
@@ -141,19 +134,32 @@ def command(
             delivery=_policy(deliver_as, retry, backoff_delay, backoff_policy, timeout),
             log=_print,
         )
-    except (RefusedError, ValueError) as error:
-        raise _Unusable(str(error)) from error
+    except RefusedError as refusal:
+        raise UnusableError(describe_refusal(refusal, found)) from refusal
+    except ValueError as error:
+        raise UnusableError(str(error)) from error
     _allow_many_connections()
     with _signals() as wait_for_signal:
         try:
             sandbox.start()
         except OSError as error:
-            raise click.ClickException(f"port {port}: {error.strerror}") from error
+            raise UnusableError(_port_problem(port, error)) from error
         try:
             _welcome(sandbox, objects, user, token)
             wait_for_signal()
         finally:
             sandbox.stop()
+
+
+def _port_problem(port: int, error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            problem = f"but another process listens on 127.0.0.1:{port}. Stop it, or name a free port"
+        case errno.EACCES:
+            problem = "but this user may not listen there. Name a port from 1024 on"
+        case _:
+            problem = f"but nothing can listen there: {error.strerror}"
+    return f"--port is {port}, {problem}"
 
 
 def _member(text: str) -> tuple[str, str]:
@@ -199,43 +205,6 @@ def _password(device: Mapping[str, Any]) -> str | None:
     passwords = [entry.get("pass") for entry in credentials(device) if isinstance(entry, dict)]
     plain = [password.get("plain") if isinstance(password, dict) else password for password in passwords]
     return next((password for password in plain if isinstance(password, str)), None)
-
-
-def _read(file: Path) -> list[Mapping[str, Any]]:
-    """Return the objects in a file."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        documents = _yaml(text) if file.suffix in (".yaml", ".yml") else [json.loads(text)]
-    except OSError as error:
-        raise _Unusable(f"{file}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise _Unusable(f"{file}: {error}") from error
-    found = [given for part in documents for given in (part if isinstance(part, list) else [part]) if given is not None]
-    for given in found:
-        if not isinstance(given, dict):
-            raise _Unusable(f"{file}: must contain applications and devices: maps with metadata")
-        try:
-            names(given)
-        except RefusedError as refusal:
-            raise _Unusable(f"{file}: {refusal}") from refusal
-    return found
-
-
-def _yaml(text: str) -> list[Any]:
-    """Return the documents in YAML text.
-
-    Raises:
-        ValueError: the text is not YAML.
-
-    """
-    try:
-        import yaml
-    except ImportError as error:
-        raise _Unusable("YAML needs PyYAML (pip install PyYAML). Or use JSON") from error
-    try:
-        return list(yaml.safe_load_all(text))
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
 
 
 @contextmanager

@@ -37,6 +37,8 @@ class RefusedError(Exception):
         self.headers = headers or {}
         self.has_body = has_body
         self.has_code = has_code
+        #: The application and the device that the sandbox was to be made with, or the application and None.
+        self.about: tuple[str, str | None] | None = None
 
     @classmethod
     def bad_request(cls, message: str) -> Self:

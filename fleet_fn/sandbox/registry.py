@@ -62,7 +62,11 @@ class Registry:
         self._lock = threading.RLock()
         self._changed: Callable[[Object, Object], None] = lambda _application, _device: None
         for given in sorted(objects, key=lambda given: names(given)[1] is not None):
-            self.create(given, owner)
+            try:
+                self.create(given, owner)
+            except RefusedError as refusal:
+                refusal.about = names(given)
+                raise
         self._changed = changed
 
     def application(self, name: str) -> Object:

@@ -920,9 +920,38 @@ class TestCommandLine:
             ("bad.yaml", "{", "expected"),
             ("latin.json", '{"metadata": "\xff"}', "utf-8"),
             ("string.json", '"x"', "must contain applications and devices"),
-            ("name.json", '{"metadata": {"name": "Not A Host"}}', "no name of an application"),
-            ("lost.json", '{"metadata": {"name": "till", "application": "none"}}', "non-existing"),
-            ("date.yaml", "{metadata: {name: one}, status: {at: 2026-11-23}}", "quotes"),
+            ("name.json", '{"metadata": {"name": "Not A Host"}}', "'Not A Host' is no name of an application"),
+            (
+                "lost.json",
+                '{"metadata": {"name": "till", "application": "none"}}',
+                "lost.json: device till: its application none is not among the objects",
+            ),
+            (
+                "date.yaml",
+                "{metadata: {name: one}, status: {at: 2026-11-23}}",
+                "date.yaml: application one: not JSON (a date needs quotes)",
+            ),
+            (
+                "null.yaml",
+                "metadata: {name: one}\n---\nspec: {}\n",
+                "null.yaml: object 2: metadata: invalid type: null, expected a map",
+            ),
+            (
+                "unknown.yaml",
+                "metadata: {name: one, label: {}}\n",
+                "unknown.yaml: object 1 (one): unknown field `label`",
+            ),
+            (
+                "twice.yaml",
+                "- metadata: {name: one}\n- metadata: {name: one}\n",
+                "twice.yaml: application one: there are two of it",
+            ),
+            (
+                "alias.yaml",
+                "- metadata: {name: one}\n- {metadata: {application: one, name: a}}\n"
+                "- {metadata: {application: one, name: b}, spec: {alias: [a]}}\n",
+                "alias.yaml: device b: one of its aliases is another device's",
+            ),
             (
                 "hash.yaml",
                 "- metadata: {name: a}\n- metadata: {application: a, name: b}\n"
@@ -958,5 +987,15 @@ class TestCommandLine:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             result = CliRunner().invoke(command, ["--port", str(port)])
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr == f"Error: port {port}: Address already in use\n"
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == (
+            f"Error: --port is {port}, but another process listens on 127.0.0.1:{port}. Stop it, or name a free port\n"
+        )
+
+    def test_an_object_is_told_with_the_file_that_it_is_in(self, tmp_path: Path) -> None:
+        (tmp_path / "one.json").write_text(json.dumps(application("one")))
+        (tmp_path / "two.json").write_text(json.dumps([application("two"), application("one")]))
+        files = [word for name in ("one", "two") for word in ("--objects", str(tmp_path / f"{name}.json"))]
+        result = CliRunner().invoke(command, ["--port", "0", *files])
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"Error: {tmp_path}/two.json: application one: there are two of it\n"
