@@ -35,7 +35,7 @@ def _cure_of_url(reason: str, url: str, settings: Settings) -> str:
         return ": name its trust anchors with DROGUE_CA_FILE"
     if "does not speak TLS" in reason:
         return ": for plain HTTP it begins with http://"
-    if "answered 400" in reason and url.startswith("http:"):
+    if reason.endswith("answered 400 for the devices") and url.startswith("http:"):  # the registry says nothing
         return ": if it speaks TLS, it begins with https://"
     if re.search(r"not JSON|no JSON|is no list", reason):
         return ": is that the right URL?"

@@ -77,7 +77,7 @@ def command(application: str, labels: str | None, as_json: bool, watch: bool, in
 
             code = _watch(read, interval, settings) if watch else read()
     except UpstreamError as error:
-        code = _complain(_with_cure(error, settings))
+        code = _complain(_with_cure(error, settings, labels))
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except BrokenPipeError:
@@ -155,8 +155,9 @@ def _watch(read: Callable[[], int], interval: int, settings: Settings) -> int:
         return code
 
 
-def _with_cure(error: UpstreamError, settings: Settings) -> str:
-    return f"{error.reason}{cure_of_drogue(error.reason, settings)}"
+def _with_cure(error: UpstreamError, settings: Settings, labels: str | None = None) -> str:
+    of_labels = f"; check --labels {labels!r}" if labels and "answered 400 for the devices" in error.reason else ""
+    return f"{error.reason}{cure_of_drogue(error.reason, settings)}{of_labels}"
 
 
 def _complain(reason: str) -> int:

@@ -512,9 +512,10 @@ def test_tls_is_told_with_what_helps(tmp_path: Path) -> None:
 
 
 def test_a_selector_that_is_none_is_told_in_the_registrys_own_words(sandbox: Sandbox) -> None:
-    refusal = run(sandbox.url, "--labels", "site==").refusal
+    ended = run(sandbox.url, "--labels", "site==")
     problem = "ParserError: Unparsable remaining content: '=='"
-    assert refusal == f"device registry: answered 400 for the devices: {problem}"
+    assert ended.refusal == f"device registry: answered 400 for the devices: {problem}"
+    assert ended.errors.endswith(f"; DROGUE_API_URL is {sandbox.url}; check --labels 'site=='\n")
 
 
 def test_a_registry_that_is_not_there_is_told() -> None:
