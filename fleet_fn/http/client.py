@@ -1,6 +1,7 @@
 """HTTP requests to one upstream, each within a deadline, over kept connections.
 
-The client follows no redirects, and reads nothing from the environment (proxies, `.netrc`).
+The client follows no redirects. It takes neither proxies nor a `.netrc` from the environment, only the system's trusted
+authorities (`SSL_CERT_FILE`, `SSL_CERT_DIR`).
 """
 
 import time
@@ -15,7 +16,7 @@ from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.http.authorization import Authorization, Fixed, secrets_of
 from fleet_fn.http.download import Download
 from fleet_fn.http.failures import TransferError, as_upstream_error, raise_for_status
-from fleet_fn.http.handle import MAX_BODY_BYTES, Handle
+from fleet_fn.http.handle import Handle
 from fleet_fn.http.messages import Answer, Request
 from fleet_fn.http.origin import Origin
 from fleet_fn.http.pool import MAX_IDLE_CONNECTIONS, Pool
@@ -245,7 +246,7 @@ class HttpClient:
         try:
             return ask(request, deadline)
         except TransferError as error:
-            raise as_upstream_error(self.name, error, MAX_BODY_BYTES) from error
+            raise as_upstream_error(self.name, error) from error
 
 
 class Stream:
@@ -270,4 +271,4 @@ class Stream:
         try:
             return self._download.read(size, deadline)
         except TransferError as error:
-            raise as_upstream_error(self._name, error, MAX_BODY_BYTES) from error
+            raise as_upstream_error(self._name, error) from error

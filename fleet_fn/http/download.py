@@ -93,8 +93,8 @@ class Download(Handle):
         if self._is_under_way:
             self._multi.remove_handle(self._curl)
         self._curl.close()
-        if self._door:
-            self._door.close()
+        if self._opener:
+            self._opener.close()
         # It may wait for its resolver even after an answer: one address is enough for a connection.
         CLOSER.add(self._multi.close, self._host if self._is_resolving else None)
 

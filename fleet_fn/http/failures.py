@@ -7,6 +7,7 @@ from typing import Final
 import pycurl
 
 from fleet_fn.errors import PermanentError, RateLimitedError, TooLargeError, TransientError, UpstreamError
+from fleet_fn.http.messages import MAX_BODY_BYTES
 from fleet_fn.http.tls_failures import HANDSHAKE_CLOSED, TlsFailure, read_tls_failure
 
 #: libcurl's error codes that pycurl has no names for.
@@ -98,12 +99,9 @@ class HangingResolverError(TransferError):
     """Too many lookups of the host's name hang to begin another one."""
 
 
-def as_upstream_error(name: str, failure: TransferError, max_bytes: int) -> UpstreamError:
-    """Return the error of the upstream `name` for a failure.
-
-    An answer was allowed `max_bytes` bytes.
-    """
-    error = _classify(name, failure, max_bytes)
+def as_upstream_error(name: str, failure: TransferError) -> UpstreamError:
+    """Return the error of the upstream `name` for a failure."""
+    error = _classify(name, failure)
     return error if failure.was_sent else error.without_effect()
 
 
@@ -121,7 +119,7 @@ def raise_for_status(name: str, status: int, retry_after: int | None) -> None:
         raise TransientError(f"{name}: answered {status}", retry_after)
 
 
-def _classify(name: str, failure: TransferError, max_bytes: int) -> UpstreamError:
+def _classify(name: str, failure: TransferError) -> UpstreamError:
     code, detail = failure.code, failure.detail
     if isinstance(failure, ForbiddenAddressError):
         return PermanentError(f"{name}: no address that requests may go to")
@@ -138,7 +136,7 @@ def _classify(name: str, failure: TransferError, max_bytes: int) -> UpstreamErro
     if reason := _TRANSIENT.get(code):
         return TransientError(f"{name}: {reason}")
     if code in _LARGE:
-        return TooLargeError(f"{name}: answer larger than {max_bytes} bytes")
+        return TooLargeError(f"{name}: answer larger than {MAX_BODY_BYTES} bytes")
     if code == pycurl.E_PEER_FAILED_VERIFICATION:
         return PermanentError(f"{name}: certificate not trusted: {detail.removeprefix('SSL certificate problem: ')}")
     reason = _PERMANENT.get(code) or f"libcurl cannot make the request: {detail} (error {code})"

@@ -4,26 +4,34 @@ libcurl bounds a whole exchange by one time-out, bounds heads, skips interim ans
 once if the kept connection turns out to be dead. A body that cannot be rewound is never sent twice; so a POST is not.
 
 libcurl calls into Python take the interpreter lock. So there are none for the head unless the request wants the body.
+
+States of a handle, and the states that may follow:
+
+    new        no request was sent yet                            asking, closed
+    asking     libcurl exchanges a request for an answer          kept, parted, failed, resolving, closed
+    kept       the answer ended; the connection is open           asking, closed
+    parted     the answer ended, and the connection with it       asking, closed
+    failed     there is no answer, or only a part of one          closed
+    resolving  no answer in time, while libcurl looked up the     closed, in the closer's thread
+               host's name; it goes on with that
 """
 
 import select
-import socket
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import pycurl
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.http.closer import CLOSER
 from fleet_fn.http.failures import WEIRD_SERVER_REPLY, ForbiddenAddressError, HangingResolverError, TransferError
-from fleet_fn.http.head import Head
-from fleet_fn.http.messages import Answer, Request
+from fleet_fn.http.messages import MAX_BODY_BYTES, Answer, Request
 from fleet_fn.http.origin import Origin
+from fleet_fn.http.socket_opener import SocketOpener
 from fleet_fn.http.tls import Trust
+from fleet_fn.http.transfer import Transfer
 
-#: Largest body of an answer. No upstream has a reason to send a larger one.
-MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 #: Largest body that is read only to keep the connection.
 _MAX_UNWANTED_BYTES: Final = 64 * 1024
 #: Statuses from here on may ask to wait: 429 and 5xx.
@@ -31,8 +39,6 @@ _MAY_ASK_TO_WAIT: Final = 429
 _MAIN_THREAD: Final = threading.main_thread().ident
 #: libcurl's option that lets a handle be closed while its resolver runs. pycurl has no name for it.
 _QUICK_EXIT: Final = 322
-#: `CURL_SEEKFUNC_FAIL`.
-_SEEK_FAILED: Final = 1
 
 
 class Handle:
@@ -50,17 +56,16 @@ class Handle:
         self._curl = curl = pycurl.Curl()
         self._host = origin.host
         self._trust = trust if origin.secure else None
-        self._transfer = transfer = _Transfer()
-        self._door = _Door(permits) if permits else None
+        self._transfer = transfer = Transfer()
+        self._opener = SocketOpener(permits) if permits else None
         #: What the last request was like; its options stay set.
         self._kind: tuple[str, bool] | None = None
         self._is_fresh = self._lets_signals_in = False
-        self._is_whole = False
-        #: The last request may have ended, or been interrupted, while libcurl resolved the host's name.
-        self._is_resolving = False
-        #: Waits for bytes on the connection; None if there is no connection.
-        self._poll: select.poll | None = None
+        #: The handle is kept or parted; the handle is resolving.
+        self._is_whole = self._is_resolving = False
+        #: Descriptor of the connection, and a poll for bytes on it; -1 and None if there is no connection.
         self._socket = -1
+        self._poll: select.poll | None = None
         #: Time of the last use, on the client's clock.
         self.idle_since = 0.0
         curl.setopt(pycurl.URL, origin.url)
@@ -73,8 +78,8 @@ class Handle:
         curl.setopt(pycurl.SEEKFUNCTION, transfer.seek)
         curl.setopt(pycurl.WRITEFUNCTION, transfer.write)
         curl.setopt(pycurl.XFERINFOFUNCTION, _let_signals_in)
-        if self._door:
-            curl.setopt(pycurl.OPENSOCKETFUNCTION, self._door.open_socket)
+        if self._opener:
+            curl.setopt(pycurl.OPENSOCKETFUNCTION, self._opener.open_socket)
 
     @property
     def is_usable(self) -> bool:
@@ -120,8 +125,8 @@ class Handle:
 
     def close(self) -> None:
         """Close the connection. Never wait, and never raise."""
-        if self._door:
-            self._door.close()
+        if self._opener:
+            self._opener.close()
         if self._is_resolving:
             CLOSER.add(self._close_after_lookup, self._host)
         else:
@@ -148,7 +153,7 @@ class Handle:
         curl, transfer = self._curl, self._transfer
         if self._socket < 0:
             self._prepare_connection()
-        self._is_whole, self._is_resolving = False, True
+        self._is_whole = False
         transfer.begin(request, limit)
         if self._kind != (request.method, request.wants_body):
             self._kind = request.method, request.wants_body
@@ -204,7 +209,6 @@ class Handle:
     def _answer(self, body: bytes) -> Answer:
         """Return the answer as far as it was received, with a `body`."""
         status = self._curl.getinfo(pycurl.RESPONSE_CODE)
-        self._is_resolving &= not status
         retry_after = self._curl.getinfo(pycurl.RETRY_AFTER) if status >= _MAY_ASK_TO_WAIT else None
         return Answer(status, self._transfer.head, body, retry_after or None)
 
@@ -219,13 +223,14 @@ class Handle:
                 self._poll.register(descriptor, select.POLLIN)
 
     def _failure(self, code: int, detail: str) -> TransferError:
+        """Return the failure that ended the exchange. The handle can only be closed then."""
         curl = self._curl
         was_sent = curl.getinfo(pycurl.REQUEST_SIZE) > 0
         # Over a kept connection, there is no lookup, and its time is 0, too.
         self._is_resolving = (
             code == pycurl.E_OPERATION_TIMEDOUT and not was_sent and not curl.getinfo(pycurl.NAMELOOKUP_TIME)
         )
-        if code == pycurl.E_COULDNT_CONNECT and self._door and not self._door.has_opened:
+        if code == pycurl.E_COULDNT_CONNECT and self._opener and not self._opener.has_opened:
             return ForbiddenAddressError(code, detail, was_sent=False, has_answer=False)
         return TransferError(
             code,
@@ -247,83 +252,6 @@ def check_head(answer: Answer) -> None:
         raise TransferError(WEIRD_SERVER_REPLY)
     if not answer.head.is_complete:
         raise TransferError(pycurl.E_PARTIAL_FILE)
-
-
-class _Transfer:
-    """State of the current exchange, for libcurl's callbacks."""
-
-    __slots__ = ("_is_repeatable", "_keeps_body", "_limit", "_received", "_sent", "_upload", "body", "head")
-
-    def __init__(self) -> None:
-        self.body = bytearray()
-        self.end()
-
-    def begin(self, request: Request, limit: int) -> None:
-        """Begin the exchange of a request, whose answer may have `limit` bytes."""
-        self._upload = request.body or b""
-        self._is_repeatable = request.is_idempotent
-        self._keeps_body = request.wants_body
-        self._limit = limit
-
-    def end(self) -> None:
-        """Forget the exchange."""
-        self._upload = b""
-        self._sent = self._received = self._limit = 0
-        self._is_repeatable = self._keeps_body = False
-        self.head = Head()
-        self.body.clear()
-
-    def read(self, size: int) -> bytes:
-        """Return the next bytes of the request's body."""
-        piece = self._upload[self._sent : self._sent + size]
-        self._sent += len(piece)
-        return piece
-
-    def seek(self, offset: int, _origin: int) -> int:
-        """Go back in the request's body, unless the request may not be sent twice."""
-        if not self._is_repeatable:
-            return _SEEK_FAILED
-        self._sent = offset
-        return int(pycurl.SEEKFUNC_OK)
-
-    def write(self, piece: bytes) -> int | None:
-        """Take bytes of the answer's body; return 0, which ends the exchange, if too many."""
-        self._received += len(piece)
-        if self._received > self._limit:
-            return 0
-        if self._keeps_body:
-            self.body += piece
-        return None
-
-
-class _Door:
-    """Opens sockets, except for addresses that requests may not go to.
-
-    libcurl asks for each address that it is about to connect to, whatever the host's name resolved to before.
-    """
-
-    def __init__(self, permits: Callable[[str], bool]) -> None:
-        self._permits = permits
-        self._lent: socket.socket | None = None
-
-    @property
-    def has_opened(self) -> bool:
-        """Whether an address was permitted."""
-        return self._lent is not None
-
-    def open_socket(self, _purpose: int, address: Any) -> Any:
-        """Return a socket for an address, or the value that makes libcurl try the next."""
-        family, kind, protocol, peer = address
-        if not self._permits(str(peer[0])):
-            return pycurl.SOCKET_BAD
-        self.close()
-        self._lent = socket.socket(family, kind, protocol)
-        return self._lent
-
-    def close(self) -> None:
-        """Close the last socket, of which pycurl has made a duplicate for libcurl."""
-        if self._lent:
-            self._lent.close()
 
 
 def _let_signals_in(*_: float) -> None:

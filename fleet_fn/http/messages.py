@@ -9,6 +9,8 @@ from werkzeug.datastructures import Headers
 
 from fleet_fn.http.head import Head
 
+#: Largest body of an answer. No upstream has a reason to send a larger one.
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 #: Methods whose requests may be sent twice (RFC 9110, section 9.2.2).
 _IDEMPOTENT: Final = ("GET", "HEAD", "PUT")
 #: Methods whose requests need a Content-Length even without a body (RFC 9110, section 8.6).

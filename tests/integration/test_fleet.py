@@ -24,7 +24,7 @@ from fleet_fn.cli.fleet import command, print_fleet
 from fleet_fn.drogue.listing import list_devices
 from fleet_fn.errors import PermanentError, TransientError, one_line
 from fleet_fn.http.client import HttpClient
-from fleet_fn.http.handle import MAX_BODY_BYTES
+from fleet_fn.http.messages import MAX_BODY_BYTES
 from fleet_fn.parts import make_drogue
 from fleet_fn.sandbox import Sandbox
 from fleet_fn.settings import Settings

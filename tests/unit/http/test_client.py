@@ -26,7 +26,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, RateLimitedError, TooLargeError, TransientError
 from fleet_fn.http.authorization import Fixed, basic
 from fleet_fn.http.client import HttpClient
-from fleet_fn.http.handle import MAX_BODY_BYTES
+from fleet_fn.http.messages import MAX_BODY_BYTES
 from fleet_fn.http.pool import MAX_IDLE_CONNECTIONS, MAX_IDLE_SECONDS
 from tests.support.files import open_descriptors
 from tests.support.http import Request, Response, Server, closed_port

@@ -28,13 +28,13 @@ TRANSIENT = {
 
 @pytest.mark.parametrize("code", CODES)
 def test_code_decides_whether_a_retry_helps(code: int) -> None:
-    error = as_upstream_error("cloud", TransferError(code, "Detail"), 1)
+    error = as_upstream_error("cloud", TransferError(code, "Detail"))
     assert isinstance(error, TransientError if code in TRANSIENT else PermanentError)
     assert error.reason.startswith("cloud: ")
 
 
 def test_code_without_reason_quotes_libcurl() -> None:
-    error = as_upstream_error("cloud", TransferError(pycurl.E_BAD_FUNCTION_ARGUMENT, "No such thing"), 1)
+    error = as_upstream_error("cloud", TransferError(pycurl.E_BAD_FUNCTION_ARGUMENT, "No such thing"))
     assert error.reason == "cloud: libcurl cannot make the request: No such thing (error 43)"
 
 
@@ -51,7 +51,7 @@ def test_code_without_reason_quotes_libcurl() -> None:
     ],
 )
 def test_missing_connection_is_explained(number: int, reason: str) -> None:
-    error = as_upstream_error("cloud", TransferError(pycurl.E_COULDNT_CONNECT, os_errno=number), 1)
+    error = as_upstream_error("cloud", TransferError(pycurl.E_COULDNT_CONNECT, os_errno=number))
     assert error.reason == f"cloud: {reason}"
 
 
@@ -65,12 +65,12 @@ def test_missing_connection_is_explained(number: int, reason: str) -> None:
     ],
 )
 def test_failed_handshake_is_explained(detail: str, is_transient: bool, reason: str) -> None:
-    error = as_upstream_error("cloud", TransferError(pycurl.E_SSL_CONNECT_ERROR, detail), 1)
+    error = as_upstream_error("cloud", TransferError(pycurl.E_SSL_CONNECT_ERROR, detail))
     assert isinstance(error, TransientError) == is_transient
     assert error.reason.startswith(f"cloud: TLS handshake {reason}")
 
 
 def test_alert_in_the_middle_of_an_answer_is_transient() -> None:
     detail = "OpenSSL SSL_read: OpenSSL/3.6.5: error:0A0003F2:SSL routines::ssl/tls alert unexpected message, errno 0"
-    error = as_upstream_error("cloud", TransferError(pycurl.E_RECV_ERROR, detail, has_answer=True), 1)
+    error = as_upstream_error("cloud", TransferError(pycurl.E_RECV_ERROR, detail, has_answer=True))
     assert isinstance(error, TransientError)
