@@ -91,6 +91,10 @@ def _parse_prefix(value: str) -> str:
     if value.startswith(LAYOUT_SCHEME):
         _check_layouts(value.removeprefix(LAYOUT_SCHEME))
         return value
+    if url := re.match("https?://", value, re.IGNORECASE):
+        scheme = url[0].lower()
+        plain = ", and set FIRMWARE_REGISTRY_INSECURE=true" if scheme == "http://" else ""
+        raise UnfitError(f"is a URL: leave out {scheme}{plain}")
     host, _, path = value.partition("/")
     if not is_host(host):
         raise ValueError(value)
@@ -183,15 +187,24 @@ def secret(takes: str) -> Kind[str]:
 def _parse_trust_anchors(value: str) -> str:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
+    except ssl.SSLError as error:
+        raise UnfitError("has no certificates (PEM)") from error
     except OSError as error:
-        raise ValueError(value) from error
+        raise UnfitError(_file_problem(error)) from error
     return value
 
 
 def _parse_folder(value: str) -> str:
-    if not Path(value).is_dir():
-        raise ValueError(value)
+    folder = Path(value)
+    if not folder.is_dir():
+        raise UnfitError("is a file, not a folder" if folder.exists() else "does not exist")
     return value
+
+
+def _file_problem(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    return f"cannot be used: {error.strerror}"
 
 
 def cache_folder(value: str = "") -> str:
@@ -200,7 +213,7 @@ def cache_folder(value: str = "") -> str:
     The default is one in the system's temporary directory.
 
     Raises:
-        UnfitError: another user can change what the folder holds.
+        UnfitError: another user can change what the folder holds; or the folder of `value` cannot be used.
         ValueError: the folder cannot be written, nor created.
 
     """
@@ -210,6 +223,8 @@ def cache_folder(value: str = "") -> str:
     except UntrustedError as error:
         raise UnfitError(f"is not safe: {error.strerror}") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        if value and isinstance(error, OSError):
+            raise UnfitError("is a file, not a folder" if Path(value).is_file() else _file_problem(error)) from error
         raise ValueError(value) from error
     return str(folder)
 
@@ -256,7 +271,13 @@ def _parse_boolean(value: str) -> bool:
         raise ValueError(value) from error
 
 
+def _check_sign(value: str, lowest: int) -> None:
+    if re.fullmatch(r"-[0-9]+(\.[0-9]+)?", value):
+        raise UnfitError(f"is below {lowest}")
+
+
 def _parse_seconds(value: str) -> float:
+    _check_sign(value, 0)
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?|\.[0-9]+", value):
         raise ValueError(value)
     return float(value)
@@ -284,6 +305,7 @@ def whole(takes: str, lowest: int, highest: int) -> Kind[int]:
     """Return the kind of whole numbers in a range."""
 
     def parse(value: str) -> int:
+        _check_sign(value, lowest)
         if not re.fullmatch(r"[0-9]{1,19}", value) or not lowest <= int(value) <= highest:
             raise ValueError(value)
         return int(value)

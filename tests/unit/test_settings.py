@@ -280,6 +280,34 @@ def test_an_invalid_value_is_shown_with_what_to_set(variable: str, text: str) ->
 
 
 @pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("FIRMWARE_REGISTRY", "https://ghcr.io/acme/", "is a URL: leave out https://"),
+        (
+            "FIRMWARE_REGISTRY",
+            "HTTP://127.0.0.1:5000/",
+            "is a URL: leave out http://, and set FIRMWARE_REGISTRY_INSECURE=true",
+        ),
+        ("SPEC_TTL_SECONDS", "-1", "is below 0"),
+        ("EVENT_DEADLINE_SECONDS", "-0.5", "is below 0"),
+        ("POLL_SECONDS", "-1", "is below 0"),
+        ("MTU_MAX", "-1", "is below 1"),
+        ("FIRMWARE_CACHE_DIR", "{0}/file", "is a file, not a folder"),
+        ("FIRMWARE_CACHE_DIR", "{0}/file/below", "cannot be used: Not a directory"),
+        ("FIRMWARE_DIR", "{0}/file", "is a file, not a folder"),
+        ("FIRMWARE_DIR", "{0}/none", "does not exist"),
+        ("DROGUE_CA_FILE", "{0}/none", "does not exist"),
+        ("DROGUE_CA_FILE", "{0}/file", "has no certificates (PEM)"),
+        ("FIRMWARE_REGISTRY_CA_FILE", "{0}", "cannot be used: Is a directory"),
+    ],
+)
+def test_an_invalid_value_is_told_with_its_problem(tmp_path: Path, variable: str, value: str, problem: str) -> None:
+    (tmp_path / "file").touch()
+    value = value.format(tmp_path)
+    assert told(REQUIRED | {variable: value}).startswith(f"{variable} is '{value}', which {problem}. Set it to ")
+
+
+@pytest.mark.parametrize(
     ("value", "problem"),
     [
         ("oci-layout:{0}/nothere", "a folder that does not exist: '{0}/nothere'"),
