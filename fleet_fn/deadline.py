@@ -29,7 +29,7 @@ class Deadline:
         """Seconds between the setting of the deadline and its end."""
         return self._end - self._start
 
-    def leaving(self, share: float) -> "Deadline":
+    def leave(self, share: float) -> "Deadline":
         """Return an earlier deadline.
 
         It leaves a share (0 to 1) of the remaining time for later tasks.

@@ -65,7 +65,7 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
             if place.is_bare:
                 _inspect_all(store, wanted)
             else:
-                _print_firmware(_verified(store, wanted))
+                _print_firmware(_verify(store, wanted))
     except UpstreamError as error:
         _fail(f"{error.reason}{place.cure(error.reason)}")
     except NotReadyError as error:
@@ -82,7 +82,7 @@ def _inspect_all(store: ImageStore, reference: Reference) -> None:
     except PermanentError as error:  # some registries list no tags; if something else is wrong, the firmware tells
         problem = error.reason
     if not tags or reference.tag in tags:
-        _print_firmware(_verified(store, reference))
+        _print_firmware(_verify(store, reference))
     else:
         _warn(f"no tag {reference.tag} in {reference.name}: a device whose image names no tag finds nothing")
     if problem:
@@ -91,7 +91,7 @@ def _inspect_all(store: ImageStore, reference: Reference) -> None:
         print_tags(store, reference, tags, click.echo)
 
 
-def _verified(store: Store, reference: Reference) -> Firmware:
+def _verify(store: Store, reference: Reference) -> Firmware:
     """Return the firmware that a reference names, after verifying its bytes."""
     firmware = _resolve(store, reference)
     with firmware.open(Deadline(_VERIFY_SECONDS)) as reader:

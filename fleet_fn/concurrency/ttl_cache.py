@@ -76,11 +76,11 @@ class TTLCache(Generic[K, V]):
         hit = True
         try:
             asked = self._clock()
-            if known := self._known(key, asked, max_age):
+            if known := self._find_known(key, asked, max_age):
                 return known[0]
             with self._turns.take(key, deadline):
                 # A value that another thread looked up since `asked` is as fresh as our own look-up.
-                if known := self._known(key, asked, max_age):
+                if known := self._find_known(key, asked, max_age):
                     return known[0]
                 hit = False
                 return self._look_up(key, look_up)
@@ -117,7 +117,7 @@ class TTLCache(Generic[K, V]):
             self._errors.pop(key)
             self._looked_up.discard(key)
 
-    def _known(self, key: K, asked: float, max_age: float) -> tuple[V] | None:
+    def _find_known(self, key: K, asked: float, max_age: float) -> tuple[V] | None:
         """Return a young enough value or raise a young enough error, else return None."""
         if (entry := self._values.get(key)) and entry[0] >= asked - max_age:
             return (entry[1],)

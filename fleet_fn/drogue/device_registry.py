@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from fleet_fn.concurrency.ttl_cache import Count, TTLCache
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.device_registry_api import DeviceNotFoundError, DeviceRegistryAPI, kind_of, unusable
+from fleet_fn.drogue.device_registry_api import DeviceNotFoundError, DeviceRegistryAPI, kind_of, unusable_error
 from fleet_fn.drogue.device_registry_object import Malformed, RegistryObject, read_map, read_object
 from fleet_fn.drogue.firmware_spec import NONE, MalformedSpecError, Policy, Source
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY
@@ -247,7 +247,7 @@ def _read(found: Mapping[str, Any], names: tuple[str, ...]) -> RegistryObject:
     try:
         return read_object(found, kind)
     except ValueError as error:
-        raise unusable(names, f"answer for the {kind} is no {kind} object") from error
+        raise unusable_error(names, f"answer for the {kind} is no {kind} object") from error
 
 
 def _well_formed(value: T | Malformed) -> T:

@@ -50,18 +50,18 @@ class DeviceRegistryAPI:
         kind = kind_of(names)
         answer = self._request("GET", names, deadline)
         if answer.status != HTTPStatus.OK:
-            raise unusable(names, f"answered {answer.status} for the {kind}")
+            raise unusable_error(names, f"answered {answer.status} for the {kind}")
         try:
             found = parse_json(answer.body)
         except ValueError as error:
-            raise unusable(names, f"answer for the {kind}: {error}") from error
+            raise unusable_error(names, f"answer for the {kind}: {error}") from error
         metadata = found.get("metadata") if isinstance(found, dict) else None
         if not isinstance(metadata, dict):
-            raise unusable(names, f"answer for the {kind} is no {kind} object")
+            raise unusable_error(names, f"answer for the {kind} is no {kind} object")
         if (metadata.get("application"), metadata.get("name"))[-len(names) :] != names:
             # This answers another request. The kept connections may hold more of such answers.
             self._upstream.close()
-            raise unusable(names, f"answer for the {kind} is another object")
+            raise unusable_error(names, f"answer for the {kind} is another object")
         return found, answer.body
 
     def put(self, names: tuple[str, ...], changed: Mapping[str, Any], deadline: Deadline) -> bool:
@@ -105,7 +105,7 @@ def kind_of(names: tuple[str, ...]) -> str:
     return "device" if len(names) == 2 else "application"
 
 
-def unusable(names: tuple[str, ...], problem: str) -> PermanentError:
+def unusable_error(names: tuple[str, ...], problem: str) -> PermanentError:
     """Return the error for an object that the registry gave no usable answer for."""
     return _error_type(names)(f"{DEVICE_REGISTRY}: {problem}")
 

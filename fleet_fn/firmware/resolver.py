@@ -82,7 +82,7 @@ class Resolver:
             return self._single_flight.result(
                 (self, reference),
                 lambda: self._look_up(reference, max_age, Deadline(deadline.total)),
-                deadline.leaving(_KEPT_FOR_STALE),
+                deadline.leave(_KEPT_FOR_STALE),
             )
         except StillRunningError:
             reason = "no answer in time"

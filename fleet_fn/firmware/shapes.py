@@ -205,7 +205,7 @@ class Shapes:
         description = self._descriptions.peek(key)
         if description is None:
             try:
-                description = self._single_flight.result(key, look, deadline.leaving(KEPT_FOR_WAIT), keeps_error=True)
+                description = self._single_flight.result(key, look, deadline.leave(KEPT_FOR_WAIT), keeps_error=True)
             except StillRunningError as error:
                 raise NotReadyError(f"looking for {_METADATA_FILE} in the image's layers") from error
         if not description:

@@ -70,7 +70,7 @@ def read_row(device: Device) -> Row:
     in_sync = _in_sync(reported)
     held = _held(reported) if in_sync is False else None
     error = _error(reported) if in_sync is False else None
-    failed = _failed(reported)
+    failed = _find_error(reported)
     record = reported.record
     return Row(
         device.name,
@@ -117,7 +117,7 @@ def _error(reported: Reported) -> str | None:
     return _describe(condition) if condition and is_error else None
 
 
-def _failed(reported: Reported) -> str | None:
+def _find_error(reported: Reported) -> str | None:
     """Return why a device's update was given up."""
     condition = reported.condition(FAILED)
     if condition is None or condition.status != "True":

@@ -139,10 +139,10 @@ class DeviceReport:
         ):
             if count:
                 parts.append(f"{count} {one if count == 1 else many}")
-        parts.append(self._ending())
+        parts.append(self._describe_end())
         return one_line(f"{self.device}: {', '.join(parts)}")
 
-    def _ending(self) -> str:
+    def _describe_end(self) -> str:
         if self.in_sync:
             # SYNC says only that the device may stay. One that was not updated cannot know that it is not held back.
             return "in sync" if self.sha256 is not None else "told to stay with it"

@@ -107,7 +107,7 @@ class Endpoints:
         """
         user, separator, password = (basic(request.authorization) or "").partition(":")
         if not separator:
-            raise _unauthenticated()
+            raise _refuse_credentials()
         in_user, _, scope = user.partition("@")
         application = request.query.get("application", scope)
         device = request.query.get("device")
@@ -119,15 +119,15 @@ class Endpoints:
         try:
             found = self._registry.application(application)
         except RefusedError:
-            raise _unauthenticated() from None
+            raise _refuse_credentials() from None
         sender = self._registry.device_by_alias(application, device)
         if sender is None or any(map(objects.is_being_deleted, (found, sender))):
-            raise _unauthenticated()
+            raise _refuse_credentials()
         # The authentication service reads the flag of applications only, and does not invert it.
         if not _is_on(found) or (not self._inverts_core and not _is_on(sender)):
-            raise _unauthenticated()
+            raise _refuse_credentials()
         if not any(_matches(entry, sender, device, username, password) for entry in objects.credentials(sender)):
-            raise _unauthenticated()
+            raise _refuse_credentials()
         return found, sender, device
 
     def _find_represented(self, application: Object, sender: Object, login: str, name: str | None) -> Object:
@@ -136,9 +136,9 @@ class Endpoints:
             return sender
         device = self._registry.device_by_alias(application["metadata"]["name"], name)
         if device is None or objects.is_being_deleted(device) or (not self._inverts_core and not _is_on(device)):
-            raise _unauthenticated()
+            raise _refuse_credentials()
         if sender["metadata"]["name"] not in objects.gateways(device):
-            raise _unauthenticated()
+            raise _refuse_credentials()
         return device
 
     # The command API.
@@ -196,7 +196,7 @@ class Endpoints:
                 _only(request, "GET", "POST")
                 if request.method == "POST":
                     return self._create(request, user, None)
-                selector, offset, limit = _listing(request.query)
+                selector, offset, limit = _read_listing(request.query)
                 # An application without an owner is in no user's list.
                 return Answer.json(
                     self._registry.applications(selector, offset, limit, lambda name: self._is_member(user, name))
@@ -208,7 +208,7 @@ class Endpoints:
                 _only(request, "GET", "POST")
                 if request.method == "POST":
                     return self._create(request, user, application)
-                selector, offset, limit = _listing(request.query)
+                selector, offset, limit = _read_listing(request.query)
                 self._expect(user, application, Permission.READ, RefusedError.not_found)
                 return Answer.json(self._registry.devices(application, selector, offset, limit))
             case [application, "devices", device] if device:
@@ -294,7 +294,7 @@ class Endpoints:
         return owner is not None and self._rights.may(user, owner, Permission.READ)
 
 
-def _unauthenticated() -> RefusedError:
+def _refuse_credentials() -> RefusedError:
     """Return the same refusal for every reason: no client can probe for devices."""
     return RefusedError(403, "AuthenticationError", "Authentication failed", has_code=True)
 
@@ -376,7 +376,7 @@ def _is_json(content_type: str | None) -> bool:
     return _JSON.fullmatch((content_type or "").partition(";")[0].strip()) is not None
 
 
-def _listing(query: Mapping[str, str]) -> tuple[Selector, int, int | None]:
+def _read_listing(query: Mapping[str, str]) -> tuple[Selector, int, int | None]:
     offset, limit = _number(query, "offset"), _number(query, "limit")
     try:
         return Selector.parse(query.get("labels", "")), offset or 0, limit

@@ -127,11 +127,11 @@ class Assessor:
         context = self._context(received, desired)
         syncs_first = confirm(status, None, context)
         try:
-            until = deadline.leaving(_KEPT_FOR_SYNC) if syncs_first else deadline
+            until = deadline.leave(_KEPT_FOR_SYNC) if syncs_first else deadline
             firmware = self._firmware(event, desired, ages, until)
             if firmware is None:
                 return View(desired)
-            served = self._begun(received, desired, firmware, ages, until) or firmware
+            served = self._find_begun(received, desired, firmware, ages, until) or firmware
         except (UpstreamError, NotReadyError) as error:
             if syncs_first is None:
                 raise
@@ -164,7 +164,7 @@ class Assessor:
 
     def _decide(self, status: Status, firmware: Firmware, context: DecisionContext, form: AnswerForm) -> Decision:
         target = Target(firmware.version.encode(), firmware.size, firmware.checksum)
-        mtu = self._fitting(context.mtu, form, target.version, status)
+        mtu = self._fit_block(context.mtu, form, target.version, status)
         return decide(status, target, context._replace(mtu=mtu))
 
     def _context(self, received: DeviceStatus, desired: Desired) -> DecisionContext:
@@ -204,7 +204,7 @@ class Assessor:
                 return gateway
         return ""
 
-    def _fitting(self, mtu: int, form: AnswerForm, version: bytes, status: Status) -> int:
+    def _fit_block(self, mtu: int, form: AnswerForm, version: bytes, status: Status) -> int:
         """Return the largest block, in bytes, whose command Drogue Cloud takes."""
         if 4 * mtu <= 3 * (MAX_COMMAND_BYTES - 4 * MAX_VERSION_BYTES):
             return mtu  # fits in any form
@@ -245,7 +245,7 @@ class Assessor:
             return Origin(image=f"{name}@{firmware.manifest}", platform=source.platform)
         return Origin(file=source.name) if isinstance(source, File) else None
 
-    def _begun(
+    def _find_begun(
         self, received: DeviceStatus, desired: Desired, target: Firmware, ages: Ages, deadline: Deadline
     ) -> Firmware | None:
         """Return the firmware that a device midway finishes before its target, or None.
@@ -264,7 +264,7 @@ class Assessor:
         if (desired.policy.midway or default) == RESTART or is_given_up:
             return None
         try:
-            begun = self._firmware(event, _at(desired, record.origin), ages, deadline)
+            begun = self._firmware(event, _desire(desired, record.origin), ages, deadline)
         except PermanentError as error:
             warn("firmware that the device has begun is gone", event, error)
             return None
@@ -273,7 +273,7 @@ class Assessor:
         return replace(begun, version=record.version)  # a digest need not tell the version
 
 
-def _at(desired: Desired, origin: Origin) -> Desired:
+def _desire(desired: Desired, origin: Origin) -> Desired:
     """Return what would be desired if the spec named an update's origin."""
     if origin.image:
         return desired._replace(source=Image(origin.image, platform=origin.platform))

@@ -40,7 +40,7 @@ _SILENCE_SECONDS: Final = 45
 
 def decide(status: Status, target: Target, context: DecisionContext) -> Decision:
     """Return the command that brings a device closer to `target`, if it may have one."""
-    known, answered = _bounded(context)
+    known, answered = _without_future_times(context)
     context = context._replace(record=known, answered=answered)
     before = known.answered if known else None
     if known and answered and before and set(answered.events) & set(before.events):
@@ -115,7 +115,7 @@ def _may_have_heard_sync(record: Record, context: DecisionContext) -> bool:
     return synced is not None and context.reported_at - synced >= silence
 
 
-def _bounded(context: DecisionContext) -> tuple[Record | None, LastAnswered | None]:
+def _without_future_times(context: DecisionContext) -> tuple[Record | None, LastAnswered | None]:
     """Return the record and this event's answer with no time ahead of our clock.
 
     In an event such a time counts as now. In a record it says nothing: each later status would count as older.
@@ -168,7 +168,7 @@ def _decide(status: Status, target: Target, context: DecisionContext) -> Decisio
     kept = context.spec_ttl + CLOCK_MARGIN
     now = context.now.replace(microsecond=0)
     record = record_for(target, known, context.policy.retry, now, kept).with_return()
-    record, failed_swap = _came_back(status.progress, record)
+    record, failed_swap = _count_failed_swap(status.progress, record)
     checked = check(Midway(step, status.progress, target, known, record, context))
     if isinstance(checked, Stuck):
         stuck = replace(known, restart=replace(known.restart, stuck=True)) if known and known.restart else known
@@ -179,7 +179,7 @@ def _decide(status: Status, target: Target, context: DecisionContext) -> Decisio
         of_target = known is not None and known.is_of(target)
         held = record if of_target else known
         return Decision(hold, held if status.progress else _without_restart(held))
-    return _recorded(checked, known, context)
+    return _record(checked, known, context)
 
 
 def _refuses_to_start(progress: Progress | None, target: Target, known: Record, context: DecisionContext) -> bool:
@@ -193,7 +193,7 @@ def _refuses_to_start(progress: Progress | None, target: Target, known: Record, 
     return is_refusal and was_started and known.syncs == 0
 
 
-def _came_back(progress: Progress | None, record: Record) -> tuple[Record, bool]:
+def _count_failed_swap(progress: Progress | None, record: Record) -> tuple[Record, bool]:
     """Return the record after a status, and whether that status shows a failed swap.
 
     Some devices always report progress, at 0 if they have none.
@@ -239,7 +239,7 @@ def _hold(
 # --- The record -------------------------------------------------------------------------------------------------------
 
 
-def _recorded(checked: Checked, known: Record | None, context: DecisionContext) -> Decision:
+def _record(checked: Checked, known: Record | None, context: DecisionContext) -> Decision:
     """Return the decision with the record after its step, and how fresh it must be.
 
     The record is written before each command that starts or ends an update, and before the first command after an

@@ -274,5 +274,5 @@ class UpdateHandler:
 
 
 def _read(firmware: Firmware, block: Block, deadline: Deadline) -> Write:
-    with firmware.open(deadline.leaving(KEPT_FOR_WAIT)) as reader:
+    with firmware.open(deadline.leave(KEPT_FOR_WAIT)) as reader:
         return Write(block.version, block.offset, reader.read(block.offset, block.size))

@@ -56,7 +56,7 @@ def hold_swap(policy: Policy, now: datetime) -> Hold | None:
     return Hold("window", f"the window opens at {opening.isoformat(timespec='minutes')}", closed_for)
 
 
-def drawn(uid: str, version: str, salt: str | None) -> float:
+def draw(uid: str, version: str, salt: str | None) -> float:
     """Return a device's place among all devices, from 0 up to and without 1.
 
     It is the same each time, and evenly spread over devices. Each version draws anew; with `salt` all versions draw the
@@ -80,4 +80,4 @@ def _hold_percent(percent: float | None, uid: str, version: str, salt: str | Non
     devices = f"not among the {percent:.15g} % of devices"
     if not uid:
         return Hold("rollout", f"{devices}: it has no UID")  # else all such devices would be drawn as one
-    return None if drawn(uid, version, salt) < percent / 100 else Hold("rollout", devices)
+    return None if draw(uid, version, salt) < percent / 100 else Hold("rollout", devices)

@@ -7,7 +7,7 @@ from typing import Any
 import cbor2
 import pytest
 
-from fleet_fn.update.policy import drawn
+from fleet_fn.update.policy import draw
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Answer, Function, event
@@ -97,7 +97,7 @@ def test_a_device_that_is_meant_starts(
 
 
 def first_drawn(salt: str, percent: float) -> str:
-    return next(uid for uid in map(str, range(100_000)) if drawn(uid, "", salt) < percent / 100)
+    return next(uid for uid in map(str, range(100_000)) if draw(uid, "", salt) < percent / 100)
 
 
 def test_the_share_of_devices_that_start_is_the_one_that_is_asked_for(

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fleet_fn.drogue.firmware_spec import NONE, MalformedSpecError, Policy, Window, read_policy
-from fleet_fn.update.policy import Hold, drawn, hold_start, hold_swap
+from fleet_fn.update.policy import Hold, draw, hold_start, hold_swap
 from fleet_fn.update.window import opens_in
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)  # a Monday
@@ -485,7 +485,7 @@ def test_more_percent_are_the_same_devices_and_others(
 
 @given(uid=UIDS, version=VERSIONS, salt=SALTS)
 def test_a_device_is_in_from_the_very_percentage_above_its_place_on(uid: str, version: str, salt: str | None) -> None:
-    place = drawn(uid, version, salt)
+    place = draw(uid, version, salt)
     assert 0 <= place < 1
     assert not is_in(Policy(percent=math.nextafter(place * 100, -1) if place else 0.0, salt=salt), uid, version)
     above = math.nextafter(math.nextafter(place * 100, 101), 101)
@@ -531,7 +531,7 @@ def test_each_version_draws_anew_unless_a_salt_is_given() -> None:
 @example(("1", "1:1"), ("1:1", "1"))
 @example(("3:abc", ""), ("", "3:abc"))
 def test_no_two_pairs_of_device_and_version_draw_the_same(one: tuple[str, str], other: tuple[str, str]) -> None:
-    assert (drawn(*one, None) == drawn(*other, None)) == (one == other)
+    assert (draw(*one, None) == draw(*other, None)) == (one == other)
 
 
 @pytest.mark.parametrize(
@@ -544,14 +544,14 @@ def test_no_two_pairs_of_device_and_version_draw_the_same(one: tuple[str, str], 
     ],
 )
 def test_every_release_draws_the_same_devices(uid: str, version: str, salt: str | None, digest: int) -> None:
-    assert drawn(uid, version, salt) == math.ldexp(digest >> 11, -53)
+    assert draw(uid, version, salt) == math.ldexp(digest >> 11, -53)
 
 
 @pytest.mark.parametrize(
     ("percent", "shown"), [(25.0, "25"), (0.5, "0.5"), (0.0, "0"), (99.0001, "99.0001"), (100 / 3, "33.3333333333333")]
 )
 def test_a_device_that_is_not_drawn_is_told_how_many_are(percent: float, shown: str) -> None:
-    last = max(uids(2, 1000), key=lambda uid: drawn(uid, "1", None))
+    last = max(uids(2, 1000), key=lambda uid: draw(uid, "1", None))
     assert hold_start(Policy(percent=percent), last, {}, "1", NOW) == Hold(
         "rollout", f"not among the {shown} % of devices"
     )
@@ -559,7 +559,7 @@ def test_a_device_that_is_not_drawn_is_told_how_many_are(percent: float, shown: 
 
 def test_the_last_device_of_all_is_updated_only_with_everybody() -> None:
     last = "device-219274"
-    assert drawn(last, "1", None) > 0.99999
+    assert draw(last, "1", None) > 0.99999
     assert not is_in(Policy(percent=99.999), last, "1")
     assert is_in(Policy(percent=100.0), last, "1")
 
