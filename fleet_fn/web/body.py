@@ -8,7 +8,7 @@ from flask import Request
 from gunicorn.http.errors import ParseException
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.events import InvalidEventError
+from fleet_fn.drogue.cloud_events import InvalidEventError
 from fleet_fn.web.arrival import DEADLINE, MAX_BODY_BYTES, MAX_DISCARDED_BYTES
 from fleet_fn.web.body_timeout import BodyTimeout
 

@@ -12,7 +12,8 @@ from flask import Flask, Request, Response, abort, request
 from werkzeug.exceptions import HTTPException
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.events import Event, InvalidEventError, read_event
+from fleet_fn.drogue.cloud_events import InvalidEventError
+from fleet_fn.drogue.events import Event, read_event
 from fleet_fn.observability import metrics, tracing
 from fleet_fn.observability.log import logger
 from fleet_fn.observability.side_effects import Guarded

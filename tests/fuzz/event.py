@@ -19,7 +19,9 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
-from fleet_fn.drogue.events import LORAWAN_PORT, Event, InvalidEventError, read_event
+from fleet_fn.drogue.cloud_events import InvalidEventError
+from fleet_fn.drogue.events import Event, read_event
+from fleet_fn.drogue.lorawan import LORAWAN_PORT
 from fleet_fn.protocol.dialects import InvalidStatusError, decode_status
 from tests.fuzz.bounds import bounded
 

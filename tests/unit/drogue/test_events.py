@@ -12,7 +12,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from fleet_fn.drogue.events import Event, InvalidEventError, read_event
+from fleet_fn.drogue.cloud_events import InvalidEventError
+from fleet_fn.drogue.events import Event, read_event
 
 #: An event as the cloud makes it.
 ATTRIBUTES = {
