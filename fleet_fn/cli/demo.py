@@ -41,9 +41,7 @@ def command(in_registry: bool) -> None:
                 on_line=click.echo,
                 show_fleet=lambda cloud, application: print_fleet(cloud, application, echo=table.append),
             )
-    except DemoError as error:
-        raise click.ClickException(str(error)) from error
-    except UpstreamError as error:
+    except (DemoError, UpstreamError) as error:
         click.echo(f"demo: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -60,7 +58,7 @@ def _print_result(result: DemoResult, table: list[str], seconds: float) -> None:
     for device, report, success in zip(DEVICES, result.reports, result.successes, strict=True):
         click.echo(f"{'ok   ' if success else 'WRONG'}  {report}")
         click.echo(f"       {device.about}")
-    click.echo("\nwhat the registry knows (python -m fleet_fn fleet):\n")
+    click.echo("\nwhat the device registry knows (fleet-fn fleet):\n")
     for line in table:
         click.echo(line)
     click.echo()

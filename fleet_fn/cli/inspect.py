@@ -53,12 +53,15 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
     Credentials for a registry come from FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else from docker login
     or podman login. Credential helpers are not run.
 
-    Exits with 1, and the function's own reason, if the function would refuse the firmware.
+    Exits with 1, and the function's own reason, if the function would refuse the firmware; with 2 if REF, an option or
+    a setting is wrong.
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     try:
         place = _find(reference, insecure, ca_file)
     except UpstreamError as error:
-        _fail(error.reason)
+        _fail(error.reason, 2)
+    except OSError as error:
+        _fail(describe_os_error(error))
     wanted = replace(place.reference, platform=platform)
     try:
         with _open_store(place) as store:
@@ -113,9 +116,10 @@ def _warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
 
 
-def _fail(reason: str) -> NoReturn:
+def _fail(reason: str, code: int = 1) -> NoReturn:
+    """End with the exit code 2 for wrong usage or settings, or 1 for a failure."""
     click.echo(f"inspect: {reason}", err=True)
-    sys.exit(1)
+    sys.exit(code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ import importlib
 
 import click
 
+from fleet_fn import __version__
+
 _COMMANDS = ("serve", "publish", "inspect", "fleet", "device", "sandbox", "demo")
 
 
@@ -18,6 +20,7 @@ class _Commands(click.Group):
         return command
 
 
+@click.version_option(__version__, message="%(prog)s %(version)s")
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Firmware updates for devices on Drogue IoT Cloud."""

@@ -61,10 +61,17 @@ def command(
 
     Credentials for a registry come from FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else from docker login
     or podman login. Credential helpers are not run.
+
+    Exits with 1 if it failed, and with 2 if REF, an option or a setting is wrong.
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     try:
         described = _annotations(version, annotations)
         target = _target(reference, version, insecure, ca_file)
+    except UpstreamError as error:
+        _fail(error.reason, 2)
+    except OSError as error:
+        _fail(describe_os_error(error))
+    try:
         with _seekable(file) as firmware:
             _check_size(firmware, pad_to)
             published = target.publish(firmware, described, pad_to=pad_to or 1, latest=latest, force=force)
@@ -81,9 +88,10 @@ def command(
     click.echo(f"sha256     {published.sha256}")
 
 
-def _fail(reason: str) -> NoReturn:
+def _fail(reason: str, code: int = 1) -> NoReturn:
+    """End with the exit code 2 for wrong usage or settings, or 1 for a failure."""
     click.echo(f"publish: {reason}", err=True)
-    sys.exit(1)
+    sys.exit(code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,7 @@ def _target(text: str, version: str, insecure: bool, ca_file: str | None) -> _Ta
     else:
         reference, form = registry_reference(text, default_tag), "HOST/NAME:TAG"
         access = Access(insecure, ca_file, find_credentials(reference))
+        access.tls_context()  # fails if the file of trust anchors cannot be read
         target = _Target("", reference, partial(publish_to_registry, reference, access=access))
     if reference.tag == _NO_TAG:
         raise PermanentError(

@@ -73,7 +73,7 @@ def test_every_device_ends_on_the_new_version_and_nothing_is_left(
     assert "ok     door: 0.1.0, told to stay with it" in well
     table = {
         line.split()[0]: line.split()[1:]
-        for line in lines[lines.index("what the registry knows (python -m fleet_fn fleet):") :]
+        for line in lines[lines.index("what the device registry knows (fleet-fn fleet):") :]
         if line
     }
     assert table["sensor"][:3] == ["0.1.1", "0.1.1", "yes"]

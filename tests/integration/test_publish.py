@@ -49,6 +49,16 @@ class Ended:
     def refusal(self) -> str:
         """Why it failed: one line, without the command's name."""
         assert self.code == 1
+        return self._reason
+
+    @property
+    def mistake(self) -> str:
+        """What is wrong with the arguments or the settings: the same."""
+        assert self.code == 2
+        return self._reason
+
+    @property
+    def _reason(self) -> str:
         assert self.output == ""
         line = self.errors.removesuffix("\n")
         assert line.isprintable()
@@ -187,7 +197,7 @@ def test_a_firmware_can_come_out_of_a_pipe(user: User, registry: DockerRegistry,
 
 def test_a_digest_is_not_published_to(user: User, registry: DockerRegistry, name: str) -> None:
     reference = f"{registry.host}/{name}@sha256:{'0' * 64}"
-    assert user.publish(reference).refusal == f"{reference!r}: name a tag, HOST/NAME:TAG"
+    assert user.publish(reference).mistake == f"{reference!r}: name a tag, HOST/NAME:TAG"
 
 
 # --- Tags -------------------------------------------------------------------------------------------------------------
@@ -442,8 +452,8 @@ def test_a_registry_that_takes_nothing_is_told(user: User, name: str) -> None:
 def test_a_token_with_a_newline_is_told_by_its_variable(user: User, name: str) -> None:
     user.environment |= {"FIRMWARE_REGISTRY_USER": USER, "FIRMWARE_REGISTRY_TOKEN": f"{PASSWORD}\n"}
     told = "FIRMWARE_REGISTRY_TOKEN contains a control character (a trailing newline?)"
-    assert user.publish(f"ghcr.io/{name}").refusal == told
-    assert user.inspect(f"ghcr.io/{name}").refusal == told
+    assert user.publish(f"ghcr.io/{name}").mistake == told
+    assert user.inspect(f"ghcr.io/{name}").mistake == told
 
 
 def test_a_registry_that_is_not_there_is_told_at_once(user: User) -> None:

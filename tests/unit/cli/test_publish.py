@@ -84,10 +84,10 @@ def lines(result: Result) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
 
 
-def assert_refused(result: Result, command: str = "publish") -> str:
-    """The reason of a refusal, which is one line."""
+def assert_refused(result: Result, command: str = "publish", code: int = 1) -> str:
+    """The reason of a refusal, which is one line; the code 2 is for wrong usage."""
     assert isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code == 1
+    assert result.exit_code == code
     assert result.stdout == ""
     line = result.stderr.removesuffix("\n")
     assert line.isprintable()
@@ -374,7 +374,7 @@ def test_a_tag_that_differs_from_the_version_is_warned_of(layout: Layout, versio
 )
 def test_what_cannot_be_published_to_is_refused(layout: Layout, reference: str, reason: str) -> None:
     result = layout.publish(reference=reference.format(layout.folder))
-    assert assert_refused(result) == reason.format(layout.folder)
+    assert assert_refused(result, code=2) == reason.format(layout.folder)
     assert not layout.folder.exists()
 
 
@@ -389,14 +389,15 @@ def test_what_cannot_be_published_to_is_refused(layout: Layout, reference: str, 
     ],
 )
 def test_a_version_that_no_tag_can_be_is_refused_without_a_tag(layout: Layout, version: str, reason: str) -> None:
-    told = assert_refused(layout.publish(version, reference=f"oci-layout:{layout.folder}"))
+    told = assert_refused(layout.publish(version, reference=f"oci-layout:{layout.folder}"), code=2)
     assert told.startswith(reason.format(layout.folder))
     assert not layout.folder.exists()
 
 
 @pytest.mark.parametrize("version", ["", "1\n2", "1\x1b[2J", "1\udcff"])
 def test_a_version_that_cannot_be_shown_is_refused(layout: Layout, version: str) -> None:
-    assert "the version " in assert_refused(layout.publish(version, reference=f"oci-layout:{layout.folder}:tag"))
+    refused = layout.publish(version, reference=f"oci-layout:{layout.folder}:tag")
+    assert "the version " in assert_refused(refused, code=2)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +414,7 @@ def test_a_version_that_cannot_be_shown_is_refused(layout: Layout, version: str)
     ],
 )
 def test_annotations_that_are_none_are_refused(layout: Layout, annotation: str, reason: str) -> None:
-    assert assert_refused(layout.publish("0.1.1", "--annotation", annotation)) == reason
+    assert assert_refused(layout.publish("0.1.1", "--annotation", annotation), code=2) == reason
 
 
 @pytest.mark.parametrize("epoch", ["x", "1.5", "9" * 30])
@@ -421,7 +422,7 @@ def test_a_source_date_epoch_that_is_none_is_refused(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, epoch: str
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
-    assert assert_refused(layout.publish()).startswith(f"SOURCE_DATE_EPOCH '{epoch}'")
+    assert assert_refused(layout.publish(), code=2).startswith(f"SOURCE_DATE_EPOCH '{epoch}'")
 
 
 def test_an_empty_firmware_is_refused(layout: Layout) -> None:
@@ -484,7 +485,7 @@ def test_a_folder_that_vanished_is_told_in_plain_words(layout: Layout, monkeypat
 
 def test_a_version_that_is_no_tag_needs_one_beside_it(layout: Layout) -> None:
     reference = f"oci-layout:{layout.folder}"
-    assert "name one, e.g." in assert_refused(layout.publish("1.0+5", reference=reference))
+    assert "name one, e.g." in assert_refused(layout.publish("1.0+5", reference=reference), code=2)
     assert not layout.folder.exists()
     assert layout.publish("1.0+5", reference=f"{reference}:five").exit_code == 0
     assert set(layout.tags()) == {"five"}
@@ -533,19 +534,19 @@ def test_a_file_that_is_not_there_is_a_mistake_in_the_command(layout: Layout) ->
 
 
 @pytest.mark.parametrize(
-    ("reference", "reason"),
+    ("reference", "reason", "code"),
     [
-        ("pump:1", "'pump:1': expected HOST/NAME:TAG or oci-layout:DIR:TAG"),
-        ("oci-layout:{}:0.1.2", "no tag 0.1.2 in the layout pump"),
-        ("oci-layout:{}:latest", "no tag latest in the layout pump"),
-        ("oci-layout:{}@sha256:0", "invalid reference 'oci-layout:{}@sha256:0': not a sha256 digest after the @"),
-        ("oci-layout:{}:", "'oci-layout:{}:': expected oci-layout:DIR:TAG"),
+        ("pump:1", "'pump:1': expected HOST/NAME:TAG or oci-layout:DIR:TAG", 2),
+        ("oci-layout:{}:0.1.2", "no tag 0.1.2 in the layout pump", 1),
+        ("oci-layout:{}:latest", "no tag latest in the layout pump", 1),
+        ("oci-layout:{}@sha256:0", "invalid reference 'oci-layout:{}@sha256:0': not a sha256 digest after the @", 2),
+        ("oci-layout:{}:", "'oci-layout:{}:': expected oci-layout:DIR:TAG", 2),
     ],
 )
-def test_what_is_not_there_is_told_in_one_line(layout: Layout, reference: str, reason: str) -> None:
+def test_what_is_not_there_is_told_in_one_line(layout: Layout, reference: str, reason: str, code: int) -> None:
     layout.publish()
     result = layout.run("inspect", reference.format(layout.folder))
-    assert assert_refused(result, "inspect") == reason.format(layout.folder)
+    assert assert_refused(result, "inspect", code) == reason.format(layout.folder)
 
 
 def test_a_layout_that_is_not_there_is_told_with_its_path(layout: Layout) -> None:
