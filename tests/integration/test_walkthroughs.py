@@ -125,6 +125,7 @@ PREVIEWS = Page("docs/try-it.md", "What would a device be told?")
 REAL_EVENT = Page("docs/try-it.md", "How do I send a real event?")
 OWN_OBJECTS = Page("docs/try-it.md", "How do I try applications and devices of my own?")
 REGISTRY = Page("docs/try-it.md", "How do I try a real registry?")
+CHANGES = Page("docs/rollouts.md", "How do I change it?")
 OPENID = Page("docs/try-it.md", "How do I try OpenID without a provider?")
 
 
@@ -163,6 +164,15 @@ def test_own_applications_and_devices_are_updated(machine: Machine) -> None:
     machine.run(objects)
     with machine.running(sandbox, SANDBOX), machine.running(serve, FUNCTION):
         assert "bed-7: in sync with 1.2.3" in machine.run(update)
+
+
+def test_a_rollout_is_changed_as_the_page_says(machine: Machine) -> None:
+    publish, serve, report, _ = QUICK_START("sh")
+    (change,) = CHANGES("sh")
+    with machine.running(publish, SANDBOX), machine.running(serve, FUNCTION):
+        changed = json.loads(machine.run(f'{change}curl -fsS -u sandbox:sandbox "$app"\n'))
+        assert changed["spec"]["firmware"] == {"container": {"image": "example:latest"}, "rollout": {"paused": True}}
+        assert json.loads(machine.run(report))["op"] == "SYNC"
 
 
 def test_a_registry_holds_what_was_published(machine: Machine) -> None:
