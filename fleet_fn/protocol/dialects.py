@@ -21,7 +21,8 @@ from fleet_fn.strict_json import parse_json
 MAX_DEPTH = 8
 #: Buffer for a version in devices of the embedded-update family. A longer version makes them panic.
 EMBEDDED_VERSION_BYTES = 16
-#: Bound on versions in statuses: they go into reports, headers and log lines.
+#: Longest version, of a device or a firmware. It goes into reports, log lines, and headers, of which few servers take
+#: more than some thousand bytes.
 MAX_VERSION_BYTES = 255
 
 

@@ -20,7 +20,7 @@ from fleet_fn.firmware.file_store import file_reference
 from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.store import Firmware, NotReadyError
 from fleet_fn.oci.reference import Reference, fill_in, image_reference
-from fleet_fn.protocol.dialects import AnswerForm, Dialect, room_for_data
+from fleet_fn.protocol.dialects import MAX_VERSION_BYTES, AnswerForm, Dialect, room_for_data
 from fleet_fn.protocol.messages import U32_MAX, Status, Swap
 from fleet_fn.protocol.step import FLASH_WORD_BYTES, Block, Target
 from fleet_fn.settings import Settings
@@ -46,8 +46,6 @@ _MAX_GATEWAYS: Final = 8
 _MAX_SPEC_TTL_SECONDS: Final = 365 * 24 * 60 * 60.0
 #: The same block asked for so many times in a row is reported.
 SUSPICIOUS_REPEATS: Final = 5
-#: Bytes of a version. It goes into headers, of which few servers take more than some thousand bytes.
-MAX_VERSION_BYTES: Final = 255
 
 
 class DeviceStatus(NamedTuple):

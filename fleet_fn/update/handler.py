@@ -13,11 +13,11 @@ from fleet_fn.drogue.status_report import IN_SYNC, UNKNOWN, Condition, Report, R
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError
-from fleet_fn.protocol.dialects import Dialect, Encoding, decode_status, encode_command
+from fleet_fn.protocol.dialects import MAX_VERSION_BYTES, Dialect, Encoding, decode_status, encode_command
 from fleet_fn.protocol.messages import Swap, Sync, Write
 from fleet_fn.protocol.step import Block
 from fleet_fn.settings import Settings
-from fleet_fn.update.assessment import MAX_VERSION_BYTES, Assessor, DeviceStatus, Resolvers, View
+from fleet_fn.update.assessment import Assessor, DeviceStatus, Resolvers, View
 from fleet_fn.update.deduplication import EventDeduplicator
 from fleet_fn.update.freshness import Clock, fresh_ages, remembered_ages
 from fleet_fn.update.outcome import Outcome, OutcomeName, Reply, wait_in
