@@ -175,19 +175,27 @@ def test_a_rollout_is_changed_as_the_page_says(machine: Machine) -> None:
         assert json.loads(machine.run(report))["op"] == "SYNC"
 
 
-def test_a_registry_holds_what_was_published(machine: Machine) -> None:
+def test_a_device_is_updated_out_of_a_real_registry(machine: Machine) -> None:
     need("docker-registry")
-    publish, *_ = QUICK_START("sh")
+    publish, settings, *_ = QUICK_START("sh")
+    store, serve, sandbox, update = REGISTRY("sh")
     machine.run(publish.rpartition("fleet-fn sandbox")[0])
-    (block,) = REGISTRY("sh")
-    configure, serve, *commands = block.splitlines(keepends=True)
-    with machine.running(configure + serve.replace(" &", ""), "http://127.0.0.1:5000/v2/"):
+    configure, registry, *commands = store.splitlines(keepends=True)
+    with (
+        machine.running(configure + registry.replace(" &", ""), "http://127.0.0.1:5000/v2/"),
+        machine.running(sandbox, SANDBOX),
+        machine.running(settings.rpartition("fleet-fn serve")[0] + serve, FUNCTION),
+    ):
         assert "version    0.1.1" in machine.run("".join(commands))
+        assert "device1: in sync with 0.1.1" in machine.run(update.replace("kill %1\n", ""))
 
 
 def test_openid_is_tried_without_a_provider(machine: Machine) -> None:
-    publish, serve, report, _ = QUICK_START("sh")
-    (openid,) = OPENID("sh")
-    settings = serve.rpartition("fleet-fn serve")[0]
-    with machine.running(publish, SANDBOX), machine.running(settings + openid, FUNCTION):
-        assert json.loads(machine.run(report))["op"] == "WRITE"
+    publish, settings, *_ = QUICK_START("sh")
+    serve, sandbox, update = OPENID("sh")
+    machine.run(publish.rpartition("fleet-fn sandbox")[0])
+    with (
+        machine.running(sandbox, SANDBOX),
+        machine.running(settings.rpartition("fleet-fn serve")[0] + serve, FUNCTION),
+    ):
+        assert "device1: in sync with 0.1.1" in machine.run(update)
