@@ -216,6 +216,12 @@ def test_tekton_table_has_each_parameter_with_its_default() -> None:
     assert told == parameters
 
 
+def test_tekton_table_has_each_result() -> None:
+    pipeline = load(ROOT / "knative" / "tekton" / "pipeline.yaml")
+    told = [name for cell, *_ in rows("tekton.md", "result | is") for name in code(cell)]
+    assert sorted(told) == sorted(result["name"] for result in pipeline["spec"]["results"])
+
+
 def test_rollout_example_has_each_key_and_is_understood(tmp_path: Path) -> None:
     (example,) = re.findall(r"^```yaml\n(.*?)^```$", ROLLOUTS, re.MULTILINE | re.DOTALL)
     (tmp_path / "example.yaml").write_text(example)
