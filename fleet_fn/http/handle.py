@@ -28,7 +28,6 @@ from fleet_fn.http.closer import CLOSER
 from fleet_fn.http.failures import WEIRD_SERVER_REPLY, ForbiddenAddressError, HangingResolverError, TransferError
 from fleet_fn.http.messages import MAX_BODY_BYTES, Answer, Request
 from fleet_fn.http.origin import Origin
-from fleet_fn.http.polling import PollFd, has_event
 from fleet_fn.http.socket_opener import SocketOpener
 from fleet_fn.http.tls import Trust
 from fleet_fn.http.transfer import Transfer
@@ -66,7 +65,7 @@ class Handle:
         self._is_whole = self._is_resolving = False
         #: Descriptor of the connection, and a poll for bytes on it; -1 and None if there is no connection.
         self._socket = -1
-        self._poll: PollFd | None = None
+        self._poll: select.poll | None = None
         #: Time of the last use, on the client's clock.
         self.idle_since = 0.0
         curl.setopt(pycurl.URL, origin.url)
@@ -93,7 +92,7 @@ class Handle:
 
         libcurl would use such a connection again, and take the bytes for the next answer.
         """
-        return self._poll is not None and has_event(self._poll)
+        return bool(self._poll and self._poll.poll(0))
 
     def exchange(self, request: Request, deadline: Deadline) -> Answer:
         """Send a request and return its answer.
@@ -218,8 +217,10 @@ class Handle:
         self._is_whole = not failure
         descriptor = self._curl.getinfo(pycurl.ACTIVESOCKET)
         if descriptor != self._socket:
-            self._socket = descriptor
-            self._poll = PollFd(descriptor, select.POLLIN) if descriptor >= 0 else None
+            self._socket, self._poll = descriptor, None
+            if descriptor >= 0:
+                self._poll = select.poll()
+                self._poll.register(descriptor, select.POLLIN)
 
     def _failure(self, code: int, detail: str) -> TransferError:
         """Return the failure that ended the exchange. The handle can only be closed then."""

@@ -25,10 +25,6 @@ _WRITE_TIMEOUT_SECONDS: Final = 0.1
 class _Logger(logging.Logger):
     """A logger that never raises: if a line cannot be written, the caller goes on."""
 
-    def findCaller(self, *_: object, **__: object) -> tuple[str, int, str, None]:  # noqa: N802 - logging's name
-        """Return no caller: no line names it, and the search takes time."""
-        return "", 0, "", None
-
     def handle(self, record: logging.LogRecord) -> None:
         """Write a line, if it can be written."""
         try:
