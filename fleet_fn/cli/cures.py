@@ -75,9 +75,3 @@ def _note_on_helper() -> str:
     """Return the name of a helper that is not run, to follow a reason; or ""."""
     helper = credential_helper()
     return f"; {helper} names a credential helper, which is not run" if helper else ""
-
-
-def describe_os_error(error: OSError) -> str:
-    """Return the path and the problem of an error, without its number."""
-    problem = error.strerror or str(error)
-    return f"{error.filename}: {problem}" if error.filename else problem

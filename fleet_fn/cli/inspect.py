@@ -1,16 +1,16 @@
 """`inspect`: show the firmware that a reference names, by the function's own code."""
 
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Final, NoReturn
+from typing import Final
 
 import click
 
-from fleet_fn.cli.cures import cure_of_registry, describe_os_error
+from fleet_fn.cli.cures import cure_of_registry
+from fleet_fn.cli.failures import WRONG_USAGE, describe_os_error, fail
 from fleet_fn.cli.options import access_options
 from fleet_fn.cli.tag_list import print_tags
 from fleet_fn.concurrency.single_flight import SingleFlight
@@ -59,9 +59,9 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
     try:
         place = _find(reference, insecure, ca_file)
     except UpstreamError as error:
-        _fail(error.reason, 2)
+        fail("inspect", error.reason, WRONG_USAGE)
     except OSError as error:
-        _fail(describe_os_error(error))
+        fail("inspect", describe_os_error(error))
     wanted = replace(place.reference, platform=platform)
     try:
         with _open_store(place) as store:
@@ -70,11 +70,11 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
             else:
                 _print_firmware(_verify(store, wanted))
     except UpstreamError as error:
-        _fail(f"{error.reason}{place.cure(error.reason)}")
+        fail("inspect", f"{error.reason}{place.cure(error.reason)}")
     except NotReadyError as error:
-        _fail(error.reason)
+        fail("inspect", error.reason)
     except OSError as error:
-        _fail(describe_os_error(error))
+        fail("inspect", describe_os_error(error))
 
 
 def _inspect_all(store: ImageStore, reference: Reference) -> None:
@@ -114,12 +114,6 @@ def _print_firmware(firmware: Firmware) -> None:
 
 def _warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
-
-
-def _fail(reason: str, code: int = 1) -> NoReturn:
-    """End with the exit code 2 for wrong usage or settings, or 1 for a failure."""
-    click.echo(f"inspect: {reason}", err=True)
-    sys.exit(code)
 
 
 @dataclass(frozen=True, slots=True)

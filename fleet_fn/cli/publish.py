@@ -3,18 +3,18 @@
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 import click
 
-from fleet_fn.cli.cures import cure_of_publishing, describe_os_error
+from fleet_fn.cli.cures import cure_of_publishing
+from fleet_fn.cli.failures import WRONG_USAGE, describe_os_error, fail
 from fleet_fn.cli.options import access_options
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
@@ -68,17 +68,17 @@ def command(
         described = _annotations(version, annotations)
         target = _target(reference, version, insecure, ca_file)
     except UpstreamError as error:
-        _fail(error.reason, 2)
+        fail("publish", error.reason, WRONG_USAGE)
     except OSError as error:
-        _fail(describe_os_error(error))
+        fail("publish", describe_os_error(error))
     try:
         with _seekable(file) as firmware:
             _check_size(firmware, pad_to)
             published = target.publish(firmware, described, pad_to=pad_to or 1, latest=latest, force=force)
     except UpstreamError as error:
-        _fail(f"{error.reason}{cure_of_publishing(error.reason)}")
+        fail("publish", f"{error.reason}{cure_of_publishing(error.reason)}")
     except OSError as error:
-        _fail(describe_os_error(error))
+        fail("publish", describe_os_error(error))
     for warning in _warnings(target.reference, version, published):
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"reference  {target}")
@@ -86,12 +86,6 @@ def command(
     click.echo(f"version    {version}")
     click.echo(f"size       {published.size}")
     click.echo(f"sha256     {published.sha256}")
-
-
-def _fail(reason: str, code: int = 1) -> NoReturn:
-    """End with the exit code 2 for wrong usage or settings, or 1 for a failure."""
-    click.echo(f"publish: {reason}", err=True)
-    sys.exit(code)
 
 
 @dataclass(frozen=True, slots=True)
