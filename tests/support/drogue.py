@@ -21,10 +21,9 @@ USER, TOKEN = "service", "t0ken"
 MAX_BODY_BYTES = 65_536
 #: What a role may do besides sending commands. A service without a role is no member of the application.
 _READERS, _WRITERS = ("reader", "manager", "admin"), ("manager", "admin")
-#: The keys that `metadata` may have; `application` only that of a device.
+#: The keys that `metadata` may have; that of a device also has `application`.
 _METADATA = {
     "name",
-    "application",
     "uid",
     "creationTimestamp",
     "resourceVersion",
@@ -34,6 +33,8 @@ _METADATA = {
     "labels",
     "annotations",
 }
+#: The keys of `metadata` that are kept as a client gives them.
+_CLIENTS_METADATA = {"name", "application", "labels", "annotations", "finalizers"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class SentCommand:
 class Drogue:
     """A registry with the objects that a test puts there, and a command API.
 
-    Objects have versions: a PUT has to carry the current one, and makes another.
+    Objects have versions. A PUT that changes something makes another; one with a version needs the current one.
     """
 
     def __init__(
@@ -181,6 +182,8 @@ class Drogue:
                 return self._read(request, (application,))
             case ("GET", ["api", "registry", "v1alpha1", "apps", application, "devices", device]):
                 return self._read(request, (application, device))
+            case ("PUT", ["api", "registry", "v1alpha1", "apps", application]):
+                return self._write(request, (application,))
             case ("PUT", ["api", "registry", "v1alpha1", "apps", application, "devices", device]):
                 return self._write(request, (application, device))
             case ("POST", ["api", "command", "v1alpha1", "apps", application, "devices", device]):
@@ -198,11 +201,10 @@ class Drogue:
             return self.registry_answers[names](request)
         with self._lock:
             found = self._objects.get(names)
+        if self._role(names[0]) not in _READERS and (found is not None or len(names) > 1):
+            return _refuse_rights(names)
         if found is None:
-            return _error(404, "NotFound")
-        if self._role(names[0]) not in _READERS:
-            # A device is not confirmed to those who may not read it; an application is.
-            return _error(404, "NotFound") if len(names) > 1 else _error(403, "Forbidden")
+            return Response(404)
         return Response(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
 
     def _write(self, request: Request, names: tuple[str, ...]) -> Response | None:
@@ -213,22 +215,22 @@ class Drogue:
             response = self.write_answers[names](request)
             if response is None or not 200 <= response.status < 300:
                 return response
-        if len(request.body) > MAX_BODY_BYTES:
-            return _error(413, "PayloadTooLarge")
         if request.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
-            return _error(400, "BadRequest")
+            return Response(400)
+        if len(request.body) > MAX_BODY_BYTES:
+            return Response(413)
         given = json.loads(request.body)
         metadata = given["metadata"]
-        if not _is_well_formed(given) or (metadata.get("application"), metadata.get("name")) != names:
-            return _error(400, "BadRequest")
-        if self._role(names[0]) not in _WRITERS:
-            return _error(404, "NotFound")
+        if not _is_well_formed(given, is_device=len(names) > 1) or _names(metadata) != names:
+            return Response(400)
         with self._lock:
             known = self._objects.get(names)
+            if self._role(names[0]) not in _WRITERS and (known is not None or len(names) > 1):
+                return _refuse_rights(names)
             if known is None:
                 return _error(404, "NotFound")
             for key in ("uid", "resourceVersion"):
-                if metadata.get(key, known["metadata"][key]) != known["metadata"][key]:
+                if (metadata.get(key) or known["metadata"][key]) != known["metadata"][key]:
                     return _error(409, "Conflict")
             if _has_nul(given):
                 return _error(503, "Unavailable")  # PostgreSQL cannot store it, however often it is asked to
@@ -243,13 +245,14 @@ class Drogue:
             return
         is_another = earlier is None or earlier.get("spec", {}) != given.get("spec", {})
         metadata = {
-            **given["metadata"],
+            **{key: value for key, value in given["metadata"].items() if key in _CLIENTS_METADATA},
             "uid": known["uid"],
             "generation": known["generation"] + is_another,
             "creationTimestamp": known.get("creationTimestamp", "2026-11-23T06:00:00Z"),
             "resourceVersion": str(uuid.UUID(int=next(self._versions))),
         }
-        self._objects[names] = {**given, "metadata": metadata}
+        sections = {key: given[key] for key in ("spec", "status") if key in given}
+        self._objects[names] = {**sections, "metadata": metadata}
 
     def _command(
         self, request: Request, application: str, device: str, query: Mapping[str, list[str]]
@@ -282,16 +285,26 @@ def _error(status: int, error: str) -> Response:
     return Response(status, body, {"Content-Type": "application/json"})
 
 
+def _refuse_rights(names: tuple[str, ...]) -> Response:
+    """A device is not confirmed to those without the right; an application is."""
+    return _error(404, "NotFound") if len(names) > 1 else _error(403, "AuthenticationError")
+
+
+def _names(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(metadata[key] for key in ("application", "name") if key in metadata)
+
+
 def _content(found: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a PUT may change of an object."""
     metadata = {key: found["metadata"].get(key) or {} for key in ("labels", "annotations", "finalizers")}
     return {"spec": {}, "status": {}, **found, "metadata": metadata}
 
 
-def _is_well_formed(given: Mapping[str, Any]) -> bool:
+def _is_well_formed(given: Mapping[str, Any], *, is_device: bool) -> bool:
     metadata = given["metadata"]
     maps = [metadata.get("labels", {}), metadata.get("annotations", {}), given.get("spec", {}), given.get("status", {})]
-    return _METADATA.issuperset(metadata) and all(isinstance(each, dict) for each in maps)
+    allowed = _METADATA | {"application"} if is_device else _METADATA
+    return allowed.issuperset(metadata) and all(isinstance(each, dict) for each in maps)
 
 
 def _has_nul(value: object) -> bool:
