@@ -1,6 +1,6 @@
 """The use case: an event in, an outcome out; between them a device's next step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -24,12 +24,15 @@ from fleet_fn.update.outcome import Outcome, OutcomeName, Reply, wait_in
 from fleet_fn.update.recorder import Recorder
 from fleet_fn.update.repeats import Repeats
 from fleet_fn.update.reports import refusal_of, report_of, version_text
+from fleet_fn.update.transitions import Transition, failure_of, transitions_of, transitions_without_record
 from fleet_fn.update.unsent import UnsentCommands
 from fleet_fn.update.values import Again, Confirm, Decision, Freshness, Hold, Settle, Stuck
 from fleet_fn.update.warnings import log_unexpected_error, warn
 
 #: The share of an event's time without which a command is not sent any more.
 _KEPT_FOR_COMMAND: Final = 0.05
+
+Consumer = Callable[[Event, tuple[Transition, ...], Deadline], None]
 
 
 class UpdateHandler:
@@ -46,8 +49,12 @@ class UpdateHandler:
         files: Resolver | None,
         commands: Commands,
         clocks: Clocks = SYSTEM_CLOCKS,
+        consumers: Sequence[Consumer] = (),
     ) -> None:
-        """Put the parts together; without `files` there are none to resolve."""
+        """Put the parts together; without `files` there are none to resolve.
+
+        Each of `consumers` gets the transitions of an update, after the command and its report.
+        """
         self._settings = settings
         self._device_registry = device_registry
         self._commands = commands
@@ -58,6 +65,7 @@ class UpdateHandler:
         self._assessor = Assessor(
             settings, device_registry, Resolvers(images, files), self._clock, self._repeats, self._unsent
         )
+        self._consumers = consumers
         self._recorder = Recorder(device_registry, self._clock, self._unsent, is_on=settings.report_status)
 
     def answer(self, event: Event, deadline: Deadline) -> Outcome:
@@ -161,7 +169,16 @@ class UpdateHandler:
             sent = self._repeats.of(event.application, event.device, decision.step)
             refusal = refusal_of(decision.step, sent, reported)
         report = report_of(status, view, decision, refusal)
+        reply = reply._replace(transitions=self._transitions(view, report))
         return self._with_news(reply, report, reported, first=decision.records_first)
+
+    def _transitions(self, view: View, report: Report) -> tuple[Transition, ...]:
+        """Return what is new about the update of a device whose step is decided."""
+        assert view.decision is not None  # noqa: S101 - its report is made
+        version, checksum = (view.served.version, view.served.checksum.hex()) if view.served else ("", "")
+        if self._settings.report_status:
+            return transitions_of(view.decision.step, report, view.desired.reported, checksum)
+        return transitions_without_record(view.decision.step, report.current, version, checksum)
 
     def _order(self, received: DeviceStatus, firmware: Firmware, step: Swap | Block, deadline: Deadline) -> Reply:
         """Return the command that brings the device closer to a firmware.
@@ -210,6 +227,8 @@ class UpdateHandler:
             record=decision.record if decision else None,
         )
         reply = Reply(Outcome(OutcomeName.FAILED, reason), wait_in(form, self._settings.poll_seconds), form)
+        if self._settings.report_status:
+            reply = reply._replace(transitions=failure_of(reason, report, reported))
         return self._with_news(reply, report, reported)
 
     def _with_news(self, reply: Reply, report: Report, reported: Reported, *, first: bool = False) -> Reply:
@@ -217,6 +236,7 @@ class UpdateHandler:
 
         With `first`, the report is written before the command is sent.
         """
+        reply = reply._replace(reported=reported)
         if not self._settings.report_status or not report.is_news(reported):
             return reply
         return reply._replace(report=report, records_first=first)
@@ -250,7 +270,7 @@ class UpdateHandler:
                 )
         except (PermanentError, TransientError) as error:
             if reply.outcome.name != OutcomeName.FAILED:
-                self._recorder.take_back(event, reply, error, deadline)
+                self._announce(event, self._recorder.take_back(event, reply, error, deadline), deadline)
                 raise
             # The WAIT was a courtesy: the failure is still the outcome.
             warn("WAIT not sent", event, error)
@@ -260,9 +280,21 @@ class UpdateHandler:
         """Count and report a sent reply; no error changes the outcome any more."""
         try:
             self._count_repeats(event, reply)
-            self._recorder.report(event, reply, again, deadline)
+            transitions = self._recorder.report(event, reply, again, deadline)
         except Exception:  # noqa: BLE001 - whatever it is, the event is answered
             log_unexpected_error(event)
+        else:
+            self._announce(event, transitions, deadline)
+
+    def _announce(self, event: Event, transitions: tuple[Transition, ...], deadline: Deadline) -> None:
+        """Hand transitions to their consumers; no error changes the outcome."""
+        if not transitions:
+            return
+        for consume in self._consumers:
+            try:
+                consume(event, transitions, deadline)
+            except Exception:  # noqa: BLE001 - whatever it is, the event is answered
+                log_unexpected_error(event)
 
     def _count_repeats(self, event: Event, reply: Reply) -> None:
         """Count the block that the device was sent, or end the row of blocks."""

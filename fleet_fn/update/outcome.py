@@ -3,9 +3,10 @@
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from fleet_fn.drogue.status_report import Report
+from fleet_fn.drogue.status_report import Report, Reported
 from fleet_fn.protocol.dialects import AnswerForm
 from fleet_fn.protocol.messages import Command, Wait
+from fleet_fn.update.transitions import Transition
 
 
 class OutcomeName(StrEnum):
@@ -61,6 +62,10 @@ class Reply(NamedTuple):
     records_first: bool = False
     #: The report that was written before the command.
     recorded: Report | None = None
+    #: What the device's object said when the reply was made.
+    reported: Reported = Reported()
+    #: What is new about the device's update, once the command is accepted and the report written.
+    transitions: tuple[Transition, ...] = ()
 
 
 def wait_in(form: AnswerForm, seconds: int) -> Wait | None:

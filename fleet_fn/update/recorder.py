@@ -11,6 +11,7 @@ from fleet_fn.drogue.status_report import IN_SYNC, UNKNOWN, Condition, Report, R
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.update.freshness import Clock
 from fleet_fn.update.outcome import Reply
+from fleet_fn.update.transitions import Transition, failure_of
 from fleet_fn.update.unsent import UnsentCommands
 from fleet_fn.update.warnings import warn
 
@@ -73,15 +74,16 @@ class Recorder:
                 return reply._replace(report=None, recorded=report)
         raise TransientError("device registry: the record of the device's update keeps changing")
 
-    def take_back(self, event: Event, reply: Reply, error: UpstreamError, deadline: Deadline) -> None:
+    def take_back(self, event: Event, reply: Reply, error: UpstreamError, deadline: Deadline) -> tuple[Transition, ...]:
         """Report that a command was not accepted, best effort.
 
         A command that had no effect leaves the record as it was before, so that a redelivery of the event sends it.
+        Return the transition to a failure, if that is news.
         """
         recorded, had_no_effect = reply.recorded, not error.may_have_acted
         is_final = isinstance(error, PermanentError) and not isinstance(error, DeviceNotFoundError)
         if not self._is_on or not (is_final or (recorded and had_no_effect)):
-            return
+            return ()
         reported = self._device_registry.peek_reported(event.application, event.device) or Reported()
         report = recorded or reply.report
         conditions = report.conditions if report else reported.conditions
@@ -95,8 +97,9 @@ class Recorder:
             before=recorded.record if recorded else None,
             record=recorded.before if recorded and had_no_effect else recorded.record if recorded else None,
         )
+        failure = failure_of(error.reason, report or taken_back, reply.reported) if is_final else ()
         if not taken_back.is_news(reported):
-            return
+            return failure
         try:
             self._write(event, taken_back, deadline)
         except ConflictError:
@@ -105,8 +108,11 @@ class Recorder:
             warn("status not reported", event, refusal)
             if recorded and had_no_effect:
                 self._unsent.add(event.key, recorded.record)
+        return failure
 
-    def report(self, event: Event, reply: Reply, again: Callable[[], Reply], deadline: Deadline) -> None:
+    def report(
+        self, event: Event, reply: Reply, again: Callable[[], Reply], deadline: Deadline
+    ) -> tuple[Transition, ...]:
         """Report news if the deadline allows it; if not, a later status does.
 
         Args:
@@ -115,23 +121,31 @@ class Recorder:
             again: makes a reply anew.
             deadline: the event's.
 
+        Returns:
+            The transitions that the device's object tells now. A later status tells those that it does not.
+
         """
         names = (event.application, event.device)
-        if reply.report is None or self._device_registry.has_given_up_reporting(*names):
-            return
+        if reply.report is None:
+            return reply.transitions
+        if self._device_registry.has_given_up_reporting(*names):
+            return ()
         try:
             try:
                 self._write(event, reply.report, deadline)
+                return reply.transitions
             except ConflictError:
                 # Another process has recorded something since. The rest of the report is still worth writing.
                 later = again()
                 if later.outcome == reply.outcome and later.report:
                     self._write(event, later.report, deadline)
+                    return later.transitions
         except ConflictError:
             pass  # the next status reports
         except (PermanentError, TransientError) as error:
             self._device_registry.give_up_reporting(*names)
             warn("status not reported", event, error)
+        return ()
 
     def _write(self, event: Event, report: Report, deadline: Deadline) -> None:
         """Write a report into the device's object.
