@@ -181,12 +181,17 @@ class DeviceRegistry:
 
     # --- Writing ------------------------------------------------------------------------------------------------------
 
-    def report(self, application: str, device: str, report: Report, now: datetime, deadline: Deadline) -> None:
+    def report(
+        self, application: str, device: str, report: Report, now: datetime, deadline: Deadline
+    ) -> Reported | None:
         """Write the news of a report into the device's object; leave the rest as it is.
 
         Other processes may write the object at the same time. A report that changes the record is tried again until the
         deadline, any other once more. If the answer to a write gets lost, the next reading shows by the record's token
         whether the registry has stored it.
+
+        Returns:
+            What the object said before; None if nothing was written, because the report was no news any more.
 
         Raises:
             ConflictError: the record has changed since `report.before` was read; nothing was written.
@@ -197,6 +202,7 @@ class DeviceRegistry:
         """
         names = (application, device)
         lost: TransientError | None = None
+        before: Reported | None = None
         for attempt in range(_MAX_RECORD_ATTEMPTS if report.changes_record else _MAX_ATTEMPTS):
             if attempt > 1:
                 pause = random.uniform(0, _MAX_PAUSE_SECONDS)  # noqa: S311 - nothing depends on it being secret
@@ -211,13 +217,14 @@ class DeviceRegistry:
             # The cached object keeps its age: this read says nothing of what other processes send to the device.
             self._objects.replace(names, known)
             if report.is_stored(known.reported):
-                return
+                return before
             if lost:
                 raise lost
             if report.changes_record and known.reported.record != report.before:
                 raise ConflictError
             if not report.is_news(known.reported):
-                return
+                return None
+            before = known.reported
             changed = _with_report(found, report, now)
             try:
                 is_written = self._api.put(names, changed, deadline)
@@ -228,7 +235,7 @@ class DeviceRegistry:
                 continue
             if is_written:
                 self._objects.replace(names, _read(changed, names))
-                return
+                return before
         raise TransientError(f"{DEVICE_REGISTRY}: others keep changing the device")
 
     def give_up_reporting(self, application: str, device: str) -> None:

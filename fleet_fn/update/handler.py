@@ -169,16 +169,17 @@ class UpdateHandler:
             sent = self._repeats.of(event.application, event.device, decision.step)
             refusal = refusal_of(decision.step, sent, reported)
         report = report_of(status, view, decision, refusal)
-        reply = reply._replace(transitions=self._transitions(view, report))
+        reply = reply._replace(transitions=self._transitions(view, decision, report))
         return self._with_news(reply, report, reported, first=decision.records_first)
 
-    def _transitions(self, view: View, report: Report) -> tuple[Transition, ...]:
-        """Return what is new about the update of a device whose step is decided."""
-        assert view.decision is not None  # noqa: S101 - its report is made
+    def _transitions(
+        self, view: View, decision: Decision, report: Report
+    ) -> Callable[[Reported], tuple[Transition, ...]]:
+        """Return the function that tells what is new about a device's update."""
         version, checksum = (view.served.version, view.served.checksum.hex()) if view.served else ("", "")
         if self._settings.report_status:
-            return transitions_of(view.decision.step, report, view.desired.reported, checksum)
-        return transitions_without_record(view.decision.step, report.current, version, checksum)
+            return partial(transitions_of, decision.step, report, checksum)
+        return lambda _: transitions_without_record(decision.step, report.current, version, checksum)
 
     def _order(self, received: DeviceStatus, firmware: Firmware, step: Swap | Block, deadline: Deadline) -> Reply:
         """Return the command that brings the device closer to a firmware.
@@ -228,7 +229,7 @@ class UpdateHandler:
         )
         reply = Reply(Outcome(OutcomeName.FAILED, reason), wait_in(form, self._settings.poll_seconds), form)
         if self._settings.report_status:
-            reply = reply._replace(transitions=failure_of(reason, report, reported))
+            reply = reply._replace(transitions=partial(failure_of, reason, report))
         return self._with_news(reply, report, reported)
 
     def _with_news(self, reply: Reply, report: Report, reported: Reported, *, first: bool = False) -> Reply:

@@ -1,5 +1,6 @@
 """Outcomes of events, and replies to devices."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -64,8 +65,8 @@ class Reply(NamedTuple):
     recorded: Report | None = None
     #: What the device's object said when the reply was made.
     reported: Reported = Reported()
-    #: What is new about the device's update, once the command is accepted and the report written.
-    transitions: tuple[Transition, ...] = ()
+    #: Returns what is new about the device's update, by what its object said before.
+    transitions: Callable[[Reported], tuple[Transition, ...]] = lambda _: ()
 
 
 def wait_in(form: AnswerForm, seconds: int) -> Wait | None:

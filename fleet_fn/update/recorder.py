@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from fleet_fn.deadline import Deadline
@@ -10,7 +11,7 @@ from fleet_fn.drogue.events import Event
 from fleet_fn.drogue.status_report import IN_SYNC, UNKNOWN, Condition, Report, Reported
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.update.freshness import Clock
-from fleet_fn.update.outcome import Reply
+from fleet_fn.update.outcome import OutcomeName, Reply
 from fleet_fn.update.transitions import Transition, failure_of
 from fleet_fn.update.unsent import UnsentCommands
 from fleet_fn.update.warnings import warn
@@ -127,34 +128,38 @@ class Recorder:
         """
         names = (event.application, event.device)
         if reply.report is None:
-            return reply.transitions
+            return reply.transitions(reply.reported)
         if self._device_registry.has_given_up_reporting(*names):
             return ()
+        transitions: tuple[Transition, ...] = ()
         try:
-            try:
-                self._write(event, reply.report, deadline)
-                return reply.transitions
-            except ConflictError:
-                # Another process has recorded something since. The rest of the report is still worth writing.
-                later = again()
-                if later.outcome == reply.outcome and later.report:
-                    self._write(event, later.report, deadline)
-                    return later.transitions
+            with suppress(ConflictError):
+                before = self._write(event, reply.report, deadline)
+                transitions = reply.transitions(before) if before else ()
+                # The device came up with a version, and this process did not know of its swap.
+                is_late = reply.outcome.name == OutcomeName.SYNC and before and before.record != reply.report.before
+                if not is_late:
+                    return transitions
+            # Another process has recorded something since. The rest of the report is still worth writing.
+            later = again()
+            if later.outcome == reply.outcome and later.report:
+                before = self._write(event, later.report, deadline)
+                transitions += later.transitions(before) if before else ()
         except ConflictError:
             pass  # the next status reports
         except (PermanentError, TransientError) as error:
             self._device_registry.give_up_reporting(*names)
             warn("status not reported", event, error)
-        return ()
+        return transitions
 
-    def _write(self, event: Event, report: Report, deadline: Deadline) -> None:
-        """Write a report into the device's object.
+    def _write(self, event: Event, report: Report, deadline: Deadline) -> Reported | None:
+        """Write a report into the device's object; see `DeviceRegistry.report`.
 
         Raises:
-            ConflictError, PermanentError, TransientError: see `DeviceRegistry.report`.
+            ConflictError, PermanentError, TransientError: it was not written.
 
         """
-        self._device_registry.report(event.application, event.device, report, self._clock.now(), deadline)
+        return self._device_registry.report(event.application, event.device, report, self._clock.now(), deadline)
 
 
 def _with_token(report: Report) -> Report:

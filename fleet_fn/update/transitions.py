@@ -19,7 +19,7 @@ _AFTER_FAILURE: Final = ("backoff", "attempts")
 
 
 class Subject(StrEnum):
-    """What happened to an update. `docs/audit.md` says what each means."""
+    """What happened to an update. docs/metrics.md says what each means."""
 
     STARTED = "started"
     SWAPPED = "swapped"
@@ -47,14 +47,14 @@ class Transition:
     reason: str = ""
 
 
-def transitions_of(step: object, report: Report, reported: Reported, checksum: str) -> tuple[Transition, ...]:
+def transitions_of(step: object, report: Report, checksum: str, reported: Reported) -> tuple[Transition, ...]:
     """Return the transitions that a report tells, in the order in which they happened.
 
     Args:
         step: the decided step.
         report: what the device's object is going to say.
-        reported: what it said before.
         checksum: SHA-256 of the firmware that the device should get, in hex; empty if it is unknown.
+        reported: what it said before.
 
     """
     transitions = tuple(_recorded(report, reported))

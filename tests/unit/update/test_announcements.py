@@ -186,6 +186,17 @@ def test_two_processes_tell_a_transition_once(pump: Pump) -> None:
     assert pump.consumer.subjects == ["held"]
 
 
+def test_a_process_that_did_not_know_of_the_swap_tells_the_success(pump: Pump) -> None:
+    other = pump.make_handler(pump.consumer, spec_ttl_seconds=3600.0)
+    assert other.answer(pump.event("0"), Deadline(10)).name == "write"
+    assert [pump.report("0", offset) for offset in (512, 1024)] == ["write", "swap"]
+    assert other.answer(pump.event("1"), Deadline(10)).name == "sync"
+    assert pump.consumer.subjects == ["started", "swapped", "succeeded"]
+    assert pump.drogue.reported("pump")["update"]["syncs"] == 1
+    assert pump.report("1") == "sync"
+    assert pump.consumer.subjects == ["started", "swapped", "succeeded"]
+
+
 def test_without_reports_a_start_and_a_swap_are_told(pump: Pump) -> None:
     pump.handler = pump.make_handler(pump.consumer, report_status=False)
     for offset in (None, 512, 1024):

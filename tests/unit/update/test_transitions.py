@@ -77,23 +77,23 @@ def report(
 def test_transitions_by_what_changes(
     step: object, current: str, before: Record | None, after: Record | None, subjects: list[str]
 ) -> None:
-    found = transitions_of(step, report(current, before, after, step=step), said("1", record=before), SUM)
+    found = transitions_of(step, report(current, before, after, step=step), SUM, said("1", record=before))
     assert [transition.subject for transition in found] == subjects
     assert {(transition.to_version, transition.checksum) for transition in found} <= {("2", SUM)}
 
 
 def test_transition_names_both_versions_and_the_attempts() -> None:
-    (back,) = transitions_of(BACKOFF, report("1", SWAPPED, FAILED_ONCE, step=BACKOFF), said("1"), SUM)
+    (back,) = transitions_of(BACKOFF, report("1", SWAPPED, FAILED_ONCE, step=BACKOFF), SUM, said("1"))
     assert back == Transition(Subject.ROLLED_BACK, "1", "2", SUM, 1)
 
 
 def test_success_names_the_version_before() -> None:
-    (success,) = transitions_of(Sync(b"2", 300), report("2", SWAPPED, SYNCED), said("1"), SUM)
+    (success,) = transitions_of(Sync(b"2", 300), report("2", SWAPPED, SYNCED), SUM, said("1"))
     assert success == Transition(Subject.SUCCEEDED, "1", "2", SUM)
 
 
 def test_success_names_no_version_before_if_the_new_one_is_told_already() -> None:
-    (success,) = transitions_of(Sync(b"2", 300), report("2", SWAPPED, SYNCED), said("2"), SUM)
+    (success,) = transitions_of(Sync(b"2", 300), report("2", SWAPPED, SYNCED), SUM, said("2"))
     assert success.from_version == ""
 
 
@@ -107,13 +107,13 @@ def test_success_names_no_version_before_if_the_new_one_is_told_already() -> Non
     ],
 )
 def test_hold_told_before_or_after_a_failure_is_no_transition(step: Hold, reported: Reported) -> None:
-    assert transitions_of(step, report("1", RECORD, RECORD, step=step), reported, SUM) == ()
+    assert transitions_of(step, report("1", RECORD, RECORD, step=step), SUM, reported) == ()
 
 
 def test_hold_tells_attempts_of_its_own_bytes_only() -> None:
     held = report("1", FAILED_ONCE, FAILED_ONCE, step=PAUSED)
-    (same,) = transitions_of(PAUSED, held, said("1"), SUM)
-    (other,) = transitions_of(PAUSED, held, said("1"), "cd" * 32)
+    (same,) = transitions_of(PAUSED, held, SUM, said("1"))
+    (other,) = transitions_of(PAUSED, held, "cd" * 32, said("1"))
     assert (same.attempts, other.attempts) == (1, 0)
     assert same.reason == "paused"
 
@@ -175,13 +175,13 @@ def test_transitions_are_news_and_told_once(
     step: object, current: str, reported: Reported, after: Record | None
 ) -> None:
     told = report(current, reported.record, after, step=step)
-    found = transitions_of(step, told, reported, SUM)
+    found = transitions_of(step, told, SUM, reported)
     assert len({transition.subject for transition in found}) == len(found)
     if found:
         assert told.is_news(reported)
     section = {"update": reported.record.to_json()} if reported.record else {}
     stored = Reported.read(told.merge_into(section, NOW))
-    assert transitions_of(step, told._replace(before=stored.record), stored, SUM) == ()
+    assert transitions_of(step, told._replace(before=stored.record), SUM, stored) == ()
 
 
 @given(st.sampled_from(["no such tag", "paused"]), objects)
