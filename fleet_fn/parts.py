@@ -1,7 +1,7 @@
 """Parts of the function, made from the settings for the composition root, `app`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 from fleet_fn.clocks import SYSTEM_CLOCKS, Clocks
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.concurrency.ttl_cache import Count as LookupCount
+from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.device_registry import DeviceRegistry
+from fleet_fn.drogue.events import Event
 from fleet_fn.drogue.oidc import ClientCredentials
 from fleet_fn.drogue.refusals import COMMAND_API, DEVICE_REGISTRY, TOKEN_ENDPOINT
 from fleet_fn.firmware.cache import Cache
@@ -28,7 +30,8 @@ from fleet_fn.observability import metrics
 from fleet_fn.oci.docker_config import Credentials, from_docker_config
 from fleet_fn.oci.registry_client import RegistryClient
 from fleet_fn.settings import Settings
-from fleet_fn.update.handler import UpdateHandler
+from fleet_fn.update.handler import Consumer, UpdateHandler
+from fleet_fn.update.transitions import Subject, Transition
 
 
 class Parts:
@@ -48,7 +51,9 @@ class Parts:
         self._images = make_image_store(settings, files, self._single_flight, counts, clocks.monotonic)
         self._files = FileStore(settings.firmware_dir, files) if settings.firmware_dir else None
         #: Answers events.
-        self.updater = self._make_handler(settings, metrics.lookups("spec"), metrics.lookups("manifest"))
+        self.updater = self._make_handler(
+            settings, metrics.lookups("spec"), metrics.lookups("manifest"), consumers=(_transition_counter(),)
+        )
         #: Answers previews: ignores the age of events, and remembers neither specs nor manifests.
         self.previewer = self._make_handler(replace(settings, event_max_age_seconds=0), remember=False)
 
@@ -64,6 +69,7 @@ class Parts:
         manifests: LookupCount | None = None,
         *,
         remember: bool = True,
+        consumers: Sequence[Consumer] = (),
     ) -> UpdateHandler:
         def make_resolver(store: Store, count: LookupCount | None = None) -> Resolver:
             return Resolver(store, self._single_flight, remember=remember, count=count, clock=self._clocks.monotonic)
@@ -81,7 +87,19 @@ class Parts:
             make_resolver(self._files) if self._files else None,
             Commands(self._command_api),
             self._clocks,
+            consumers,
         )
+
+
+def _transition_counter() -> Consumer:
+    """Return a consumer that counts transitions by subject."""
+    count = metrics.updates(tuple(Subject))
+
+    def consume(_event: Event, transitions: tuple[Transition, ...], _deadline: Deadline) -> None:
+        for transition in transitions:
+            count(transition.subject)
+
+    return consume
 
 
 def make_drogue(settings: Settings) -> HttpClient:

@@ -110,6 +110,17 @@ def sent() -> Callable[[int], None]:
     return _Counter(make)
 
 
+def updates(results: tuple[str, ...]) -> Callable[[str], None]:
+    """Return a counter of the turning points of updates, by result."""
+
+    def make() -> Callable[[str], None]:
+        from fleet_fn.observability.prometheus import Updates
+
+        return Updates(results).count
+
+    return _Counter(make)
+
+
 def load() -> None:
     """Make all counters, at 0, so that Prometheus sees the first event as an increase."""
     try:

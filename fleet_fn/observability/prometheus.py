@@ -50,6 +50,8 @@ _sent: Final = Counter(
 )
 _cache_requests: Final = Counter("fleet_cache_requests", "Look-ups in caches.", ["cache", "result"], registry=_registry)
 
+_updates: Final = Counter("fleet_updates", "Turning points of updates, told once each.", ["result"], registry=_registry)
+
 
 class Events:
     """Counts events by outcome.
@@ -92,6 +94,17 @@ class Lookups:
     def count(self, *, hit: bool) -> None:
         """Count a look-up; `hit` says that the cache had the value."""
         (self._hits if hit else self._misses).inc()
+
+
+class Updates:
+    """Counts the turning points of updates by result; each begins at 0."""
+
+    def __init__(self, results: tuple[str, ...]) -> None:
+        self._results = {result: _updates.labels(result) for result in results}
+
+    def count(self, result: str) -> None:
+        """Count a turning point."""
+        self._results[result].inc()
 
 
 def count_sent(size: int) -> None:

@@ -30,13 +30,14 @@ OUTCOMES: Final = frozenset(
     {"sync", "write", "swap", "withheld", "wait", "ignored"}
     | {"stale", "duplicate", "invalid", "denied", "failed", "retry"}
 )
+RESULTS: Final = frozenset({"started", "swapped", "succeeded", "rolled-back", "gave-up", "held", "failed", "halted"})
 #: What a label may say.
 VALUES: Final[Mapping[str, re.Pattern[str]]] = {
     "outcome": re.compile("|".join(OUTCOMES)),
     "upstream": re.compile("registry|command|oci|hawkbit"),
     "status": re.compile(r"error|\d{3}"),
     "cache": re.compile("spec|manifest|firmware"),
-    "result": re.compile("hit|miss"),
+    "result": re.compile("|".join(("hit", "miss", *RESULTS))),
     "le": re.compile(r"\d+\.\d+|\+Inf"),
 }
 #: The slots of two workers, and of two more that replace them.
@@ -150,6 +151,7 @@ def test_everything_is_there_at_the_first_scrape_and_at_0(settings: dict[str, st
         "fleet_upstream_duration_seconds": "histogram",
         "fleet_firmware_sent_bytes": "counter",
         "fleet_cache_requests": "counter",
+        "fleet_updates": "counter",
     }
     assert {family.name: family.type for family in read_text(answer.body.decode())} == types
     # Which statuses upstreams answer with nobody knows before.
@@ -160,6 +162,9 @@ def test_everything_is_there_at_the_first_scrape_and_at_0(settings: dict[str, st
     assert {"fleet_events_total", "fleet_firmware_sent_bytes_total", "fleet_cache_requests_total"} <= names
     assert {labels for name, labels in first.sums if name == "fleet_events_total"} == {
         (("outcome", outcome),) for outcome in OUTCOMES
+    }
+    assert {labels for name, labels in first.sums if name == "fleet_updates_total"} == {
+        (("result", result),) for result in RESULTS
     }
     for cache in ("spec", "manifest", "firmware"):
         for result in ("hit", "miss"):
@@ -235,6 +240,9 @@ def test_sums_over_two_workers_are_exact_after_many_events_on_many_connections(
         "stale": 1,
     }
     assert counts["ignored"] == 10 * len(devices) + more
+    for result in RESULTS:
+        ended = after("fleet_updates_total", result=result) - before("fleet_updates_total", result=result)
+        assert ended == (len(devices) if result in ("started", "swapped", "succeeded") else 0)
     sent = "fleet_firmware_sent_bytes_total"
     assert after(sent) - before(sent) == SIZE * len(devices)
     accepted = [scrape("fleet_upstream_requests_total", upstream="command", status="202") for scrape in (before, after)]

@@ -185,6 +185,7 @@ from {prometheus.__package__} import prometheus
 prometheus.Events(("sync",)).count("sync", 0.1)
 prometheus.Exchanges("oci").count(200, 0.1)
 prometheus.Lookups("spec").count(hit=True)
+prometheus.Updates(("started",)).count("started")
 prometheus.count_sent(1)
 print(prometheus.exposition("")[0].decode())
 """

@@ -37,6 +37,9 @@ METRICS: Final[Mapping[str, Mapping[str, set[str] | None]]] = {
         "cache": {"spec", "manifest", "firmware"},
         "result": {"hit", "miss"},
     },
+    "fleet_updates_total": {
+        "result": {"started", "swapped", "succeeded", "rolled-back", "gave-up", "held", "failed", "halted"}
+    },
     "up": {},
 }
 #: What a scrape makes of each type: the ends of names, with the labels that come on top.
