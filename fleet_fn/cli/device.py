@@ -20,6 +20,8 @@ from fleet_fn.sandbox.device_wire import Dialect, Encoding
 
 #: Seconds that a stopped command waits for devices that are in the middle of a request.
 STOP_GRACE_SECONDS = 1.0
+#: Marks a version for --reject that would be read as a number, such as 2.
+VERSION_PREFIX = "version:"
 
 
 def _check_url(_context: click.Context, _option: click.Parameter, value: str) -> str:
@@ -107,12 +109,13 @@ def _check_ca_file(_context: click.Context, _option: click.Parameter, value: str
 @click.option("--seed", type=int, default=0, help="Choose which answers --drop loses.")
 @click.option(
     "--reject",
-    type=click.IntRange(0),
+    "rejections",
+    multiple=True,
     is_flag=False,
-    flag_value=1,
-    default=0,
-    metavar="[N]",
-    help="Fail the self-test of the first new firmware, or of the first N, and roll back.",
+    flag_value="1",
+    metavar="[N|VERSION]",
+    help="Fail the self-test and roll back: the first new firmware, the first N, or these versions at every boot. "
+    f"Comma-separated, and repeatable. {VERSION_PREFIX}2 is the version 2.",
 )
 @click.pass_context
 def command(
@@ -123,6 +126,7 @@ def command(
     count: int,
     crash_at: str | None,
     size: int | None,
+    rejections: tuple[str, ...],
     **rest: object,
 ) -> None:
     """Simulate devices that go through real updates.
@@ -135,11 +139,14 @@ def command(
     Exits with 0 if every device was told in the end to stay with the version that it runs, else with 1.
     """
     try:
+        reject, reject_versions = _rejections(rejections)
         options = DeviceOptions(
             device=device,
             version=version.encode(),
             size=size,
             crash_at=None if crash_at is None else _crash_offset(crash_at, size),
+            reject=reject,
+            reject_versions=reject_versions,
             **rest,  # type: ignore[arg-type]  # the options not named above are fields of the same name and type
         )
     except ValueError as error:
@@ -161,6 +168,24 @@ def _crash_offset(text: str, size: int | None) -> int:
     if size is None:
         raise ValueError("--crash-at as a percentage needs --size: a device is not told how much is to come")
     return size * int(number) // 100
+
+
+def _rejections(texts: tuple[str, ...]) -> tuple[int, frozenset[bytes]]:
+    """Return the number of images and the versions that --reject names.
+
+    Raises:
+        ValueError: an entry is empty, or there are two numbers.
+
+    """
+    entries = [entry.strip() for text in texts for entry in text.split(",")]
+    numbers = [entry for entry in entries if entry.isascii() and entry.isdigit()]
+    versions = [entry.removeprefix(VERSION_PREFIX) for entry in entries if entry not in numbers]
+    if len(numbers) > 1:
+        both, last = " and ".join(numbers), numbers[-1]
+        raise ValueError(f"--reject takes one number, not {both}: write {VERSION_PREFIX}{last} for a version")
+    if not all(versions):
+        raise ValueError("--reject takes a number and versions; one is empty")
+    return sum(map(int, numbers)), frozenset(version.encode() for version in versions)
 
 
 def _run_all(options: list[DeviceOptions], signals: "_Signals") -> list[DeviceReport]:

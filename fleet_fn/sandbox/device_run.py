@@ -87,8 +87,10 @@ class DeviceOptions:
     #: Fraction of answers that are lost.
     drop: float = 0.0
     seed: int = 0
-    #: Number of new images whose self-test fails.
+    #: Number of new images whose self-test fails, besides those of `reject_versions`.
     reject: int = 0
+    #: Versions whose self-test fails at every boot.
+    reject_versions: frozenset[bytes] = frozenset()
     #: Bytes of the new firmware, for the display only: no server tells it to a device.
     size: int | None = None
 
@@ -446,7 +448,7 @@ def _build(options: DeviceOptions, bootable: Bootable | None) -> SimulatedDevice
     rejects = itertools.count(options.reject, -1)
 
     def comes_up(image: bytes, version: bytes) -> bool:
-        if next(rejects) > 0:
+        if version in options.reject_versions or next(rejects) > 0:
             return False
         return bootable is None or bootable(image, version)
 

@@ -51,6 +51,7 @@ class Endpoint:
         self.failing: set[int] = set()
         self.command_name = "dfu"
         self.checksum = CHECKSUM.digest()
+        self.target = VERSION
         self.sync_version: bytes | None = None
         #: Devices that run this version get the next one, without a SYNC for the one that they run.
         self.skipped: bytes | None = None
@@ -146,9 +147,9 @@ class Endpoint:
         if self.waits:
             self.waits -= 1
             return "Wait", {"poll": 300}
-        if (version == VERSION and version != self.skipped) or self.sync_version:
-            return "Sync", {"version": self.sync_version or VERSION, "poll": 300}
-        target = NEXT_VERSION if version == self.skipped else VERSION
+        if (version == self.target and version != self.skipped) or self.sync_version:
+            return "Sync", {"version": self.sync_version or self.target, "poll": 300}
+        target = NEXT_VERSION if version == self.skipped else self.target
         offset = progress["offset"] if progress and raw(progress["version"]) == target else 0
         if offset >= len(CONTENT):
             return "Swap", {"version": target, "checksum": self.checksum}
@@ -388,6 +389,45 @@ def test_a_device_that_rejects_its_first_image_takes_the_second(endpoint: Endpoi
     )
 
 
+@pytest.mark.parametrize("character", ["careful", "firmware-manager", "crate"])
+def test_a_device_rejects_a_version_whenever_it_boots_it(endpoint: Endpoint, character: str) -> None:
+    report = run(endpoint, reject_versions=frozenset({VERSION}), patience=3, character=character)
+    assert (report.rollbacks, report.version, report.in_sync) == (3, b"0.1.0", False)
+
+
+def test_a_device_that_rejects_a_version_takes_the_fix(endpoint: Endpoint) -> None:
+    lines: list[str] = []
+    rolled_back = "device1: 0.1.1 does not come up, rolled back to 0.1.0"
+
+    def listen(line: str) -> None:
+        lines.append(line)
+        if lines.count(rolled_back) == 2:
+            endpoint.target = NEXT_VERSION
+
+    options = DeviceOptions(
+        endpoint.url, "app", "device1", "secret", once=True, speed=1e9, reject_versions=frozenset({VERSION})
+    )
+    report = run_device(options, on_line=listen, stop=threading.Event())
+    assert (report.rollbacks, report.version, report.in_sync) == (2, NEXT_VERSION, True)
+    assert lines[-1] == "device1: in sync with 0.1.2"
+
+
+def test_a_rejected_version_does_not_use_up_the_number(endpoint: Endpoint) -> None:
+    lines: list[str] = []
+
+    def listen(line: str) -> None:
+        lines.append(line)
+        if "0.1.1 does not come up" in line:
+            endpoint.target = NEXT_VERSION
+
+    options = DeviceOptions(
+        endpoint.url, "app", "device1", "secret", once=True, speed=1e9, reject=1, reject_versions=frozenset({VERSION})
+    )
+    report = run_device(options, on_line=listen, stop=threading.Event())
+    assert (report.rollbacks, report.version) == (2, NEXT_VERSION)
+    assert "device1: 0.1.2 does not come up, rolled back to 0.1.0" in lines
+
+
 def test_a_device_that_no_image_boots_on_gives_up(endpoint: Endpoint) -> None:
     report = run(endpoint, bootable=lambda _image, _version: False, patience=2)
     assert (report.rollbacks, report.version, report.in_sync) == (2, b"0.1.0", False)
@@ -547,6 +587,36 @@ def test_several_devices_are_numbered_and_each_has_its_line(endpoint: Endpoint) 
     assert {request["user"] for request in endpoint.requests} == {"device1@app", "device2@app", "device3@app"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "rollbacks"),
+    [
+        (["--reject"], 1),
+        (["--reject", "2"], 2),
+        (["--reject", "0"], 0),
+        (["--reject", "0.1.1"], 10),
+        (["--reject", "9.9.9, 0.1.1"], 10),
+        (["--reject", "9.9.9", "--reject", "0.1.1"], 10),
+        (["--reject", "version:0.1.1"], 10),
+        (["--reject", "0.1", "--reject", "2"], 2),
+    ],
+)
+def test_the_command_rejects_a_number_of_images_or_versions(
+    endpoint: Endpoint, arguments: list[str], rollbacks: int
+) -> None:
+    result = invoke(endpoint, *arguments)
+    told = {0: "", 1: ", 1 rollback"}.get(rollbacks, f", {rollbacks} rollbacks")
+    last = result.stdout.splitlines()[-1]
+    assert result.exit_code == (rollbacks == 10), result.output
+    assert f"blocks{told}," in last
+
+
+@pytest.mark.parametrize(("text", "rollbacks"), [("2", 2), ("version:2", 10)])
+def test_a_version_that_looks_like_a_number_is_marked(endpoint: Endpoint, text: str, rollbacks: int) -> None:
+    endpoint.target = b"2"
+    result = invoke(endpoint, "--reject", text)
+    assert f"{rollbacks} rollbacks" in result.stdout.splitlines()[-1]
+
+
 def test_a_device_that_is_not_in_sync_makes_the_command_fail(endpoint: Endpoint) -> None:
     endpoint.code = 403
     result = invoke(endpoint)
@@ -561,6 +631,9 @@ def test_a_device_that_is_not_in_sync_makes_the_command_fail(endpoint: Endpoint)
         (["--crash-at", "50%"], "needs --size"),
         (["--crash-at", "half"], "takes bytes or a percentage"),
         (["--drop", "1"], "--drop"),
+        (["--reject", "1", "--reject", "2"], "--reject takes one number, not 1 and 2: write version:2 for a version"),
+        (["--reject", "1.1.0,,"], "--reject takes a number and versions; one is empty"),
+        (["--reject", "version:"], "one is empty"),
         (["--speed", "0"], "--speed"),
         (["--url", "nonsense"], "--url': expected a URL such as http://127.0.0.1:8081"),
         (["--url", "localhost:8080"], "--url': expected a URL such as http://127.0.0.1:8081"),
