@@ -192,13 +192,17 @@ class UpdateHandler:
         form, version = received.form, firmware.version.encode()
         if not form.takes_version(version) or len(version) > MAX_VERSION_BYTES:
             raise PermanentError("version-too-long")
+        outcome = Outcome(
+            OutcomeName.SWAP,
+            version=firmware.version,
+            checksum=firmware.checksum.hex(),
+            manifest=firmware.manifest,
+        )
         if isinstance(step, Swap):
-            return Reply(Outcome(OutcomeName.SWAP, version=firmware.version), step, form)
+            return Reply(outcome, step, form)
         with self._clock.final_if_too_late(received.event, PermanentError):
             write = _read(firmware, step, deadline)
-        return Reply(
-            Outcome(OutcomeName.WRITE, version=firmware.version, offset=step.offset, size=step.size), write, form
-        )
+        return Reply(outcome._replace(name=OutcomeName.WRITE, offset=step.offset, size=step.size), write, form)
 
     def _failure(
         self,

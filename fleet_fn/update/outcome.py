@@ -42,6 +42,9 @@ class Outcome(NamedTuple):
     version: str | None = None
     offset: int | None = None
     size: int | None = None
+    #: SHA-256 of its firmware, in hex, and the digest of the manifest that named it.
+    checksum: str | None = None
+    manifest: str | None = None
     #: Seconds after which an upstream wants to be asked again.
     retry_after: int | None = None
 

@@ -30,6 +30,8 @@ def log_event(event: Event | None, outcome: Outcome, seconds: float) -> None:
         "device": event.device if event else None,
         "version": outcome.version,
         "offset": outcome.offset,
+        "checksum": outcome.checksum,
+        "manifest": outcome.manifest,
         "milliseconds": round(seconds * 1000, 1),
         "id": event.id if event else None,
         "trace_id": event.trace.id if event and event.trace else None,

@@ -87,7 +87,9 @@ def show(peers: Cloud, folder: Path) -> None:
             count_look_up(hit=True)
         count_sent(BLOCK)
 
-    outcome = Outcome(OutcomeName.WRITE, version="2", offset=0, size=BLOCK)
+    outcome = Outcome(
+        OutcomeName.WRITE, version="2", offset=0, size=BLOCK, checksum="ab" * 32, manifest=f"sha256:{'cd' * 32}"
+    )
 
     def line() -> None:
         log_event(cloud_event, outcome, 0.003)

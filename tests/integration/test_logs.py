@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tests.support.drogue import Drogue
-from tests.support.firmware import publish, random_bytes
+from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Function, event
 from tests.support.http import Response
+from tests.support.images import metadata
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
@@ -22,8 +23,13 @@ def lines(function: Function, sent: dict[str, str | None], count: int = 1) -> li
 
 
 @pytest.fixture
-def layouts(tmp_path: Path) -> Path:
-    publish(tmp_path, "app", "2", random_bytes(2000, 1))
+def published(tmp_path: Path) -> Published:
+    return publish(tmp_path, "app", "2", random_bytes(2000, 1))
+
+
+@pytest.fixture
+def layouts(tmp_path: Path, published: Published) -> Path:
+    assert published.digest
     return tmp_path
 
 
@@ -40,7 +46,9 @@ def running(cloud: Drogue, layouts: Path, **settings: str) -> Function:
     return Function({**cloud.environment, **settings})
 
 
-def test_an_event_is_one_line_that_tells_all_there_is_to_know_of_it(cloud: Drogue, layouts: Path) -> None:
+def test_an_event_is_one_line_that_tells_all_there_is_to_know_of_it(
+    cloud: Drogue, layouts: Path, published: Published
+) -> None:
     sent = event("device", "logs", traceparent=PARENT)
     with running(cloud, layouts) as function:
         assert function.post(sent, b'{"version": "1", "mtu": 512}').status == 204
@@ -55,9 +63,40 @@ def test_an_event_is_one_line_that_tells_all_there_is_to_know_of_it(cloud: Drogu
         "device": "device",
         "version": "2",
         "offset": 0,
+        "checksum": published.checksum.hex(),
+        "manifest": published.digest,
         "id": sent["id"],
         "trace_id": TRACE_ID,
     }
+
+
+def test_the_line_of_a_swap_tells_which_bytes_the_device_was_told_to_boot(
+    cloud: Drogue, layouts: Path, published: Published
+) -> None:
+    sent = event("device", "logs", datacontenttype="application/json")
+    with running(cloud, layouts, REPORT_STATUS="false") as function:
+        answer = function.post(sent, b'{"version": "1", "update": {"version": "2", "offset": 2000}}')
+        (line,) = lines(function, sent)
+    assert answer.headers["fleet-outcome"] == 'swap; version="2"'
+    assert (line["outcome"], line["checksum"], line["manifest"]) == (
+        "swap",
+        published.checksum.hex(),
+        published.digest,
+    )
+
+
+def test_the_line_of_a_block_from_a_file_has_a_checksum_and_no_manifest(
+    cloud: Drogue, layouts: Path, published: Published
+) -> None:
+    (layouts / "app.bin").write_bytes(published.content)
+    (layouts / "app.json").write_text(metadata(published.content, "2"))
+    cloud.put("logs", "device", spec={"firmware": {"file": {"name": "app"}}})
+    sent = event("device", "logs")
+    with running(cloud, layouts, FIRMWARE_DIR=str(layouts)) as function:
+        assert function.post(sent, b'{"version": "1", "mtu": 512}').outcome.startswith("write")
+        (line,) = lines(function, sent)
+    assert line["checksum"] == published.checksum.hex()
+    assert "manifest" not in line
 
 
 def test_for_people_it_is_a_line_of_words(cloud: Drogue, layouts: Path) -> None:
