@@ -191,7 +191,10 @@ def _rejections(texts: tuple[str, ...]) -> tuple[int, frozenset[bytes]]:
 def _run_all(options: list[DeviceOptions], signals: "_Signals") -> list[DeviceReport]:
     stop = threading.Event()
     with _display(options) as (on_line, on_progress):
-        runs = [DeviceRun(each, on_line=on_line, stop=stop, on_progress=on_progress) for each in options]
+        on_hint = _once(lambda hint: on_line(f"hint: {hint}"))
+        runs = [
+            DeviceRun(each, on_line=on_line, stop=stop, on_progress=on_progress, on_hint=on_hint) for each in options
+        ]
         # Daemons: a device may wait 30 s for its answer, and must not keep a stopped command from ending.
         threads = [
             threading.Thread(target=run.run, name=each.device, daemon=True)
@@ -208,6 +211,21 @@ def _run_all(options: list[DeviceOptions], signals: "_Signals") -> list[DeviceRe
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
     return [run.report() for run in runs]
+
+
+def _once(show: Callable[[str], None]) -> Callable[[str], None]:
+    """Return a function that shows each text once, whichever device has it first."""
+    shown: set[str] = set()
+    lock = threading.Lock()
+
+    def show_once(text: str) -> None:
+        with lock:
+            if text in shown:
+                return
+            shown.add(text)
+        show(text)
+
+    return show_once
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from requests.auth import HTTPBasicAuth
 
 from fleet_fn.errors import one_line
 from fleet_fn.protocol.messages import Command, Status, Write
+from fleet_fn.sandbox.device_hints import Hints
 from fleet_fn.sandbox.device_wire import CommandError, Dialect, Encoding, decode_command, encode_status
 from fleet_fn.sandbox.simulated_device import (
     BRICKED,
@@ -186,11 +187,19 @@ class _NoAnswerError(Exception):
         self.pause = pause
 
 
+class _NoCommandError(_NoAnswerError):
+    """The endpoint answered a status, but no command came in time."""
+
+
 class _RefusedError(Exception):
     """The endpoint refuses the device, or is no Drogue endpoint.
 
     Another status would not help.
     """
+
+
+class _CredentialsError(_RefusedError):
+    """The endpoint does not take the device's credentials."""
 
 
 class _BrickedError(Exception):
@@ -204,6 +213,7 @@ class DeviceRun:
 
     Args:
         on_progress: takes the device's name and offset after each block, instead of a line for each tenth.
+        on_hint: takes the possible causes, without the device's name, if the device does not get on.
 
     """
 
@@ -215,11 +225,13 @@ class DeviceRun:
         stop: threading.Event,
         bootable: Bootable | None = None,
         on_progress: Callable[[str, int], None] | None = None,
+        on_hint: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._options = options
         self._on_line = on_line
         self._on_progress = on_progress
         self._stop = stop
+        self._hints = Hints(options.application, options.dialect, on_hint)
         self._device = _build(options, bootable)
         self._dice = random.Random(f"{options.seed}/{options.device}")
         self._timeout = max(MIN_COMMAND_TIMEOUT_SECONDS, round(COMMAND_TIMEOUT_SECONDS / options.speed))
@@ -255,6 +267,8 @@ class DeviceRun:
         except (_RefusedError, _BrickedError) as error:
             self._in_sync, self._end = False, str(error)
             self._say(self._end)
+            if isinstance(error, _CredentialsError):
+                self._hints.take_refusal()
         return self.report()
 
     def report(self) -> DeviceReport:
@@ -289,6 +303,8 @@ class DeviceRun:
             command, correlation_id = decode_command(*answer)
         except _NoAnswerError as error:
             self._set_back(str(error))
+            if isinstance(error, _NoCommandError):
+                self._hints.take_silence()
             return max(ERROR_PAUSE_SECONDS / speed, error.pause)
         except CommandError as error:
             self._unreadable.append(f"unreadable answer: {error}")
@@ -296,6 +312,7 @@ class DeviceRun:
             return ERROR_PAUSE_SECONDS / speed
         step = self._device.handle(command, correlation_id)
         self._follow(command, step)
+        self._hints.take(command)
         return max(step.pause / speed, self._least_pause(step.outcome))
 
     def _least_pause(self, outcome: Outcome) -> float:
@@ -353,7 +370,7 @@ class DeviceRun:
         self._reached = True
         self._check(response, user)
         if not response.content:
-            raise _NoAnswerError(f"no command within {self._timeout} s", self._pause_after(sent))
+            raise _NoCommandError(f"no command within {self._timeout} s", self._pause_after(sent))
         return response.content, response.headers.get("Content-Type")
 
     def _pause_after(self, sent: float) -> float:
@@ -366,7 +383,7 @@ class DeviceRun:
     def _check(self, response: requests.Response, user: str) -> None:
         code = response.status_code
         if code in (401, 403):
-            raise _RefusedError(
+            raise _CredentialsError(
                 f"refused as {user} ({code}): check --device, --application, --password and, with a gateway, --gateway"
             )
         if code == 406:
@@ -389,6 +406,7 @@ class DeviceRun:
         if step.outcome is Outcome.IN_SYNC and self._came_back:
             self._in_sync = False
             self._set_back(f"told to stay with {version} for now")
+            self._hints.take_stay()
             return
         was_in_sync, self._in_sync = self._in_sync, step.outcome is Outcome.IN_SYNC
         if step.outcome in _ADVANCES:
@@ -400,6 +418,8 @@ class DeviceRun:
             case Outcome.IN_SYNC:
                 if not was_in_sync:
                     self._say(f"{'in sync' if self._device.image else 'told to stay'} with {version}")
+                if not self._device.image:
+                    self._hints.take_stay()
             case Outcome.BOOTED:
                 boot = self._device.boots[-1]
                 self._say(f"booted {version}: {boot.size} bytes, sha256 {boot.sha256}")

@@ -43,7 +43,7 @@ class Endpoints:
             commands: the devices that wait for commands.
             publish: takes events.
             rights: the users and their rights.
-            log: takes one line for each command.
+            log: takes one line for each command, and for each device that is refused.
             inverts_core: read `spec.core.disabled` of a device like released clouds.
 
         """
@@ -119,26 +119,38 @@ class Endpoints:
         try:
             found = self._registry.application(application)
         except RefusedError:
-            raise _refuse_credentials() from None
+            raise self._turn_away(application, device, "no such application") from None
         sender = self._registry.device_by_alias(application, device)
-        if sender is None or any(map(objects.is_being_deleted, (found, sender))):
-            raise _refuse_credentials()
+        if sender is None:
+            raise self._turn_away(application, device, "no such device")
+        if any(map(objects.is_being_deleted, (found, sender))):
+            raise self._turn_away(application, device, "being deleted")
         # The authentication service reads the flag of applications only, and does not invert it.
         if not _is_on(found) or (not self._inverts_core and not _is_on(sender)):
-            raise _refuse_credentials()
+            raise self._turn_away(application, device, "disabled by spec.core")
         if not any(_matches(entry, sender, device, username, password) for entry in objects.credentials(sender)):
-            raise _refuse_credentials()
+            raise self._turn_away(application, device, "wrong credentials")
         return found, sender, device
+
+    def _turn_away(self, application: str, device: str, problem: str) -> RefusedError:
+        """Log why a device is refused, which its answer does not tell, and return the refusal."""
+        self._log(f"{application}/{device} refused: {problem}")
+        return _refuse_credentials()
 
     def _find_represented(self, application: Object, sender: Object, login: str, name: str | None) -> Object:
         """Return the device that a sender speaks for."""
         if name is None or name == login:
             return sender
-        device = self._registry.device_by_alias(application["metadata"]["name"], name)
-        if device is None or objects.is_being_deleted(device) or (not self._inverts_core and not _is_on(device)):
-            raise _refuse_credentials()
+        scope = application["metadata"]["name"]
+        device = self._registry.device_by_alias(scope, name)
+        if device is None:
+            raise self._turn_away(scope, name, "no such device")
+        if objects.is_being_deleted(device):
+            raise self._turn_away(scope, name, "being deleted")
+        if not self._inverts_core and not _is_on(device):
+            raise self._turn_away(scope, name, "disabled by spec.core")
         if sender["metadata"]["name"] not in objects.gateways(device):
-            raise _refuse_credentials()
+            raise self._turn_away(scope, name, f"its spec.gatewaySelector does not name {login}")
         return device
 
     # The command API.

@@ -57,6 +57,8 @@ class Endpoint:
         self.skipped: bytes | None = None
         #: So many statuses are answered with WAIT first.
         self.waits = 0
+        #: Seconds that such a WAIT names.
+        self.poll: int | None = 300
         #: Cleared to leave devices waiting.
         self.answering = threading.Event()
         self.answering.set()
@@ -146,7 +148,7 @@ class Endpoint:
     def decide(self, version: bytes, mtu: int, progress: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
         if self.waits:
             self.waits -= 1
-            return "Wait", {"poll": 300}
+            return "Wait", {"poll": self.poll}
         if (version == self.target and version != self.skipped) or self.sync_version:
             return "Sync", {"version": self.sync_version or self.target, "poll": 300}
         target = NEXT_VERSION if version == self.skipped else self.target
@@ -608,6 +610,70 @@ def test_the_command_rejects_a_number_of_images_or_versions(
     last = result.stdout.splitlines()[-1]
     assert result.exit_code == (rollbacks == 10), result.output
     assert f"blocks{told}," in last
+
+
+FLEET = "fleet-fn fleet --application app"
+
+
+def hints(result: Result) -> list[str]:
+    return [line.removeprefix("hint: ") for line in result.stdout.splitlines() if line.startswith("hint: ")]
+
+
+@pytest.mark.parametrize(
+    ("poll", "waits", "expected"),
+    [
+        (300, 1, ["the function seems to have failed, for instance because no such image or tag exists. "]),
+        (10, 2, []),
+        (None, 2, []),
+        (10, 3, ["the function still gets the firmware, or failed. "]),
+    ],
+)
+def test_a_device_that_has_to_wait_gets_a_hint_at_the_cause(
+    endpoint: Endpoint, poll: int | None, waits: int, expected: list[str]
+) -> None:
+    endpoint.waits, endpoint.poll = waits, poll
+    result = invoke(endpoint)
+    assert result.exit_code == 0, result.output
+    given = hints(result)
+    assert [hint[: len(start)] for hint, start in zip(given, expected, strict=True)] == expected
+    assert all(hint.endswith(f"and so does: {FLEET}") for hint in given)
+
+
+@pytest.mark.parametrize("arguments", [["--dialect", "documented"], ["--dialect", "packed"]])
+def test_a_device_without_a_command_gets_a_hint(endpoint: Endpoint, arguments: list[str]) -> None:
+    """Drogue Cloud's 202 without a body; a documented device gets no WAIT if the function failed."""
+    endpoint.code = 202
+    [hint] = hints(invoke(endpoint, *arguments))
+    assert hint.startswith("no command came. Does the function run, and does it get the events?")
+    assert hint.endswith(FLEET) is ("documented" in arguments)
+
+
+def test_a_device_that_was_not_updated_gets_a_hint_where_to_look(endpoint: Endpoint) -> None:
+    endpoint.sync_version = b"0.1.0"
+    assert hints(invoke(endpoint)) == [
+        "a device is told to stay if it runs its target, is held back, or has no target. Which of these it is, says: "
+        f"{FLEET}"
+    ]
+
+
+def test_devices_that_fare_alike_share_a_hint(endpoint: Endpoint) -> None:
+    endpoint.code = 403
+    result = invoke(endpoint, "--count", "5")
+    assert hints(result) == [
+        "there is no such application or device, or the password is wrong. The sandbox's log says which"
+    ]
+    assert sum("refused as" in line for line in result.stdout.splitlines()) == 10
+
+
+def test_a_hint_quotes_the_application_for_a_shell(endpoint: Endpoint) -> None:
+    endpoint.waits = 1
+    [hint] = hints(invoke(endpoint, "--application", "a b"))
+    assert hint.endswith("--application 'a b'")
+
+
+def test_a_device_that_gets_on_gets_no_hint(endpoint: Endpoint) -> None:
+    endpoint.failing = {1}
+    assert hints(invoke(endpoint, "--reject", "--drop", "0.2")) == []
 
 
 @pytest.mark.parametrize(("text", "rollbacks"), [("2", 2), ("version:2", 10)])

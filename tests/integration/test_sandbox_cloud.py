@@ -429,6 +429,35 @@ class TestConflicts:
             assert call(sandbox, "GET", SHOP).status_code == 404
 
 
+class TestRefusedDevices:
+    @pytest.mark.parametrize(
+        ("login", "query", "line"),
+        [
+            ("till@none", "", "none/till refused: no such application"),
+            ("gone@shop", "", "shop/gone refused: no such device"),
+            ("%0a@shop", "", r"shop/\n refused: no such device"),
+            ("till@off", "", "off/till refused: disabled by spec.core"),
+            ("old@shop", "", "shop/old refused: being deleted"),
+            ("bare@shop", "", "shop/bare refused: wrong credentials"),
+            ("till@shop", "?as=gone", "shop/gone refused: no such device"),
+            ("till@shop", "?as=old", "shop/old refused: being deleted"),
+            ("till@shop", "?as=lamp", "shop/lamp refused: its spec.gatewaySelector does not name till"),
+        ],
+    )
+    def test_the_log_says_what_the_answer_does_not(self, login: str, query: str, line: str) -> None:
+        lines: list[str] = []
+        off = application("off", core={"disabled": True})
+        old = device("old")
+        old["metadata"]["finalizers"] = ["x"]
+        bare = {"metadata": {"application": "shop", "name": "bare"}}
+        with Sandbox([*OBJECTS, off, device("till", of="off"), old, bare], log=lines.append) as sandbox:
+            sandbox.delete("shop", "old")
+            url = f"{sandbox.url}/v1/dfu{query}"
+            answer = requests.post(url, b"\xa0", auth=(login, "secret"), timeout=PATIENCE)
+        assert (answer.status_code, answer.json()["message"]) == (403, "Authentication failed")
+        assert [each for each in lines if "refused" in each] == [line]
+
+
 class TestAliases:
     def test_they_are_a_list(self) -> None:
         objects = [application(), device("till", alias=["0042", "tür"]), device("lamp", alias={"aliases": ["x"]})]
