@@ -133,7 +133,7 @@ class Endpoints:
         return found, sender, device
 
     def _turn_away(self, application: str, device: str, problem: str) -> RefusedError:
-        """Log why a device is refused, which its answer does not tell, and return the refusal."""
+        """Log why a device is refused, and return the refusal, which does not say it."""
         self._log(f"{application}/{device} refused: {problem}")
         return _refuse_credentials()
 
