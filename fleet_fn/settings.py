@@ -185,6 +185,9 @@ class Settings:
     )
     mtu_default_bytes: int = _row("MTU_DEFAULT", 512, kinds.BLOCK_BYTES, "bytes of a block if the device names no size")
     mtu_max_bytes: int = _row("MTU_MAX", 65536, kinds.BLOCK_BYTES, "bytes of a block at most")
+    report_seen_seconds: float = _row(
+        "REPORT_SEEN_SECONDS", 86400.0, kinds.SECONDS, "how often the object of a device in sync says that it was seen"
+    )
     event_deadline_seconds: float = _row(
         "EVENT_DEADLINE_SECONDS", 4.0, kinds.DEADLINE_SECONDS, "every event is answered within this time"
     )

@@ -9,10 +9,14 @@ from typing import Any, Final, NamedTuple, TypeVar
 from fleet_fn.concurrency.ttl_cache import Count, TTLCache
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry_api import DeviceNotFoundError, DeviceRegistryAPI, kind_of, unusable_error
-from fleet_fn.drogue.device_registry_object import Malformed, RegistryObject, read_map, read_object
-from fleet_fn.drogue.firmware_spec import NONE, MalformedSpecError, Policy, Source
+from fleet_fn.drogue.device_registry_object import RegistryObject, read_map, read_object
+from fleet_fn.drogue.firmware_spec import Malformed
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY
 from fleet_fn.drogue.report_backoff import ReportBackoff
+from fleet_fn.drogue.rollout_status import NO_ROLLOUT, RolloutStatus
+from fleet_fn.drogue.spec_policy import NONE, Policy
+from fleet_fn.drogue.spec_source import Source
+from fleet_fn.drogue.spec_values import MalformedSpecError
 from fleet_fn.drogue.status_report import Report, Reported
 from fleet_fn.drogue.storable import storable
 from fleet_fn.drogue.update_record import Record
@@ -67,6 +71,8 @@ class Desired(NamedTuple):
     disabled: bool = False
     #: Devices through which this one may be reached (`spec.gatewaySelector.matchNames`).
     gateways: tuple[str, ...] = ()
+    #: State of the application's rollout.
+    rollout: RolloutStatus = NO_ROLLOUT
 
 
 class DeviceRegistry:
@@ -140,6 +146,7 @@ class DeviceRegistry:
             own.labels,
             own.reported,
             gateways=own.gateways,
+            rollout=shared.rollout,
         )
 
     def peek_reported(self, application: str, device: str) -> Reported | None:

@@ -4,17 +4,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from fleet_fn.drogue.firmware_spec import NONE, MalformedSpecError, Policy, Source, read_policy, read_source
+from fleet_fn.drogue.firmware_spec import Malformed, read_firmware_spec
+from fleet_fn.drogue.rollout_status import NO_ROLLOUT, RolloutStatus
+from fleet_fn.drogue.spec_policy import Policy
+from fleet_fn.drogue.spec_source import Source
 from fleet_fn.drogue.status_report import Reported
-
-
-class Malformed(NamedTuple):
-    """A malformed part of `spec.firmware`.
-
-    Only updates that need the part fail, and for this reason.
-    """
-
-    reason: str
 
 
 class RegistryObject(NamedTuple):
@@ -29,6 +23,8 @@ class RegistryObject(NamedTuple):
     #: `spec.core.disabled` is true.
     disabled: bool = False
     gateways: tuple[str, ...] = ()
+    #: State of the rollout; only applications have one.
+    rollout: RolloutStatus = NO_ROLLOUT
 
 
 def read_object(found: Mapping[str, Any], kind: str) -> RegistryObject:
@@ -44,15 +40,17 @@ def read_object(found: Mapping[str, Any], kind: str) -> RegistryObject:
     """
     metadata, spec = read_map(found, "metadata"), read_map(found, "spec")
     uid, labels, status = metadata.get("uid"), metadata.get("labels"), found.get("status")
-    source, policy = _read_firmware(spec.get("firmware"), f"the {kind}'s spec.firmware")
+    source, policy = read_firmware_spec(spec.get("firmware"), f"the {kind}'s spec.firmware")
+    firmware = status.get("firmware") if isinstance(status, dict) else None
     return RegistryObject(
         source,
         policy,
         uid if isinstance(uid, str) else "",
         labels if isinstance(labels, dict) else {},
-        Reported.read(status.get("firmware") if isinstance(status, dict) else None),
+        Reported.read(firmware),
         _is_disabled(spec),
         read_gateways(spec),
+        RolloutStatus.read(firmware),
     )
 
 
@@ -76,25 +74,6 @@ def read_gateways(spec: object) -> tuple[str, ...]:
     selector = spec.get("gatewaySelector") if isinstance(spec, dict) else None
     names = selector.get("matchNames") if isinstance(selector, dict) else None
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
-
-
-def _read_firmware(section: object, path: str) -> tuple[Source | Malformed | None, Policy | Malformed]:
-    """Return the source and the policy of a `spec.firmware` that stands at `path`."""
-    if section is None:
-        return None, NONE
-    if not isinstance(section, dict):
-        return Malformed(f"{path} is not a map"), NONE
-    source: Source | Malformed | None
-    policy: Policy | Malformed
-    try:
-        source = read_source(section)
-    except MalformedSpecError as error:
-        source = Malformed(f"{path}.{error.reason}")
-    try:
-        policy = read_policy(section)
-    except MalformedSpecError as error:
-        policy = Malformed(f"{path}.{error.reason}")
-    return source, policy
 
 
 def _is_disabled(spec: Mapping[str, Any]) -> bool:

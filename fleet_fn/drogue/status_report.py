@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from fleet_fn.drogue.update_record import Record, timestamp
+from fleet_fn.drogue.update_record import Record, parse_timestamp, timestamp
 
 #: The reported target if it is not known.
 UNKNOWN: Final = "Unknown"
@@ -37,6 +37,37 @@ class Condition(NamedTuple):
     message: str = ""
 
 
+class HoldReport(NamedTuple):
+    """Why policy holds a device back."""
+
+    reason: str
+    #: For people.
+    message: str = ""
+    #: When it ends; None if only an operator or other devices end it.
+    until: datetime | None = None
+
+    @classmethod
+    def read(cls, value: object) -> "HoldReport | None":
+        """Read `status.firmware.hold`; None if it is missing or malformed."""
+        fields = value if isinstance(value, dict) else {}
+        reason = _text(fields.get("reason"))
+        if not reason:
+            return None
+        return cls(reason, _text(fields.get("message")) or "", parse_timestamp(fields.get("until")))
+
+    def to_json(self) -> dict[str, str]:
+        """Return the hold as it stands in the device's object."""
+        fields = {"reason": self.reason, "message": self.message, "until": timestamp(self.until) if self.until else ""}
+        return {name: value for name, value in fields.items() if value}
+
+
+class Heartbeat(NamedTuple):
+    """Times between which a device was last seen, unless its object is to say so anew."""
+
+    since: datetime
+    until: datetime
+
+
 class Reported(NamedTuple):
     """The last report in a device's object, without parts that other software writes."""
 
@@ -44,6 +75,10 @@ class Reported(NamedTuple):
     target: str | None = None
     conditions: tuple[Condition, ...] = ()
     record: Record | None = None
+    #: When it was written, and when the device was last seen.
+    reported: datetime | None = None
+    seen: datetime | None = None
+    hold: HoldReport | None = None
 
     @classmethod
     def read(cls, section: object) -> "Reported":
@@ -58,6 +93,9 @@ class Reported(NamedTuple):
                 for kind, condition in found.items()
             ),
             Record.read(fields.get("update")),
+            parse_timestamp(fields.get("reported")),
+            parse_timestamp(fields.get("seen")),
+            HoldReport.read(fields.get("hold")),
         )
 
     def condition(self, kind: str) -> Condition | None:
@@ -77,6 +115,9 @@ class Report(NamedTuple):
     record: Record | None = None
     #: The sent block reaches the next tenth of the way.
     crosses_tenth: bool = False
+    hold: HoldReport | None = None
+    #: The device is in sync, and its object tells from time to time that it was seen.
+    heartbeat: Heartbeat | None = None
 
     @property
     def changes_record(self) -> bool:
@@ -96,13 +137,20 @@ class Report(NamedTuple):
     def is_news(self, reported: Reported) -> bool:
         """Return whether it differs from the last report.
 
-        A percentage alone counts at each tenth only.
+        A percentage alone counts at each tenth only, and the end of a hold alone not at all.
         """
         if (self.current, self.target) != (reported.current, reported.target) or self.changes_record:
             return True
         if _without_percentage(self.conditions) != _without_percentage(reported.conditions):
             return True
+        if _without_end(self.hold) != _without_end(reported.hold) or self._is_heartbeat_due(reported.seen):
+            return True
         return self.crosses_tenth and self.conditions != reported.conditions
+
+    def _is_heartbeat_due(self, seen: datetime | None) -> bool:
+        if self.heartbeat is None:
+            return False
+        return seen is None or not self.heartbeat.since < seen <= self.heartbeat.until
 
     def merge_into(self, section: object, now: datetime) -> dict[str, Any]:
         """Return a `status.firmware` with this report in it.
@@ -117,7 +165,12 @@ class Report(NamedTuple):
             fields.pop("update", None)
             if self.record:
                 fields["update"] = self.record.to_json()
-        return {**fields, "current": self.current, "target": self.target, "conditions": [*conditions, *others]}
+        fields.pop("hold", None)
+        if self.hold:
+            fields["hold"] = self.hold.to_json()
+        times = {"reported": timestamp(now), "seen": timestamp(now)}
+        targets = {"current": self.current, "target": self.target}
+        return {**fields, **targets, **times, "conditions": [*conditions, *others]}
 
 
 def _condition_json(condition: Condition, earlier: Mapping[str, Any] | None, now: datetime) -> dict[str, Any]:
@@ -134,6 +187,10 @@ def _condition_json(condition: Condition, earlier: Mapping[str, Any] | None, now
 
 def _without_percentage(conditions: tuple[Condition, ...]) -> list[tuple[str, ...]]:
     return [(c.type, c.status) if c.type == PROGRESS else (c.type, c.status, c.reason, c.message) for c in conditions]
+
+
+def _without_end(hold: HoldReport | None) -> HoldReport | None:
+    return hold._replace(until=None) if hold else None
 
 
 def _conditions(fields: Mapping[str, Any]) -> list[Any]:

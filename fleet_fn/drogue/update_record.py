@@ -15,6 +15,8 @@ from fleet_fn.protocol.step import Target
 _MAX_ANSWERED: Final = 4
 #: Earlier targets that a record names. Only those of the last `SPEC_TTL_SECONDS` matter.
 _MAX_EARLIER: Final = 16
+#: Versions that failed on the device and are kept.
+_MAX_FAILED: Final = 4
 #: Minimum time that a record names an earlier target; processes may have different TTLs.
 _MIN_EARLIER_AGE: Final = timedelta(hours=1)
 #: An update without a new record for this long counts as abandoned.
@@ -110,6 +112,25 @@ class Superseded:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedVersion:
+    """A version that did not come up on the device."""
+
+    version: str
+    #: SHA-256 of the firmware, in hex.
+    checksum: str
+    #: Swaps to it after which the device came back with another version.
+    attempts: int
+    #: When that was last seen; None if unknown.
+    at: datetime | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the version as it stands in the device's object."""
+        at = self.at and timestamp(self.at)
+        fields = {"version": self.version, "checksum": self.checksum, "attempts": self.attempts, "at": at}
+        return _present(fields)
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """The progress of a device's update to one target."""
 
@@ -126,6 +147,8 @@ class Record:
     syncs: int = 0
     #: Failed swaps: the device came back with another version.
     attempts: int = 0
+    #: Versions that failed on the device, the latest first; they outlive the target.
+    failed: tuple[FailedVersion, ...] = ()
     restart: PendingRestart | None = None
     #: Earlier targets, the latest first.
     earlier: tuple[Superseded, ...] = ()
@@ -152,6 +175,7 @@ class Record:
             synced=_time_text(fields.get("synced")),
             syncs=_count(fields.get("syncs")) or 0,
             attempts=_count(fields.get("attempts")) or 0,
+            failed=_read_failed(fields.get("failed")),
             restart=_read_restart(fields.get("restart")),
             earlier=_read_earlier(fields.get("earlier")),
             answered=_read_answered(fields.get("answered")),
@@ -171,6 +195,7 @@ class Record:
             "synced": self.synced,
             "syncs": self.syncs or None,
             "attempts": self.attempts,
+            "failed": [version.to_json() for version in self.failed] or None,
             "restart": self.restart and self.restart.to_json(),
             "earlier": [target.to_json() for target in self.earlier] or None,
             "answered": self.answered and self.answered.to_json(),
@@ -227,9 +252,15 @@ class Record:
         """
         return replace(self, started=None, swapped=None, synced=None, syncs=0) if self.synced else self
 
-    def with_failed_swap(self) -> "Record":
+    def with_failed_swap(self, now: datetime) -> "Record":
         """Return the record of a device that came back from a swap with another version."""
-        return replace(self, attempts=self.attempts + 1, started=None, swapped=None, synced=None, syncs=0)
+        here = (self.version, self.checksum)
+        before = sum(failed.attempts for failed in self.failed if (failed.version, failed.checksum) == here)
+        others = (failed for failed in self.failed if (failed.version, failed.checksum) != here)
+        failed = (FailedVersion(*here, before + 1, now), *others)[:_MAX_FAILED]
+        return replace(
+            self, attempts=self.attempts + 1, failed=failed, started=None, swapped=None, synced=None, syncs=0
+        )
 
     def synced_at(self) -> datetime | None:
         """Return the time of the first SYNC; None if there is none."""
@@ -268,12 +299,12 @@ def record_for(
     oldest = now - max(kept, _MIN_EARLIER_AGE)
     earlier = [before for before in known.earlier if before.at and before.at >= oldest]
     superseded = Superseded(known.version, known.checksum, now)
-    return Record(version, checksum, retry, earlier=(superseded, *earlier)[:_MAX_EARLIER])
+    return Record(version, checksum, retry, failed=known.failed, earlier=(superseded, *earlier)[:_MAX_EARLIER])
 
 
 def timestamp(now: datetime) -> str:
     """Return a time in RFC 3339's format, in UTC, to the second."""
-    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_timestamp(value: object) -> datetime | None:
@@ -301,6 +332,19 @@ def _read_restart(value: object) -> PendingRestart | None:
 def _read_earlier(value: object) -> tuple[Superseded, ...]:
     targets = [_read_superseded(target) for target in value] if isinstance(value, list) else []
     return tuple(target for target in targets if target)[:_MAX_EARLIER]
+
+
+def _read_failed(value: object) -> tuple[FailedVersion, ...]:
+    versions = [_read_failed_version(version) for version in value] if isinstance(value, list) else []
+    return tuple(version for version in versions if version)[:_MAX_FAILED]
+
+
+def _read_failed_version(value: object) -> FailedVersion | None:
+    fields: Mapping[str, Any] = value if isinstance(value, dict) else {}
+    version, checksum, attempts = fields.get("version"), fields.get("checksum"), _count(fields.get("attempts"))
+    if not isinstance(version, str) or not isinstance(checksum, str) or attempts is None:
+        return None
+    return FailedVersion(version, checksum, attempts, parse_timestamp(fields.get("at")))
 
 
 def _read_superseded(value: object) -> Superseded | None:

@@ -13,8 +13,9 @@ from fleet_fn.drogue.device_registry import (
     DeviceRegistry,
 )
 from fleet_fn.drogue.events import Event
-from fleet_fn.drogue.firmware_spec import FINISH, RESTART, File, HawkBit, Image
-from fleet_fn.drogue.update_record import LastAnswered, Origin
+from fleet_fn.drogue.spec_policy import FINISH, RESTART
+from fleet_fn.drogue.spec_source import File, HawkBit, Image
+from fleet_fn.drogue.update_record import LastAnswered, Origin, Record
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.firmware.file_store import file_reference
 from fleet_fn.firmware.resolver import Resolver
@@ -179,6 +180,7 @@ class Assessor:
             poll=settings.poll_seconds,
             record=record,
             policy=desired.policy,
+            rollout=desired.rollout,
             uid=event.device_uid or desired.uid,
             labels=desired.labels,
             answered=LastAnswered((event.key,), event.time, _fingerprint(status, form)) if event.id else None,
@@ -258,8 +260,7 @@ class Assessor:
         if record.version == target.version or record.origin is None or not record.describes(progress.version):
             return None  # a device that finished other bytes of the target's version would never get the target's
         default = RESTART if form.dialect is Dialect.DOCUMENTED else FINISH
-        is_given_up = record.attempts >= (desired.policy.max_attempts or MAX_ATTEMPTS)
-        if (desired.policy.midway or default) == RESTART or is_given_up:
+        if (desired.policy.midway or default) == RESTART or _is_given_up(record, desired):
             return None
         try:
             begun = self._firmware(event, _desire(desired, record.origin), ages, deadline)
@@ -269,6 +270,16 @@ class Assessor:
         if begun is None or begun.checksum.hex() != record.checksum:
             return None
         return replace(begun, version=record.version)  # a digest need not tell the version
+
+
+def _is_given_up(record: Record, desired: Desired) -> bool:
+    """Return whether a version fails, on this device or on others.
+
+    Then a device that has begun it must not finish it.
+    """
+    if record.attempts >= (desired.policy.max_attempts or MAX_ATTEMPTS):
+        return True
+    return desired.rollout.halts(record.version, desired.policy.max_failed)
 
 
 def _desire(desired: Desired, origin: Origin) -> Desired:

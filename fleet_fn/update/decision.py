@@ -13,7 +13,7 @@ from fleet_fn.drogue.update_record import LastAnswered, Record, record_for
 from fleet_fn.protocol.messages import U32_MAX, Progress, Status, Swap, Sync
 from fleet_fn.protocol.step import Block, Target, next_command
 from fleet_fn.update.midway import CLOCK_MARGIN, Checked, Midway, check
-from fleet_fn.update.policy import hold_start, hold_swap
+from fleet_fn.update.policy import Candidate, hold_start, hold_swap
 from fleet_fn.update.values import (
     Again,
     Confirm,
@@ -168,7 +168,7 @@ def _decide(status: Status, target: Target, context: DecisionContext) -> Decisio
     kept = context.spec_ttl + CLOCK_MARGIN
     now = context.now.replace(microsecond=0)
     record = record_for(target, known, context.policy.retry, now, kept).with_return()
-    record, failed_swap = _count_failed_swap(status.progress, record)
+    record, failed_swap = _count_failed_swap(status.progress, record, now)
     checked = check(Midway(step, status.progress, target, known, record, context))
     if isinstance(checked, Stuck):
         stuck = replace(known, restart=replace(known.restart, stuck=True)) if known and known.restart else known
@@ -193,7 +193,7 @@ def _refuses_to_start(progress: Progress | None, target: Target, known: Record, 
     return is_refusal and was_started and known.syncs == 0
 
 
-def _count_failed_swap(progress: Progress | None, record: Record) -> tuple[Record, bool]:
+def _count_failed_swap(progress: Progress | None, record: Record, now: datetime) -> tuple[Record, bool]:
     """Return the record after a status, and whether that status shows a failed swap.
 
     Some devices always report progress, at 0 if they have none.
@@ -201,7 +201,7 @@ def _count_failed_swap(progress: Progress | None, record: Record) -> tuple[Recor
     if progress is None:
         record = replace(record, restart=None)
     has_nothing = progress is None or progress.offset == 0
-    return (record.with_failed_swap(), True) if has_nothing and record.swapped else (record, False)
+    return (record.with_failed_swap(now), True) if has_nothing and record.swapped else (record, False)
 
 
 # --- Policy -----------------------------------------------------------------------------------------------------------
@@ -212,28 +212,45 @@ def _hold(
 ) -> Hold | None:
     """Return why policy gives the device nothing now, if so."""
     policy, poll, version = context.policy, context.poll, target.version.decode()
+    most, attempts = policy.max_attempts or MAX_ATTEMPTS, record.attempts if record else 0
+    is_given_up = attempts >= most
+    if context.rollout.halts(version, policy.max_failed):
+        message = _describe_halt(version, context)
+        return Hold("halted", message, poll, gives_up=is_given_up)
     if policy.paused:
         return Hold("paused", "updates are paused", poll)
     if context.busy_gateway:
         message = f"its gateway {context.busy_gateway} is being updated, and would take the blocks for its own"
         return Hold("paused", message, poll)
-    most, attempts = policy.max_attempts or MAX_ATTEMPTS, record.attempts if record else 0
-    if attempts >= most:
+    if is_given_up:
         advice = "a new target, or another spec.firmware.retry, starts afresh"
         return Hold("attempts", f"{version} did not come up, attempts: {attempts}; {advice}", poll, gives_up=True)
     if failed_swap:
         exponent = min(attempts, _MAX_BACKOFF_SECONDS.bit_length())
         pause = min(poll * 2**exponent, max(poll, _MAX_BACKOFF_SECONDS))
-        return Hold("backoff", f"{version} did not come up, attempts: {attempts} of {most}", pause)
+        message = f"{version} did not come up, attempts: {attempts} of {most}"
+        return Hold("backoff", message, pause, until=context.now + timedelta(seconds=pause))
     if isinstance(step, Swap):
         held = hold_swap(policy, context.now)
     elif step.offset == 0:
-        held = hold_start(policy, context.uid, context.labels, version, context.now)
+        device = Candidate(context.uid, context.labels)
+        held = hold_start(policy, device, version, context.now, context.rollout)
     else:
         held = None
     if held is None:
         return None
-    return Hold(held.reason, held.message, poll if held.opens_in is None else min(math.ceil(held.opens_in), U32_MAX))
+    pause = poll if held.opens_in is None else min(math.ceil(held.opens_in), U32_MAX)
+    return Hold(held.reason, held.message, pause, until=held.until)
+
+
+def _describe_halt(version: str, context: DecisionContext) -> str:
+    """Return why no device gets anything of a version.
+
+    The text stays the same while more devices fail.
+    """
+    if version in context.rollout.aborted:
+        return f"the rollout of {version} was aborted"
+    return f"{version} failed on {context.policy.max_failed} devices or more, rollout.maxFailed"
 
 
 # --- The record -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The use case: an event in, an outcome out; between them a device's next step."""
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Final
 
@@ -9,7 +10,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.device_registry import DeviceDisabledError, DeviceNotFoundError, DeviceRegistry
 from fleet_fn.drogue.events import REGISTRY_EVENT, Event
-from fleet_fn.drogue.status_report import IN_SYNC, UNKNOWN, Condition, Report, Reported
+from fleet_fn.drogue.status_report import IN_SYNC, UNKNOWN, Condition, Heartbeat, Report, Reported
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError
@@ -31,6 +32,10 @@ from fleet_fn.update.warnings import log_unexpected_error, warn
 
 #: The share of an event's time without which a command is not sent any more.
 _KEPT_FOR_COMMAND: Final = 0.05
+#: The longest pause between two times at which a device in sync is said to be seen.
+_MAX_SEEN_SECONDS: Final = 365 * 24 * 60 * 60.0
+#: How far the clocks of two processes may be apart.
+_CLOCKS_DIFFER: Final = timedelta(minutes=1)
 
 Consumer = Callable[[Event, tuple[Transition, ...], Deadline], None]
 
@@ -159,7 +164,7 @@ class UpdateHandler:
                 reply = Reply(Outcome(OutcomeName.SYNC), Sync(version, poll), form)
             case Sync() as sync:
                 reply = Reply(Outcome(OutcomeName.SYNC), sync, form)
-            case Hold(reason, _, poll):
+            case Hold(reason, poll=poll):
                 reply = Reply(Outcome(OutcomeName.WITHHELD, reason), Sync(status.version, poll), form)
             case order:
                 assert view.served is not None  # noqa: S101 - a step towards it
@@ -168,7 +173,7 @@ class UpdateHandler:
         if isinstance(decision.step, Block):
             sent = self._repeats.of(event.application, event.device, decision.step)
             refusal = refusal_of(decision.step, sent, reported)
-        report = report_of(status, view, decision, refusal)
+        report = report_of(status, view, decision, refusal, self._heartbeat())
         reply = reply._replace(transitions=self._transitions(view, decision, report))
         return self._with_news(reply, report, reported, first=decision.records_first)
 
@@ -180,6 +185,14 @@ class UpdateHandler:
         if self._settings.report_status:
             return partial(transitions_of, decision.step, report, checksum)
         return lambda _: transitions_without_record(decision.step, report.current, version, checksum)
+
+    def _heartbeat(self) -> Heartbeat | None:
+        """Return when a device was last seen, unless its object has to say so anew."""
+        seconds, now = self._settings.report_seen_seconds, self._clock.now()
+        if not seconds:
+            return None
+        # A time ahead of our clock says nothing, but clocks of processes differ.
+        return Heartbeat(now - timedelta(seconds=min(seconds, _MAX_SEEN_SECONDS)), now + _CLOCKS_DIFFER)
 
     def _order(self, received: DeviceStatus, firmware: Firmware, step: Swap | Block, deadline: Deadline) -> Reply:
         """Return the command that brings the device closer to a firmware.

@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 
-from fleet_fn.drogue.firmware_spec import Policy, shorten
+from fleet_fn.drogue.rollout_status import NO_ROLLOUT, RolloutStatus
+from fleet_fn.drogue.spec_policy import Policy
+from fleet_fn.drogue.spec_values import shorten
+from fleet_fn.update.stages import Position
 from fleet_fn.update.window import opens_in
 
 #: A float holds 53 bits exactly (IEEE 754, binary64), so no draw is rounded, least of all up to 1.
@@ -17,30 +20,54 @@ _DRAWN_BITS: Final = 53
 class Hold:
     """An update must not go on now."""
 
-    #: `rollout` or `window`.
+    #: `rollout`, `approval` or `window`.
     reason: str
-    #: Why, for people, in one line.
+    #: Why, for people, in one line. It stays the same as long as nothing changes.
     message: str
     #: Seconds until a window opens.
     opens_in: float | None = None
+    #: When the hold ends; None if unknown.
+    until: datetime | None = None
 
 
-def hold_start(policy: Policy, uid: str, labels: Mapping[str, str], version: str, now: datetime) -> Hold | None:
+class Candidate(NamedTuple):
+    """A device that may be updated."""
+
+    #: Its UID; empty if it is unknown.
+    uid: str
+    labels: Mapping[str, str]
+
+
+def hold_start(
+    policy: Policy, device: Candidate, version: str, now: datetime, rollout: RolloutStatus = NO_ROLLOUT
+) -> Hold | None:
     """Return why a device must not start its update; None if it may.
 
     Args:
         policy: the device's over its application's. Whether it is paused is not looked at.
-        uid: the device's UID; empty if it is unknown.
-        labels: the device's labels.
+        device: the device.
         version: the target's.
         now: any time zone.
+        rollout: the state of the application's rollout.
 
     """
-    return (
-        _hold_labels(policy.labels or {}, labels)
-        or _hold_percent(policy.percent, uid, version, policy.salt)
-        or hold_swap(policy, now)
-    )
+    return hold_draw(policy, device, version, now, rollout) or hold_swap(policy, now)
+
+
+def hold_draw(
+    policy: Policy, device: Candidate, version: str, now: datetime, rollout: RolloutStatus = NO_ROLLOUT
+) -> Hold | None:
+    """Return why a device is not among those that are updated; None if it is.
+
+    The hour makes no difference.
+    """
+    if missing := _hold_labels(policy.labels or {}, device.labels):
+        return missing
+    if rollout.of(version).complete:
+        return None
+    if policy.stages:
+        return _hold_stage(Position.of(policy.stages, rollout, version), device.uid, version, policy.salt, now)
+    return _hold_percent(policy.percent, device.uid, version, policy.salt)
 
 
 def hold_swap(policy: Policy, now: datetime) -> Hold | None:
@@ -53,7 +80,9 @@ def hold_swap(policy: Policy, now: datetime) -> Hold | None:
     if not window or not closed_for:
         return None
     opening = (now.astimezone(UTC) + timedelta(seconds=closed_for)).astimezone(window.timezone)
-    return Hold("window", f"the window opens at {opening.isoformat(timespec='minutes')}", closed_for)
+    return Hold(
+        "window", f"the window opens at {opening.isoformat(timespec='minutes')}", closed_for, opening.astimezone(UTC)
+    )
 
 
 def draw(uid: str, version: str, salt: str | None) -> float:
@@ -71,6 +100,21 @@ def draw(uid: str, version: str, salt: str | None) -> float:
 def _hold_labels(wanted: Mapping[str, str], labels: Mapping[str, str]) -> Hold | None:
     missing = ", ".join(f"{key}={value}" for key, value in wanted.items() if labels.get(key) != value)
     return Hold("rollout", f"its labels are not {shorten(missing)}") if missing else None
+
+
+def _hold_stage(position: Position, uid: str, version: str, salt: str | None, now: datetime) -> Hold | None:
+    percent = position.percent_at(now)
+    if percent == 100:
+        return None
+    devices = f"not in {position.describe()}"
+    drawn = draw(uid, version, salt) if uid else None
+    if drawn is not None and drawn < percent / 100:
+        return None
+    if drawn is not None and (until := position.lets_in_at(100 * drawn)):
+        return Hold("rollout", f"not yet in {position.describe()}", until=until)
+    if position.waits_for_approval:
+        return Hold("approval", f"{devices}, which waits for approval")
+    return Hold("rollout", devices if uid else f"{devices}: it has no UID")
 
 
 def _hold_percent(percent: float | None, uid: str, version: str, salt: str | None) -> Hold | None:

@@ -10,6 +10,8 @@ from fleet_fn.drogue.status_report import (
     SETTLING,
     UNKNOWN,
     Condition,
+    Heartbeat,
+    HoldReport,
     Report,
     Reported,
 )
@@ -20,7 +22,9 @@ from fleet_fn.update.assessment import SUSPICIOUS_REPEATS, View
 from fleet_fn.update.values import Confirm, Decision, Hold, Settle
 
 
-def report_of(status: Status, view: View, decision: Decision, refusal: str) -> Report:
+def report_of(
+    status: Status, view: View, decision: Decision, refusal: str, heartbeat: Heartbeat | None = None
+) -> Report:
     """Return the report of a device whose target is known, or that hears SYNC anyway.
 
     Args:
@@ -28,13 +32,14 @@ def report_of(status: Status, view: View, decision: Decision, refusal: str) -> R
         view: the facts that the decision rests on.
         decision: the decision.
         refusal: what `refusal_of` returned.
+        heartbeat: the times between which a device in sync was last seen, unless its object has to say so anew.
 
     """
     reported, step, crosses_tenth = view.desired.reported, decision.step, False
     current = version_text(status.version)
     firmware, before, record = view.served, reported.record, decision.record
     if isinstance(step, Sync):
-        return Report(current, current, (Condition(IN_SYNC, "True"),), before, record)
+        return Report(current, current, (Condition(IN_SYNC, "True"),), before, record, heartbeat=heartbeat)
     if firmware is None or view.target is None:
         return Report(current, UNKNOWN, (Condition(IN_SYNC, "False"),), before, record)
     conditions = [Condition(IN_SYNC, "False", *_explanation(view, step, refusal))]
@@ -49,8 +54,9 @@ def report_of(status: Status, view: View, decision: Decision, refusal: str) -> R
     if written:
         conditions.append(Condition(PROGRESS, "Unknown", message=f"{100 * written / firmware.size:.2f}"))
     if isinstance(step, Hold) and step.gives_up:
-        conditions.append(Condition(FAILED, "True", step.reason, step.message))
-    return Report(current, view.target.version, tuple(conditions), before, record, crosses_tenth)
+        conditions.append(Condition(FAILED, "True", "attempts", step.message))
+    hold = HoldReport(step.reason, step.message, step.until) if isinstance(step, Hold) else None
+    return Report(current, view.target.version, tuple(conditions), before, record, crosses_tenth, hold)
 
 
 def _explanation(view: View, step: object, refusal: str) -> tuple[str, str]:

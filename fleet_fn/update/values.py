@@ -7,7 +7,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple
 
-from fleet_fn.drogue.firmware_spec import NONE, Policy
+from fleet_fn.drogue.rollout_status import NO_ROLLOUT, RolloutStatus
+from fleet_fn.drogue.spec_policy import NONE, Policy
 from fleet_fn.drogue.update_record import LastAnswered, Record
 from fleet_fn.protocol.messages import Swap, Sync
 from fleet_fn.protocol.step import Block
@@ -34,6 +35,8 @@ class Hold(NamedTuple):
     poll: int
     #: The version was given up.
     gives_up: bool = False
+    #: When the hold ends; None if unknown.
+    until: datetime | None = None
 
 
 class Confirm(NamedTuple):
@@ -85,6 +88,8 @@ class DecisionContext(NamedTuple):
     #: The record in the device's object.
     record: Record | None = None
     policy: Policy = NONE
+    #: The state of the application's rollout.
+    rollout: RolloutStatus = NO_ROLLOUT
     uid: str = ""
     labels: Mapping[str, str] = MappingProxyType({})
     #: The record of this event's answer; None if the answer is only shown.

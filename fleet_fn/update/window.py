@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from fleet_fn.drogue.firmware_spec import Window
+from fleet_fn.drogue.spec_policy import Window
 
 _DAY: Final = timedelta(days=1)
 

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import click
 
-from fleet_fn.drogue.firmware_spec import Policy
-from fleet_fn.update.policy import hold_start
+from fleet_fn.drogue.spec_policy import Policy
+from fleet_fn.update.policy import Candidate, hold_start
 
 DEVICES: Final = 100_000
 PERCENTS: Final = (0.5, 1.0, 10.0, 50.0)
@@ -76,7 +76,7 @@ def fleet(seed: int) -> list[str]:
 def draw(uids: list[str], percent: float, version: str) -> set[str]:
     """Those who may start their update."""
     policy = Policy(percent=percent)
-    return {uid for uid in uids if hold_start(policy, uid, {}, version, _NOW) is None}
+    return {uid for uid in uids if hold_start(policy, Candidate(uid, {}), version, _NOW) is None}
 
 
 def _shares(drawn: dict[str, list[set[str]]], seed: int) -> list[str]:

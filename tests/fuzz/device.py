@@ -15,7 +15,8 @@ from typing import Any, cast
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry import ConflictError, Desired, DeviceRegistry
-from fleet_fn.drogue.firmware_spec import File, Image, Policy
+from fleet_fn.drogue.spec_policy import Policy
+from fleet_fn.drogue.spec_source import File, Image
 from fleet_fn.drogue.status_report import IN_SYNC, PROGRESS, Condition, Report
 from fleet_fn.drogue.update_record import Record, record_for
 from fleet_fn.errors import PermanentError
@@ -23,7 +24,7 @@ from fleet_fn.http.client import HttpClient
 from fleet_fn.http.head import Head
 from fleet_fn.http.messages import Answer
 from fleet_fn.protocol.step import Target
-from fleet_fn.update.policy import hold_start
+from fleet_fn.update.policy import Candidate, hold_start
 from fleet_fn.update.window import opens_in
 from tests.fuzz.bounds import bounded
 
@@ -86,7 +87,7 @@ def _check_policy(policy: Policy, uid: str, labels: Mapping[str, str]) -> None:
     assert policy.percent is None or 0 <= policy.percent <= 100
     assert policy.max_attempts is None or policy.max_attempts >= 1
     with bounded():
-        hold = hold_start(policy, uid, labels, "0.1.1", _NOW)
+        hold = hold_start(policy, Candidate(uid, labels), "0.1.1", _NOW)
     if hold is None:
         return
     assert hold.message.isprintable()

@@ -13,7 +13,8 @@ import pytest
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry import Desired, DeviceRegistry
-from fleet_fn.drogue.firmware_spec import Image, MalformedSpecError
+from fleet_fn.drogue.spec_source import Image
+from fleet_fn.drogue.spec_values import MalformedSpecError
 from fleet_fn.drogue.status_report import Condition, Report
 from fleet_fn.errors import PermanentError
 from fleet_fn.http.authorization import Fixed, basic

@@ -106,6 +106,7 @@ def test_the_shape_is_the_one_that_consoles_read(function: Function, drogue: Dro
     assert re.fullmatch("reported@sha256:[0-9a-f]{64}", found["update"].pop("origin")["image"])
     assert before <= datetime.fromisoformat(started) <= datetime.now(UTC)
     times = [condition.pop("lastTransitionTime") for condition in found["conditions"]]
+    times += [found.pop("reported"), found.pop("seen")]
     assert all(before <= datetime.fromisoformat(time) <= datetime.now(UTC) and time.endswith("Z") for time in times)
     checksum = hashlib.sha256(random_bytes(SIZE, "reported")).hexdigest()
     assert found == {
@@ -161,7 +162,7 @@ def test_the_time_of_a_transition_changes_with_the_status_only(
 
 def test_what_others_wrote_stays(function: Function, drogue: Drogue, managed: str) -> None:
     theirs = {"type": "Reachable", "status": "True", "lastTransitionTime": "2020-01-01T00:00:00Z", "odd": [1, None]}
-    spec = {"firmware": {"container": {"image": "reported:0.1.1"}, "unrelated": 1.5}, "other": {"ä": "ö"}}
+    spec = {"firmware": {"container": {"image": "reported:0.1.1"}, "x-unrelated": 1.5}, "other": {"ä": "ö"}}
     status = {"connection": {"connected": True}, "firmware": {"note": "keep", "conditions": [theirs]}}
     drogue.put("example", managed, labels={"ring": "canary"}, spec=spec, status=status)
     read = drogue._objects["example", managed]["metadata"]

@@ -12,7 +12,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as read_metrics
 
 from fleet_fn.cli.main import main
-from fleet_fn.drogue.firmware_spec import Image, MalformedSpecError, Policy, read_policy, read_source
+from fleet_fn.drogue.firmware_spec import Malformed, read_firmware_spec
+from fleet_fn.drogue.spec_policy import read_policy
+from fleet_fn.drogue.spec_values import MalformedSpecError
 from fleet_fn.observability import prometheus
 from fleet_fn.sandbox import demo
 from fleet_fn.settings import SETTINGS, Settings, SettingsError
@@ -223,29 +225,48 @@ def test_tekton_table_has_each_result() -> None:
     assert sorted(told) == sorted(result["name"] for result in pipeline["spec"]["results"])
 
 
-def test_rollout_example_has_each_key_and_is_understood(tmp_path: Path) -> None:
-    (example,) = re.findall(r"^```yaml\n(.*?)^```$", ROLLOUTS, re.MULTILINE | re.DOTALL)
-    (tmp_path / "example.yaml").write_text(example)
-    section = load(tmp_path / "example.yaml")["spec"]["firmware"]
-    read_policy(section)
-    for place, path in ((section, "rollout"), (section["rollout"], "rollout.window")):
-        with pytest.raises(MalformedSpecError, match=rf"^{path} contains") as caught:
-            read_policy({**section, "rollout": _with_unknown_key(section["rollout"], path)})
-        keys = re.findall(r"\w+", str(caught.value).partition("; it may contain ")[2].replace(" and ", " "))
-        assert set(place[path.rpartition(".")[2]]) == set(keys)
+def test_rollout_examples_have_each_key_and_are_understood(tmp_path: Path) -> None:
+    whole, staged = (
+        _firmware(tmp_path, example)
+        for example in re.findall(r"^```yaml\n(.*?)^```$", ROLLOUTS, re.MULTILINE | re.DOTALL)
+    )
+    assert read_policy(whole).percent == 10
+    assert [stage.percent for stage in read_policy(staged).stages or ()] == [1, 10, 100]
+    stages = {key for stage in staged["rollout"]["stages"] for key in stage}
+    shown = {
+        "rollout": {*whole["rollout"], *staged["rollout"]},
+        "rollout.window": set(whole["rollout"]["window"]),
+        "rollout.stages[0]": stages,
+    }
+    for path, keys in shown.items():
+        with pytest.raises(MalformedSpecError, match=rf"^{re.escape(path)} contains") as caught:
+            read_policy({"rollout": {**whole["rollout"], **_with_unknown_key(path)}})
+        known = re.findall(r"\w+", str(caught.value).partition("; it may contain ")[2].replace(" and ", " "))
+        assert keys == set(known)
 
 
-def test_rollouts_tell_of_keys_that_are_ignored() -> None:
-    section = {"container": {"image": "my-firmware"}, "rolout": {"percent": 1}}
-    assert (read_source(section), read_policy(section)) == (Image("my-firmware"), Policy())
+def test_rollouts_show_the_error_of_a_misspelt_key() -> None:
+    spec = read_firmware_spec({"rolout": {"percent": 1}}, "the application's spec.firmware")
+    assert isinstance(spec.policy, Malformed)
+    assert isinstance(spec.source, Malformed)
     (answer,) = re.findall(r"^## What if I misspell something\?\n(.*?)^## ", ROLLOUTS, re.MULTILINE | re.DOTALL)
-    assert "`rolout: {percent: 1}`" in answer
+    (shown,) = re.findall(r"^```text\n(.*?) …\n```$", answer, re.MULTILINE | re.DOTALL)
+    assert spec.policy.reason.startswith(shown)
 
 
-def _with_unknown_key(rollout: dict[str, Any], path: str) -> dict[str, Any]:
+def _firmware(folder: Path, example: str) -> dict[str, Any]:
+    (folder / "example.yaml").write_text(example)
+    section = load(folder / "example.yaml")["spec"]["firmware"]
+    assert isinstance(section, dict)
+    return section
+
+
+def _with_unknown_key(path: str) -> dict[str, Any]:
     if path == "rollout":
-        return {**rollout, "unknown": 1}
-    return {**rollout, "window": {**rollout["window"], "unknown": 1}}
+        return {"unknown": 1}
+    if path == "rollout.window":
+        return {"window": {"unknown": 1}}
+    return {"percent": None, "stages": [{"unknown": 1}]}
 
 
 # --- Pages ------------------------------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
     "HAWKBIT_GATEWAY_TOKEN": ("hawkbit_gateway_token", None, {"t": "t"}),
     "SPEC_TTL_SECONDS": ("spec_ttl_seconds", 10.0, {"0": 0.0, "2.5": 2.5, ".5": 0.5}),
     "MANIFEST_TTL_SECONDS": ("manifest_ttl_seconds", 30.0, {"0": 0.0, "86400": 86400.0}),
+    "REPORT_SEEN_SECONDS": ("report_seen_seconds", 86400.0, {"0": 0.0, "604800": 604800.0}),
     "POLL_SECONDS": ("poll_seconds", 300, {"0": 0, "4294967295": 2**32 - 1}),
     "WAIT_SECONDS": ("wait_seconds", 10, {"0": 0, "60": 60}),
     "MTU_DEFAULT": ("mtu_default_bytes", 512, {"1": 1, "4294967295": 2**32 - 1}),

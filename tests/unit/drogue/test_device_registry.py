@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.api_paths import command_path, listing_path, object_path
 from fleet_fn.drogue.device_registry import DeviceNotFoundError, DeviceRegistry
-from fleet_fn.drogue.firmware_spec import File, HawkBit, Image, MalformedSpecError, Source
+from fleet_fn.drogue.spec_source import File, HawkBit, Image, Source
+from fleet_fn.drogue.spec_values import MalformedSpecError
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.http.client import HttpClient
 from tests.support.http import Request, Response, Server, closed_port
@@ -83,7 +84,7 @@ def test_the_devices_own_source_wins(cloud: Cloud) -> None:
 
 
 def test_a_device_without_a_source_gets_the_applications(cloud: Cloud) -> None:
-    cloud.has_sections(device={"paused": True}, application=image("shared:1"))
+    cloud.has_sections(device={"rollout": {"paused": True}}, application=image("shared:1"))
     assert cloud.desired() == Image("shared:1")
 
 
@@ -100,7 +101,7 @@ def test_without_any_source_nothing_is_desired(cloud: Cloud) -> None:
         {"spec": {"firmware": None}},
         {"spec": {"firmware": {}}},
         {"spec": {"firmware": {"container": None, "file": None}}},
-        {"spec": {"other": [], "firmware": {"policy": 5}}},
+        {"spec": {"other": [], "firmware": {"x-policy": 5}}},
     ],
 )
 def test_what_is_missing_or_null_is_no_source(cloud: Cloud, empty: object) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet_fn.drogue.firmware_spec import Policy, Window
-from fleet_fn.drogue.update_record import LastAnswered, PendingRestart, Record, Superseded, record_for
+from fleet_fn.drogue.spec_policy import Policy, Window
+from fleet_fn.drogue.update_record import FailedVersion, LastAnswered, PendingRestart, Record, Superseded, record_for
 from fleet_fn.protocol.messages import Progress, Status, Swap, Sync, Write
 from fleet_fn.protocol.step import Block, Target
 from fleet_fn.sandbox.simulated_device import CarefulDevice, FirmwareManagerDevice, SimulatedDevice
@@ -23,6 +23,13 @@ CHECKSUM = TARGET.checksum.hex()
 OLD = Status(b"0.1.0")
 STARTED = Record("0.1.1", CHECKSUM, started="2026-11-25T11:00:00Z")
 SWAPPED = replace(STARTED, swapped="2026-11-25T11:30:00Z")
+ONCE_FAILED = replace(
+    SWAPPED,
+    attempts=1,
+    started=None,
+    swapped=None,
+    failed=(FailedVersion("0.1.1", STARTED.checksum, 1, datetime(2026, 11, 25, 12, tzinfo=UTC)),),
+)
 REPUSHED = replace(STARTED, checksum="ff" * 32)
 EARLIER = Record("0.1.0-rc", "ee" * 32, started="2026-11-25T11:00:00Z")
 TTL = timedelta(seconds=10)
@@ -277,7 +284,7 @@ def test_a_device_that_refuses_to_start_is_told_sync_between_two_starts() -> Non
 
 def test_a_device_that_came_back_from_a_swap_with_progress_at_0_has_failed() -> None:
     given = verdict(at(0), SWAPPED, tells_refusals=True)
-    assert (held(given).reason, given.record) == ("backoff", replace(SWAPPED, attempts=1, started=None, swapped=None))
+    assert (held(given).reason, given.record) == ("backoff", ONCE_FAILED)
 
 
 def test_an_order_of_no_bytes_is_none() -> None:
@@ -455,7 +462,7 @@ def test_a_device_that_swapped_and_came_back_without_progress_has_failed_once_an
 ) -> None:
     first = verdict(status, SWAPPED)
     assert (held(first).reason, held(first).poll) == ("backoff", 600)
-    assert first.record == replace(SWAPPED, attempts=1, started=None, swapped=None)
+    assert first.record == ONCE_FAILED
     second = verdict(OLD, replace(SWAPPED, attempts=1))
     assert held(second).poll == 1200
     assert verdict(OLD, first.record).step == block(0)

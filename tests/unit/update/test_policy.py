@@ -18,8 +18,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fleet_fn.drogue.firmware_spec import NONE, MalformedSpecError, Policy, Window, read_policy
-from fleet_fn.update.policy import Hold, draw, hold_start, hold_swap
+from fleet_fn.drogue.spec_policy import NONE, Policy, Window, read_policy
+from fleet_fn.drogue.spec_values import MalformedSpecError
+from fleet_fn.update.policy import Candidate, Hold, draw, hold_start, hold_swap
 from fleet_fn.update.window import opens_in
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)  # a Monday
@@ -48,7 +49,7 @@ def told(section: Mapping[str, Any]) -> str:
 
 
 def is_in(policy: Policy, uid: str, version: str = "1.0.0") -> bool:
-    return hold_start(policy, uid, {}, version, NOW) is None
+    return hold_start(policy, Candidate(uid, {}), version, NOW) is None
 
 
 def uids(seed: int, count: int) -> list[str]:
@@ -159,8 +160,11 @@ def test_numbers_of_days_begin_on_monday() -> None:
 
 BYTES = "it must be a whole number of bytes from 1 to 4294967295"
 NUMBER = "it must be a number from 0 to 100"
-KEYS = "it must be a map with paused, percent, salt, labels, window and midway"
-ONLY = "it may contain paused, percent, salt, labels, window and midway"
+KEYS = "it must be a map with paused, percent, stages, maxFailed, salt, labels, window and midway"
+ONLY = "it may contain paused, percent, stages, maxFailed, salt, labels, window and midway"
+FEW = "it must be a whole number from 1 to 1000"
+STAGES = "it must be a list of 1 to 100 maps with percent, approval, after, success and over"
+TIME = "it must be a number and a unit, such as 24h; the units are s, m, h and d"
 WINDOW_KEYS = "it must be a map with from, to, timezone and days"
 DAYS = "mon, tue, wed, thu, fri, sat and sun"
 QUOTES = 'it must be "HH:MM" in quotes'
@@ -171,12 +175,19 @@ MALFORMED = [
     ({"rollout": []}, f"rollout is an empty list; {KEYS}"),
     ({"rollout": True}, f"rollout is true; {KEYS}"),
     ({"rollout": "paused"}, f'rollout is "paused"; {KEYS}'),
-    ({"rollout": {"precent": 5}}, f"rollout contains precent; {ONLY}"),
-    ({"rollout": {"precent": None}}, f"rollout contains precent; {ONLY}"),
-    ({"rollout": {"Paused": True, "percent": 5, "maxAttempts": 1}}, f"rollout contains Paused, maxAttempts; {ONLY}"),
+    ({"rollout": {"precent": 5}}, f"rollout contains precent (did you mean percent?); {ONLY}"),
+    ({"rollout": {"precent": None}}, f"rollout contains precent (did you mean percent?); {ONLY}"),
+    (
+        {"rollout": {"Paused": True, "percent": 5, "max_failed": 1, "else": 1}},
+        f"rollout contains Paused (did you mean paused?), max_failed (did you mean maxFailed?), else; {ONLY}",
+    ),
     (
         {"rollout": {"a\nb\x1b[0m": 5}},
         f"rollout contains a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[0m; {ONLY}",
+    ),
+    (
+        {"rollout": {"stages": [{"percent": 1}], "percent": 1}},
+        "rollout.stages is set beside percent; only one of them may be set",
     ),
     ({"rollout": {"x" * 5000: 5}}, f"rollout contains {'x' * 100}…; {ONLY}"),
     ({"maxAttempts": 0}, "maxAttempts is 0; it must be a whole number above 0"),
@@ -209,6 +220,36 @@ MALFORMED_ROLLOUTS = [
     ({"percent": "25"}, f'percent is "25"; {NUMBER}'),
     ({"percent": "25 %"}, f'percent is "25 %"; {NUMBER}'),
     ({"percent": {}}, f"percent is an empty map; {NUMBER}"),
+    ({"maxFailed": 0}, f"maxFailed is 0; {FEW}"),
+    ({"maxFailed": 1001}, f"maxFailed is 1001; {FEW}"),
+    ({"maxFailed": True}, f"maxFailed is true; {FEW}"),
+    ({"maxFailed": "5"}, f'maxFailed is "5"; {FEW}'),
+    ({"stages": {}}, f"stages is an empty map; {STAGES}"),
+    ({"stages": []}, f"stages is an empty list; {STAGES}"),
+    ({"stages": [{"percent": 1}] * 101}, f"stages is a list of 101; {STAGES}"),
+    ({"stages": [None]}, "stages[0] is null; it must be a map with percent, approval, after, success and over"),
+    ({"stages": [5]}, "stages[0] is 5; it must be a map with percent, approval, after, success and over"),
+    ({"stages": [{}]}, f"stages[0].percent is missing; {NUMBER}"),
+    (
+        {"stages": [{"percent": 1, "aprove": True}]},
+        "stages[0] contains aprove (did you mean approval?); it may contain percent, approval, after, success and over",
+    ),
+    (
+        {"stages": [{"percent": 10}, {"percent": 5}]},
+        "stages[1].percent is 5; it must be a number from 10 to 100",
+    ),
+    (
+        {"stages": [{"percent": 0, "success": 99}]},
+        "stages[0].success is 99; it must be left out beside percent 0: no device has a result",
+    ),
+    ({"stages": [{"percent": 1, "success": 101}]}, f"stages[0].success is 101; {NUMBER}"),
+    ({"stages": [{"percent": 1, "approval": "yes"}]}, 'stages[0].approval is "yes"; it must be true or false'),
+    ({"stages": [{"percent": 1, "after": "24"}]}, f'stages[0].after is "24"; {TIME}'),
+    ({"stages": [{"percent": 1, "after": 24}]}, f"stages[0].after is 24; {TIME}"),
+    ({"stages": [{"percent": 1, "after": "1 week"}]}, f'stages[0].after is "1 week"; {TIME}'),
+    ({"stages": [{"percent": 1, "over": "2w"}]}, f'stages[0].over is "2w"; {TIME}'),
+    ({"stages": [{"percent": 1, "over": "-1h"}]}, f'stages[0].over is "-1h"; {TIME}'),
+    ({"stages": [{"percent": 1, "over": "9999d"}]}, 'stages[0].over is "9999d"; it must be 3650d at most'),
     ({"midway": "Finish"}, 'midway is "Finish"; it must be finish or restart'),
     ({"midway": True}, "midway is true; it must be finish or restart"),
     ({"midway": ["finish"]}, "midway is a list; it must be finish or restart"),
@@ -382,7 +423,7 @@ def test_every_section_is_either_a_policy_that_can_be_asked_or_refused_in_one_li
         assert line.isprintable()
         assert len(line) < 400
     else:
-        held = hold_start(policy, uid, labels, version, NOW)
+        held = hold_start(policy, Candidate(uid, labels), version, NOW)
         assert held is None or held.message.isprintable()
 
 
@@ -439,16 +480,16 @@ CANARIES = Policy(labels={"ring": "canary", "site": "oslo"})
     ],
 )
 def test_a_device_that_lacks_a_label_is_held_back(labels: dict[str, str], missing: str) -> None:
-    assert hold_start(CANARIES, "uid", labels, "1", NOW) == Hold("rollout", f"its labels are not {missing}")
+    assert hold_start(CANARIES, Candidate("uid", labels), "1", NOW) == Hold("rollout", f"its labels are not {missing}")
 
 
 def test_a_device_with_all_of_the_labels_may_start_whatever_else_it_has() -> None:
-    assert hold_start(CANARIES, "uid", {"ring": "canary", "site": "oslo", "x": "y"}, "1", NOW) is None
-    assert hold_start(Policy(labels={}), "uid", {}, "1", NOW) is None
+    assert hold_start(CANARIES, Candidate("uid", {"ring": "canary", "site": "oslo", "x": "y"}), "1", NOW) is None
+    assert hold_start(Policy(labels={}), Candidate("uid", {}), "1", NOW) is None
 
 
 def test_labels_are_shown_in_one_line_of_some_length() -> None:
-    held = hold_start(Policy(labels={"a\nb": "c" * 500}), "uid", {}, "1", NOW)
+    held = hold_start(Policy(labels={"a\nb": "c" * 500}), Candidate("uid", {}), "1", NOW)
     assert held
     assert held.message == f"its labels are not a\N{REPLACEMENT CHARACTER}b={'c' * 96}…"
 
@@ -552,7 +593,7 @@ def test_every_release_draws_the_same_devices(uid: str, version: str, salt: str 
 )
 def test_a_device_that_is_not_drawn_is_told_how_many_are(percent: float, shown: str) -> None:
     last = max(uids(2, 1000), key=lambda uid: draw(uid, "1", None))
-    assert hold_start(Policy(percent=percent), last, {}, "1", NOW) == Hold(
+    assert hold_start(Policy(percent=percent), Candidate(last, {}), "1", NOW) == Hold(
         "rollout", f"not among the {shown} % of devices"
     )
 
@@ -565,7 +606,7 @@ def test_the_last_device_of_all_is_updated_only_with_everybody() -> None:
 
 
 def test_a_device_without_a_uid_is_updated_only_with_everybody() -> None:
-    held = hold_start(Policy(percent=99.9), "", {}, "1", NOW)
+    held = hold_start(Policy(percent=99.9), Candidate("", {}), "1", NOW)
     assert held == Hold("rollout", "not among the 99.9 % of devices: it has no UID")
     assert is_in(Policy(percent=100.0), "")
     assert is_in(NONE, "")
@@ -791,15 +832,17 @@ def test_a_day_that_does_not_occur_has_no_window() -> None:
 
 def test_a_device_outside_of_the_window_is_told_when_it_opens() -> None:
     policy = Policy(window=window("01:00", "05:00", "Europe/Oslo", ["sat"]))
-    held = Hold("window", "the window opens at 2026-11-28T01:00+01:00", 108.0 * 60 * 60)
+    held = Hold(
+        "window", "the window opens at 2026-11-28T01:00+01:00", 108.0 * 60 * 60, datetime(2026, 11, 28, tzinfo=UTC)
+    )
     assert hold_swap(policy, NOW) == held
-    assert hold_start(policy, "uid", {}, "1", NOW) == held
+    assert hold_start(policy, Candidate("uid", {}), "1", NOW) == held
 
 
 def test_a_device_within_the_window_may_start_and_swap() -> None:
     policy = Policy(window=window("11:00", "13:00"))
     assert hold_swap(policy, NOW) is None
-    assert hold_start(policy, "uid", {}, "1", NOW) is None
+    assert hold_start(policy, Candidate("uid", {}), "1", NOW) is None
 
 
 # --- All of it --------------------------------------------------------------------------------------------------------
@@ -809,7 +852,7 @@ CLOSED = Policy(labels={"ring": "canary"}, percent=0.0, window=window("01:00", "
 
 def test_labels_are_looked_at_first_then_the_share_then_the_window() -> None:
     def message(policy: Policy, labels: Mapping[str, str]) -> str:
-        held = hold_start(policy, "uid", labels, "1", NOW)
+        held = hold_start(policy, Candidate("uid", labels), "1", NOW)
         assert held
         return held.message
 
@@ -827,12 +870,12 @@ def test_a_device_that_has_written_its_update_is_held_by_the_window_only() -> No
 
 @given(st.text(), st.dictionaries(st.text(), st.text()), st.text())
 def test_who_has_no_policy_may_start_and_swap(uid: str, labels: dict[str, str], version: str) -> None:
-    assert hold_start(NONE, uid, labels, version, NOW) is None
+    assert hold_start(NONE, Candidate(uid, labels), version, NOW) is None
     assert hold_swap(NONE, NOW) is None
 
 
 def run(code: str, **environment: str) -> str:
-    command = [sys.executable, "-c", f"import sys; from fleet_fn.drogue.firmware_spec import *; {code}"]
+    command = [sys.executable, "-c", f"import sys; from fleet_fn.drogue.spec_policy import *; {code}"]
     return subprocess.run(
         command, check=True, capture_output=True, text=True, env={**os.environ, **environment}
     ).stdout.strip()

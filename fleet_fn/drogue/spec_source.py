@@ -1,0 +1,74 @@
+"""The firmware source that a `spec.firmware` names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from fleet_fn.drogue.spec_values import MalformedSpecError, check_keys, malformed, read_name, read_text
+
+#: The keys of each kind of source; `oci` is an alias of `container`.
+_IMAGE_KEYS: Final = ("image", "imagePullPolicy", "platform", "build")
+_KEYS: Final = {"container": _IMAGE_KEYS, "oci": _IMAGE_KEYS, "file": ("name",), "hawkbit": ("controller",)}
+#: The kinds of sources.
+SOURCES: Final = tuple(_KEYS)
+_PULL_POLICIES: Final = ("IfNotPresent", "Always")
+
+
+class Image(NamedTuple):
+    """Firmware in an OCI repository, named by `container` or its alias `oci`."""
+
+    #: Relative to `FIRMWARE_REGISTRY`: `name`, `name:tag` or `name@digest`.
+    reference: str
+    #: Resolve the tag for each status (`imagePullPolicy: Always`).
+    always: bool = False
+    #: Selects one of an index's manifests by platform, or by annotation.
+    platform: str | None = None
+
+
+class File(NamedTuple):
+    """Firmware in `FIRMWARE_DIR`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class HawkBit:
+    """Firmware that an Eclipse hawkBit server assigns."""
+
+
+Source = Image | File | HawkBit
+
+
+def read_source(section: Mapping[str, Any]) -> Source | None:
+    """Return the source that a `spec.firmware` names; None if it names none.
+
+    Raises:
+        MalformedSpecError: the source is malformed, or there are several.
+
+    """
+    kinds = [kind for kind in SOURCES if section.get(kind) is not None]
+    if not kinds:
+        return None
+    kind, *others = kinds
+    if others:
+        raise MalformedSpecError(f"{kind} is set beside {', '.join(others)}; only one source may be set")
+    source = section[kind]
+    if not isinstance(source, dict):
+        raise malformed(kind, source, "a map")
+    check_keys(source, kind, _KEYS[kind])
+    if kind == "hawkbit":
+        read_text(source.get("controller"), "hawkbit.controller")
+        return HawkBit()
+    if kind == "file":
+        return File(read_name(source.get("name"), "file.name", "the name of a firmware in FIRMWARE_DIR"))
+    return _read_image(source, kind)
+
+
+def _read_image(source: Mapping[str, Any], kind: str) -> Image:
+    pull_policy, platform = source.get("imagePullPolicy"), source.get("platform")
+    reference = read_name(source.get("image"), f"{kind}.image", "name, name:tag or name@sha256:…")
+    if pull_policy is not None and pull_policy not in _PULL_POLICIES:
+        raise malformed(f"{kind}.imagePullPolicy", pull_policy, " or ".join(_PULL_POLICIES))
+    if platform is not None:
+        platform = read_name(platform, f"{kind}.platform", "a platform, such as linux/arm64")
+    return Image(reference, always=pull_policy == "Always", platform=platform)
