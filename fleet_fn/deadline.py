@@ -29,6 +29,10 @@ class Deadline:
         """Seconds between the setting of the deadline and its end."""
         return self._end - self._start
 
+    def within(self, seconds: float) -> "Deadline":
+        """Return a deadline that is at most `seconds` away, and no later than this one."""
+        return Deadline(min(self.remaining, seconds), self._clock)
+
     def leave(self, share: float) -> "Deadline":
         """Return an earlier deadline.
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from fleet_fn.clocks import SYSTEM_CLOCKS, Clocks
@@ -33,6 +33,9 @@ from fleet_fn.settings import Settings
 from fleet_fn.update.handler import Consumer, UpdateHandler
 from fleet_fn.update.transitions import Subject, Transition
 
+if TYPE_CHECKING:
+    from fleet_fn.sink.client import Sink
+
 
 class Parts:
     """Parts that the settings describe, up to the handlers of events and previews.
@@ -51,8 +54,9 @@ class Parts:
         self._images = make_image_store(settings, files, self._single_flight, counts, clocks.monotonic)
         self._files = FileStore(settings.firmware_dir, files) if settings.firmware_dir else None
         #: Answers events.
+        self._sink = make_sink(settings)
         self.updater = self._make_handler(
-            settings, metrics.lookups("spec"), metrics.lookups("manifest"), consumers=(_transition_counter(),)
+            settings, metrics.lookups("spec"), metrics.lookups("manifest"), consumers=self._consumers()
         )
         #: Answers previews: ignores the age of events, and remembers neither specs nor manifests.
         self.previewer = self._make_handler(replace(settings, event_max_age_seconds=0), remember=False)
@@ -61,6 +65,16 @@ class Parts:
         """Close idle connections; the handlers open new ones if they are used again."""
         self._drogue.close()
         self._images.close()
+        if self._sink:
+            self._sink.close()
+
+    def _consumers(self) -> Sequence[Consumer]:
+        """Return the consumers of transitions."""
+        if self._sink is None:
+            return (_transition_counter(),)
+        from fleet_fn.update.update_events import UpdateEvents
+
+        return (_transition_counter(), UpdateEvents(self._sink, self._clocks))
 
     def _make_handler(
         self,
@@ -110,6 +124,17 @@ def make_drogue(settings: Settings) -> HttpClient:
         authorization=_authorization(settings),
         ca_file=settings.drogue_ca_file,
     )
+
+
+def make_sink(settings: Settings) -> "Sink | None":
+    """Return the sink that K_SINK names; without it, None and no loaded module."""
+    if settings.sink_url is None:
+        return None
+    from fleet_fn.sink.client import SINK, Sink
+
+    url = urlsplit(settings.sink_url)
+    upstream = HttpClient(SINK, f"{url.scheme}://{url.netloc}").with_count("sink", metrics.exchanges("sink"))
+    return Sink(upstream, url.path or "/", settings.sink_overrides or {})
 
 
 class StoreCounts(NamedTuple):

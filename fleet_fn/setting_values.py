@@ -5,7 +5,7 @@ import re
 import ssl
 import stat
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -78,6 +78,15 @@ def endpoint(takes: str) -> Kind[str]:
     Some servers care about a slash at the end.
     """
     return Kind(_parse_url, takes)
+
+
+def _parse_overrides(value: str) -> Mapping[str, str]:
+    from fleet_fn.sink.overrides import read_overrides  # few functions have a sink
+
+    return read_overrides(value)
+
+
+OVERRIDES: Final = Kind(_parse_overrides, 'JSON as in {"extensions": {"team": "pumps"}}: names of a-z and 0-9, texts')
 
 
 def _parse_prefix(value: str) -> str:

@@ -217,6 +217,18 @@ class Settings:
         kinds.BOOLEAN,
         "write `status.firmware`; without it there are no attempts, and nothing guards a device midway",
     )
+    sink_url: str | None = _row(
+        "K_SINK",
+        None,
+        kinds.endpoint("the http or https URL of a sink for CloudEvents, which Knative's SinkBinding sets"),
+        "URL that [update events](audit.md) are sent to; Knative's SinkBinding sets it",
+    )
+    sink_overrides: Mapping[str, str] | None = _row(
+        "K_CE_OVERRIDES",
+        None,
+        kinds.OVERRIDES,
+        "extension attributes of these events, as JSON; SinkBinding sets it, too",
+    )
     log_level: str = _row("LOG_LEVEL", "INFO", kinds.LOG_LEVEL, "least level of the lines on stdout")
     log_format: str = _row("LOG_FORMAT", "json", kinds.LOG_FORMAT, "`json`, or `text` for people")
 
@@ -269,14 +281,14 @@ class Settings:
 
     @classmethod
     def for_drogue(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Return the settings for Drogue Cloud only, for callers that need no firmware.
+        """Return the settings for Drogue Cloud and the sink, without firmware.
 
         Raises:
             SettingsError: a variable is missing or invalid.
 
         """
         read = _Reader(environment)
-        rows = {name: setting for name, setting in SETTINGS.items() if setting.variable.startswith("DROGUE_")}
+        rows = {name: setting for name, setting in SETTINGS.items() if setting.variable.startswith(("DROGUE_", "K_"))}
         values = {name: read.value(setting) for name, setting in rows.items()}
         _check_drogue(read)
         read.finish()

@@ -69,7 +69,7 @@ class Events:
 
 
 class Exchanges:
-    """Counts the requests to one upstream: `registry`, `command`, `oci` or `hawkbit`."""
+    """Counts the requests to one upstream, such as `registry` or `command`."""
 
     def __init__(self, upstream: str) -> None:
         self._upstream = upstream

@@ -19,7 +19,7 @@ _AFTER_FAILURE: Final = ("backoff", "attempts")
 
 
 class Subject(StrEnum):
-    """What happened to an update. docs/metrics.md says what each means."""
+    """What happened to an update. docs/audit.md says what each means."""
 
     STARTED = "started"
     SWAPPED = "swapped"

@@ -6,9 +6,9 @@ from fleet_fn.firmware.store import NotReadyError
 from fleet_fn.observability.log import logger
 
 
-def warn(message: str, event: Event, error: UpstreamError | NotReadyError) -> None:
-    """Log `message` with an event and the reason of an upstream's refusal."""
-    logger.warning(message, extra={"fields": {**_fields(event), "reason": error.reason}})
+def warn(message: str, event: Event, error: UpstreamError | NotReadyError, **more: str) -> None:
+    """Log `message` with an event, the reason of an upstream's refusal, and `more`."""
+    logger.warning(message, extra={"fields": {**_fields(event), **more, "reason": error.reason}})
 
 
 def log_unexpected_error(event: Event) -> None:

@@ -13,6 +13,8 @@ import yaml
 
 from fleet_fn.app import create_app
 from fleet_fn.settings import Settings
+from fleet_fn.sink.events import UPDATE_EVENT
+from fleet_fn.update.transitions import Subject
 from fleet_fn.web import server
 from tests.support.function import ROOT
 
@@ -485,3 +487,68 @@ def test_func_yaml_says_the_same_as_the_service(func: Object, kafka: Rendered, t
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (func["runtime"], func["invoke"], project["name"]) == ("python", "http", "function")
     assert isinstance(func["created"], str), "the timestamp has to be quoted"
+
+
+# --- An audit trail
+
+
+SINKS = {
+    "broker": {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker"},
+    "kafka": {"apiVersion": "eventing.knative.dev/v1alpha1", "kind": "KafkaSink"},
+}
+
+
+def render(kustomization: Path) -> list[Object]:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed: nothing renders the kustomizations")
+    command = ["kubectl", "kustomize", str(kustomization)]
+    return list(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_update_events_go_from_the_function_to_a_sink_that_is_there(kafka: Rendered, kind: str) -> None:
+    objects = render(KNATIVE / "audit" / kind)
+    assert {each["metadata"]["namespace"] for each in objects} == {"fleet"}
+    by_kind = {each["kind"]: each for each in objects}
+    assert set(by_kind) == {"SinkBinding", "NetworkPolicy", SINKS[kind]["kind"]}
+    function, sink = kafka.one("Service"), by_kind[SINKS[kind]["kind"]]
+    assert sink["apiVersion"] == SINKS[kind]["apiVersion"]
+    binding = by_kind["SinkBinding"]
+    assert binding["apiVersion"] == "sources.knative.dev/v1"
+    assert binding["spec"] == {
+        "subject": {"apiVersion": function["apiVersion"], "kind": "Service", "name": function["metadata"]["name"]},
+        "sink": {"ref": {**SINKS[kind], "name": sink["metadata"]["name"]}},
+    }
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_pods_reach_what_takes_events_and_nothing_more(kafka: Rendered, kind: str) -> None:
+    (policy,) = (each for each in render(KNATIVE / "audit" / kind) if each["kind"] == "NetworkPolicy")
+    (own,) = kafka.all("NetworkPolicy")
+    assert policy["metadata"]["name"] != own["metadata"]["name"]
+    assert policy["spec"] == {
+        "podSelector": own["spec"]["podSelector"],
+        "policyTypes": ["Egress"],
+        "egress": [
+            {
+                "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "knative-eventing"}}}],
+                "ports": [{"protocol": "TCP", "port": 8080}],
+            }
+        ],
+    }
+
+
+def test_the_kafka_sinks_secret_is_in_the_example() -> None:
+    (sink,) = (each for each in render(KNATIVE / "audit" / "kafka") if each["kind"] == "KafkaSink")
+    secret = yaml.safe_load((KNATIVE / "audit" / "kafka" / "secrets.example.yaml").read_text())
+    assert sink["spec"]["auth"] == {"secret": {"ref": {"name": secret["metadata"]["name"]}}}
+    # The keys that KafkaSink documents for SASL and TLS.
+    assert set(secret["stringData"]) == {"protocol", "sasl.mechanism", "user", "password", "ca.crt"}
+
+
+def test_the_trigger_filters_what_the_function_sends() -> None:
+    trigger = yaml.safe_load((KNATIVE / "audit" / "broker" / "trigger.example.yaml").read_text())
+    attributes = trigger["spec"]["filter"]["attributes"]
+    assert attributes == {"type": UPDATE_EVENT, "subject": Subject.ROLLED_BACK}
+    (broker,) = (each for each in render(KNATIVE / "audit" / "broker") if each["kind"] == "Broker")
+    assert trigger["spec"]["broker"] == broker["metadata"]["name"]

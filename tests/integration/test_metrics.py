@@ -34,7 +34,7 @@ RESULTS: Final = frozenset({"started", "swapped", "succeeded", "rolled-back", "g
 #: What a label may say.
 VALUES: Final[Mapping[str, re.Pattern[str]]] = {
     "outcome": re.compile("|".join(OUTCOMES)),
-    "upstream": re.compile("registry|command|oci|hawkbit"),
+    "upstream": re.compile("registry|command|oci|hawkbit|sink"),
     "status": re.compile(r"error|\d{3}"),
     "cache": re.compile("spec|manifest|firmware"),
     "result": re.compile("|".join(("hit", "miss", *RESULTS))),

@@ -221,6 +221,14 @@ def test_a_wrong_setting_stops_plain_gunicorn_elsewhere_without_a_traceback(opti
             {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "DROGUE_TOKEN": "s3cret\n"},
             "DROGUE_TOKEN contains a control character (a trailing newline?). Set it to an access token",
         ),
+        (
+            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "K_SINK": "broker/fleet"},
+            "K_SINK is 'broker/fleet', which is not an http:// or https:// URL",
+        ),
+        (
+            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "K_CE_OVERRIDES": "{team: pumps}"},
+            "K_CE_OVERRIDES is '{team: pumps}'. Set it to JSON as in ",
+        ),
     ],
 )
 def test_a_wrong_setting_stops_the_start_with_one_line_and_no_traceback(
@@ -339,7 +347,8 @@ def test_an_event_imports_neither_oras_nor_requests(drogue: Drogue, tmp_path: Pa
         "from fleet_fn.app import create_app\n"
         f"answer = create_app().test_client().post('/', headers={headers!r}, data='{{\"version\": \"1\"}}')\n"
         "print(answer.headers['Fleet-Outcome'], file=sys.stderr)\n"
-        "print(*sorted({'oras', 'requests', 'jsonschema', 'rich', 'yaml'} & set(sys.modules)), file=sys.stderr)"
+        "unwanted = {'oras', 'requests', 'jsonschema', 'rich', 'yaml', 'fleet_fn.sink'}\n"
+        "print(*sorted(unwanted & set(sys.modules)), file=sys.stderr)"
     )
     settings = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path / 'images'}"}
     ended = subprocess.run(

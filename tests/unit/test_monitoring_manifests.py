@@ -22,7 +22,7 @@ OUTCOMES: Final = {
     *("sync", "write", "swap", "withheld", "wait", "ignored", "stale", "duplicate"),
     *("invalid", "denied", "failed", "retry"),
 }
-UPSTREAMS: Final = {"registry", "command", "oci", "hawkbit"}
+UPSTREAMS: Final = {"registry", "command", "oci", "hawkbit", "sink"}
 METRICS: Final[Mapping[str, Mapping[str, set[str] | None]]] = {
     "fleet_events_total": {"outcome": OUTCOMES},
     "fleet_event_duration_seconds_bucket": {"le": None},

@@ -120,6 +120,26 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
     "EVENTS_TOKEN": ("events_token", None, {"t": "t"}),
     "PREVIEW": ("preview", True, {"false": False, "True": True}),
     "REPORT_STATUS": ("report_status", True, {"false": False, "true": True}),
+    "K_SINK": (
+        "sink_url",
+        None,
+        {
+            "http://broker-ingress.knative-eventing.svc.cluster.local/fleet/audit": (
+                "http://broker-ingress.knative-eventing.svc.cluster.local/fleet/audit"
+            ),
+            "https://sink.example/events/": "https://sink.example/events/",
+        },
+    ),
+    "K_CE_OVERRIDES": (
+        "sink_overrides",
+        None,
+        {
+            '{"extensions": {"team": "pumps", "x1": ""}}': {"team": "pumps", "x1": ""},
+            '{"extensions": {}}': {},
+            "{}": {},
+            '{"extensions": {"team": "pumps"}, "later": 1}': {"team": "pumps"},
+        },
+    ),
     "LOG_LEVEL": ("log_level", "INFO", {"debug": "DEBUG", "WARNING": "WARNING"}),
     "LOG_FORMAT": ("log_format", "json", {"text": "text", "JSON": "json"}),
     "HOST": (
@@ -258,6 +278,16 @@ INVALID: dict[str, tuple[tuple[str, ...], str]] = {
     "WAIT_SECONDS": ((*WHOLE, "4294967296"), "a whole number of seconds"),
     "MTU_DEFAULT": ((*WHOLE, "0", "4294967296"), BLOCK),
     "MTU_MAX": ((*WHOLE, "0", "4294967296"), BLOCK),
+    "K_SINK": (URLS, "the http or https URL of a sink for CloudEvents, which Knative's SinkBinding sets"),
+    "K_CE_OVERRIDES": (
+        (
+            *("nonsense", "[]", "null", '"extensions"', '{"extensions": []}', '{"extensions": {"team": 1}}'),
+            *('{"extensions": {"Team": "x"}}', '{"extensions": {"the-team": "x"}}', '{"extensions": {"": "x"}}'),
+            *('{"extensions": {"id": "x"}}', '{"extensions": {"data": "x"}}', '{"extensions": {"team": null}}'),
+            *('{"extensions": {"a": "1", "a": "2"}}', "{'extensions': {}}", "{", "\udcff"),
+        ),
+        'JSON as in {"extensions": {"team": "pumps"}}: names of a-z and 0-9, texts',
+    ),
     "LOG_LEVEL": (("loud", "TRACE", "10", "INFO "), "DEBUG or INFO or WARNING or ERROR or CRITICAL"),
     "LOG_FORMAT": (("xml", "json,text"), "json or text"),
     "HOST": (

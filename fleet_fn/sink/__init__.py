@@ -1,0 +1,1 @@
+"""Events that the function emits, and the sink of Knative's SinkBinding."""
