@@ -1,6 +1,7 @@
 """`sandbox`: start a sandbox, print how to use it, and log its events."""
 
 import errno
+import itertools
 import shlex
 import signal
 import socket
@@ -19,17 +20,9 @@ from fleet_fn.sandbox.objects import credentials, names
 from fleet_fn.sandbox.refusal import RefusedError
 from fleet_fn.sandbox.rights import ROLES
 
-#: The objects of a sandbox without --objects.
-_EXAMPLE: Final[list[Mapping[str, Any]]] = [
-    {
-        "metadata": {"name": "example"},
-        "spec": {"firmware": {"container": {"image": "example:latest"}}},
-    },
-    {
-        "metadata": {"application": "example", "name": "device1"},
-        "spec": {"authentication": {"credentials": [{"pass": "password"}]}},
-    },
-]
+_EXAMPLE: Final = "example"
+#: The beginning of the names of its devices, and their password.
+_EXAMPLES_DEVICE, _EXAMPLES_PASSWORD = "device", "password"
 
 
 @click.command("sandbox")
@@ -41,6 +34,13 @@ _EXAMPLE: Final[list[Mapping[str, Any]]] = [
     multiple=True,
     metavar="FILE",
     help="Applications and devices in the device registry's format: JSON, or YAML (documents or a list). Repeatable.",
+)
+@click.option(
+    "--devices",
+    "count",
+    type=click.IntRange(0),
+    metavar="COUNT",
+    help="Number of devices of the application example, which a sandbox has without --objects.  [default: 1]",
 )
 @click.option("--sink", metavar="URL", help="URL of the function, which gets the events. Without it, they are dropped.")
 @click.option("--sink-user", metavar="NAME", help="User name for the sink (Basic).")
@@ -83,6 +83,7 @@ _EXAMPLE: Final[list[Mapping[str, Any]]] = [
 def command(
     port: int,
     files: tuple[Path, ...],
+    count: int | None,
     sink: str | None,
     sink_user: str | None,
     sink_password: str | None,
@@ -115,8 +116,10 @@ def command(
 
     --retry, --backoff-delay, --backoff-policy and --timeout change the retries, like a KafkaSource's spec.delivery.
     """
+    if files and count is not None:
+        raise UnusableError("--devices is for the application example: leave it out, or leave out --objects")
     found = [named for file in files for named in read_objects(file)]
-    objects = [named.given for named in found] if files else _EXAMPLE
+    objects = [named.given for named in found] if files else _example(1 if count is None else count)
     try:
         sandbox = Sandbox(
             objects,
@@ -149,6 +152,23 @@ def command(
             wait_for_signal()
         finally:
             sandbox.stop()
+
+
+def _example(count: int) -> list[Mapping[str, Any]]:
+    """Return the objects of a sandbox without --objects.
+
+    They are an application and `count` devices.
+    """
+    firmware = {"container": {"image": f"{_EXAMPLE}:latest"}}
+    authentication = {"credentials": [{"pass": _EXAMPLES_PASSWORD}]}
+    devices = [
+        {
+            "metadata": {"application": _EXAMPLE, "name": f"{_EXAMPLES_DEVICE}{number}"},
+            "spec": {"authentication": authentication},
+        }
+        for number in range(1, count + 1)
+    ]
+    return [{"metadata": {"name": _EXAMPLE}, "spec": {"firmware": firmware}}, *devices]
 
 
 def _port_problem(port: int, error: OSError) -> str:
@@ -192,13 +212,31 @@ def _welcome(sandbox: Sandbox, objects: list[Mapping[str, Any]], user: str, toke
         if device is None:
             count = sum(other is not None and of == application for of, other, _ in named)
             _print(f"  application   {application}, devices: {count}")
-    for application, device, given in named:
-        if device is not None and (password := _password(given)) is not None:
-            # The endpoint splits at @ and decodes what is before it.
-            login = f"{quote(device, safe='')}@{application}:{password}"
-            status = ("-H", "Content-Type: application/json", "-d", '{"version": "0.1.0", "mtu": 512}')
-            _print("  as a device   " + shlex.join(("curl", "-iu", login, *status, f"{sandbox.url}/v1/dfu?ct=30")))
-            break
+    passwords = {
+        (application, device): password
+        for application, device, given in named
+        if device is not None and (password := _password(given)) is not None
+    }
+    for (application, device), password in passwords.items():
+        _print("  simulated     " + shlex.join(_simulation(sandbox.url, application, device, passwords)))
+        # The endpoint splits at @ and decodes what is before it.
+        login = f"{quote(device, safe='')}@{application}:{password}"
+        status = ("-H", "Content-Type: application/json", "-d", '{"version": "0.1.0", "mtu": 512}')
+        _print("  as a device   " + shlex.join(("curl", "-iu", login, *status, f"{sandbox.url}/v1/dfu?ct=30")))
+        break
+
+
+def _simulation(url: str, application: str, device: str, passwords: Mapping[tuple[str, str], str]) -> list[str]:
+    """Return the command that simulates a device, with those numbered like it.
+
+    `device1` stands for all of device1, device2 and so on that have its password.
+    """
+    password = passwords[application, device]
+    stem = device.removesuffix("1")
+    last = next(last for last in itertools.count(1) if passwords.get((application, f"{stem}{last + 1}")) != password)
+    many = stem != device and last > 1
+    names = ["--device", stem, "--count", str(last)] if many else ["--device", device]
+    return ["fleet-fn", "device", "--url", url, "--application", application, *names, "--password", password]
 
 
 def _password(device: Mapping[str, Any]) -> str | None:

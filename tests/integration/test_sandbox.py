@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -872,6 +873,62 @@ class TestCommandLine:
             process.send_signal(ending)
             assert process.communicate(timeout=PATIENCE) == ("", "")
             assert process.returncode == 0
+
+    @pytest.mark.parametrize(("arguments", "count"), [([], 1), (["--devices", "3"], 3)])
+    def test_its_devices_run_by_the_command_that_it_prints(self, sink: Sink, arguments: list[str], count: int) -> None:
+        def command_sync(event: Request) -> Response:
+            path = DFU.replace("shop", "example").format(event.headers["ce-device"])
+            sync = {"op": "SYNC", "version": "0.1.0", "poll": 300}
+            requests.post(url + path, json=sync, auth=("sandbox", "sandbox"), timeout=PATIENCE).raise_for_status()
+            return Response(204)
+
+        sink.answer = command_sync
+        with run("--port", "0", "--sink", sink.url, *arguments) as process:
+            assert process.stdout is not None
+            line = next(line for line in iter(process.stdout.readline, "") if line.startswith("  simulated "))
+            words = shlex.split(line)[1:]
+            url = words[words.index("--url") + 1]
+            options = ("--once", "--dialect", "documented")
+            devices = subprocess.run(
+                [sys.executable, "-m", "fleet_fn", *words[1:], *options],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert (devices.returncode, devices.stderr) == (0, "")
+        ends = [line for line in devices.stdout.splitlines() if line.endswith(", told to stay with it")]
+        assert ends == [f"device{number}: 0.1.0, told to stay with it" for number in range(1, count + 1)]
+
+    @pytest.mark.parametrize(
+        ("passwords", "expected"),
+        [
+            ({"till": "a", "till2": "a"}, "--device till --password a"),
+            ({"till1": "a"}, "--device till1 --password a"),
+            ({"till1": "a", "till2": "a", "till4": "a"}, "--device till --count 2 --password a"),
+            ({"till1": "a", "till2": "b"}, "--device till1 --password a"),
+            ({"a b": "c'd"}, "--device 'a b' --password 'c'\"'\"'d'"),
+        ],
+    )
+    def test_it_prints_a_command_for_devices_that_are_numbered(
+        self, tmp_path: Path, passwords: dict[str, str], expected: str
+    ) -> None:
+        devices = [device(name, password=password) for name, password in passwords.items()]
+        (tmp_path / "objects.json").write_text(json.dumps([application(), *devices]))
+        with run("--port", "0", "--objects", str(tmp_path / "objects.json")) as process:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            line = next(line for line in lines if line.startswith("  simulated "))
+        assert line.endswith(f"--application shop {expected}\n")
+
+    def test_devices_belong_to_the_example(self, tmp_path: Path) -> None:
+        (tmp_path / "objects.json").write_text(json.dumps(application()))
+        arguments = ["--port", "0", "--objects", str(tmp_path / "objects.json"), "--devices", "2"]
+        result = CliRunner().invoke(command, arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == (
+            "Error: --devices is for the application example: leave it out, or leave out --objects\n"
+        )
 
     def test_a_signal_ends_it_whichever_thread_takes_it(self) -> None:
         # Signals that a process is sent may reach it before it waits for them, or in another thread than the waiting.

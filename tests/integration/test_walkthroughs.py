@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
@@ -124,6 +124,7 @@ QUICK_START = Page("README.md", "Quick start")
 PREVIEWS = Page("docs/try-it.md", "What would a device be told?")
 REAL_EVENT = Page("docs/try-it.md", "How do I send a real event?")
 OWN_OBJECTS = Page("docs/try-it.md", "How do I try applications and devices of my own?")
+BAD_VERSION = Page("docs/try-it.md", "How do I try a bad version, and then its fix?")
 REGISTRY = Page("docs/try-it.md", "How do I try a real registry?")
 CHANGES = Page("docs/rollouts.md", "How do I change it?")
 OPENID = Page("docs/try-it.md", "How do I try OpenID without a provider?")
@@ -164,6 +165,34 @@ def test_own_applications_and_devices_are_updated(machine: Machine) -> None:
     machine.run(objects)
     with machine.running(sandbox, SANDBOX), machine.running(serve, FUNCTION):
         assert "bed-7: in sync with 1.2.3" in machine.run(update)
+
+
+def test_devices_roll_back_from_a_bad_version_and_take_its_fix(machine: Machine) -> None:
+    publish, serve, *_ = QUICK_START("sh")
+    sandbox, devices, fix = BAD_VERSION("sh")
+    listing = "curl -fsS -u sandbox:sandbox http://127.0.0.1:8081/api/registry/v1alpha1/apps/example/devices"
+
+    def await_devices(is_so: Callable[[Any], bool]) -> None:
+        limit = monotonic() + LIMIT
+        found: list[Any] = []
+        while monotonic() < limit:
+            found = [each.get("status", {}).get("firmware", {}) for each in json.loads(machine.run(listing))]
+            if all(map(is_so, found)):
+                assert len(found) == 10
+                return
+            sleep(0.2)
+        raise AssertionError(found)
+
+    with machine.running(publish, SANDBOX):
+        pass
+    with (
+        machine.running(sandbox, SANDBOX),
+        machine.running(f"export MANIFEST_TTL_SECONDS=1\n{serve}", FUNCTION),
+        machine.running(devices, SANDBOX),
+    ):
+        await_devices(lambda firmware: firmware.get("update", {}).get("attempts", 0) > 0)
+        machine.run(fix)
+        await_devices(lambda firmware: firmware.get("current") == "0.2.1")
 
 
 def test_a_rollout_is_changed_as_the_page_says(machine: Machine) -> None:
