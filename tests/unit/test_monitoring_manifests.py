@@ -177,7 +177,8 @@ def test_an_alert_names_what_there_is(alert: Object) -> None:
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
 def test_no_alert_tells_of_a_few(alert: Object) -> None:
-    if not alert["expr"].startswith("max "):  # that one is of pods
+    # One of these is of pods, and the other of a rollout.
+    if alert["alert"] not in ("FleetFunctionUnreachable", "FleetRolloutHalted"):
         share, _, count = alert["expr"].partition("\nand ")
         assert float(share.rpartition("> ")[2]) > 0
         assert float(count.rpartition("> ")[2]) >= 10
@@ -186,7 +187,7 @@ def test_no_alert_tells_of_a_few(alert: Object) -> None:
 def test_names_are_taken_once_and_what_is_recorded_is_used() -> None:
     names = [rule.get("alert") or rule["record"] for rule in GROUP["rules"]]
     assert len(set(names)) == len(names)
-    assert len(ALERTS) <= 10
+    assert len(ALERTS) <= 12
     used = {metric for alert in ALERTS for metric, _ in Expression(alert["expr"]).selectors}
     assert set(RECORDS) <= used
 
