@@ -12,7 +12,7 @@ from fleet_fn.drogue.refusals import (
     NO_CREDENTIALS,
     refusal_for_application,
     refusal_for_device,
-    refusal_of_status,
+    refusal_of_write,
 )
 from fleet_fn.errors import PermanentError
 from fleet_fn.http.client import HttpClient
@@ -65,12 +65,12 @@ class DeviceRegistryAPI:
         return found, answer.body
 
     def put(self, names: tuple[str, ...], changed: Mapping[str, Any], deadline: Deadline) -> bool:
-        """Write a device; return False on an optimistic-lock conflict.
+        """Write an object; return False on an optimistic-lock conflict.
 
-        Then the device has changed since it was read.
+        Then the object has changed since it was read.
 
         Raises:
-            DeviceNotFoundError: the registry refuses the credentials or the device.
+            DeviceNotFoundError: the registry refuses the credentials or the object.
             PermanentError: the registry refuses the object.
             TransientError: the registry is unavailable.
 
@@ -79,7 +79,7 @@ class DeviceRegistryAPI:
         if answer.status == HTTPStatus.CONFLICT:
             return False
         if not 200 <= answer.status < 300:
-            raise PermanentError(refusal_of_status(answer.status, *names))
+            raise PermanentError(refusal_of_write(answer.status, names))
         return True
 
     def _request(self, method: str, names: tuple[str, ...], deadline: Deadline, body: bytes | None = None) -> Answer:
@@ -116,8 +116,8 @@ def _error_type(names: tuple[str, ...]) -> type[PermanentError]:
 
 
 def _refusal(method: str, status: int, names: tuple[str, ...]) -> str:
+    if method == "PUT":
+        return refusal_of_write(status, names)
     if len(names) == 1:
         return refusal_for_application(DEVICE_REGISTRY, status, *names)
-    if method == "PUT":
-        return refusal_of_status(status, *names)
     return refusal_for_device(DEVICE_REGISTRY, status, *names)

@@ -32,14 +32,24 @@ def refusal_for_device(upstream: str, status: int, application: str, device: str
     return f"{where} ({_REFUSED})"
 
 
-def refusal_of_status(status: int, application: str, device: str) -> str:
-    """Return the reason for a write of a device's status that the registry refused."""
-    where = f"{DEVICE_REGISTRY}: {status} for the status of device {device} of application {application}"
+def refusal_of_write(status: int, names: tuple[str, ...]) -> str:
+    """Return the reason for a write of an object that the registry refused.
+
+    Args:
+        status: its answer's.
+        names: the application's name, or the application's and the device's.
+
+    """
+    application, *device = names
+    what, missing = f"a write of application {application}", "it was deleted"
+    if device:
+        what, missing = f"the status of device {device[0]} of application {application}", "the device was deleted"
+    where = f"{DEVICE_REGISTRY}: {status} for {what}"
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return f"{where} ({_REFUSED})"
     if status == HTTPStatus.NOT_FOUND:
         # A reader may read devices and send commands, but its writes get the same answer as a missing device.
-        return f"{where} (our role is not manager or admin, or the device was deleted)"
+        return f"{where} (our role is not manager or admin, or {missing})"
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return f"{where} (its object is above 65,536 bytes)"
     return where

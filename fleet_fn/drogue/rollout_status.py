@@ -1,5 +1,6 @@
 """The state of an application's rollout: `status.firmware.rollout` of its object."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,8 @@ from fleet_fn.drogue.update_record import parse_timestamp
 
 #: Versions whose failures are kept, and versions that are kept as aborted.
 _MAX_VERSIONS: Final = 16
+#: Room for the punctuation and the keys of a version's entry.
+_ENTRY_BYTES: Final = 64
 _NO_MAP: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -108,7 +111,8 @@ def with_failure(
         version: the version.
         device: the device's name.
         is_first: it failed for the first time on this device. Only that counts if not all names are known.
-        room_bytes: bytes by which the application's object may grow. A name that takes more is left out.
+        room_bytes: bytes by which the application's object may grow. If the name takes more, those of other versions
+            go, and then this one is left out.
 
     Returns:
         The new value; None if the device is counted already.
@@ -120,13 +124,12 @@ def with_failure(
     known = failed.pop(version, _NO_FAILURES)
     if device in known.devices or (not is_first and known.count > len(known.devices)):
         return None
-    names = (*known.devices, device) if _name_bytes(device) + _name_bytes(version) <= room_bytes else known.devices
     # The registry does not keep the order of keys, so what fails least goes first if there are too many versions.
-    others = sorted(failed.items(), key=lambda entry: entry[1].count, reverse=True)[: _MAX_VERSIONS - 1]
-    kept = {version: Failures(known.count + 1, names), **dict(others)}
+    others = dict(sorted(failed.items(), key=lambda entry: entry[1].count, reverse=True)[: _MAX_VERSIONS - 1])
+    needed = len(json.dumps([version, device])) + _ENTRY_BYTES
+    if needed > room_bytes:
+        room_bytes += len(json.dumps([entry.devices for entry in others.values()]))
+        others = {name: Failures(entry.count) for name, entry in others.items()}
+    names = (*known.devices, device) if needed <= room_bytes else known.devices
+    kept = {version: Failures(known.count + 1, names), **others}
     return {**fields, "failed": {name: entry.to_json() for name, entry in kept.items()}}
-
-
-def _name_bytes(name: str) -> int:
-    """Return the greatest size of a name in JSON."""
-    return 6 * len(name) + 64

@@ -174,7 +174,9 @@ class UpdateHandler:
             sent = self._repeats.of(event.application, event.device, decision.step)
             refusal = refusal_of(decision.step, sent, reported)
         report = report_of(status, view, decision, refusal, self._heartbeat())
-        reply = reply._replace(transitions=self._transitions(view, decision, report))
+        reply = reply._replace(
+            transitions=self._transitions(view, decision, report), max_failed=view.desired.policy.max_failed
+        )
         return self._with_news(reply, report, reported, first=decision.records_first)
 
     def _transitions(

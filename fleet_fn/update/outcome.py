@@ -70,6 +70,8 @@ class Reply(NamedTuple):
     reported: Reported = Reported()
     #: Returns what is new about the device's update, by what its object said before.
     transitions: Callable[[Reported], tuple[Transition, ...]] = lambda _: ()
+    #: `rollout.maxFailed` of the device's policy.
+    max_failed: int | None = None
 
 
 def wait_in(form: AnswerForm, seconds: int) -> Wait | None:

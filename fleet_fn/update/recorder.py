@@ -10,6 +10,7 @@ from fleet_fn.drogue.device_registry import ConflictError, DeviceNotFoundError, 
 from fleet_fn.drogue.events import Event
 from fleet_fn.drogue.status_report import IN_SYNC, UNKNOWN, Condition, Report, Reported
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
+from fleet_fn.update.brake import Brake
 from fleet_fn.update.freshness import Clock
 from fleet_fn.update.outcome import OutcomeName, Reply
 from fleet_fn.update.transitions import Transition, failure_of
@@ -39,6 +40,7 @@ class Recorder:
         self._clock = clock
         self._unsent = unsent
         self._is_on = is_on
+        self._brake = Brake(device_registry)
 
     def record_first(self, event: Event, reply: Reply, again: Callable[[], Reply], deadline: Deadline) -> Reply:
         """Write the record that has to be there before the command is sent.
@@ -132,14 +134,16 @@ class Recorder:
         if self._device_registry.has_given_up_reporting(*names):
             return ()
         transitions: tuple[Transition, ...] = ()
+        halt: tuple[Transition, ...] = ()
         try:
+            halt = self._brake.record(event, reply.transitions(reply.reported), reply.max_failed, deadline)
             with suppress(ConflictError):
                 before = self._write(event, reply.report, deadline)
                 transitions = reply.transitions(before) if before else ()
                 # The device came up with a version, and this process did not know of its swap.
                 is_late = reply.outcome.name == OutcomeName.SYNC and before and before.record != reply.report.before
                 if not is_late:
-                    return transitions
+                    return transitions + halt
             # Another process has recorded something since. The rest of the report is still worth writing.
             later = again()
             if later.outcome == reply.outcome and later.report:
@@ -150,7 +154,7 @@ class Recorder:
         except (PermanentError, TransientError) as error:
             self._device_registry.give_up_reporting(*names)
             warn("status not reported", event, error)
-        return transitions
+        return transitions + halt
 
     def _write(self, event: Event, report: Report, deadline: Deadline) -> Reported | None:
         """Write a report into the device's object; see `DeviceRegistry.report`.
