@@ -110,6 +110,8 @@ def _print_firmware(firmware: Firmware) -> None:
     click.echo(f"version    {one_line(firmware.version)}")
     click.echo(f"size       {firmware.size}")
     click.echo(f"sha256     {firmware.checksum.hex()} (verified)")
+    if firmware.authors:
+        click.echo(f"authors    {one_line(firmware.authors)}")
 
 
 def _warn(text: str) -> None:

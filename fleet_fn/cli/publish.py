@@ -19,7 +19,7 @@ from fleet_fn.cli.options import access_options
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
 from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
-from fleet_fn.oci.manifest import VERSION_ANNOTATION
+from fleet_fn.oci.manifest import AUTHORS_ANNOTATION, VERSION_ANNOTATION
 from fleet_fn.oci.publication import Content, Published, firmware_warnings
 from fleet_fn.oci.publishing import publish_to_registry
 from fleet_fn.oci.reference import LAYOUT_SCHEME, MAX_TAG_CHARACTERS, Reference, is_name, is_tag
@@ -61,6 +61,8 @@ def command(
 
     Credentials for a registry come from FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else from docker login
     or podman login. Credential helpers are not run.
+
+    If DROGUE_USER is set, the manifest names that user as its author.
 
     Exits with 1 if it failed, and with 2 if REF, an option or a setting is wrong.
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
@@ -183,6 +185,10 @@ def _annotations(version: str, given: tuple[str, ...]) -> dict[str, str]:
     except (ValueError, OverflowError) as error:
         raise PermanentError(f"SOURCE_DATE_EPOCH {epoch!r}: expected seconds since 1970") from error
     annotations = {VERSION_ANNOTATION: version, _CREATED_ANNOTATION: created.isoformat(timespec="seconds")}
+    if user := os.environ.get("DROGUE_USER"):
+        if not user.isprintable():
+            raise PermanentError(f"DROGUE_USER {user!r}: has characters that cannot be shown")
+        annotations[AUTHORS_ANNOTATION] = user
     for annotation in given:
         key, equals, value = annotation.partition("=")
         if not key or not equals:

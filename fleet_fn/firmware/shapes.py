@@ -23,6 +23,7 @@ from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError, Read
 from fleet_fn.oci.artifact import FIRMWARE_LAYER, artifact_in
 from fleet_fn.oci.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Allowance, Entry, Readable, root_entries
 from fleet_fn.oci.manifest import (
+    AUTHORS_ANNOTATION,
     MANIFESTS,
     Descriptor,
     Index,
@@ -47,6 +48,8 @@ _MAX_LAYERS: Final = 128
 #: Upper bound for the manifests of an index that are read.
 _MAX_MANIFESTS: Final = 64
 _CHUNK_BYTES: Final = 64 * 1024
+#: Of the annotation that names the publisher; a manifest may be 4 MiB long.
+_MAX_AUTHORS_CHARS: Final = 200
 #: Names of the firmware in a labelled image. If a layer has both, its first entry counts.
 _FIRMWARE_FILES: Final = frozenset(("firmware", _FIRMWARE_FILE))
 _NAME_ONE: Final = "name one in spec.firmware.container.platform"
@@ -167,9 +170,10 @@ class Shapes:
     def _in_manifest(
         self, manifest: Manifest, reference: Reference, repository: Repository, deadline: Deadline
     ) -> Firmware:
+        authors = manifest.annotations.get(AUTHORS_ANNOTATION, "")[:_MAX_AUTHORS_CHARS]
         if artifact := artifact_in(manifest, None if reference.digest else reference.tag):
-            layer = artifact.layer
-            return Firmware(artifact.version, layer.size, layer.checksum, "artifact", partial(repository.open, layer))
+            layer, opening = artifact.layer, partial(repository.open, artifact.layer)
+            return Firmware(artifact.version, layer.size, layer.checksum, "artifact", opening, authors=authors)
         if media_type_of(manifest.config) not in _IMAGE_CONFIGS:
             raise NoFirmwareError(f"no firmware: no layer of media type {FIRMWARE_LAYER}, and no image")
         layers = _tar_layers(manifest)
@@ -182,7 +186,7 @@ class Shapes:
         fill = partial(_unpack, layers, repository, names, metadata)
         source = _layers_key(layers, repository)
         opener = partial(self._cache.open, metadata.size, metadata.checksum, source, fill, is_claim=True)
-        return Firmware(metadata.version, metadata.size, metadata.checksum, shape, opener)
+        return Firmware(metadata.version, metadata.size, metadata.checksum, shape, opener, authors=authors)
 
     def _metadata_in_layers(self, layers: Sequence[Descriptor], repository: Repository, deadline: Deadline) -> Metadata:
         """Return the content of `firmware.json`.

@@ -57,6 +57,8 @@ class Firmware:
     opener: Callable[[Deadline], AbstractContextManager[Reader]] = field(repr=False, compare=False)
     #: Digest of the manifest or index that the reference named; None if the store has no manifests.
     manifest: str | None = None
+    #: Who published it, in the words of the manifest, for people; empty if the manifest does not tell.
+    authors: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= U32_MAX:

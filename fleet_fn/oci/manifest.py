@@ -18,6 +18,8 @@ MANIFESTS: Final = (MANIFEST, DOCKER_MANIFEST)
 INDEXES: Final = (INDEX, DOCKER_INDEX)
 VERSION_ANNOTATION: Final = "org.opencontainers.image.version"
 TITLE_ANNOTATION: Final = "org.opencontainers.image.title"
+#: Who published the firmware, in any words.
+AUTHORS_ANNOTATION: Final = "org.opencontainers.image.authors"
 
 
 class Descriptor(NamedTuple):

@@ -636,3 +636,39 @@ def test_a_long_list_is_cut(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> 
     rows = table(layout.run("inspect", f"oci-layout:{layout.folder}"))
     assert [row[0] for row in rows[:2]] == ["latest", "0.1.3"]
     assert rows[2:] == [["and", "2", "more"]]
+
+
+# --- Who published it
+
+
+def test_publisher_is_recorded_and_shown(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DROGUE_USER", "jane")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1795413600")
+    first = lines(layout.publish("1"))["digest"]
+    assert layout.inspect(":1")["authors"] == "jane"
+    assert lines(layout.publish("1"))["digest"] == first
+    monkeypatch.setenv("DROGUE_USER", "joe")
+    assert lines(layout.publish("1"))["digest"] != first
+    assert layout.inspect(":1")["authors"] == "joe"
+
+
+def test_nothing_is_recorded_without_a_user(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    for user in (None, ""):
+        monkeypatch.setenv("DROGUE_USER", user or "")
+        if user is None:
+            monkeypatch.delenv("DROGUE_USER")
+        assert layout.publish("1", "--force").exit_code == 0
+        assert "authors" not in layout.inspect(":1")
+
+
+def test_annotation_wins_over_the_user(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DROGUE_USER", "jane")
+    assert layout.publish("1", "--annotation", "org.opencontainers.image.authors=the pump team").exit_code == 0
+    assert layout.inspect(":1")["authors"] == "the pump team"
+
+
+def test_user_that_cannot_be_shown_is_refused(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DROGUE_USER", "jane\n")
+    result = layout.publish("1")
+    assert result.exit_code == 2
+    assert "DROGUE_USER 'jane\\n': has characters that cannot be shown" in result.stderr
