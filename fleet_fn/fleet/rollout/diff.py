@@ -1,0 +1,38 @@
+"""The difference between two versions of an object, for people and for events."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+#: The parts that rollouts change, by their paths.
+_PARTS: Final = ("metadata.labels", "spec.firmware", "status.firmware.rollout")
+
+
+def diff_lines(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> list[str]:
+    """Return a unified diff of the parts of an object that rollouts change; empty if they are equal."""
+    old, new = _text(_parts(before)), _text(_parts(after))
+    return list(difflib.unified_diff(old, new, name, f"{name} (changed)", lineterm="", n=2))
+
+
+def change_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changed parts of an object as JSON: `{path: {"before", "after"}}`."""
+    old, new = _parts(before), _parts(after)
+    return {
+        path: {"before": old.get(path), "after": new.get(path)} for path in _PARTS if old.get(path) != new.get(path)
+    }
+
+
+def _parts(found: Mapping[str, Any]) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    for path in _PARTS:
+        value: Any = found
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value:
+            parts[path] = value
+    return parts
+
+
+def _text(parts: Mapping[str, Any]) -> list[str]:
+    return json.dumps(parts, indent=2, sort_keys=True, ensure_ascii=False).splitlines()

@@ -1,0 +1,118 @@
+"""Resolve the firmware that an application names, by the function's own code."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+from fleet_fn.concurrency.single_flight import SingleFlight
+from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.spec_source import File, Image, Source
+from fleet_fn.errors import PermanentError
+from fleet_fn.firmware.file_store import FileStore, file_reference
+from fleet_fn.firmware.store import Firmware, ImageStore, NotReadyError, Store
+from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.fleet.rollout.actions import Target
+from fleet_fn.oci.reference import Reference, fill_in, image_reference
+from fleet_fn.parts import make_image_store
+from fleet_fn.protocol.dialects import MAX_VERSION_BYTES
+from fleet_fn.settings import Settings
+
+#: How long the registry may take to answer, and how long downloading and hashing may take.
+_ANSWER_SECONDS: Final = 15.0
+_VERIFY_SECONDS: Final = 3600.0
+#: Pause between two looks at whether that is done.
+_PAUSE_SECONDS: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class FirmwareFinder:
+    """Finds firmware as the function would, with a cache of its own."""
+
+    settings: Settings
+    application: str
+    _images: ImageStore
+    _files: FileStore | None
+
+    def resolve(self, source: Source | None) -> Firmware:
+        """Return the firmware that a source names; None stands for the configured default.
+
+        Raises:
+            NotReadyError, PermanentError, TransientError: it cannot be had, and neither could the function have it.
+
+        """
+        store, reference = self._place(source)
+        firmware = resolve(store, reference)
+        if len(firmware.version.encode(errors="replace")) > MAX_VERSION_BYTES:
+            raise PermanentError(f"the version has more than {MAX_VERSION_BYTES} bytes, so no device can be sent it")
+        return firmware
+
+    def target(self, source: Source | None) -> Target:
+        """Return the version that a source names; see `resolve`."""
+        firmware = self.resolve(source)
+        image = isinstance(source, Image) and firmware.manifest and self._place(source)[1].name
+        return Target(firmware.version, f"{image}@{firmware.manifest}" if image else None)
+
+    def _place(self, source: Source | None) -> tuple[Store, Reference]:
+        if source is None and self.settings.firmware_default_image:
+            source = self._default()
+        if isinstance(source, Image):
+            prefix = self.settings.firmware_prefix
+            return self._images, image_reference(source.reference, prefix, self.application, source.platform)
+        if isinstance(source, File) and self._files:
+            return self._files, file_reference(source.name)
+        if isinstance(source, File):
+            raise PermanentError(f"the application's firmware is the file {source.name}: set FIRMWARE_DIR")
+        raise PermanentError("the application names no firmware" if source is None else "unsupported-source")
+
+    def _default(self) -> Image:
+        template = self.settings.firmware_default_image or ""
+        if "{device}" in template:
+            raise PermanentError("FIRMWARE_DEFAULT_IMAGE names another firmware for each device")
+        return Image(fill_in(template, {"application": self.application}))
+
+
+@contextmanager
+def open_finder(settings: Settings, application: str) -> Iterator[FirmwareFinder]:
+    """Yield a finder with a temporary cache."""
+    single_flight = SingleFlight()
+    files = VerifiedFiles(single_flight)
+    with tempfile.TemporaryDirectory(prefix="fleet-rollout-", ignore_cleanup_errors=True) as folder:
+        cached = replace(settings, firmware_cache_dir=folder)
+        with closing(make_image_store(cached, files, single_flight)) as images:
+            yield FirmwareFinder(
+                settings,
+                application,
+                images,
+                FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
+            )
+
+
+def resolve(store: Store, reference: Reference) -> Firmware:
+    """Return the firmware that a reference names, however long an image's layers have to be searched.
+
+    Raises:
+        NotReadyError, PermanentError, TransientError: see `Store.resolve`.
+
+    """
+    limit = Deadline(_VERIFY_SECONDS)
+    while True:
+        try:
+            return store.resolve(reference, Deadline(_ANSWER_SECONDS))
+        except NotReadyError:  # the store still searches the image's layers
+            if not limit.remaining:
+                raise
+        time.sleep(_PAUSE_SECONDS)
+
+
+def verify(firmware: Firmware) -> None:
+    """Verify the bytes of a firmware.
+
+    Raises:
+        NotReadyError, PermanentError, TransientError: see `Firmware.open`.
+
+    """
+    with firmware.open(Deadline(_VERIFY_SECONDS)) as reader:
+        reader.read(0, 1)
