@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+import cbor2
 import pytest
 
 from tests.support.drogue import Drogue
@@ -260,3 +261,30 @@ def test_a_sink_that_comes_back_gets_events_again(settings: dict[str, str], own_
         time.sleep(1.2)
         assert post(function, pump, midway(VERSION, 1300)).outcome.startswith("swap")
         assert "swapped" in subjects(own_sink.received(2))
+
+
+def test_a_halt_is_told_once_and_what_it_holds_back_is_told(
+    settings: dict[str, str], own_sink: Sink, drogue: Drogue
+) -> None:
+    firmware = {"container": {"image": f"told:{VERSION}"}, "rollout": {"maxFailed": 1}}
+    drogue.put("halting", spec={"firmware": firmware})
+    for name in ("first", "second"):
+        drogue.put("halting", name, spec={})
+
+    with running(settings | {"K_SINK": own_sink.url()}) as halting:
+
+        def post_status(device: str, status: dict[int, Any]) -> str:
+            attributes = event(device, "halting", datacontenttype="application/cbor")
+            return halting.post(attributes, cbor2.dumps(status)).outcome.partition(";")[0]
+
+        course = [STATUS, midway(VERSION, 1300), STATUS]
+        assert [post_status("first", status) for status in course] == ["write", "swap", "withheld"]
+        time.sleep(0.2)
+        assert [post_status("second", STATUS | {1: mtu}) for mtu in (64, 65)] == ["withheld"] * 2
+        metrics = halting.request("GET", "/metrics").body.decode()
+    found = own_sink.received(5)
+    assert subjects(found) == ["started", "swapped", "rolled-back", "halted", "held"]
+    assert [received.data["device"] for received in found[3:]] == ["first", "second"]
+    assert found[4].data["reason"] == "halted"
+    assert found[3].data["to"] == VERSION
+    assert 'fleet_updates_total{result="halted"} 1.0' in metrics
