@@ -274,8 +274,7 @@ class Settings:
         values["firmware_cache_dir"] = values["firmware_cache_dir"] or read.default_cache_folder()
         _check_drogue(read)
         read.check_together("EVENTS_USER", "EVENTS_PASSWORD")
-        read.check_needs("FIRMWARE_REGISTRY_USER", "FIRMWARE_REGISTRY_TOKEN")
-        read.check_bearer("FIRMWARE_REGISTRY_TOKEN", unless="FIRMWARE_REGISTRY_USER")
+        _check_registry(read)
         read.finish()
         return cls(**values)
 
@@ -294,6 +293,28 @@ class Settings:
         read.finish()
         return cls(firmware_registry="", **values)
 
+    @classmethod
+    def for_operator(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Return the settings for Drogue Cloud, the sink and firmware.
+
+        Those of firmware count only if FIRMWARE_REGISTRY is set; `firmware_registry` is empty without it. The folder of
+        the cache is the function's, so it is left out.
+
+        Raises:
+            SettingsError: a variable is missing or invalid.
+
+        """
+        if not environment.get("FIRMWARE_REGISTRY"):
+            return cls.for_drogue(environment)
+        read = _Reader(environment)
+        prefixes = ("DROGUE_", "K_", "FIRMWARE_", "DOCKER_CONFIG")
+        rows = {name: row for name, row in SETTINGS.items() if row.variable.startswith(prefixes)}
+        values = {name: read.value(row) for name, row in rows.items() if name != "firmware_cache_dir"}
+        _check_drogue(read)
+        _check_registry(read)
+        read.finish()
+        return cls(**values)
+
 
 #: Each variable, by the field of `Settings` that holds its value.
 SETTINGS: Final[Mapping[str, Setting]] = {row.name: row.metadata[_ROW] for row in fields(Settings)}
@@ -308,6 +329,11 @@ def _check_drogue(read: "_Reader") -> None:
     read.check_together("DROGUE_OIDC_TOKEN_URL", "DROGUE_OIDC_CLIENT_ID", "DROGUE_OIDC_CLIENT_SECRET")
     read.check_apart("DROGUE_OIDC_TOKEN_URL", "DROGUE_TOKEN")
     read.check_bearer("DROGUE_TOKEN", unless="DROGUE_USER")
+
+
+def _check_registry(read: "_Reader") -> None:
+    read.check_needs("FIRMWARE_REGISTRY_USER", "FIRMWARE_REGISTRY_TOKEN")
+    read.check_bearer("FIRMWARE_REGISTRY_TOKEN", unless="FIRMWARE_REGISTRY_USER")
 
 
 class _Reader:

@@ -45,6 +45,8 @@ def refusal_of_write(status: int, names: tuple[str, ...]) -> str:
     if device:
         what, missing = f"the status of device {device[0]} of application {application}", "the device was deleted"
     where = f"{DEVICE_REGISTRY}: {status} for {what}"
+    if status == HTTPStatus.FORBIDDEN and not device:
+        return f"{where} (our role is not manager or admin, or {_REFUSED})"
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return f"{where} ({_REFUSED})"
     if status == HTTPStatus.NOT_FOUND:

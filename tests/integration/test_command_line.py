@@ -41,6 +41,8 @@ ENDS: Final = [
     (2, ["inspect", "ghcr.io/acme/x:1", "--ca-file", "/none"]),
     (1, ["inspect", "oci-layout:{}/none:1"]),
     (2, ["fleet", "--application", "x"]),
+    (2, ["rollout", "pause"]),
+    (2, ["rollout", "pause", "--application", "x"]),
     (2, ["device", "--url", "x", "--application", "x", "--device", "x", "--password", "x"]),
     (1, ["device", "--url", "http://127.0.0.1:1", "--application", "x", "--device", "x", "--password", "x"]),
     (2, ["sandbox", "--objects", "/none"]),

@@ -176,7 +176,10 @@ def test_commands_have_the_options_that_pages_name(page: Path) -> None:
                 continue
             if name.isupper() or name == "…":
                 continue
-            options = {option for parameter in known[name].params for option in parameter.opts} | {"--help"}
+            command = known[name]
+            if isinstance(command, click.Group) and arguments and arguments[0] in command.commands:
+                command = command.commands[arguments[0]]
+            options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
             assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= options
 
 

@@ -1,1 +1,1 @@
-"""Change an application's rollout: pure changes of its object, and the session that writes them."""
+"""Rollouts: pure changes of an application's object, and their writing."""

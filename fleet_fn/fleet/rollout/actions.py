@@ -77,13 +77,13 @@ def start(application: Application, wanted: Start, actor: Actor) -> Object | Non
 
 
 def begin(application: Application, target: Target, actor: Actor) -> Object | None:
-    """Record a version that came without `start`, at its first stage: its tag moved, for instance."""
+    """Record a version that came without `start`: its tag has moved, for instance."""
     status = _begin(application, target, _replaced(application, target), actor.now)
     return _finish(application, application.firmware, status, "advance", actor)
 
 
 def advance(application: Application, version: str, stage: int, actor: Actor) -> Object | None:
-    """Move the rollout of a version from a stage to the next; None if it is not there any more."""
+    """Move the rollout of a version on from a stage; None if it has left that."""
     rollout, stages = application.rollout, application.policy.stages
     if not stages or rollout.version != version:
         return None
@@ -188,7 +188,7 @@ def halted_versions(application: Application) -> list[str]:
 
 
 def _begin(application: Application, target: Target, previous: Previous | None, now: datetime) -> Object:
-    """Return the status of a version's rollout; at its first stage, unless it is under way already."""
+    """Return the status of a version's rollout, which may be under way already."""
     if application.rollout.version == target.version:
         return _with(dict(application.status), "image", target.image)
     status = {key: value for key, value in application.status.items() if key not in _OF_VERSION}
@@ -198,7 +198,7 @@ def _begin(application: Application, target: Target, previous: Previous | None, 
 
 
 def _previous(application: Application, wanted: Start) -> Previous | None:
-    """Return the application's firmware so far, in a form that later names the same bytes."""
+    """Return the firmware so far, in a form that names the same bytes later."""
     section, before = wanted.source, wanted.before
     if section is None:
         return None
@@ -211,7 +211,7 @@ def _previous(application: Application, wanted: Start) -> Previous | None:
 
 
 def _replaced(application: Application, target: Target) -> Previous | None:
-    """Return the recorded firmware if a target takes its place whose source is the same."""
+    """Return the recorded firmware if a target of the same source replaces it."""
     section, known = application.source_section, application.rollout.version
     if section is None or application.image is None or known in (None, target.version):
         return None
@@ -281,7 +281,7 @@ def _with(status: Object, key: str, value: object) -> Object:
 def _finish(
     application: Application, firmware: Mapping[str, Any], status: Mapping[str, Any], action: str, actor: Actor
 ) -> Object | None:
-    """Return the changed object, with the action and its operator in it; None if nothing is different."""
+    """Return the changed object, with the action in it; None if nothing changes."""
     if application.changed(firmware, status) is None:
         return None
     last = {"action": action, **({"user": actor.user} if actor.user else {}), "at": timestamp(actor.now)}

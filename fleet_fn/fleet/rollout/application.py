@@ -9,7 +9,8 @@ from fleet_fn.drogue.device_registry_object import read_map
 from fleet_fn.drogue.firmware_spec import FirmwareSpec, Malformed, read_firmware_spec
 from fleet_fn.drogue.rollout_status import RolloutStatus
 from fleet_fn.drogue.spec_policy import Policy
-from fleet_fn.drogue.spec_source import SOURCES, Source
+from fleet_fn.drogue.spec_source import SOURCES, Source, read_source
+from fleet_fn.drogue.spec_values import MalformedSpecError
 from fleet_fn.drogue.update_record import parse_timestamp
 from fleet_fn.errors import PermanentError
 
@@ -17,7 +18,10 @@ _PATH: Final = "the application's spec.firmware"
 
 
 class RefusedError(PermanentError):
-    """The rollout cannot be changed so: the change makes no sense, or the function would refuse the result."""
+    """The rollout cannot be changed so.
+
+    The change makes no sense, or the function would refuse its result.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,18 @@ class Previous:
             return None
         version = fields.get("version")
         return cls(kinds[0], fields[kinds[0]], version if isinstance(version, str) else None)
+
+    def read_source(self) -> Source | None:
+        """Return the source.
+
+        Raises:
+            RefusedError: it is malformed.
+
+        """
+        try:
+            return read_source({self.kind: dict(self.source)})
+        except MalformedSpecError as error:
+            raise RefusedError(f"status.firmware.rollout.previous.{error.reason}") from error
 
     def to_json(self) -> dict[str, Any]:
         """Return it as it stands in the application's object."""

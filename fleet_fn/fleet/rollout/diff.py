@@ -10,7 +10,7 @@ _PARTS: Final = ("metadata.labels", "spec.firmware", "status.firmware.rollout")
 
 
 def diff_lines(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> list[str]:
-    """Return a unified diff of the parts of an object that rollouts change; empty if they are equal."""
+    """Return a unified diff of what rollouts change of an object; empty if equal."""
     old, new = _text(_parts(before)), _text(_parts(after))
     return list(difflib.unified_diff(old, new, name, f"{name} (changed)", lineterm="", n=2))
 

@@ -51,8 +51,11 @@ class FirmwareFinder:
 
     def target(self, source: Source | None) -> Target:
         """Return the version that a source names; see `resolve`."""
-        firmware = self.resolve(source)
-        image = isinstance(source, Image) and firmware.manifest and self._place(source)[1].name
+        return self.target_of(source, self.resolve(source))
+
+    def target_of(self, source: Source | None, firmware: Firmware) -> Target:
+        """Return the target that a source makes of its firmware."""
+        image = self._place(source)[1].name if isinstance(source, Image) and firmware.manifest else None
         return Target(firmware.version, f"{image}@{firmware.manifest}" if image else None)
 
     def _place(self, source: Source | None) -> tuple[Store, Reference]:
@@ -91,7 +94,9 @@ def open_finder(settings: Settings, application: str) -> Iterator[FirmwareFinder
 
 
 def resolve(store: Store, reference: Reference) -> Firmware:
-    """Return the firmware that a reference names, however long an image's layers have to be searched.
+    """Return the firmware that a reference names.
+
+    An image's layers may have to be searched for it, which takes as long as it takes.
 
     Raises:
         NotReadyError, PermanentError, TransientError: see `Store.resolve`.

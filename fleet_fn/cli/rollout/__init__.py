@@ -1,0 +1,5 @@
+"""`rollout`: show and steer the rollout of an application's firmware."""
+
+from fleet_fn.cli.rollout.group import command
+
+__all__ = ["command"]

@@ -1,0 +1,157 @@
+"""Parts that the rollout commands share: options, session, ends of failures."""
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import click
+
+from fleet_fn.cli.cures import cure_of_drogue
+from fleet_fn.cli.failures import FAILED, WRONG_USAGE, describe_os_error, fail
+from fleet_fn.drogue.refusals import DEVICE_REGISTRY, TOKEN_ENDPOINT
+from fleet_fn.errors import UpstreamError, one_line
+from fleet_fn.firmware.store import NotReadyError
+from fleet_fn.fleet.rollout.actions import Target
+from fleet_fn.fleet.rollout.application import Application, RefusedError
+from fleet_fn.fleet.rollout.session import Change, RolloutSession
+from fleet_fn.fleet.rollout.target import FirmwareFinder, open_finder
+from fleet_fn.fleet.rollout.user import user_of
+from fleet_fn.parts import make_drogue, make_sink
+from fleet_fn.settings import Settings, SettingsError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: A shell's code for a process that SIGINT ended.
+_INTERRUPTED: Final = 128 + signal.SIGINT
+
+application_option = click.option("--application", required=True, metavar="NAME", help="The application.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would change, and write nothing.")
+
+
+def change_options(command: F) -> F:
+    """Add the options of each command that changes the application."""
+    return application_option(dry_run_option(command))
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A rollout command while it runs."""
+
+    settings: Settings
+    session: RolloutSession
+
+    def open_finder(self) -> AbstractContextManager[FirmwareFinder]:
+        """Open the finder of firmware (a context manager).
+
+        Raises:
+            RefusedError: FIRMWARE_REGISTRY is not set.
+
+        """
+        if not self.settings.firmware_registry:
+            raise RefusedError("FIRMWARE_REGISTRY is not set. Set it as the function has it, e.g. ghcr.io/acme/")
+        return open_finder(self.settings, self.session.name)
+
+    def find_target(self, application: Application) -> Target:
+        """Return the firmware that the application names now, as far as is known.
+
+        Without FIRMWARE_REGISTRY, or without an answer of the registry, it is the one that the application's object
+        names.
+
+        Raises:
+            RefusedError: the object names none, and there is no FIRMWARE_REGISTRY.
+            NotReadyError, PermanentError, TransientError: the object names none, and the registry has none.
+
+        """
+        known = application.rollout.version
+        recorded = Target(known, application.image) if known is not None else None
+        if not self.settings.firmware_registry:
+            if recorded is None:
+                raise RefusedError(
+                    "the application's object does not tell the version of its firmware: set FIRMWARE_REGISTRY as the "
+                    "function has it, e.g. ghcr.io/acme/"
+                )
+            return recorded
+        try:
+            with open_finder(self.settings, self.session.name) as finder:
+                return finder.target(application.source)
+        except (UpstreamError, NotReadyError) as error:
+            if recorded is None or isinstance(error, RefusedError):
+                raise
+            warn(f"{error.reason}; going by the recorded version, {recorded.version}")
+            return recorded
+
+    def print_change(self, change: Change, nothing: str) -> None:
+        """Print a change; or the text `nothing`, if there was nothing to change."""
+        if not change.is_made:
+            click.echo(one_line(nothing))
+            return
+        print_diff(change)
+        if change.sink_problem:
+            warn(f"the change is made, but no event of it was sent: {change.sink_problem}")
+        if self.session.dry_run:
+            click.echo("--dry-run: nothing was written")
+
+
+@contextmanager
+def operate(name: str, application: str, *, dry_run: bool = False, failure: int = FAILED) -> Iterator[Operation]:
+    """Yield the operation of a command, and end the process if it fails.
+
+    Args:
+        name: the command's name.
+        application: the application's name.
+        dry_run: write nothing.
+        failure: exit code of a failure.
+
+    """
+    command = f"rollout {name}"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack characters of a name
+    try:
+        settings = Settings.for_operator(os.environ)
+    except SettingsError as error:
+        fail(command, str(error), WRONG_USAGE)
+    sink = make_sink(settings)
+    try:
+        with closing(make_drogue(settings)) as upstream:
+            session = RolloutSession(
+                upstream,
+                application,
+                user_of(settings),
+                anonymous=settings.is_anonymous,
+                dry_run=dry_run,
+                sink=sink,
+            )
+            yield Operation(settings, session)
+    except UpstreamError as error:
+        fail(command, f"{error.reason}{cure_of(error.reason, settings)}", failure)
+    except NotReadyError as error:
+        fail(command, error.reason, failure)
+    except OSError as error:
+        fail(command, describe_os_error(error), failure)
+    except KeyboardInterrupt:
+        fail(command, "interrupted", _INTERRUPTED)
+    finally:
+        if sink:
+            sink.close()
+
+
+def cure_of(reason: str, settings: Settings) -> str:
+    """Return the cure that follows a reason; empty if none is likely."""
+    return cure_of_drogue(reason, settings) if reason.startswith((DEVICE_REGISTRY, TOKEN_ENDPOINT)) else ""
+
+
+def print_diff(change: Change) -> None:
+    """Print a difference, with colors in a terminal."""
+    colors = {"+": "green", "-": "red", "@": "cyan"}
+    for line in change.diff():
+        click.secho(one_line(line), fg=colors.get(line[:1]))
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    click.echo(one_line(f"warning: {text}"), err=True)

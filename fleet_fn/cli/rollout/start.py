@@ -1,0 +1,159 @@
+"""`rollout start`: make a firmware the target of an application's devices."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from fleet_fn.cli.rollout.shared import Operation, change_options, operate, warn
+from fleet_fn.drogue.spec_policy import MAX_FAILED
+from fleet_fn.drogue.spec_source import Image
+from fleet_fn.errors import UpstreamError, one_line
+from fleet_fn.firmware.store import Firmware, NotReadyError
+from fleet_fn.fleet.rollout import actions
+from fleet_fn.fleet.rollout.actions import Start, Target
+from fleet_fn.fleet.rollout.application import Application
+from fleet_fn.fleet.rollout.target import FirmwareFinder, verify
+from fleet_fn.oci.publication import firmware_warnings
+from fleet_fn.oci.reference import fill_in
+
+
+def _read_stage(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the stages of `--stage`, as they stand in `spec.firmware`."""
+    return [_stage(value) for value in values]
+
+
+def _stage(text: str) -> dict[str, Any]:
+    percent, *rest = text.split(",")
+    stage: dict[str, Any] = {"percent": _number(percent, text)}
+    for part in rest:
+        key, equals, value = part.strip().partition("=")
+        if key == "approval" and not equals:
+            stage[key] = True
+        elif key in ("after", "over") and value:
+            stage[key] = value
+        elif key == "success" and value:
+            stage[key] = _number(value, text)
+        else:
+            raise click.BadParameter(
+                f"{part!r} in {text!r}: expected approval, after=TIME, success=PERCENT or over=TIME"
+            )
+    return stage
+
+
+def _number(text: str, whole: str) -> float:
+    try:
+        number = float(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} in {whole!r} is no percentage") from error
+    return int(number) if number.is_integer() else number
+
+
+@click.command("start")
+@change_options
+@click.option("--image", required=True, metavar="REF", help="NAME, NAME:TAG or NAME@sha256:…, below FIRMWARE_REGISTRY.")
+@click.option(
+    "--stage",
+    "stages",
+    multiple=True,
+    callback=_read_stage,
+    metavar="PERCENT[,…]",
+    help="A stage, in order: '1,approval', '10,after=24h,success=95', '100,over=48h'. Replaces all stages, or percent.",
+)
+@click.option("--percent", type=click.FloatRange(0, 100), metavar="N", help="Let in N % of the devices; no stages.")
+@click.option(
+    "--max-failed",
+    type=click.IntRange(1, MAX_FAILED),
+    metavar="N",
+    help="Halt the rollout once N devices have failed.",
+)
+@click.option("--replace-source", is_flag=True, help="Replace the application's source if it is no image.")
+def command(
+    application: str,
+    dry_run: bool,
+    image: str,
+    stages: list[dict[str, Any]],
+    percent: float | None,
+    max_failed: int | None,
+    replace_source: bool,
+) -> None:
+    """Begin the rollout of the firmware that REF names.
+
+    First it checks what the function would check: it resolves REF below FIRMWARE_REGISTRY, and verifies the bytes. Then
+    it makes REF the application's image, and records the version, the time and the firmware from before, to which
+    `rollout abort` goes back. The rollout begins at its first stage. If it is of this version already, it goes on where
+    it is.
+    """
+    if stages and percent is not None:
+        raise click.UsageError("--stage and --percent exclude each other")
+    with operate("start", application, dry_run=dry_run) as operation, operation.open_finder() as finder:
+        found = operation.session.read()
+        reference = _below_prefix(image, operation)
+        firmware, target = _check(finder, found, reference)
+        _print_firmware(reference, firmware)
+        wanted = Start(
+            reference,
+            target,
+            found.source_section,
+            _before(finder, found),
+            replaces_source=replace_source,
+            percent=int(percent) if percent is not None and percent.is_integer() else percent,
+            stages=stages or None,
+            max_failed=max_failed,
+        )
+        change = operation.session.change("start", lambda current, actor: actions.start(current, wanted, actor))
+        operation.print_change(change, f"nothing to change: {target.version} is the target")
+        _print_notes(Application.read(change.after), target.version)
+
+
+def _below_prefix(image: str, operation: Operation) -> str:
+    """Return a reference relative to FIRMWARE_REGISTRY, also if it was given in full."""
+    prefix = fill_in(operation.settings.firmware_prefix, {"application": operation.session.name})
+    return image.removeprefix(prefix)
+
+
+def _check(finder: FirmwareFinder, application: Application, reference: str) -> tuple[Firmware, Target]:
+    """Return the firmware that a reference names, after verifying its bytes."""
+    source = application.source
+    image = Image(reference, platform=source.platform if isinstance(source, Image) else None)
+    firmware = finder.resolve(image)
+    verify(firmware)
+    return firmware, finder.target_of(image, firmware)
+
+
+def _before(finder: FirmwareFinder, application: Application) -> Target | None:
+    """Return the application's firmware so far; None if it is not known."""
+    if application.source is None:
+        return None
+    try:
+        return finder.target(application.source)
+    except (UpstreamError, NotReadyError) as error:
+        if application.rollout.version is None:
+            warn(f"the application's firmware so far cannot be resolved, so its version is not known: {error.reason}")
+        return None
+
+
+def _print_firmware(reference: str, firmware: Firmware) -> None:
+    for warning in firmware_warnings(firmware.version, firmware.size):
+        warn(warning)
+    rows: Mapping[str, object] = {
+        "image": reference,
+        "digest": firmware.manifest,
+        "version": firmware.version,
+        "size": firmware.size,
+        "sha256": f"{firmware.checksum.hex()} (verified)",
+        "authors": firmware.authors,
+    }
+    for name, value in rows.items():
+        if value:
+            click.echo(one_line(f"{name:<10} {value}"))
+    click.echo()
+
+
+def _print_notes(application: Application, version: str) -> None:
+    """Say what keeps the rollout from going on."""
+    if application.policy.paused:
+        warn("updates are paused: rollout resume lets them begin")
+    if actions.is_halted(application, version):
+        count = application.rollout.failed[version].count
+        warn(f"{version} is halted: it failed on {count} devices. rollout resume lets it go on")
