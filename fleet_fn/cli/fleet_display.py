@@ -1,36 +1,34 @@
-"""The displays of a fleet while it is read: a table for people, JSON for programs."""
+"""The displays of a fleet for pipes and programs: lines that grep well, and JSON."""
 
 import json
-import shutil
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from datetime import datetime
+from typing import Any, Final
 
 import click
+from rich.cells import cell_len
 
+from fleet_fn.cli.fleet_view import (
+    Selection,
+    describe_devices,
+    describe_percent,
+    describe_rollout,
+    describe_warnings,
+)
+from fleet_fn.drogue.update_record import timestamp
 from fleet_fn.errors import one_line
-from fleet_fn.fleet.rows import Row, State, Totals
+from fleet_fn.fleet.attention import Attention
+from fleet_fn.fleet.rollout_numbers import RolloutNumbers
+from fleet_fn.fleet.rows import Row
+from fleet_fn.fleet.states import State
+from fleet_fn.fleet.survey import Summary
+from fleet_fn.fleet.totals import Totals
 
 #: Columns between two cells.
 _GAP: Final = "  "
-#: Columns of a line without a terminal.
-_WIDTH: Final = 200
-#: Columns for an error, even in a narrow terminal.
-_MIN_ERROR_WIDTH: Final = 20
-
-
-class Display(Protocol):
-    """Takes a fleet page by page, and shows each page at once."""
-
-    def show(self, rows: Sequence[Row]) -> None:
-        """Show a page of devices; it may be empty."""
-
-    def end(self, totals: Totals) -> None:
-        """Show the totals of all devices."""
-
-    def break_off(self, reason: str) -> None:
-        """End before all devices have been shown."""
+#: Reasons of a state in a summary.
+_MOST_REASONS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,44 +42,34 @@ class _Column:
 
 _COLUMNS: Final = (
     _Column("DEVICE", 12, 40),
+    _Column("STATE", 11, 11),
     _Column("CURRENT", 8, 20),
     _Column("TARGET", 8, 20),
-    _Column("IN SYNC", 7, 7),
-    _Column("PROGRESS", 13, 24),
+    _Column("PROGRESS", 8, 8),
     _Column("ATTEMPTS", 8, 8),
-    _Column("LAST CHANGE", 20, 20),
+    _Column("SINCE", 20, 20),
 )
-_ERROR: Final = "LAST ERROR"
-_IN_SYNC: Final = {True: "yes", False: "no", None: "-"}
-_STATES: Final = {
-    State.IN_SYNC: "in sync",
-    State.UPDATING: "updating",
-    State.HELD: "held back",
-    State.FAILED: "failed",
-    State.UNKNOWN: "unknown",
-}
+_DETAILS: Final = "DETAILS"
 
 
-class Table:
-    """A table, and the totals below it.
+class Lines:
+    """A line for each device, and the numbers below.
 
-    Text from devices or upstreams cannot steer the terminal.
+    Text from devices or upstreams cannot begin a line, or steer a terminal that shows the lines later.
     """
 
     def __init__(
         self,
+        selection: Selection,
         echo: Callable[[str], object] = click.echo,
         above: Callable[[], object] = lambda: None,
-        width: int | None = None,
     ) -> None:
-        """Print lines with `echo`, after one call of `above`.
-
-        `width` is the width of a line in columns; None asks the terminal.
-        """
+        """Print lines with `echo`, after one call of `above`."""
+        self._selection = selection
         self._echo = echo
         self._above = above
-        self._width = shutil.get_terminal_size((_WIDTH, 0)).columns if width is None else width
         self._widths: list[int] | None = None
+        self._shown = 0
 
     @property
     def has_begun(self) -> bool:
@@ -97,32 +85,72 @@ class Table:
         if self._widths is None:
             self._widths = _widths(cells)
             self._above()
-            self._echo(self._line(self._widths, [*(column.title for column in _COLUMNS), _ERROR]))
+            self._echo(_line(self._widths, [*(column.title for column in _COLUMNS), _DETAILS]))
         for each in cells:
-            self._echo(self._line(self._widths, each))
+            self._echo(_line(self._widths, each))
+        self._shown += len(rows)
 
-    def end(self, totals: Totals) -> None:
-        """Show the numbers of devices by state and by version, and conflicting gateways."""
-        states = ", ".join(f"{totals.states[state]} {name}" for state, name in _STATES.items())
+    def end(self, summary: Summary) -> None:
+        """Show the numbers of devices by state and by version, the rollout, and warnings."""
         self._echo("")
-        self._echo(f"{_devices(totals.devices)}: {states}")
-        for version in totals.versions:
-            current, targeted = totals.current[version], totals.target[version]
-            target = f" (target of {targeted})" if targeted else ""
-            self._echo(f"{one_line(version) or '-'}: {_devices(current)}{target}")
-        for conflict in totals.gateways.conflicts():
-            self._echo(one_line(f"warning: {conflict.describe()}"))
+        if not self._selection.shows_all:
+            self._echo(f"{self._shown} of {describe_devices(summary.totals.devices)} shown")
+        for line in _footer(summary):
+            self._echo(line)
 
     def break_off(self, reason: str) -> None:
-        """Show nothing: a table without totals is incomplete.
+        """Show nothing: a table without numbers is incomplete.
 
         The command prints the reason.
         """
 
-    def _line(self, widths: Sequence[int], cells: Sequence[str]) -> str:
-        *cells, error = cells
-        line = "".join(_pad(cell, width) + _GAP for cell, width in zip(cells, widths, strict=True))
-        return (line + _cut(error, max(_MIN_ERROR_WIDTH, self._width - _columns(line)))).rstrip()
+
+class SummaryLines:
+    """The numbers of a fleet, a line each."""
+
+    def __init__(
+        self,
+        selection: Selection,
+        echo: Callable[[str], object] = click.echo,
+        above: Callable[[], object] = lambda: None,
+        *,
+        most_rows: int = 0,
+    ) -> None:
+        """Print lines with `echo`, after one call of `above`.
+
+        Below are up to `most_rows` devices that need attention.
+        """
+        self._echo = echo
+        self._above = above
+        self._selection = selection
+        self._attention = Attention(most_rows)
+        self._most_rows = most_rows
+        self.has_begun = False
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Keep the devices that need attention."""
+        self._attention.add(row for row in rows if self._selection.shows_in_watch(row))
+
+    def end(self, summary: Summary) -> None:
+        """Show the numbers, then devices."""
+        self._above()
+        self.has_begun = True
+        for line in _summary(summary, self._selection):
+            self._echo(line)
+        if self._most_rows and self._attention.count:
+            self._show_devices()
+
+    def _show_devices(self) -> None:
+        cells = [_cells(row) for row in self._attention.rows]
+        widths = _widths(cells)
+        self._echo("")
+        for each in ([*(column.title for column in _COLUMNS), _DETAILS], *cells):
+            self._echo(_line(widths, each))
+        if more := self._attention.count - len(cells):
+            self._echo(f"and {more} more")
+
+    def break_off(self, reason: str) -> None:
+        """Show nothing; the command prints the reason."""
 
 
 class Document:
@@ -131,34 +159,53 @@ class Document:
     It is well-formed even if the reading breaks off.
     """
 
-    def __init__(self, application: str, write: Callable[[str], object] = lambda text: click.echo(text, nl=False)):
-        self._application = application
+    def __init__(
+        self,
+        selection: Selection,
+        write: Callable[[str], object] = lambda text: click.echo(text, nl=False),
+        *,
+        has_devices: bool = True,
+    ) -> None:
+        self._selection = selection
         self._write = write
+        self._has_devices = has_devices
         self._has_begun = False
         self._separator = "\n"
+        self._shown = 0
 
     def show(self, rows: Sequence[Row]) -> None:
         """Show a page of devices."""
         if not self._has_begun:
             self._has_begun = True
-            self._write(f'{{"application": {json.dumps(self._application)}, "devices": [')
+            devices = ', "devices": [' if self._has_devices else ""
+            self._write(f'{{"application": {json.dumps(self._selection.application)}{devices}')
+        if not self._has_devices:
+            return
+        self._shown += len(rows)
         for row in rows:
             separator, self._separator = self._separator, ",\n"
             self._write(separator + json.dumps(_members(row)))
 
-    def end(self, totals: Totals) -> None:
-        """Show the numbers of devices by state and by version, and conflicting gateways."""
-        versions = {
-            version: {"current": totals.current[version], "target": totals.target[version]}
-            for version in totals.versions
-        }
-        states = {state.value: totals.states[state] for state in State}
+    def end(self, summary: Summary) -> None:
+        """Show the numbers, and conflicting gateways."""
+        selection, totals = self._selection, summary.totals
         conflicts = [
             {"gateway": conflict.gateway, "devices": conflict.devices, "count": conflict.total}
             for conflict in totals.gateways.conflicts()
         ]
-        counts = {"devices": totals.devices, **states, "versions": versions}
-        self._close(totals=counts, gatewayConflicts=conflicts)
+        self._close(
+            selection={
+                "labels": selection.labels,
+                "states": sorted(selection.states),
+                "versions": list(selection.versions),
+                "stalledAfterSeconds": selection.stalled_after.total_seconds(),
+                "shown": self._shown,
+            },
+            totals=_totals(totals),
+            rollout=_rollout(summary.rollout),
+            rolloutProblem=summary.rollout_problem or None,
+            gatewayConflicts=conflicts,
+        )
 
     def break_off(self, reason: str) -> None:
         """Show the error instead of the totals, if the document has begun."""
@@ -166,68 +213,121 @@ class Document:
             self._close(error=reason)
 
     def _close(self, **members: object) -> None:
-        self._write("\n]" + "".join(f', "{name}": {json.dumps(value)}' for name, value in members.items()) + "}\n")
+        end = "\n]" if self._has_devices else ""
+        self._write(end + "".join(f', "{name}": {json.dumps(value)}' for name, value in members.items()) + "}\n")
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
 
 
 def _members(row: Row) -> dict[str, Any]:
     return {
         "device": row.device,
+        "state": row.state,
+        "reason": row.reason,
+        "message": row.message,
+        "since": _time(row.since),
         "current": row.current,
         "target": row.target,
         "inSync": row.in_sync,
         "progress": row.progress,
         "held": row.held,
+        "heldUntil": _time(row.held_until),
         "attempts": row.attempts,
-        "lastChange": row.last_change,
+        "failedVersions": [failed.to_json() for failed in row.failed],
+        "lastChange": _time(row.last_change),
         "lastError": row.last_error,
+        "reported": _time(row.reported),
+        "seen": _time(row.seen),
+        "gateways": list(row.gateways),
     }
 
 
+def _totals(totals: Totals) -> dict[str, Any]:
+    reasons = {state.value: dict(found) for state in State if (found := totals.reasons_of(state))}
+    versions = {
+        version: {"current": totals.current[version], "target": totals.target[version]} for version in totals.versions
+    }
+    states = {state.value: totals.states[state] for state in State}
+    return {"devices": totals.devices, **states, "reasons": reasons, "versions": versions}
+
+
+def _rollout(rollout: RolloutNumbers | None) -> dict[str, Any] | None:
+    if rollout is None:
+        return None
+    return {
+        "version": rollout.version,
+        "percent": rollout.percent,
+        "stage": rollout.stage,
+        "stages": rollout.stages,
+        "devices": rollout.devices,
+        "drawn": rollout.drawn,
+        "withResult": rollout.with_result,
+        "in-sync": rollout.in_sync,
+        "rolled-back": rollout.rolled_back,
+        "failed": rollout.failed,
+        "success": rollout.success,
+    }
+
+
+def _time(time: datetime | None) -> str | None:
+    return timestamp(time) if time else None
+
+
+# --- Lines ------------------------------------------------------------------------------------------------------------
+
+
+def _footer(summary: Summary) -> list[str]:
+    totals = summary.totals
+    states = ", ".join(f"{totals.states[state]} {state}" for state in State)
+    lines = [f"{describe_devices(totals.devices)}: {states}"]
+    for version in totals.versions:
+        targeted = totals.target[version]
+        target = f" (target of {targeted})" if targeted else ""
+        lines.append(f"{one_line(version) or '-'}: {describe_devices(totals.current[version])}{target}")
+    rollout = [describe_rollout(summary.rollout)] if summary.rollout else []
+    return [*lines, *rollout, *describe_warnings(summary)]
+
+
+def _summary(summary: Summary, selection: Selection) -> list[str]:
+    totals = summary.totals
+    of = f" with the labels {one_line(selection.labels)}" if selection.labels else ""
+    lines = [f"{describe_devices(totals.devices)} of {one_line(selection.application)}{of}"]
+    for state in State:
+        reasons = totals.reasons_of(state)
+        more = ["…"] if len(reasons) > _MOST_REASONS else []
+        listed = ", ".join([*(f"{one_line(reason)} {count}" for reason, count in reasons[:_MOST_REASONS]), *more])
+        share = describe_percent(100 * totals.states[state] / totals.devices) if totals.devices else "-"
+        lines.append(f"{state:<11}  {totals.states[state]:>7}  {share:>7}  {listed}".rstrip())
+    for version in totals.versions:
+        current, target = totals.current[version], totals.target[version]
+        lines.append(f"version {one_line(version) or '-'}: current of {current}, target of {target}")
+    rollout = [describe_rollout(summary.rollout)] if summary.rollout else []
+    return [*lines, *rollout, *describe_warnings(summary)]
+
+
 def _cells(row: Row) -> list[str]:
-    """Return the cells of a row; a device without a status has dashes only."""
-    missing = "-" if row == Row(row.device, gateways=row.gateways) else ""
     cells = (
         row.device,
+        row.state,
         row.current or "-",
         row.target or "-",
-        _IN_SYNC[row.in_sync],
-        _progress(row) or missing,
-        str(row.attempts or missing),
-        row.last_change or "-",
-        row.last_error or missing,
+        "-" if row.progress is None else f"{row.progress:.2f}%",
+        str(row.attempts),
+        _time(row.since) or "-",
+        row.detail or "-",
     )
     return [one_line(cell) for cell in cells]
 
 
-def _progress(row: Row) -> str:
-    held = None if row.held is None else f"held: {row.held}"
-    percent = None if row.progress is None else f"{row.progress:.2f} %"
-    return ", ".join(part for part in (held, percent) if part)
-
-
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
     return [
-        min(max([column.least, *(_columns(cells[index]) for cells in rows)]), column.most)
+        min(max([column.least, *(cell_len(cells[index]) for cells in rows)]), column.most)
         for index, column in enumerate(_COLUMNS)
     ]
 
 
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - _columns(text))
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _columns(text: str) -> int:
-    """Return a text's columns in a terminal, as well as Unicode's tables tell."""
-    if text.isascii():
-        return len(text)
-    wide = sum(unicodedata.east_asian_width(character) in ("W", "F") for character in text)
-    marks = sum(unicodedata.combining(character) > 0 for character in text)
-    return len(text) + wide - marks
-
-
-def _devices(count: int) -> str:
-    return f"{count} device" if count == 1 else f"{count} devices"
+def _line(widths: Sequence[int], cells: Sequence[str]) -> str:
+    *cells, details = cells
+    padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True))
+    return _GAP.join((*padded, details))

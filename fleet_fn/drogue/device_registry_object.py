@@ -48,7 +48,7 @@ def read_object(found: Mapping[str, Any], kind: str) -> RegistryObject:
         uid if isinstance(uid, str) else "",
         labels if isinstance(labels, dict) else {},
         Reported.read(firmware),
-        _is_disabled(spec),
+        is_disabled(spec),
         read_gateways(spec),
         RolloutStatus.read(firmware),
     )
@@ -76,6 +76,7 @@ def read_gateways(spec: object) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
 
-def _is_disabled(spec: Mapping[str, Any]) -> bool:
+def is_disabled(spec: Mapping[str, Any]) -> bool:
+    """Return whether an operator has disabled the device or the application."""
     core = spec.get("core")
     return isinstance(core, dict) and core.get("disabled") is True

@@ -2,16 +2,19 @@
 
 import json
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.api_paths import listing_path
-from fleet_fn.drogue.device_registry_object import read_gateways
+from fleet_fn.drogue.device_registry_object import is_disabled, read_gateways
+from fleet_fn.drogue.firmware_spec import Malformed, read_firmware_spec
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY, refusal_for_application
+from fleet_fn.drogue.spec_policy import NONE, Policy
+from fleet_fn.drogue.spec_source import Source
 from fleet_fn.errors import PermanentError, TooLargeError
 from fleet_fn.http.client import HttpClient
 
@@ -21,8 +24,7 @@ _PAGE_DEVICES: Final = 100
 _PAGE_SECONDS: Final = 15.0
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(NamedTuple):
     """A device in a listing."""
 
     name: str
@@ -30,6 +32,14 @@ class Device:
     status: object = None
     #: Devices through which it may be reached.
     gateways: tuple[str, ...] = ()
+    #: Empty if its object has none.
+    uid: str = ""
+    labels: Mapping[str, str] = MappingProxyType({})
+    #: The parts of its own `spec.firmware`.
+    source: Source | Malformed | None = None
+    policy: Policy | Malformed = NONE
+    #: `spec.core.disabled` is true.
+    disabled: bool = False
 
 
 def list_devices(
@@ -105,11 +115,22 @@ def _devices(body: bytes, application: str) -> list[Device]:
 def _device(entry: object, application: str) -> Device:
     metadata = entry.get("metadata") if isinstance(entry, dict) else None
     name = metadata.get("name") if isinstance(metadata, dict) else None
-    if not isinstance(entry, dict) or not isinstance(name, str):
+    if not isinstance(entry, dict) or not isinstance(metadata, dict) or not isinstance(name, str):
         raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices has an entry that is no device")
-    if isinstance(metadata, dict) and metadata.get("application", application) != application:
+    if metadata.get("application", application) != application:
         raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices is another application's")
-    return Device(name, entry.get("status"), read_gateways(entry.get("spec")))
+    uid, labels = metadata.get("uid"), metadata.get("labels")
+    found = entry.get("spec")
+    spec: Mapping[str, Any] = found if isinstance(found, dict) else {}
+    return Device(
+        name,
+        entry.get("status"),
+        read_gateways(spec),
+        uid if isinstance(uid, str) else "",
+        labels if isinstance(labels, dict) else {},
+        *read_firmware_spec(spec.get("firmware"), "the device's spec.firmware"),
+        is_disabled(spec),
+    )
 
 
 def _error_message(body: bytes) -> str:

@@ -1,11 +1,10 @@
-"""The state of a device's update, read from its object, and the totals of a fleet."""
+"""The state of a device's update, read from its object."""
 
 import re
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from fleet_fn.drogue.listing import Device
 from fleet_fn.drogue.status_report import (
@@ -16,24 +15,19 @@ from fleet_fn.drogue.status_report import (
     PROGRESS,
     UNKNOWN,
     Condition,
+    HoldReport,
     Reported,
 )
-from fleet_fn.drogue.update_record import parse_timestamp, timestamp
-from fleet_fn.fleet.gateways import Gateways
+from fleet_fn.drogue.update_record import FailedVersion, Record, parse_timestamp
+from fleet_fn.fleet.states import State
+
+#: Silence after which an update counts as stalled.
+STALLED_AFTER: Final = timedelta(hours=1)
+#: Reasons of updates that go on: the device gets blocks, or was told to swap.
+WRITING: Final = "writing"
+SWAPPED: Final = "swapped"
 
 _PERCENT: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?")
-#: Versions are counted by this many characters: a device may report a longer one.
-_MAX_VERSION_CHARS: Final = 255
-
-
-class State(Enum):
-    """The state of a device."""
-
-    IN_SYNC = "inSync"
-    UPDATING = "updating"
-    HELD = "held"
-    FAILED = "failed"
-    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,91 +36,215 @@ class Row:
 
     device: str
     state: State = State.UNKNOWN
+    #: Why it is in this state: a word for programs, and a sentence for people.
+    reason: str | None = None
+    message: str | None = None
+    #: When the state began, as far as the object tells.
+    since: datetime | None = None
     current: str | None = None
     target: str | None = None
     in_sync: bool | None = None
     #: Percent of the target that is written, 0 to 100.
     progress: float | None = None
-    #: Why the device is held back: `paused`, `rollout`, `window`, `backoff`, `attempts`.
+    #: Why the device is held back: `paused`, `halted`, `rollout`, `approval`, `window`, `backoff`, `attempts`.
     held: str | None = None
+    #: When that ends; None if unknown.
+    held_until: datetime | None = None
     #: Swaps to the target after which the device came back with another version.
     attempts: int = 0
-    #: RFC 3339, UTC.
-    last_change: str | None = None
+    #: Versions that did not come up on the device, the latest first.
+    failed: tuple[FailedVersion, ...] = ()
+    #: The target was given up on this device.
+    gave_up: bool = False
+    last_change: datetime | None = None
     last_error: str | None = None
+    #: When its object was last written, and when it was last seen.
+    reported: datetime | None = None
+    seen: datetime | None = None
     #: Names of its gateways.
     gateways: tuple[str, ...] = ()
 
     @property
     def is_updating(self) -> bool:
-        """Is true if the device gets blocks, or is held back midway."""
-        return self.state is State.UPDATING or (self.state is State.HELD and bool(self.progress))
+        """Is true if the device may get blocks, or is held back midway."""
+        if self.state not in (State.UPDATING, State.STALLED, State.HELD, State.ROLLED_BACK):
+            return False
+        return self.held is None or bool(self.progress)
+
+    @property
+    def detail(self) -> str:
+        """The reason and the message, for people."""
+        reason, message = self.reason or "", self.message or ""
+        if self.state not in (State.FAILED, State.HELD) or self.gave_up or message.startswith(reason):
+            return message
+        return f"{reason}: {message}" if message else reason
 
 
-def read_row(device: Device) -> Row:
-    """Return a device's row from `status.firmware`; malformed parts count as missing."""
+def read_row(device: Device, now: datetime, stalled_after: timedelta = STALLED_AFTER) -> Row:
+    """Return a device's row from `status.firmware`; malformed parts count as missing.
+
+    Args:
+        device: a device in a listing.
+        now: the current time.
+        stalled_after: silence after which an update counts as stalled.
+
+    """
     section = device.status.get("firmware") if isinstance(device.status, dict) else None
-    reported = Reported.read(section)
-    in_sync = _in_sync(reported)
-    held = _held(reported) if in_sync is False else None
-    error = _error(reported) if in_sync is False else None
-    failed = _find_error(reported)
-    record = reported.record
-    return Row(
-        device.name,
-        _state(reported, in_sync, failed=error is not None or failed is not None, held=held is not None),
-        reported.current,
-        reported.target,
-        in_sync,
-        _progress(reported),
-        held,
-        record.attempts if record and record.version == reported.target else 0,
-        _last_change(section, reported),
-        error if error is not None else failed,
-        device.gateways,
-    )
+    return _View(section).row(device, now, stalled_after)
 
 
-def _state(reported: Reported, in_sync: bool | None, *, failed: bool, held: bool) -> State:
-    if failed:
-        return State.FAILED
-    if in_sync:
-        return State.IN_SYNC
-    if held:
-        return State.HELD
-    return State.UPDATING if in_sync is False and reported.target is not None else State.UNKNOWN
+class _View:
+    """What a device's object says about its update."""
+
+    def __init__(self, section: object) -> None:
+        fields: Mapping[str, Any] = section if isinstance(section, dict) else {}
+        self.reported = reported = Reported.read(fields)
+        self.changed = _transitions(fields)
+        self.condition = reported.condition(IN_SYNC) or Condition(IN_SYNC, "")
+        self.in_sync = {"True": True, "False": False}.get(self.condition.status)
+        self.progress = _progress(reported)
+        record = reported.record
+        #: The record, if it is of the target.
+        self.record = record if record and record.version == reported.target else None
+        self.started = parse_timestamp(self.record.started) if self.record else None
+        self.swapped = parse_timestamp(self.record.swapped) if self.record else None
+        self.attempts = self.record.attempts if self.record else 0
+        #: The target's failure on the device; None if it has not failed.
+        self.failure = _failure(reported, self.record)
+        #: The condition that says that the update was given up; None if it was not.
+        self.given_up = _given_up(reported)
+        #: The condition with the error that keeps the device off its target; None if there is none.
+        has_error = reported.target == UNKNOWN or self.condition.reason == BLOCK_REFUSED
+        self.error = self.condition if self.in_sync is False and has_error else None
+        #: Why policy holds back the device; None if it does not.
+        self.hold = self._hold()
+        times = [parse_timestamp(text) for text in ((record.started, record.swapped) if record else ())]
+        #: The latest time of a condition, of the start, or of the swap.
+        self.last_change = _latest(*times, *self.changed.values())
+        answered = record.answered.time if record and record.answered else None
+        #: The time of the latest sign of the device that its object has.
+        self.last_heard = _latest(self.last_change, answered, reported.reported, reported.seen)
+
+    def _hold(self) -> HoldReport | None:
+        if self.in_sync is not False or self.reported.target in (None, UNKNOWN):
+            return None
+        reason = self.condition.reason
+        if reason in ("", *ON_THE_WAY, BLOCK_REFUSED):
+            return None
+        return HoldReport(reason, self.condition.message, self.reported.hold.until if self.reported.hold else None)
+
+    def row(self, device: Device, now: datetime, stalled_after: timedelta) -> Row:
+        state = self._state(now, stalled_after)
+        reason, message = self._explain(state)
+        return Row(
+            device.name,
+            state,
+            reason,
+            message,
+            self._since(state),
+            self.reported.current,
+            self.reported.target,
+            self.in_sync,
+            self.progress,
+            self.hold.reason if self.hold else None,
+            self.hold.until if self.hold else None,
+            self.attempts,
+            self.reported.record.failed if self.reported.record else (),
+            self.given_up is not None,
+            self.last_change,
+            self._last_error(),
+            self.reported.reported,
+            self.reported.seen,
+            device.gateways,
+        )
+
+    def _state(self, now: datetime, stalled_after: timedelta) -> State:
+        if self.given_up or self.error:
+            return State.FAILED
+        if self.in_sync is False and (self.attempts or self.failure):
+            return State.ROLLED_BACK
+        if self.in_sync:
+            return State.IN_SYNC
+        if self.in_sync is None or self.reported.target is None:
+            return State.UNKNOWN
+        if self.hold:
+            return State.HELD
+        has_begun = self.progress is not None or self.started is not None or self.swapped is not None
+        is_silent = self.last_heard is not None and now - self.last_heard >= stalled_after
+        return State.STALLED if has_begun and is_silent else State.UPDATING
+
+    def _since(self, state: State) -> datetime | None:
+        """Return when a state began, as far as the object tells."""
+        behind = self.changed.get(IN_SYNC)
+        match state:
+            case State.FAILED if self.given_up:
+                return self.changed.get(FAILED) or behind
+            case State.ROLLED_BACK:
+                return (self.failure.at if self.failure else None) or behind
+            case State.STALLED:
+                return self.last_heard
+            case State.UPDATING:
+                return self.swapped or self.started or behind
+            case State.FAILED | State.HELD:  # each change of the reason is written
+                return self.reported.reported or behind
+            case _:
+                return behind
+
+    def _explain(self, state: State) -> tuple[str | None, str | None]:
+        """Return the reason of a state, and a sentence for people."""
+        match state:
+            case State.FAILED:
+                condition = self.given_up or self.condition
+                return condition.reason or None, condition.message or condition.reason or "the target is unknown"
+            case State.ROLLED_BACK:
+                return self._explain_rollback()
+            case State.UPDATING | State.STALLED:
+                return self._doing()
+            case State.HELD if self.hold:
+                return self.hold.reason, self.hold.message or None
+            case State.UNKNOWN:
+                return None, "never reported"
+            case _:
+                return None, None
+
+    def _explain_rollback(self) -> tuple[str, str]:
+        attempts = self.attempts or (self.failure.attempts if self.failure else 0)
+        rollback = f"{self.reported.target} did not come up, attempts: {attempts}"
+        reason, message = (self.hold.reason, self.hold.message) if self.hold else self._doing()
+        # The message of a pause between two attempts is about the rollback already.
+        return reason, message if message.startswith(rollback) else "; ".join(filter(None, (rollback, message)))
+
+    def _doing(self) -> tuple[str, str]:
+        """Return how an update goes that is not held back."""
+        if self.condition.reason in ON_THE_WAY:
+            return self.condition.reason, self.condition.message or self.condition.reason
+        if self.swapped:
+            return SWAPPED, "told to swap"
+        return WRITING, "nothing written yet" if self.progress is None else f"{self.progress:.2f} % written"
+
+    def _last_error(self) -> str | None:
+        if self.error:
+            return ": ".join(part for part in (self.error.reason, self.error.message) if part) or UNKNOWN
+        return (self.given_up.message or self.given_up.reason or FAILED) if self.given_up else None
 
 
-def _in_sync(reported: Reported) -> bool | None:
-    condition = reported.condition(IN_SYNC)
-    return {"True": True, "False": False}.get(condition.status) if condition else None
-
-
-def _held(reported: Reported) -> str | None:
-    """Return why policy holds back a device that is not in sync."""
-    condition = reported.condition(IN_SYNC)
-    if condition is None or reported.target in (None, UNKNOWN) or condition.reason in (*ON_THE_WAY, BLOCK_REFUSED):
-        return None
-    return condition.reason or None
-
-
-def _error(reported: Reported) -> str | None:
-    """Return the error that keeps a device off its target; None if policy does."""
-    condition = reported.condition(IN_SYNC)
-    is_error = condition is not None and (reported.target == UNKNOWN or condition.reason == BLOCK_REFUSED)
-    return _describe(condition) if condition and is_error else None
-
-
-def _find_error(reported: Reported) -> str | None:
-    """Return why a device's update was given up."""
+def _given_up(reported: Reported) -> Condition | None:
     condition = reported.condition(FAILED)
-    if condition is None or condition.status != "True":
-        return None
-    return condition.message or condition.reason or FAILED
+    return condition if condition and condition.status == "True" else None
 
 
-def _describe(condition: Condition) -> str:
-    return ": ".join(part for part in (condition.reason, condition.message) if part) or UNKNOWN
+def _failure(reported: Reported, record: Record | None) -> FailedVersion | None:
+    """Return the failure of the target.
+
+    Other bytes of the same version do not count, if the target's are known.
+    """
+    found = reported.record.failed if reported.record else ()
+    checksum = record.checksum if record else None
+    return next((f for f in found if f.version == reported.target and checksum in (None, f.checksum)), None)
+
+
+def _latest(*times: datetime | None) -> datetime | None:
+    return max((time for time in times if time), default=None)
 
 
 def _progress(reported: Reported) -> float | None:
@@ -137,55 +255,13 @@ def _progress(reported: Reported) -> float | None:
     return percent if percent <= 100 else None
 
 
-def _last_change(section: object, reported: Reported) -> str | None:
-    """Return the latest time in the object."""
-    record = reported.record
-    times = [*_transitions(section), *((record.started, record.swapped) if record else ())]
-    moments = [moment for text in times if (moment := parse_timestamp(text))]
-    return timestamp(max(moments)) if moments else None
-
-
-def _transitions(section: object) -> list[object]:
+def _transitions(fields: Mapping[str, Any]) -> dict[str, datetime]:
     """Return the transition times of our conditions."""
-    conditions = section.get("conditions") if isinstance(section, dict) else None
-    return [
-        condition.get("lastTransitionTime")
-        for condition in (conditions if isinstance(conditions, list) else [])
-        if isinstance(condition, dict) and condition.get("type") in (IN_SYNC, PROGRESS, FAILED)
-    ]
-
-
-@dataclass(slots=True)
-class Totals:
-    """Numbers of devices by state, by version and by target."""
-
-    states: Counter[State] = field(default_factory=Counter)
-    current: Counter[str] = field(default_factory=Counter)
-    target: Counter[str] = field(default_factory=Counter)
-    gateways: Gateways = field(default_factory=Gateways)
-
-    def add(self, rows: Iterable[Row]) -> None:
-        """Count devices."""
-        for row in rows:
-            self.states[row.state] += 1
-            if row.current is not None:
-                self.current[row.current[:_MAX_VERSION_CHARS]] += 1
-            if row.target not in (None, UNKNOWN):
-                self.target[row.target[:_MAX_VERSION_CHARS]] += 1
-            self.gateways.add(row.device, row.gateways, is_updating=row.is_updating)
-
-    @property
-    def devices(self) -> int:
-        """Number of devices."""
-        return self.states.total()
-
-    @property
-    def versions(self) -> list[str]:
-        """All versions run or targeted by devices, highest first: 0.1.10 before 0.1.9."""
-        return sorted({*self.current, *self.target}, key=_natural, reverse=True)
-
-
-def _natural(version: str) -> list[tuple[int, str]]:
-    """Return a key that sorts 0.1.10 above 0.1.9."""
-    texts_and_numbers = re.split("([0-9]+)", version)
-    return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in texts_and_numbers]
+    conditions = fields.get("conditions")
+    times: dict[str, datetime] = {}
+    for condition in conditions if isinstance(conditions, list) else []:
+        kind = condition.get("type") if isinstance(condition, dict) else None
+        time = parse_timestamp(condition.get("lastTransitionTime")) if isinstance(condition, dict) else None
+        if kind in (IN_SYNC, PROGRESS, FAILED) and time:
+            times[kind] = max(time, times.get(kind, time))
+    return times

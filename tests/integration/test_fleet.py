@@ -1,13 +1,17 @@
 """`fleet` against a sandbox, and against registries that are large, slow, or make no sense."""
 
+import fcntl
 import json
 import os
 import pty
 import re
 import signal
 import ssl
+import struct
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +23,7 @@ import pytest
 import requests
 import trustme
 from click.testing import CliRunner
+from rich.cells import cell_len
 
 from fleet_fn.cli.fleet import command, print_fleet
 from fleet_fn.drogue.listing import list_devices
@@ -52,9 +57,16 @@ def firmware(current: str, target: str, *conditions: dict[str, str], **more: Any
 
 
 IN_SYNC = firmware("0.1.1", "0.1.1", condition("InSync", "True"))
-UPDATING = firmware("0.1.0", "0.1.1", condition("InSync", "False"), condition("UpdateProgress", "Unknown", message="7"))
+STALLED = firmware("0.1.0", "0.1.1", condition("InSync", "False"), condition("UpdateProgress", "Unknown", message="7"))
+UPDATING = {"firmware": {**STALLED["firmware"], "seen": "2999-01-01T00:00:00Z"}}
 HELD = firmware("0.1.0", "0.1.1", condition("InSync", "False", reason="rollout", message="not drawn"))
 BROKEN = firmware("0.1.0", "Unknown", condition("InSync", "False", reason="no such tag: 0.1.2"))
+BACK = firmware(
+    "0.1.0",
+    "0.1.1",
+    condition("InSync", "False", reason="backoff", message="0.1.1 did not come up, attempts: 1 of 3"),
+    update={"version": "0.1.1", "checksum": "ab" * 32, "attempts": 1},
+)
 GIVEN_UP = firmware(
     "0.1.0",
     "0.1.1",
@@ -187,9 +199,12 @@ class Fleet:
     after: Callable[[int], object] = lambda _: None
     #: Answers instead, where it returns something.
     instead: Callable[[int], Response | None] = lambda _: None
+    application: object = field(default_factory=lambda: {"metadata": {"name": "shop"}})
 
     def __call__(self, request: Request) -> Response:
         query = parse_qs(urlsplit(request.path).query)
+        if not query:
+            return Response(200, json.dumps(self.application).encode())
         limit, offset = int(query["limit"][0]), int(query["offset"][0])
         self.pages.append((limit, offset))
         if response := self.instead(len(self.pages)):
@@ -222,13 +237,13 @@ def test_a_fleet_is_shown_row_by_row_with_totals(sandbox: Sandbox) -> None:
     put(sandbox, "new")
     ended = run(sandbox.url)
     assert [row.split() for row in ended.rows] == [
-        ["door", "0.1.0", "0.1.1", "no", "held:", "rollout", TIME],
-        ["gate", "0.1.0", "0.1.1", "no", "7.00", "%", TIME],
-        ["lamp", "0.1.1", "0.1.1", "yes", TIME],
-        ["new", "-", "-", "-", "-", "-", "-", "-"],
+        ["door", "held", "0.1.0", "0.1.1", "-", "0", TIME, "rollout:", "not", "drawn"],
+        ["gate", "updating", "0.1.0", "0.1.1", "7.00%", "0", TIME, "7.00", "%", "written"],
+        ["lamp", "in-sync", "0.1.1", "0.1.1", "-", "0", TIME, "-"],
+        ["new", "unknown", "-", "-", "-", "0", "-", "never", "reported"],
     ]
     assert ended.totals == [
-        "4 devices: 1 in sync, 1 updating, 1 held back, 0 failed, 1 unknown",
+        "4 devices: 0 failed, 0 rolled-back, 0 stalled, 1 held, 1 updating, 1 in-sync, 1 unknown",
         "0.1.1: 1 device (target of 3)",
         "0.1.0: 2 devices",
     ]
@@ -236,19 +251,46 @@ def test_a_fleet_is_shown_row_by_row_with_totals(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "shown"),
-    [(GIVEN_UP, ["held: attempts", " 3 ", "2026-11-23T13:00:00Z  0.1.1 did not come up"]), (BROKEN, ["no such tag"])],
-    ids=["given up", "error"],
+    ("status", "state", "details"),
+    [
+        (GIVEN_UP, "failed", "0.1.1 did not come up"),
+        (BROKEN, "failed", "no such tag: 0.1.2"),
+        (BACK, "rolled-back", "0.1.1 did not come up, attempts: 1 of 3"),
+        (STALLED, "stalled", "7.00 % written"),
+    ],
+    ids=["given up", "error", "rolled back", "stalled"],
 )
-def test_a_device_that_failed_says_why_and_makes_the_exit_code_1(
-    sandbox: Sandbox, status: Any, shown: list[str]
+def test_a_device_that_needs_attention_says_why_and_makes_the_exit_code_1(
+    sandbox: Sandbox, status: Any, state: str, details: str
 ) -> None:
     put(sandbox, "gate", IN_SYNC)
     put(sandbox, "lamp", status)
     ended = run(sandbox.url)
     assert ended.code == 1
-    assert [part for part in shown if part not in ended.rows[1]] == []
-    assert "1 failed" in ended.totals[0]
+    assert ended.rows[1].split()[:2] == ["lamp", state]
+    assert ended.rows[1].endswith(details)
+    assert f"1 {state}" in ended.totals[0]
+
+
+def test_silence_that_is_a_stall_can_be_chosen(sandbox: Sandbox) -> None:
+    put(sandbox, "lamp", STALLED)
+    assert run(sandbox.url, "--stalled-after", "3649d").rows[0].split()[1] == "updating"
+    assert run(sandbox.url, "--stalled-after", "0.5s").rows[0].split()[1] == "stalled"
+
+
+def test_states_and_versions_select_what_is_shown_but_not_the_exit_code(sandbox: Sandbox) -> None:
+    put(sandbox, "door", HELD)
+    put(sandbox, "gate", BACK)
+    put(sandbox, "lamp", IN_SYNC)
+    ended = run(sandbox.url, "--state", "held", "--state", "in-sync")
+    assert [row.split()[0] for row in ended.rows] == ["door", "lamp"]
+    assert ended.totals[0] == "2 of 3 devices shown"
+    assert ended.code == 1
+    assert [row.split()[0] for row in run(sandbox.url, "--version", "0.1.0").rows] == ["door", "gate"]
+    found = run(sandbox.url, "--version", "0.1.1", "--state", "in-sync", "--json").document
+    assert [device["device"] for device in found["devices"]] == ["lamp"]
+    assert (found["totals"]["devices"], found["selection"]["shown"]) == (3, 1)
+    assert invoke(sandbox.url, "--state", "updating").rows == []
 
 
 def test_json_is_one_document(sandbox: Sandbox) -> None:
@@ -259,24 +301,82 @@ def test_json_is_one_document(sandbox: Sandbox) -> None:
     assert ended.document["application"] == "shop"
     assert ended.document["devices"][0] == {
         "device": "gate",
+        "state": "failed",
+        "reason": "attempts",
+        "message": "0.1.1 did not come up",
+        "since": TIME,
         "current": "0.1.0",
         "target": "0.1.1",
         "inSync": False,
         "progress": None,
         "held": "attempts",
+        "heldUntil": None,
         "attempts": 3,
+        "failedVersions": [],
         "lastChange": "2026-11-23T13:00:00Z",
         "lastError": "0.1.1 did not come up",
+        "reported": None,
+        "seen": None,
+        "gateways": [],
     }
     assert ended.document["totals"] == {
         "devices": 2,
-        "inSync": 1,
-        "updating": 0,
-        "held": 0,
         "failed": 1,
+        "rolled-back": 0,
+        "stalled": 0,
+        "held": 0,
+        "updating": 0,
+        "in-sync": 1,
         "unknown": 0,
+        "reasons": {"failed": {"attempts": 1}},
         "versions": {"0.1.1": {"current": 1, "target": 2}, "0.1.0": {"current": 1, "target": 0}},
     }
+
+
+# --- The summary ------------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_has_numbers_and_the_rollout_but_no_devices(sandbox: Sandbox) -> None:
+    application = {
+        "metadata": {"name": "shop"},
+        "spec": {"firmware": {"container": {"image": "lamp:0.1.1"}, "rollout": {"percent": 100}}},
+    }
+    sandbox.put(application)
+    for name, status in {"door": HELD, "gate": BACK, "lamp": IN_SYNC, "till": GIVEN_UP}.items():
+        put(sandbox, name, status)
+    own = {"firmware": {"container": {"image": "special:1"}}}
+    sandbox.put({"metadata": {"application": "shop", "name": "own"}, "spec": own, "status": IN_SYNC})
+    ended = run(sandbox.url, "--summary")
+    rollout = (
+        "rollout of 0.1.1 to 100 %: 4 of 4 devices drawn; of these 1 in-sync, 1 rolled-back, 1 failed, success 33.33 %"
+    )
+    assert (ended.code, ended.errors) == (1, "")
+    assert ended.output.splitlines() == [
+        "5 devices of shop",
+        "failed             1     20 %  attempts 1",
+        "rolled-back        1     20 %  backoff 1",
+        "stalled            0      0 %",
+        "held               1     20 %  rollout 1",
+        "updating           0      0 %",
+        "in-sync            2     40 %",
+        "unknown            0      0 %",
+        "version 0.1.1: current of 2, target of 5",
+        "version 0.1.0: current of 3, target of 0",
+        rollout,
+    ]
+    assert run(sandbox.url).totals[-1] == rollout
+    found = run(sandbox.url, "--summary", "--json").document
+    assert "devices" not in found
+    assert found["rollout"]["success"] == 100 / 3
+
+
+def test_a_rollout_that_cannot_be_read_hides_no_device() -> None:
+    fleet = Fleet(["lamp"], IN_SYNC, application={"spec": []})
+    with Server(fleet) as server:
+        ended = run(server.url, "--summary")
+    assert ended.code == 0
+    problem = "device registry: answer for the application is no application object"
+    assert ended.output.splitlines()[-1] == f"warning: no numbers of the rollout: {problem}"
 
 
 def test_names_are_shown_as_they_are_but_for_what_steers_a_terminal(sandbox: Sandbox) -> None:
@@ -314,7 +414,7 @@ def test_an_application_without_devices_is_a_fleet_too(sandbox: Sandbox) -> None
     assert invoke(sandbox.url, "--json").document["devices"] == []
 
 
-def test_another_command_can_print_a_fleet_and_learn_whether_any_failed(sandbox: Sandbox) -> None:
+def test_another_command_can_print_a_fleet_and_learn_whether_any_needs_attention(sandbox: Sandbox) -> None:
     put(sandbox, "lamp", IN_SYNC)
     lines: list[str] = []
     with closing(make_drogue(Settings.for_drogue(environment(sandbox.url)))) as cloud:
@@ -332,7 +432,7 @@ def test_all_devices_of_several_pages_are_listed_in_order(sandbox: Sandbox) -> N
         sandbox.put({"metadata": {"application": "shop", "name": name}, "status": IN_SYNC})
     ended = run(sandbox.url)
     assert [row.split()[0] for row in ended.rows] == numbered(250)
-    assert ended.totals[0].startswith("250 devices: 250 in sync")
+    assert ended.totals[0].startswith("250 devices: 0 failed")
 
 
 @pytest.mark.parametrize(
@@ -414,14 +514,15 @@ def measured(url: str, *options: str) -> tuple[str, int]:
     return ended.stdout.decode(), int(ended.stderr)
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+@pytest.mark.parametrize("options", [[], ["--json"], ["--summary"]], ids=["table", "json", "summary"])
 def test_ten_thousand_devices_take_no_more_memory_than_a_hundred(options: list[str]) -> None:
     fleet = Fleet(numbered(100), UPDATING, {"bytes": "x" * 2000})
     with Server(fleet) as server:
         _, few = measured(server.url, *options)
         fleet.names = numbered(10_000)
         output, many = measured(server.url, *options)
-    assert output.count("device-") == 10_000
+    assert output.count("device-") == (0 if options == ["--summary"] else 10_000)
+    assert "10000" in output
     assert many - few < 4_000_000
 
 
@@ -529,7 +630,18 @@ def test_a_missing_setting_is_told_and_the_firmware_registry_is_none() -> None:
     assert "FIRMWARE_REGISTRY" not in refusal
 
 
-@pytest.mark.parametrize("options", [["--interval", "0"], ["--lables", "a=b"], ["--interval", "soon"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--interval", "0"],
+        ["--lables", "a=b"],
+        ["--interval", "soon"],
+        ["--state", "inSync"],
+        ["--stalled-after", "2"],
+        ["--stalled-after", "0s"],
+        ["--stalled-after", "1y"],
+    ],
+)
 def test_what_makes_no_sense_is_a_usage_error(options: list[str]) -> None:
     ended = invoke("http://127.0.0.1", *options)
     assert (ended.code, ended.output) == (2, "")
@@ -641,16 +753,18 @@ WATCH = ("--watch", "--interval", "1")
 
 
 def test_watching_shows_changes_until_it_is_ended(sandbox: Sandbox) -> None:
-    put(sandbox, "gate")
+    put(sandbox, "gate", IN_SYNC)
     with started(sandbox.url, *WATCH) as process:
-        first = lines_until(process.stdout, "1 device:")
+        first = lines_until(process.stdout, "version 0.1.1")
         put(sandbox, "lamp", BROKEN)
-        second = lines_until(process.stdout, "2 devices:")
-        lines_until(process.stdout, "DEVICE")
+        second = lines_until(process.stdout, "lamp")
+        lines_until(process.stdout, "lamp")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=PATIENCE)
-    assert [line.split()[:1] for line in first] == [["DEVICE"], ["gate"], [], ["1"]]
-    assert [line.split()[:1] for line in second[-6:]] == [[], ["DEVICE"], ["gate"], ["lamp"], [], ["2"]]
+    assert first[0] == "1 device of shop"
+    assert not any(line.startswith("DEVICE") for line in first)
+    assert [line.split()[:1] for line in second[-3:]] == [[], ["DEVICE"], ["lamp"]]
+    assert "2 devices of shop" in second
     assert (process.returncode, errors) == (1, "")
 
 
@@ -660,7 +774,7 @@ def test_watching_goes_on_after_a_failure_that_passes_and_ends_at_one_that_does_
     with Server(fleet) as server:
         ended = run(server.url, *WATCH)
     assert ended.code == 2
-    assert ended.totals[0].startswith("1 device: ")
+    assert ended.output.startswith("1 device of shop\n")
     passing, lasting = ended.errors.splitlines()
     assert passing.endswith(f": answered 503; DROGUE_API_URL is {server.url}; trying again in 1 s")
     assert lasting == f"fleet: device registry: 403 for application shop {REFUSED}; DROGUE_API_URL is {server.url}"
@@ -675,15 +789,19 @@ def test_watching_in_vain_ends_with_2() -> None:
         assert process.returncode == 2
 
 
-def test_watching_in_json_is_one_document_after_the_other_also_when_it_is_ended_midway() -> None:
+def test_watching_in_json_is_one_document_after_the_other_also_when_it_is_ended_midway(tmp_path: Path) -> None:
     gate = Gate(Response())
     fleet = Fleet(numbered(150), instead=lambda page: gate(None) if page == 4 else None)  # type: ignore[arg-type]
-    with Server(fleet) as server, started(server.url, *WATCH, "--json") as process:
+    with (
+        Server(fleet) as server,
+        (tmp_path / "output").open("w") as output,
+        started(server.url, *WATCH, "--json", stdout=output) as process,
+    ):
         assert gate.reached.wait(PATIENCE)
         process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=PATIENCE)
+        _, errors = process.communicate(timeout=PATIENCE)
         gate.opened.set()
-    documents = split(output)
+    documents = split((tmp_path / "output").read_text())
     assert [len(document["devices"]) for document in documents] == [150, 100]
     assert documents[0]["totals"]["devices"] == 150
     assert documents[1]["error"] == "interrupted"
@@ -700,23 +818,121 @@ def split(text: str) -> list[Any]:
     return documents
 
 
-def test_watching_in_a_terminal_draws_in_the_same_place_again_and_again(sandbox: Sandbox) -> None:
-    put(sandbox, "lamp", BROKEN)
-    ours, theirs = pty.openpty()
-    with started(sandbox.url, *WATCH, stdout=theirs) as process:
+class Terminal:
+    """A terminal of 80 columns and 24 lines, with a command in it."""
+
+    def __init__(self, url: str, *options: str, **variables: str) -> None:
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        variables = {"TERM": "xterm", "LANG": "C.UTF-8", **variables}
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments(*options)],
+            env=environment(url, **variables),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
         os.close(theirs)
-        shown = b""
-        while shown.count(b"1 failed") < 2:
-            shown += os.read(ours, 65536)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 1
-    os.close(ours)
-    screens = shown.decode().split("\x1b[2J\x1b[1;1H")
-    assert screens[0] == ""
-    assert [screen.splitlines()[0].split()[0] for screen in screens[1:]] == ["DEVICE", "DEVICE"]
+        self._output = b""
+
+    def read(self) -> bool:
+        """Read what there is; False at the end."""
+        try:
+            found = os.read(self._ours, 65536)
+        except OSError:  # Linux says so if the other side is closed
+            return False
+        self._output += found
+        return bool(found)
+
+    @property
+    def output(self) -> str:
+        return self._output.decode(errors="replace").replace("\r\n", "\n")
+
+    def end(self) -> int:
+        """Read to the end; return the exit code."""
+        while self.read():
+            pass
+        os.close(self._ours)
+        return self.process.wait(PATIENCE)
+
+
+def unstyled(text: str) -> str:
+    """A text without colors; every other escape sequence stays."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def test_a_table_fits_a_terminal_and_nothing_else_steers_it(sandbox: Sandbox) -> None:
+    put(sandbox, "x" * 100 + "\x1b[2J", HELD)
+    put(sandbox, "[bold]温度計[/bold]", firmware("\x1b]0;owned\x07", "1" * 200, condition("InSync", "False")))
+    put(sandbox, "lamp", IN_SYNC)
+    terminal = Terminal(sandbox.url)
+    assert terminal.end() == 0
+    assert "\x1b[32min-sync" in terminal.output
+    shown = unstyled(terminal.output).splitlines()
+    assert all(line.isprintable() for line in shown)
+    assert max(cell_len(line) for line in shown) <= 80
+    assert shown[0].split() == ["DEVICE", "STATE", "VERSION", "FOR", "DETAILS"]
+    assert any("[bold]温度計" in line for line in shown)
+    assert "3 devices of shop" in shown
+
+
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "dumb"])
+def test_a_terminal_may_be_without_colors(sandbox: Sandbox, variables: dict[str, str]) -> None:
+    put(sandbox, "lamp", BROKEN)
+    terminal = Terminal(sandbox.url, **variables)
+    assert terminal.end() == 1
+    assert not re.search(r"\x1b\[[0-9;]*[39][0-7]", terminal.output)
+    assert "lamp" in terminal.output
+
+
+def test_a_summary_in_a_terminal_shows_the_progress_of_a_long_reading_and_removes_it() -> None:
+    fleet = Fleet(numbered(300), IN_SYNC, after=lambda page: time.sleep(1.1 if page < 3 else 0))
+    with Server(fleet) as server:
+        terminal = Terminal(server.url, "--summary")
+        assert terminal.end() == 0
+    assert "reading devices" in terminal.output
+    _, _, rest = terminal.output.rpartition("reading devices")
+    assert "\x1b[2K" in rest  # the line is erased
+    assert "300 devices of shop" in unstyled(rest)
+
+
+ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
+
+
+def test_watching_in_a_terminal_draws_in_the_same_place_again_and_again(sandbox: Sandbox) -> None:
+    put(sandbox, "gate", IN_SYNC)
+    put(sandbox, "lamp", BROKEN)
+    terminal = Terminal(sandbox.url, *WATCH)
+    while "lamp" not in terminal.output and terminal.read():
+        pass
+    put(sandbox, "till", BACK)
+    while "till" not in terminal.output and terminal.read():
+        pass
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == 1
+    before, screens, after = re.split(re.escape(ENTER) + "|" + re.escape(LEAVE), terminal.output)
+    assert before == ""
+    frames = unstyled(screens).split("\x1b[H")
+    assert len(frames) > 3
+    assert all(len(frame.split("\n")) <= 24 for frame in frames)
+    assert any("next reading in 1 s; Ctrl-C ends" in frame for frame in frames)
+    assert not any(re.search("gate ", frame) for frame in frames)
+    shown = unstyled(after).splitlines()
+    assert "3 devices of shop" in shown
+    assert [line.split()[0] for line in shown if line.startswith(("lamp", "till"))] == ["lamp", "till"]
+
+
+def test_watching_in_a_terminal_tells_of_a_failure_on_the_screen_and_ends_at_a_lasting_one() -> None:
+    fleet = Fleet(["lamp"], BROKEN, instead={2: Response(503), 3: Response(403)}.get)
+    with Server(fleet) as server:
+        terminal = Terminal(server.url, *WATCH)
+        assert terminal.end() == 2
+    screens, _, after = terminal.output.partition(LEAVE)
+    assert "answered 503" in screens
+    assert unstyled(after).strip().startswith(f"fleet: device registry: 403 for application shop {REFUSED}; ")
 
 
 def test_the_help_tells_the_exit_codes() -> None:
     told = " ".join(CliRunner().invoke(command, ["--help"]).stdout.split())
-    assert "Exits with 0 if no device has failed, 1 if a device's update failed" in told
+    assert "Exits with 0 if no device has failed, rolled back or stalled, 1 if any device has" in told
     assert "2 if the devices cannot be read" in told

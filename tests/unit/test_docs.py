@@ -15,6 +15,7 @@ from fleet_fn.cli.main import main
 from fleet_fn.drogue.firmware_spec import Malformed, read_firmware_spec
 from fleet_fn.drogue.spec_policy import read_policy
 from fleet_fn.drogue.spec_values import MalformedSpecError
+from fleet_fn.fleet.states import State
 from fleet_fn.observability import prometheus
 from fleet_fn.sandbox import demo
 from fleet_fn.settings import SETTINGS, Settings, SettingsError
@@ -181,6 +182,14 @@ def test_commands_have_the_options_that_pages_name(page: Path) -> None:
                 command = command.commands[arguments[0]]
             options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
             assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= options
+
+
+def test_fleet_tables_have_each_state_and_each_option() -> None:
+    assert [code(cell)[0] for cell, _ in rows("status-reports.md", "state | means")] == list(State)
+    told = [code(cell)[0].split()[0] for cell, _ in rows("status-reports.md", "option | does")]
+    options = {option for parameter in commands()["fleet"].params for option in parameter.opts}
+    assert len(set(told)) == len(told)
+    assert set(told) == options - {"--application", "--interval"}
 
 
 # --- Metrics ----------------------------------------------------------------------------------------------------------
