@@ -271,8 +271,12 @@ class FleetMachine(RuleBasedStateMachine):
         self.tag_history: History = []
         self.source: dict[str, Any] = {}
         self.is_paused = False
+        #: Devices on which a version may fail; None if any number may.
+        self.max_failed: int | None = None
         #: The application's image, and whether it is paused.
         self.specs: History = []
+        #: The versions that no device gets anything of.
+        self.halts: History = [(-1000.0, frozenset())]
         self.lost_commands = 0
         self.wiped = self.moved = -1000.0
 
@@ -357,6 +361,33 @@ class FleetMachine(RuleBasedStateMachine):
     def pause_application(self, is_paused: bool) -> None:
         self.is_paused = is_paused
         self._write_application()
+
+    @rule(most=st.sampled_from([1, 1, 2, None]))
+    def limit_failures(self, most: int | None) -> None:
+        self.max_failed = most
+        self._write_application()
+
+    @rule(number=st.integers(0, 9))
+    def abort(self, number: int) -> None:
+        rollout = self._rollout()
+        aborted = [*rollout.get("aborted", []), self.published[number % len(self.published)].version]
+        self._write_application(status={"firmware": {"rollout": {**rollout, "aborted": aborted}}})
+
+    @rule()
+    def resume(self) -> None:
+        self._write_application(status={"firmware": {"rollout": {}}})
+
+    @rule(size=SIZES, most=st.sampled_from([1, 2]), pods=st.lists(st.integers(0, PODS - 1), min_size=4, max_size=4))
+    def roll_out_a_version_that_fails(self, size: int, most: int, pods: list[int]) -> None:
+        self._publish(f"0.3.{len(self.published)}", size, is_good=False)
+        self._move("stable", self.published[-1])
+        self.limit_failures(most)
+        self.clock.now += 1.1 * FRESH
+        for device, pod in zip(self.fleet, pods, strict=False):
+            for _ in range(_blocks(self._target(device), device) + 3):
+                self._listen_to_the_end(device)
+                if self._exchange(device, pod).name in ("withheld", "failed", "retry"):
+                    break
 
     @rule(device=devices)
     def retry_device(self, device: Device) -> None:
@@ -514,8 +545,8 @@ class FleetMachine(RuleBasedStateMachine):
             while device.sync_lost is not None and not device.is_confused:
                 self._listen_to_the_end(device)
                 self._exchange(device, number)
-        self.is_paused = False
-        self._write_application()
+        self.is_paused, self.max_failed = False, None
+        self.resume()
         for device in self.fleet:
             device.rollout = {}
             device.retry += "+"
@@ -593,6 +624,7 @@ class FleetMachine(RuleBasedStateMachine):
             device.delivered.append(delivery)
         commands = self.drogue.commands[sent:]
         assert len(commands) <= 1, "a status was answered twice"
+        self._note_halts()
         for command in commands:
             assert command.device == device.name
             self._check(device, delivery, command)
@@ -652,7 +684,12 @@ class FleetMachine(RuleBasedStateMachine):
                 ), "these bytes are nobody's"
                 if offset == 0:
                     assert any(p.version.encode() == version for p in wanted)
+                age = FRESH if offset == 0 else max(FRESH, self.settings.spec_ttl_seconds)
+                assert not self._is_halted(version, age), "a block of a version that failed too often"
             case Swap(version, checksum):
+                # So at most maxFailed devices boot a version that fails on all of them, besides those that were told to
+                # swap before the halt was a second old.
+                assert not self._is_halted(version, FRESH), "a swap to a version that failed too often"
                 assert wanted, "its updates are paused"
                 begun = [boot.version for boot in device.simulated.boots[-1:]]
                 if progress := device.simulated.progress:
@@ -681,10 +718,33 @@ class FleetMachine(RuleBasedStateMachine):
         self.tags[tag] = published
         self.tag_history.append((self.clock(), dict(self.tags)))
 
-    def _write_application(self) -> None:
-        rollout = {"rollout": {"paused": True}} if self.is_paused else {}
-        self.drogue.put(self.name, spec={"firmware": {**self.source, **rollout}})
+    def _write_application(self, **sections: Any) -> None:
+        rollout = {"rollout": {"paused": self.is_paused, "maxFailed": self.max_failed}}
+        self.drogue.put(self.name, spec={"firmware": {**self.source, **rollout}}, **sections)
         self.specs.append((self.clock(), (self.source, self.is_paused)))
+        self._note_halts()
+
+    def _rollout(self) -> dict[str, Any]:
+        """What the application's object says of its rollout."""
+        status = self.drogue.object(self.name).get("status", {})
+        rollout = status.get("firmware", {}).get("rollout", {})
+        assert isinstance(rollout, dict)
+        return rollout
+
+    def _note_halts(self) -> None:
+        rollout = self._rollout()
+        failed = rollout.get("failed", {})
+        for version, entry in failed.items():
+            assert entry["count"] == len(set(entry["devices"])) == len(entry["devices"]) <= len(self.fleet), version
+        most = self.max_failed or len(self.fleet) + 1
+        failing = {version for version, entry in failed.items() if entry["count"] >= most}
+        halted = frozenset(failing.union(rollout.get("aborted", [])))
+        if halted != self.halts[-1][1]:
+            self.halts.append((self.clock(), halted))
+
+    def _is_halted(self, version: bytes, age: float) -> bool:
+        """Whether a version was halted in all that a pod may have read that read it so long ago, or later."""
+        return all(version.decode() in halted for halted in self._seen(self.halts, age))
 
     def _write_device(self, device: Device, **sections: Any) -> None:
         firmware = {**device.source, "rollout": device.rollout, "retry": device.retry}
@@ -704,10 +764,10 @@ class FleetMachine(RuleBasedStateMachine):
         ]
         return [published for published in named if published is not None]
 
-    def _seen(self, states: History) -> list[Any]:
+    def _seen(self, states: History, age: float = FRESH) -> list[Any]:
         """The states that somebody may have seen who looked a moment ago, or looks now."""
         ends = [*[since for since, _ in states[1:]], self.clock()]
-        return [state for (_, state), end in zip(states, ends, strict=True) if end >= self.clock() - FRESH - 0.01]
+        return [state for (_, state), end in zip(states, ends, strict=True) if end >= self.clock() - age - 0.01]
 
     def _target(self, device: Device) -> Published:
         target = self._named(device.source or self.source, self.tags)
