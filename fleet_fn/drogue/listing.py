@@ -109,10 +109,16 @@ def _devices(body: bytes, application: str) -> list[Device]:
         raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices is not JSON") from error
     if not isinstance(page, list):
         raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices is no list")
-    return [_device(entry, application) for entry in page]
+    return [read_device(entry, application) for entry in page]
 
 
-def _device(entry: object, application: str) -> Device:
+def read_device(entry: object, application: str) -> Device:
+    """Return a device of an application from its object.
+
+    Raises:
+        PermanentError: it is no object of such a device.
+
+    """
     metadata = entry.get("metadata") if isinstance(entry, dict) else None
     name = metadata.get("name") if isinstance(metadata, dict) else None
     if not isinstance(entry, dict) or not isinstance(metadata, dict) or not isinstance(name, str):

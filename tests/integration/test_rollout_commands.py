@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from fleet_fn.cli.main import main
+from fleet_fn.drogue.update_record import timestamp
 from fleet_fn.errors import one_line
 from tests.support.drogue import TOKEN, Drogue
 from tests.support.firmware import publish, random_bytes
@@ -288,6 +291,322 @@ def test_dry_run_writes_nothing(shop: Shop) -> None:
         assert (ended.code, ended.output.splitlines()[-1]) == (0, "--dry-run: nothing was written")
         assert "+++ application shop (changed)" in ended.output
     assert (shop.cloud.object("shop"), shop.cloud.writes_of("shop")) == (before, writes)
+
+
+# --- advance
+
+
+def ago(**time: float) -> str:
+    return timestamp(datetime.now(UTC) - timedelta(**time))
+
+
+def report(shop: Shop, device: str, current: str, target: str = "1.1.0", **update: Any) -> None:
+    """A device whose object says that it runs a version."""
+    is_in_sync = current == target
+    status: dict[str, Any] = {
+        "current": current,
+        "target": target,
+        "reported": ago(),
+        "conditions": [{"type": "InSync", "status": str(is_in_sync), "lastTransitionTime": ago()}],
+        **({"update": {"version": target, "checksum": "ab" * 32, **update}} if update else {}),
+    }
+    shop.cloud.put("shop", device, spec={}, status={"firmware": status})
+
+
+def test_advance_moves_when_all_is_there(shop: Shop) -> None:
+    stages = [{"percent": 100, "approval": True, "after": "1h", "success": 60}, {"percent": 100}]
+    shop.put(container("1.1.0", rollout={"stages": stages}), running(since=ago(minutes=59)))
+    ended = shop.run("advance")
+    assert ended.code == 0
+    assert "stays at stage 1 of 2 (100 % of devices), waiting: after: the stage is not over until" in ended.output
+    assert "approval: not given (rollout approve)" in ended.output
+    assert shop.run("approve").code == 0
+    shop.put(container("1.1.0", rollout={"stages": stages}), {**shop.rollout, "since": ago(minutes=61)})
+    for device in ("a", "b", "c"):
+        report(shop, device, "1.0.0")
+    assert "success: none of the 3 devices drawn has a result yet" in shop.run("advance").output
+    report(shop, "a", "1.1.0")
+    report(shop, "b", "1.0.0", attempts=1)
+    ended = shop.run("advance")
+    assert ended.code == 1
+    assert "1 of the 2 devices with a result are in sync (50.0 %), and 60 % are needed" in ended.output
+    assert shop.rollout["stage"] == 0
+    report(shop, "c", "1.1.0")
+    ended = shop.run("advance")
+    assert ended.code == 0
+    assert ended.output.startswith("1.1.0: stage 2 of 2 (100 % of devices) begins; ")
+    assert '+    "stage": 1' in ended.output
+    assert (shop.rollout["stage"], "approved" in shop.rollout) == (1, False)
+    assert shop.run("advance").output == "1.1.0: stage 2 of 2 (100 % of devices) is reached in full\n"
+
+
+def test_advance_does_not_wait_for_devices_that_are_not_drawn(shop: Shop) -> None:
+    shop.put(container("1.1.0", rollout={"stages": [{"percent": 0.0001, "success": 99}, {"percent": 100}]}), running())
+    shop.cloud.put("shop", "a", spec={})
+    ended = shop.run("advance")
+    assert (ended.code, shop.rollout["stage"]) == (0, 1)
+    assert "success: no device is drawn yet" in ended.output
+
+
+@pytest.mark.parametrize(
+    ("policy", "status", "code", "reason"),
+    [
+        ({"paused": True}, {}, 0, "paused: updates are paused"),
+        (
+            {"maxFailed": 2},
+            {"failed": {"1.1.0": {"count": 2}}},
+            1,
+            "halted: 1.1.0 failed on 2 devices, and maxFailed is",
+        ),
+        ({}, {"aborted": ["1.1.0"]}, 1, "aborted: 1.1.0 was aborted"),
+    ],
+)
+def test_advance_stays_while_updates_are_stopped(shop: Shop, policy: Any, status: Any, code: int, reason: str) -> None:
+    shop.put(container("1.1.0", rollout={"stages": [{"percent": 1}, {"percent": 2}], **policy}), running(**status))
+    ended = shop.run("advance")
+    assert (ended.code, shop.rollout["stage"]) == (code, 0)
+    assert reason in ended.output
+    assert shop.cloud.writes_of("shop") == 0
+
+
+def test_advance_records_a_version_that_came_without_start(shop: Shop, tmp_path: Path) -> None:
+    shop.variables["FIRMWARE_REGISTRY"] = f"oci-layout:{tmp_path}"
+    publish(tmp_path, "sensor", "1.0.0", random_bytes(64, 1), "latest")
+    shop.put(container("latest", rollout={"stages": STAGES}))
+    assert "1.0.0: stage 1 of 3 (1 % of devices) begins, because its rollout is new" in shop.run("advance").output
+    shop.put(shop.spec, {**shop.rollout, "stage": 2})
+    moved = publish(tmp_path, "sensor", "1.1.0", random_bytes(64, 2), "latest")
+    assert shop.run("advance").code == 0
+    assert (shop.rollout["version"], shop.rollout["stage"]) == ("1.1.0", 0)
+    assert shop.rollout["image"] == f"sensor@{moved.digest}"
+    assert shop.rollout["previous"]["version"] == "1.0.0"
+    assert shop.run("abort").code == 0
+    assert shop.run("show").output.splitlines()[1].endswith("version 1.0.0")
+
+
+def test_advance_without_stages_has_nothing_to_do(shop: Shop) -> None:
+    shop.put(container("1.1.0", rollout={"percent": 7}))
+    assert shop.run("advance").output == "1.1.0: there are no stages; 7 % of devices are let in\n"
+
+
+def test_advance_needs_a_registry_if_the_version_is_not_recorded(shop: Shop) -> None:
+    shop.put(container("1.1.0", rollout={"stages": STAGES}))
+    ended = shop.run("advance", FIRMWARE_REGISTRY=None)
+    assert (ended.code, "set FIRMWARE_REGISTRY" in ended.errors) == (2, True)
+
+
+def test_advance_does_not_guess_while_the_registry_is_gone(shop: Shop, tmp_path: Path) -> None:
+    shop.put(container("1.1.0", rollout={"stages": [{"percent": 1}, {"percent": 2}]}), running())
+    ended = shop.run("advance", FIRMWARE_REGISTRY=f"oci-layout:{tmp_path}")
+    assert (ended.code, shop.rollout["stage"]) == (2, 0)
+
+
+def test_advance_cannot_read(shop: Shop) -> None:
+    assert shop.run("advance").code == 2
+
+
+def test_processes_that_advance_at_the_same_time_move_one_stage(shop: Shop) -> None:
+    stages = [{"percent": percent} for percent in (1, 2, 3, 4, 5)]
+    shop.put(container("1.1.0", rollout={"stages": stages}), running())
+    both = threading.Barrier(2, timeout=PATIENCE)
+
+    def together(_: Request) -> Response:
+        """Let no process write before both have read."""
+        both.wait()
+        return Response(200)
+
+    shop.cloud.write_answers[("shop",)] = together
+    processes = [shop.start_process("advance") for _ in range(2)]
+    outputs = [process.communicate(timeout=PATIENCE) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert shop.rollout["stage"] == 1
+    said = sorted(output.splitlines()[0] for output, _ in outputs)
+    assert said == [
+        "1.1.0: another process changed the rollout meanwhile; nothing to do",
+        "1.1.0: stage 2 of 5 (2 % of devices) begins; the stage asks for nothing more",
+    ]
+
+
+def test_watch_moves_until_the_rollout_is_complete(shop: Shop) -> None:
+    shop.put(container("1.1.0", rollout={"stages": [{"percent": 1}, {"percent": 2}, {"percent": 100}]}))
+    process = shop.start_process("advance", "--watch", "--interval", "1")
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (0, "")
+    said = [line for line in output.splitlines() if line.startswith("1.1.0: ")]
+    assert [line.split(" (")[0] for line in said] == [
+        "1.1.0: stage 1 of 3",
+        "1.1.0: stage 2 of 3",
+        "1.1.0: stage 3 of 3",
+        "1.1.0: stage 3 of 3",
+    ]
+    assert said[-1].endswith("is reached in full")
+
+
+def test_watch_ends_when_the_rollout_halts(shop: Shop) -> None:
+    policy = {"stages": STAGES, "maxFailed": 1}
+    shop.put(container("1.1.0", rollout=policy), running())
+    process = shop.start_process("advance", "--watch", "--interval", "1")
+    assert process.stdout is not None
+    assert "waiting" in process.stdout.readline()
+    shop.put(container("1.1.0", rollout=policy), running(failed={"1.1.0": {"count": 1, "devices": ["a"]}}))
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, "halted: 1.1.0 failed on 1 device, and maxFailed is 1" in output) == (1, True)
+
+
+def test_watch_goes_on_when_the_cloud_is_gone_for_a_while(shop: Shop) -> None:
+    shop.put(container("1.1.0", rollout={"stages": STAGES}), running())
+    process = shop.start_process("advance", "--watch", "--interval", "1")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    shop.cloud.registry_answers[("shop",)] = lambda _: Response(503)
+    assert "trying again in 1 s" in process.stderr.readline()
+    shop.cloud.registry_answers.clear()
+    shop.put(container("1.1.0"), running())
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, output) == (0, "1.1.0: there are no stages; 100 % of devices are let in\n")
+
+
+def test_a_signal_ends_watch(shop: Shop) -> None:
+    shop.put(container("1.1.0", rollout={"stages": STAGES}), running())
+    process = shop.start_process("advance", "--watch")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.terminate()
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (0, "")
+
+
+# --- show
+
+
+def test_show_tells_all(shop: Shop) -> None:
+    stages = [{"percent": 100, "approval": True, "success": 90}, {"percent": 100, "after": "2h"}]
+    failed = {"1.1.0": {"count": 3, "devices": ["b", "c"]}}
+    shop.put(container(rollout={"stages": stages, "maxFailed": 5, "labels": {"ring": "a"}}), {"failed": failed})
+    shop.run("start", "--image", "sensor:1.1.0")
+    report(shop, "a", "1.1.0")
+    report(shop, "b", "1.0.0", attempts=1)
+    for device in ("a", "b"):
+        shop.cloud.put("shop", device, labels={"ring": "a"}, spec={})
+    ended = shop.run("show")
+    assert (ended.code, ended.errors) == (0, "")
+    rows = [line.split(maxsplit=1) for line in ended.output.splitlines() if line[0] != " "]
+    told = {name: text for name, text in rows if name != "next"}
+    assert told["application"] == "shop"
+    assert told["firmware"] == "sensor:1.1.0, version 1.1.0"
+    assert told["rollout"].startswith("failing: approval: not given")
+    assert told["stages"].startswith("> 100 %  approval, success 90 %  since ")
+    assert told["labels"] == "ring=a"
+    assert told["maxFailed"] == "5"
+    assert told["failed"] == "1.1.0: 3 devices (b, c and 1 more)"
+    assert told["previous"] == "sensor:1.0.0, version 1.0.0"
+    assert told["last"].startswith("start by service, ")
+    assert "2 of 2 devices drawn; of these 1 in-sync, 1 rolled-back, 0 failed, success 50 %" in told["devices"]
+
+
+def test_show_as_json(shop: Shop) -> None:
+    shop.put(container("1.1.0", rollout={"stages": STAGES}), running(approved=True))
+    report(shop, "a", "1.1.0")
+    told = json.loads(shop.run("show", "--json").output)
+    assert (told["application"], told["version"], told["standing"]) == ("shop", "1.1.0", "ready")
+    assert told["requirements"] == [{"key": "approval", "met": True, "message": "approval: given"}]
+    assert told["stages"] == STAGES
+    assert told["devices"]["devices"] == 1
+
+
+def test_show_without_a_version(shop: Shop, tmp_path: Path) -> None:
+    shop.put(container("1.1.0", rollout={"stages": STAGES}))
+    ended = shop.run("show", FIRMWARE_REGISTRY=f"oci-layout:{tmp_path}")
+    assert ended.code == 0
+    assert "firmware    sensor:1.1.0, version unknown\nproblem     " in ended.output
+
+
+def test_show_cannot_read(shop: Shop) -> None:
+    assert shop.run("show").code == 2
+
+
+# --- Devices
+
+
+def test_start_begins_with_selected_devices(shop: Shop) -> None:
+    shop.put(container(rollout={"labels": {"ring": "a"}, "percent": 50}))
+    for device, version in (("a", "1.0.0"), ("b", "0.9"), ("c", "1.0.0")):
+        report(shop, device, version, "1.0.0")
+    shop.cloud.put("shop", "c", spec={"firmware": {"file": {"name": "own"}}})
+    ended = shop.run("start", "--image", "sensor:1.1.0", "--from-version", "1.0.0", "--dry-run")
+    assert "1 device would be labelled fleet-rollout=1.1.0 (running 1.0.0): a" in ended.output
+    assert "left out, because they name their own firmware: c" in ended.errors
+    assert shop.cloud.object("shop", "a")["metadata"]["labels"] == {}
+    ended = shop.run("start", "--image", "sensor:1.1.0", "--from-version", "1.0.0", "--from-version", "1.0.1")
+    assert ended.code == 0
+    labels = {device: shop.cloud.object("shop", device)["metadata"]["labels"] for device in "abc"}
+    assert labels == {"a": {"fleet-rollout": "1.1.0"}, "b": {}, "c": {}}
+    assert shop.spec["rollout"] == {"labels": {"ring": "a", "fleet-rollout": "1.1.0"}, "percent": 50}
+    writes = shop.cloud.writes_of("shop", "a")
+    assert shop.run("start", "--image", "sensor:1.1.0", "--from-version", "1.0.0").code == 0
+    assert shop.cloud.writes_of("shop", "a") == writes
+    assert "rollout start selected them" in shop.run("show").output
+    assert shop.run("start", "--image", "sensor:1.1.0").code == 0
+    assert shop.spec["rollout"] == {"labels": {"ring": "a"}, "percent": 50}
+
+
+def test_start_begins_with_the_broken_ones(shop: Shop) -> None:
+    shop.put(container("1.1.0"))
+    report(shop, "bad", "1.0.0", attempts=1)
+    report(shop, "good", "1.1.0")
+    assert shop.run("start", "--image", "sensor:1.2.0", "--state", "rolled-back", "--state", "failed").code == 0
+    assert shop.cloud.object("shop", "bad")["metadata"]["labels"] == {"fleet-rollout": "1.2.0"}
+    assert shop.cloud.object("shop", "good")["metadata"]["labels"] == {}
+    refusal = shop.run("start", "--image", "sensor:1.2.0", "--state", "stalled").refusal
+    assert refusal == "no device is selected: stalled"
+
+
+def test_a_device_that_changes_meanwhile_keeps_that_change(shop: Shop) -> None:
+    shop.put(container())
+    report(shop, "a", "1.0.0", "1.0.0")
+
+    def once(_: Request) -> Response:
+        shop.cloud.write_answers.clear()
+        shop.cloud.put("shop", "a", labels={"site": "oslo"}, spec={})
+        return Response(409)
+
+    shop.cloud.write_answers[("shop", "a")] = once
+    assert shop.run("start", "--image", "sensor:1.1.0", "--state", "in-sync").code == 0
+    assert shop.cloud.object("shop", "a")["metadata"]["labels"] == {"site": "oslo", "fleet-rollout": "1.1.0"}
+
+
+def test_retry_is_for_the_devices_that_failed(shop: Shop) -> None:
+    shop.put(container("1.1.0", rollout={"maxFailed": 1}), running(failed={"1.1.0": {"count": 1}}))
+    report(shop, "bad", "1.0.0", attempts=1)
+    report(shop, "good", "1.1.0")
+    assert "1 device would try again" in shop.run("retry", "--failed", "--dry-run").output
+    ended = shop.run("retry", "--failed")
+    assert (ended.code, "1 device will try again" in ended.output) == (0, True)
+    assert '+    "retry": "' in ended.output
+    assert ended.errors == "warning: 1.1.0 is halted: its devices get it only after rollout resume\n"
+    assert shop.cloud.object("shop", "good")["spec"] == {}
+    first = shop.cloud.object("shop", "bad")["spec"]["firmware"]["retry"]
+    assert datetime.fromisoformat(first)
+    ended = shop.run("retry", "--device", "good", "--device", "bad")
+    assert "warning: good is in-sync: there is nothing to retry" in ended.errors
+    assert shop.run("retry", "--device", "none").code == 1
+    assert shop.run("retry").code == 2
+
+
+def test_retry_leaves_a_device_whose_section_is_malformed(shop: Shop) -> None:
+    shop.put(container("1.1.0"))
+    report(shop, "bad", "1.0.0", attempts=1)
+    shop.cloud.put("shop", "bad", spec={"firmware": {"retri": "1"}})
+    ended = shop.run("retry", "--failed")
+    assert ended.refusal == "none of the devices could be changed"
+    assert "bad: the device's spec.firmware contains retri (did you mean retry?)" in ended.errors
+
+
+def test_retry_without_failures(shop: Shop) -> None:
+    shop.put(container("1.1.0"))
+    report(shop, "good", "1.1.0")
+    assert shop.run("retry", "--failed").output == "nothing to change: no device rolled back or gave up\n"
 
 
 # --- Other writers, rights, failures

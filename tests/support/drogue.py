@@ -180,6 +180,8 @@ class Drogue:
         match (request.method, segments):
             case ("GET", ["api", "registry", "v1alpha1", "apps", application]):
                 return self._read(request, (application,))
+            case ("GET", ["api", "registry", "v1alpha1", "apps", application, "devices"]):
+                return self._list(application, parse_qs(url.query))
             case ("GET", ["api", "registry", "v1alpha1", "apps", application, "devices", device]):
                 return self._read(request, (application, device))
             case ("PUT", ["api", "registry", "v1alpha1", "apps", application]):
@@ -206,6 +208,16 @@ class Drogue:
         if found is None:
             return Response(404)
         return Response(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
+
+    def _list(self, application: str, query: Mapping[str, list[str]]) -> Response:
+        with self._lock:
+            is_known = (application,) in self._objects
+            found = [each for names, each in sorted(self._objects.items()) if names[0] == application and names[1:]]
+        if not is_known or self._role(application) not in _READERS:
+            return _error(404, "NotFound")
+        limit, offset = (int(query[key][0]) for key in ("limit", "offset"))
+        page = json.dumps(found[offset : offset + limit]).encode()
+        return Response(200, page, {"Content-Type": "application/json"})
 
     def _write(self, request: Request, names: tuple[str, ...]) -> Response | None:
         if not self._deliver:

@@ -2,10 +2,15 @@
 
 import click
 
-from fleet_fn.cli.rollout import simple, start
+from fleet_fn.cli.rollout import advance, retry, show, simple, start
 
 
-@click.group("rollout")
+class _InOrder(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
+
+
+@click.group("rollout", cls=_InOrder)
 def command() -> None:
     """Show and steer the rollout of an application's firmware.
 
@@ -17,5 +22,14 @@ def command() -> None:
     """
 
 
-for _part in (start.command, simple.pause, simple.resume, simple.approve, simple.abort):
+for _part in (
+    show.command,
+    start.command,
+    simple.pause,
+    simple.resume,
+    advance.command,
+    simple.approve,
+    simple.abort,
+    retry.command,
+):
     command.add_command(_part)

@@ -56,11 +56,11 @@ class Operation:
             raise RefusedError("FIRMWARE_REGISTRY is not set. Set it as the function has it, e.g. ghcr.io/acme/")
         return open_finder(self.settings, self.session.name)
 
-    def find_target(self, application: Application) -> Target:
+    def find_target(self, application: Application, *, strictly: bool = False) -> Target:
         """Return the firmware that the application names now, as far as is known.
 
-        Without FIRMWARE_REGISTRY, or without an answer of the registry, it is the one that the application's object
-        names.
+        Without FIRMWARE_REGISTRY, it is the one that the application's object names; and also without an answer of the
+        registry, unless `strictly` is true.
 
         Raises:
             RefusedError: the object names none, and there is no FIRMWARE_REGISTRY.
@@ -80,7 +80,7 @@ class Operation:
             with open_finder(self.settings, self.session.name) as finder:
                 return finder.target(application.source)
         except (UpstreamError, NotReadyError) as error:
-            if recorded is None or isinstance(error, RefusedError):
+            if strictly or recorded is None or isinstance(error, RefusedError):
                 raise
             warn(f"{error.reason}; going by the recorded version, {recorded.version}")
             return recorded
@@ -138,6 +138,21 @@ def operate(name: str, application: str, *, dry_run: bool = False, failure: int 
     finally:
         if sink:
             sink.close()
+
+
+@contextmanager
+def reading() -> Iterator[Callable[[int], object]]:
+    """Show the progress of a reading of devices, if stderr is a terminal.
+
+    Yield a function that takes the number of devices so far.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from fleet_fn.cli.fleet_terminal import reading_progress
+
+    with reading_progress() as show:
+        yield show
 
 
 def cure_of(reason: str, settings: Settings) -> str:

@@ -1,21 +1,29 @@
 """`rollout start`: make a firmware the target of an application's devices."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from fleet_fn.cli.rollout.shared import Operation, change_options, operate, warn
+from fleet_fn.cli.fleet_view import describe_devices
+from fleet_fn.cli.rollout.device_changes import change_devices
+from fleet_fn.cli.rollout.shared import Operation, change_options, operate, reading, warn
 from fleet_fn.drogue.spec_policy import MAX_FAILED
 from fleet_fn.drogue.spec_source import Image
 from fleet_fn.errors import UpstreamError, one_line
 from fleet_fn.firmware.store import Firmware, NotReadyError
 from fleet_fn.fleet.rollout import actions
 from fleet_fn.fleet.rollout.actions import Start, Target
-from fleet_fn.fleet.rollout.application import Application
+from fleet_fn.fleet.rollout.application import Application, RefusedError
+from fleet_fn.fleet.rollout.devices import Selection, label_value, read_rows, with_label
+from fleet_fn.fleet.rollout.session import RolloutSession
 from fleet_fn.fleet.rollout.target import FirmwareFinder, verify
+from fleet_fn.fleet.states import State
 from fleet_fn.oci.publication import firmware_warnings
 from fleet_fn.oci.reference import fill_in
+
+#: Names of devices that are listed.
+_MAX_NAMES: Final = 5
 
 
 def _read_stage(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -67,6 +75,20 @@ def _number(text: str, whole: str) -> float:
     metavar="N",
     help="Halt the rollout once N devices have failed.",
 )
+@click.option(
+    "--from-version",
+    "versions",
+    multiple=True,
+    metavar="V",
+    help="Begin with the devices that run this version; may be repeated.",
+)
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([state.value for state in State]),
+    help="Begin with the devices in this state, as `fleet` shows it; may be repeated.",
+)
 @click.option("--replace-source", is_flag=True, help="Replace the application's source if it is no image.")
 def command(
     application: str,
@@ -75,6 +97,8 @@ def command(
     stages: list[dict[str, Any]],
     percent: float | None,
     max_failed: int | None,
+    versions: tuple[str, ...],
+    states: tuple[str, ...],
     replace_source: bool,
 ) -> None:
     """Begin the rollout of the firmware that REF names.
@@ -83,6 +107,10 @@ def command(
     it makes REF the application's image, and records the version, the time and the firmware from before, to which
     `rollout abort` goes back. The rollout begins at its first stage. If it is of this version already, it goes on where
     it is.
+
+    With --from-version or --state, only the devices that are selected now get the firmware, within the rollout's stages
+    or percentage: each is given the label fleet-rollout, and rollout.labels asks for it. Start the same image again
+    without a selection, and all others follow.
     """
     if stages and percent is not None:
         raise click.UsageError("--stage and --percent exclude each other")
@@ -91,16 +119,21 @@ def command(
         reference = _below_prefix(image, operation)
         firmware, target = _check(finder, found, reference)
         _print_firmware(reference, firmware)
+        selection = Selection(versions, tuple(map(State, states)))
         wanted = Start(
             reference,
             target,
             found.source_section,
             _before(finder, found),
             replaces_source=replace_source,
+            selection=label_value(target.version) if selection else None,
             percent=int(percent) if percent is not None and percent.is_integer() else percent,
             stages=stages or None,
             max_failed=max_failed,
         )
+        actions.start(found, wanted, operation.session.actor)  # refuses before any device is labelled
+        if selection:
+            _label_devices(operation.session, selection, label_value(target.version))
         change = operation.session.change("start", lambda current, actor: actions.start(current, wanted, actor))
         operation.print_change(change, f"nothing to change: {target.version} is the target")
         _print_notes(Application.read(change.after), target.version)
@@ -131,6 +164,40 @@ def _before(finder: FirmwareFinder, application: Application) -> Target | None:
         if application.rollout.version is None:
             warn(f"the application's firmware so far cannot be resolved, so its version is not known: {error.reason}")
         return None
+
+
+def _label_devices(session: RolloutSession, selection: Selection, label: str) -> None:
+    """Label the selected devices, so that the rollout begins with them.
+
+    Raises:
+        RefusedError: no device is selected.
+
+    """
+    with reading() as seen:
+        found = [(device, row) for device, row in read_rows(session, seen) if selection.matches(row)]
+    own = [device.name for device, _ in found if device.source is not None]
+    names = [device.name for device, _ in found if device.source is None]
+    if own:
+        warn(f"left out, because they name their own firmware: {_list(own)}")
+    if not names:
+        raise RefusedError(f"no device is selected: {selection}")
+    unlabelled = [device.name for device, _ in found if device.labels.get(actions.SELECTION_LABEL) != label]
+    todo = [name for name in names if name in set(unlabelled)]
+    edits = change_devices(session, todo, lambda device: with_label(device, label), "labelling devices")
+    count = len(names) - len(todo) + sum(edit.change is not None for edit in edits)
+    if not count:
+        raise RefusedError("none of the selected devices could be labelled")
+    verb = "would be" if session.dry_run else "are"
+    click.echo(
+        f"{describe_devices(count)} {verb} labelled {actions.SELECTION_LABEL}={label} ({selection}): {_list(names)}"
+    )
+    click.echo()
+
+
+def _list(names: list[str]) -> str:
+    """Return the first of some names."""
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return one_line(", ".join(names[:_MAX_NAMES]) + more)
 
 
 def _print_firmware(reference: str, firmware: Firmware) -> None:

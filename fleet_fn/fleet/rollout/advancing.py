@@ -1,0 +1,107 @@
+"""One pass of `rollout advance`: look at a rollout, and move it on if it may."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fleet_fn.drogue.device_registry_object import read_object
+from fleet_fn.fleet.rollout import actions
+from fleet_fn.fleet.rollout.actions import Actor, Object, Target
+from fleet_fn.fleet.rollout.application import Application, RefusedError
+from fleet_fn.fleet.rollout.devices import read_rows
+from fleet_fn.fleet.rollout.progress import Progress, Standing, assess, find_stop
+from fleet_fn.fleet.rollout.session import Change, RolloutSession
+from fleet_fn.fleet.rollout_numbers import RolloutCount, RolloutNumbers
+from fleet_fn.update.stages import Position
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a pass saw, and what it did."""
+
+    version: str
+    #: Where the rollout stood before.
+    progress: Progress
+    #: The stage that it moved to; None if it stays where it is.
+    moved_to: Position | None = None
+    #: None if nothing was to be changed.
+    change: Change | None = None
+
+    def describe(self) -> str:
+        """Return what happened and why, in one line."""
+        progress, position = self.progress, self.progress.position
+        if self.moved_to:
+            begins = f"{self.version}: {self.moved_to.describe()} begins"
+            return (
+                f"{begins}, because its rollout is new"
+                if progress.standing is Standing.NEW
+                else (f"{begins}; {progress.message}")
+            )
+        if self.change:
+            return f"{self.version}: another process changed the rollout meanwhile; nothing to do"
+        where = f"stays at {position.describe()}" if position else "has no stages"
+        if progress.standing in (Standing.COMPLETE, Standing.NO_STAGES):
+            return f"{self.version}: {progress.message}"
+        return f"{self.version}: {where}, {progress.standing}: {progress.message}"
+
+
+def advance_once(
+    session: RolloutSession,
+    find_target: Callable[[Application], Target],
+    seen: Callable[[int], object] = lambda _: None,
+) -> Pass:
+    """Move the application's rollout on by one stage, if it may.
+
+    Two processes may do so at the same time: the second one finds that the stage has been left.
+
+    Args:
+        session: of the application.
+        find_target: finds the application's firmware.
+        seen: is called after each page of devices with their number so far.
+
+    Raises:
+        PermanentError, TransientError: the application or its devices cannot be read, or it cannot be written.
+
+    """
+    application = session.read()
+    target = find_target(application)
+    version = target.version
+    progress = assess(application, version, session.now(), lambda: count_devices(session, application, version, seen))
+    position = progress.position
+    if position is None or progress.standing not in (Standing.NEW, Standing.READY):
+        return Pass(version, progress)
+
+    def move(found: Application, actor: Actor) -> Object | None:
+        if found.firmware != application.firmware or found.rollout.version != application.rollout.version:
+            return None
+        if find_stop(found, version):
+            return None
+        if progress.standing is Standing.NEW:
+            return actions.begin(found, target, actor)
+        return actions.advance(found, version, position.index, actor)
+
+    change = session.change("advance", move)
+    if not change.is_made:
+        return Pass(version, progress, change=change)
+    rollout = Application.read(change.after).rollout
+    return Pass(version, progress, Position.of(position.stages, rollout, version), change)
+
+
+def count_devices(
+    session: RolloutSession,
+    application: Application,
+    version: str,
+    seen: Callable[[int], object] = lambda _: None,
+) -> RolloutNumbers:
+    """Return how a version fares on the application's devices.
+
+    Raises:
+        PermanentError, TransientError: the devices cannot be read.
+
+    """
+    count = RolloutCount(read_object(application.found, "application"))
+    for device, row in read_rows(session, seen):
+        count.add(device, row)
+    numbers = count.numbers(session.now(), version)
+    if numbers is None:
+        raise RefusedError(count.problem)
+    return numbers

@@ -1,0 +1,160 @@
+"""Devices that a rollout command selects, and their change, one by one."""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fleet_fn.drogue.device_registry_api import DeviceNotFoundError
+from fleet_fn.drogue.device_registry_object import read_map
+from fleet_fn.drogue.firmware_spec import Malformed, read_firmware_spec
+from fleet_fn.drogue.listing import Device, list_devices
+from fleet_fn.errors import TransientError
+from fleet_fn.fleet.rollout.actions import SELECTION_LABEL, Object
+from fleet_fn.fleet.rollout.application import RefusedError
+from fleet_fn.fleet.rollout.session import Change, RolloutSession
+from fleet_fn.fleet.rows import Row, read_row
+from fleet_fn.fleet.states import State
+
+#: Characters of a label's value at most, and of the hash that replaces what a label cannot have.
+_MAX_LABEL_CHARACTERS: Final = 63
+_HASH_CHARACTERS: Final = 8
+_LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?")
+#: Attempts to change a device while the registry is unavailable.
+_MAX_ATTEMPTS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Devices by what they run, and by their state."""
+
+    #: Versions that they run; any if empty.
+    versions: tuple[str, ...] = ()
+    #: Their states; any if empty.
+    states: tuple[State, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.versions or self.states)
+
+    def matches(self, row: Row) -> bool:
+        """Return whether a device is selected."""
+        return (not self.versions or row.current in self.versions) and (not self.states or row.state in self.states)
+
+    def __str__(self) -> str:
+        parts = [f"running {' or '.join(self.versions)}" if self.versions else "", " or ".join(self.states)]
+        return ", ".join(filter(None, parts))
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEdit:
+    """A device that was to be changed."""
+
+    device: str
+    #: None if the registry did not take the change.
+    change: Change | None
+    #: Why it did not; empty if it did.
+    problem: str = ""
+
+
+def read_rows(session: RolloutSession, seen: Callable[[int], object] = lambda _: None) -> Iterator[tuple[Device, Row]]:
+    """Yield each device of the application with its row.
+
+    Args:
+        session: of the application.
+        seen: is called after each page with the number of devices so far.
+
+    Raises:
+        PermanentError, TransientError: the devices cannot be read.
+
+    """
+    count = 0
+    for devices in list_devices(session.upstream, session.name):
+        now = session.now()
+        yield from ((device, read_row(device, now)) for device in devices)
+        count += len(devices)
+        seen(count)
+
+
+def needs_retry(row: Row) -> bool:
+    """Return whether a device rolled back, or gave its target up."""
+    return row.state is State.ROLLED_BACK or row.gave_up
+
+
+def edit_devices(
+    session: RolloutSession, names: Iterable[str], change: Callable[[Object], Object | None]
+) -> Iterator[DeviceEdit]:
+    """Change devices, and yield each when it is done.
+
+    A device that was deleted meanwhile, or whose object is malformed, is told in its `problem`.
+
+    Raises:
+        PermanentError: the credentials are refused.
+        TransientError: the registry is unavailable for some seconds.
+
+    """
+    for name in names:
+        try:
+            yield DeviceEdit(name, _edit(session, name, change))
+        except (DeviceNotFoundError, RefusedError) as error:
+            yield DeviceEdit(name, None, error.reason)
+
+
+def _edit(session: RolloutSession, name: str, change: Callable[[Object], Object | None]) -> Change:
+    for attempt in range(_MAX_ATTEMPTS):
+        try:
+            return session.edit((session.name, name), f"device {name}", change)
+        except TransientError as error:
+            if attempt == _MAX_ATTEMPTS - 1:
+                raise
+            time.sleep(error.negative_ttl)
+    raise AssertionError
+
+
+def with_label(found: Mapping[str, Any], value: str) -> Object | None:
+    """Return a device with the label of selected devices; None if it has it."""
+    metadata, labels = _part(found, "metadata"), found["metadata"].get("labels") or {}
+    if labels.get(SELECTION_LABEL) == value:
+        return None
+    return {**found, "metadata": {**metadata, "labels": {**labels, SELECTION_LABEL: value}}}
+
+
+def with_retry(found: Mapping[str, Any], token: str) -> Object | None:
+    """Return a device whose failed attempts are forgotten; None if they are already.
+
+    Raises:
+        RefusedError: the device's `spec.firmware` is malformed.
+
+    """
+    spec = _part(found, "spec")
+    firmware = {**_part(spec, "firmware"), "retry": token}
+    for part in read_firmware_spec(firmware, "the device's spec.firmware"):
+        if isinstance(part, Malformed):
+            raise RefusedError(part.reason)
+    return {**found, "spec": {**spec, "firmware": firmware}}
+
+
+def label_value(version: str) -> str:
+    """Return a version as the value of a label.
+
+    Characters that no label can have are replaced; a hash tells such versions apart.
+    """
+    if _LABEL.fullmatch(version) and len(version) <= _MAX_LABEL_CHARACTERS:
+        return version
+    digest = hashlib.sha256(version.encode(errors="surrogatepass")).hexdigest()[:_HASH_CHARACTERS]
+    text = re.sub(r"[^A-Za-z0-9_.-]", "_", version)[: _MAX_LABEL_CHARACTERS - _HASH_CHARACTERS - 1].lstrip("_.-")
+    return f"{text}-{digest}" if text else digest
+
+
+def _part(found: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    try:
+        return read_map(found, key)
+    except ValueError as error:
+        raise RefusedError(f"the device's {error}") from error
+
+
+def describe_problems(edits: Iterable[DeviceEdit], most: int) -> list[str]:
+    """Return a line for each device that was not changed, up to `most`."""
+    problems = [f"{edit.device}: {edit.problem}" for edit in edits if edit.problem]
+    return [*problems[:most], *([f"… and {len(problems) - most} more"] if len(problems) > most else [])]
