@@ -18,6 +18,8 @@ PROGRESS: Final = "UpdateProgress"
 FAILED: Final = "UpdateFailed"
 _OURS: Final = (IN_SYNC, PROGRESS, FAILED)
 
+#: The reason of `UpdateFailed`.
+GIVEN_UP: Final = "attempts"
 #: Reasons of `InSync` beside a known target that do not come from the policy. The device is on its way:
 FINISHING: Final = "finishing"
 CONFIRMING: Final = "confirming"

@@ -154,6 +154,13 @@ class Sandbox:
         """Number of devices that wait for commands."""
         return self._commands.waiting
 
+    def wait_for_deliveries(self, application: str, seconds: float) -> bool:
+        """Wait until all events of an application are delivered, or given up.
+
+        Return whether they are. The function has written its reports by then.
+        """
+        return self._delivery.wait(application, seconds)
+
     def get(self, application: str, device: str | None = None) -> Object:
         """Return a copy of an application, or of one of its devices.
 

@@ -116,9 +116,12 @@ class Delivery:
         self._deliverer = deliverer
         self._queues: dict[str, queue.SimpleQueue[_Record | None]] = {}
         self._offsets: Counter[str] = Counter()
+        #: Events that are over, by application.
+        self._over: Counter[str] = Counter()
         self._threads: list[threading.Thread] = []
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._has_progress = threading.Condition(self._lock)
         self._stopping = threading.Event()
         self._has_logged_missing_sink = False
 
@@ -139,6 +142,14 @@ class Delivery:
             self._queues[application].put(_Record(event, self._offsets[application]))
             self._offsets[application] += 1
 
+    def wait(self, application: str, seconds: float) -> bool:
+        """Wait until all events of an application are over; return whether they are.
+
+        An event is over once it was answered, skipped or given up.
+        """
+        with self._has_progress:
+            return self._has_progress.wait_for(lambda: self._over[application] == self._offsets[application], seconds)
+
     def stop(self) -> None:
         """End all delivery, attempts under way included, and wait for the threads."""
         self._stopping.set()
@@ -155,6 +166,9 @@ class Delivery:
             while not self._is_done(record) and not self._stopping.is_set():
                 self._log(f"delivery of {application}'s events stops, and starts again at {record.event}")
                 self._pause(RESTART_DELAY_SECONDS)
+            with self._has_progress:
+                self._over[application] += 1
+                self._has_progress.notify_all()
 
     def _is_done(self, record: "_Record") -> bool:
         """Try to deliver an event; return whether the deliverer goes on to the next one."""

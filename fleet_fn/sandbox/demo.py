@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +27,9 @@ from fleet_fn.oci.manifest import VERSION_ANNOTATION
 from fleet_fn.oci.publication import Published
 from fleet_fn.oci.publishing import publish_to_registry
 from fleet_fn.oci.reference import LAYOUT_SCHEME
+from fleet_fn.sandbox import demo_rollout
 from fleet_fn.sandbox.cloud import Sandbox
+from fleet_fn.sandbox.demo_rollout import RolloutDemo, RolloutResult
 from fleet_fn.sandbox.device_run import Character, DeviceOptions, DeviceReport, run_device
 from fleet_fn.sandbox.device_wire import Dialect, Encoding
 from fleet_fn.sandbox.local_registry import local_registry
@@ -92,15 +94,30 @@ DEVICES: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class DemoResult:
-    """The end of a demo."""
+class UpdateResult:
+    """The end of the updates of `DEVICES`."""
 
-    #: Each device's report, in the order of `DEVICES`.
+    #: Each device's report, in their order.
     reports: list[DeviceReport]
     #: Whether each device ended as it should.
     successes: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """The end of a demo."""
+
+    #: Whether each of `DEVICES` ended as it should.
+    successes: list[bool]
+    #: The end of the rollout that halts, and of its fix.
+    rollout: RolloutResult
     #: The end of the function's log; empty if all went well.
     log_tail: str
+
+    @property
+    def is_right(self) -> bool:
+        """Everything ended as it should."""
+        return all(self.successes) and self.rollout.is_right
 
 
 def run_demo(
@@ -108,54 +125,81 @@ def run_demo(
     *,
     in_registry: bool,
     on_line: Callable[[str], None],
-    show_fleet: Callable[[HttpClient, str], object],
+    show_updates: Callable[[UpdateResult, HttpClient, str], object],
 ) -> DemoResult:
-    """Publish a firmware, start the sandbox and the function, and update all devices.
+    """Publish firmware, start sandbox and function, update devices, roll out more.
 
     Args:
         folder: takes all files.
         in_registry: publish into a local registry, not into an image layout.
         on_line: takes the lines that tell how far the demo is.
-        show_fleet: is called after the updates, with a client of the sandbox and the application's name.
+        show_updates: is called after the updates of `DEVICES`, with a client of the sandbox and the application's name.
 
     Raises:
         UpstreamError: the firmware could not be published, or the fleet could not be read.
         DemoError: the function did not start.
+        RolloutDemoError: a command of the rollout's operator failed.
 
     """
-    with _publish(folder, in_registry, on_line) as (published, settings), Sandbox(_objects()) as sandbox:
+    with _publish(folder, in_registry, on_line) as (published, firmware), Sandbox(_objects()) as sandbox:
         on_line(f"firmware  {_IMAGE}:{NEW_VERSION}, {published.size} bytes, sha256 {published.sha256[:12]}…")
         on_line(f"sandbox   {sandbox.url}")
-        with _run_function({**settings, "DROGUE_API_URL": sandbox.url}, folder) as (url, log):
+        settings = _environment({**firmware, "DROGUE_API_URL": sandbox.url}, folder)
+        with _run_function(settings, folder) as (url, log):
             on_line(f"function  {url}\n")
             sandbox.sink = url
             reports = _run_devices(sandbox.url, on_line)
             sandbox.sink = None
         # The function has ended, so all its status reports have been written.
-        with closing(HttpClient("sandbox", sandbox.url, authorization=Fixed(basic("sandbox", "sandbox")))) as cloud:
-            show_fleet(cloud, _APPLICATION)
         successes = [
             _is_right(device, report, published.sha256) for device, report in zip(DEVICES, reports, strict=True)
         ]
-        return DemoResult(reports, successes, "" if all(successes) else log.read_text()[-_LOG_TAIL_CHARS:])
+        with closing(HttpClient("sandbox", sandbox.url, authorization=Fixed(basic("sandbox", "sandbox")))) as cloud:
+            show_updates(UpdateResult(reports, successes), cloud, _APPLICATION)
+        # So that the lights need not wait until the function has forgotten what they should run.
+        with _run_function(settings | {"SPEC_TTL_SECONDS": "0"}, folder) as (url, log):
+            sandbox.sink = url
+            rollout = RolloutDemo(sandbox, _PASSWORD, settings, on_line).run()
+        result = DemoResult(successes, rollout, "")
+        return result if result.is_right else replace(result, log_tail=log.read_text()[-_LOG_TAIL_CHARS:])
 
 
 @contextmanager
 def _publish(
     folder: Path, in_registry: bool, on_line: Callable[[str], None]
 ) -> Iterator[tuple[Published, dict[str, str]]]:
-    """Publish the firmware; yield it, and the settings by which the function finds it."""
-    firmware = BytesIO(hashlib.shake_256(b"the demo's firmware").digest(_SIZE_BYTES))
-    annotations = {VERSION_ANNOTATION: NEW_VERSION}
+    """Publish all firmware; yield that of `DEVICES`, and the settings that name it."""
+    firmware = hashlib.shake_256(b"the demo's firmware").digest(_SIZE_BYTES)
+    others = {
+        version: hashlib.shake_256(version.encode()).digest(demo_rollout.SIZE_BYTES)
+        for version in demo_rollout.VERSIONS
+    }
+
+    def publish_all(publish: Callable[[str, str, bytes], Published]) -> Published:
+        for version, content in others.items():
+            publish(demo_rollout.IMAGE, version, content)
+        return publish(_IMAGE, NEW_VERSION, firmware)
+
     if not in_registry:
-        layout = layout_reference(f"{LAYOUT_SCHEME}{folder / _IMAGE}:{NEW_VERSION}")
-        yield publish_to_layout(layout, firmware, annotations), {"FIRMWARE_REGISTRY": f"{LAYOUT_SCHEME}{folder}"}
+
+        def publish_here(image: str, version: str, content: bytes) -> Published:
+            layout = layout_reference(f"{LAYOUT_SCHEME}{folder / image}:{version}")
+            return publish_to_layout(layout, BytesIO(content), {VERSION_ANNOTATION: version})
+
+        yield publish_all(publish_here), {"FIRMWARE_REGISTRY": f"{LAYOUT_SCHEME}{folder}"}
         return
     with local_registry(folder) as host:
         on_line(f"registry  http://{host}/")
-        reference = registry_reference(f"{host}/{_IMAGE}:{NEW_VERSION}")
-        published = publish_to_registry(reference, firmware, annotations, access=Access(insecure=True))
-        yield published, {"FIRMWARE_REGISTRY": f"{host}/", "FIRMWARE_REGISTRY_INSECURE": "true"}
+
+        def publish_there(image: str, version: str, content: bytes) -> Published:
+            reference = registry_reference(f"{host}/{image}:{version}")
+            annotations = {VERSION_ANNOTATION: version}
+            return publish_to_registry(reference, BytesIO(content), annotations, access=Access(insecure=True))
+
+        yield (
+            publish_all(publish_there),
+            {"FIRMWARE_REGISTRY": f"{host}/", "FIRMWARE_REGISTRY_INSECURE": "true"},
+        )
 
 
 def _objects() -> list[dict[str, Any]]:
@@ -183,33 +227,40 @@ def _objects() -> list[dict[str, Any]]:
         "metadata": {"name": _APPLICATION},
         "spec": {"firmware": {"container": {"image": f"{_IMAGE}:{NEW_VERSION}"}}},
     }
-    return [application, gateway, *devices]
+    return [application, gateway, *devices, *demo_rollout.objects(authentication)]
+
+
+def _environment(settings: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Return the environment of the function, and of the operator's commands."""
+    return {
+        **{name: os.environ[name] for name in _INHERITED if name in os.environ},
+        "DROGUE_USER": "sandbox",
+        "DROGUE_TOKEN": "sandbox",
+        "FIRMWARE_CACHE_DIR": str(folder / "cache"),
+        "LOG_FORMAT": "text",
+        "NO_PROXY": "127.0.0.1",
+        **settings,
+    }
 
 
 @contextmanager
 def _run_function(settings: Mapping[str, str], folder: Path) -> Iterator[tuple[str, Path]]:
     """Run the function in a process of its own; yield its URL and its log file.
 
+    `settings` is its whole environment.
+
     Raises:
         DemoError: the function did not start.
 
     """
     log = folder / "function.log"
-    environment = {
-        **{name: os.environ[name] for name in _INHERITED if name in os.environ},
-        "DROGUE_USER": "sandbox",
-        "DROGUE_TOKEN": "sandbox",
-        "FIRMWARE_CACHE_DIR": str(folder / "cache"),
-        "LOG_FORMAT": "text",
-        **settings,
-    }
     with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as output:
         serve: Sequence[str] = (
             *(sys.executable, "-m", "gunicorn", "--config", "python:fleet_fn.web.server"),
             *("--bind", f"fd://{listener.fileno()}", "fleet_fn.app:create_app()"),
         )
         process = subprocess.Popen(  # noqa: S603 - this interpreter, and nothing from outside
-            serve, env=environment, pass_fds=[listener.fileno()], stdout=output, stderr=output
+            serve, env=settings, pass_fds=[listener.fileno()], stdout=output, stderr=output
         )
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         try:

@@ -213,22 +213,21 @@ def _hold(
     """Return why policy gives the device nothing now, if so."""
     policy, poll, version = context.policy, context.poll, target.version.decode()
     most, attempts = policy.max_attempts or MAX_ATTEMPTS, record.attempts if record else 0
-    is_given_up = attempts >= most
+    given_up = _describe_failure(version, attempts) if attempts >= most else ""
     if context.rollout.halts(version, policy.max_failed):
-        message = _describe_halt(version, context)
-        return Hold("halted", message, poll, gives_up=is_given_up)
+        return Hold("halted", _describe_halt(version, context), poll, given_up)
     if policy.paused:
         return Hold("paused", "updates are paused", poll)
     if context.busy_gateway:
         message = f"its gateway {context.busy_gateway} is being updated, and would take the blocks for its own"
         return Hold("paused", message, poll)
-    if is_given_up:
+    if given_up:
         advice = "a new target, or another spec.firmware.retry, starts afresh"
-        return Hold("attempts", f"{version} did not come up, attempts: {attempts}; {advice}", poll, gives_up=True)
+        return Hold("attempts", f"{given_up}; {advice}", poll, f"{given_up}; {advice}")
     if failed_swap:
         exponent = min(attempts, _MAX_BACKOFF_SECONDS.bit_length())
         pause = min(poll * 2**exponent, max(poll, _MAX_BACKOFF_SECONDS))
-        message = f"{version} did not come up, attempts: {attempts} of {most}"
+        message = f"{_describe_failure(version, attempts)} of {most}"
         return Hold("backoff", message, pause, until=context.now + timedelta(seconds=pause))
     if isinstance(step, Swap):
         held = hold_swap(policy, context.now)
@@ -241,6 +240,10 @@ def _hold(
         return None
     pause = poll if held.opens_in is None else min(math.ceil(held.opens_in), U32_MAX)
     return Hold(held.reason, held.message, pause, until=held.until)
+
+
+def _describe_failure(version: str, attempts: int) -> str:
+    return f"{version} did not come up, attempts: {attempts}"
 
 
 def _describe_halt(version: str, context: DecisionContext) -> str:

@@ -5,6 +5,7 @@ from fleet_fn.drogue.status_report import (
     CONFIRMING,
     FAILED,
     FINISHING,
+    GIVEN_UP,
     IN_SYNC,
     PROGRESS,
     SETTLING,
@@ -53,8 +54,8 @@ def report_of(
         written = min(status.progress.offset, firmware.size) if is_served else 0
     if written:
         conditions.append(Condition(PROGRESS, "Unknown", message=f"{100 * written / firmware.size:.2f}"))
-    if isinstance(step, Hold) and step.gives_up:
-        conditions.append(Condition(FAILED, "True", "attempts", step.message))
+    if isinstance(step, Hold) and step.given_up:
+        conditions.append(Condition(FAILED, "True", GIVEN_UP, step.given_up))
     hold = HoldReport(step.reason, step.message, step.until) if isinstance(step, Hold) else None
     return Report(current, view.target.version, tuple(conditions), before, record, crosses_tenth, hold)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from fleet_fn.drogue.status_report import FAILED, IN_SYNC, UNKNOWN, Report, Reported
+from fleet_fn.drogue.status_report import FAILED, GIVEN_UP, IN_SYNC, UNKNOWN, Report, Reported
 from fleet_fn.drogue.update_record import Record
 from fleet_fn.protocol.messages import Swap
 from fleet_fn.update.values import Hold, starts_or_ends
@@ -117,8 +117,8 @@ def _held(hold: Hold, report: Report, reported: Reported, checksum: str) -> Iter
     record = report.record
     attempts = record.attempts if record and record.checksum == checksum else 0
     gave_up = reported.condition(FAILED)
-    if hold.gives_up and not (gave_up and gave_up.status == "True"):
-        yield Transition(Subject.GAVE_UP, report.current, report.target, checksum, attempts, hold.reason)
+    if hold.given_up and not (gave_up and gave_up.status == "True"):
+        yield Transition(Subject.GAVE_UP, report.current, report.target, checksum, attempts, GIVEN_UP)
     if hold.reason not in _AFTER_FAILURE and hold.reason != _reason(reported):
         yield Transition(Subject.HELD, report.current, report.target, checksum, attempts, hold.reason)
 

@@ -33,8 +33,8 @@ class Hold(NamedTuple):
     message: str
     #: Seconds until the device should ask again.
     poll: int
-    #: The version was given up.
-    gives_up: bool = False
+    #: Why the version was given up, for people; empty if it was not.
+    given_up: str = ""
     #: When the hold ends; None if unknown.
     until: datetime | None = None
 

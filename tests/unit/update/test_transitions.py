@@ -28,7 +28,7 @@ SWAPPED = Record("2", SUM, started=NOON, swapped=NOON)
 SYNCED = Record("2", SUM, started=NOON, swapped=NOON, synced=NOON, syncs=1)
 FAILED_ONCE = Record("2", SUM, attempts=1)
 OTHER = Record("3", "cd" * 32, started=NOON)
-GIVEN_UP = Hold("attempts", "2 did not come up", 300, gives_up=True)
+GIVEN_UP = Hold("attempts", "2 did not come up", 300, "2 did not come up")
 BACKOFF = Hold("backoff", "2 did not come up", 300)
 PAUSED = Hold("paused", "updates are paused", 300)
 BLOCK = Block(b"2", 0, 512)
@@ -46,7 +46,7 @@ def report(
 ) -> Report:
     reason = step.reason if isinstance(step, Hold) else ""
     conditions = [Condition(IN_SYNC, "True" if current == target else "False", reason)]
-    if isinstance(step, Hold) and step.gives_up:
+    if isinstance(step, Hold) and step.given_up:
         conditions.append(Condition(FAILED, "True", step.reason, step.message))
     return Report(current, target, tuple(conditions), before, record)
 
