@@ -1,7 +1,6 @@
 """`inspect`: show the firmware that a reference names, by the function's own code."""
 
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, UpstreamError, one_line
 from fleet_fn.firmware.store import Firmware, ImageStore, NotReadyError, Store
 from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.fleet.rollout.target import ANSWER_SECONDS, resolve, verify
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
 from fleet_fn.oci.layout import NO_LAYOUT
 from fleet_fn.oci.layout_writer import layout_reference
@@ -29,11 +29,6 @@ from fleet_fn.settings import Settings
 
 #: Stands for the tag of a reference without one.
 _NO_TAG: Final = "_no_tag_"
-#: How long the registry may take to answer, and how long downloading and hashing may take.
-_ANSWER_SECONDS: Final = 15.0
-_VERIFY_SECONDS: Final = 3600.0
-#: Pause between two looks at whether that is done.
-_PAUSE_SECONDS: Final = 0.2
 
 
 @click.command("inspect")
@@ -81,7 +76,7 @@ def _inspect_all(store: ImageStore, reference: Reference) -> None:
     """Print the firmware that a reference names, and a list of its repository's tags."""
     tags, problem = [], ""
     try:
-        tags = store.tags(reference, Deadline(_ANSWER_SECONDS))
+        tags = store.tags(reference, Deadline(ANSWER_SECONDS))
     except PermanentError as error:  # some registries list no tags; if something else is wrong, the firmware tells
         problem = error.reason
     if not tags or reference.tag in tags:
@@ -96,9 +91,8 @@ def _inspect_all(store: ImageStore, reference: Reference) -> None:
 
 def _verify(store: Store, reference: Reference) -> Firmware:
     """Return the firmware that a reference names, after verifying its bytes."""
-    firmware = _resolve(store, reference)
-    with firmware.open(Deadline(_VERIFY_SECONDS)) as reader:
-        reader.read(0, 1)
+    firmware = resolve(store, reference)
+    verify(firmware)
     return firmware
 
 
@@ -180,14 +174,3 @@ def _open_store(place: _Place) -> Iterator[ImageStore]:
         )
         with closing(make_image_store(settings, VerifiedFiles(single_flight), single_flight)) as store:
             yield store
-
-
-def _resolve(store: Store, reference: Reference) -> Firmware:
-    limit = Deadline(_VERIFY_SECONDS)
-    while True:
-        try:
-            return store.resolve(reference, Deadline(_ANSWER_SECONDS))
-        except NotReadyError:  # the store still searches the image's layers
-            if not limit.remaining:
-                raise
-        time.sleep(_PAUSE_SECONDS)

@@ -50,15 +50,24 @@ def command(application: str, dry_run: bool, watch: bool, interval: int) -> None
     With --watch, the last look counts.
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     with operate("advance", application, dry_run=dry_run, failure=WRONG_USAGE) as operation:
-        code = _watch(operation, interval) if watch else _code(_look(operation))
+        if watch:
+            code = _watch(operation, interval)
+        else:
+            found = _look(operation)
+            _print(operation, found)
+            code = _code(found)
     raise SystemExit(code)
 
 
-def _look(operation: Operation, said: str = "") -> Pass:
-    """Make one pass, and print what happened, unless that is what was `said` last."""
+def _look(operation: Operation) -> Pass:
+    """Make one pass."""
     find_target = partial(operation.find_target, strictly=True)
     with reading() as seen:
-        found = advance_once(operation.session, find_target, seen)
+        return advance_once(operation.session, find_target, seen)
+
+
+def _print(operation: Operation, found: Pass, said: str = "") -> str:
+    """Print what happened, unless that is what was `said` last; return it."""
     line = one_line(found.describe())
     if line != said:
         click.echo(line)
@@ -68,7 +77,7 @@ def _look(operation: Operation, said: str = "") -> Pass:
             warn(f"the change is made, but no event of it was sent: {found.change.sink_problem}")
         if operation.session.dry_run:
             click.echo("--dry-run: nothing was written")
-    return found
+    return line
 
 
 def _code(found: Pass) -> int:
@@ -90,8 +99,9 @@ def _watch(operation: Operation, interval: int) -> int:
         while True:
             pause: float = interval
             try:
-                found = _look(operation, said)
-                code, said = _code(found), one_line(found.describe())
+                found = _look(operation)
+                code = _code(found)
+                said = _print(operation, found, said)
                 if found.progress.standing in _ENDS or operation.session.dry_run:
                     return code
             except TransientError as error:

@@ -21,6 +21,12 @@ from fleet_fn.fleet.rollout.progress import Standing
 _MAX_NAMES: Final = 10
 _MAX_VERSIONS: Final = 5
 _NAME_WIDTH: Final = 12
+#: What an operator may do.
+_WAYS_OUT: Final = {
+    Standing.PAUSED: " (rollout resume ends that)",
+    Standing.HALTED: " (rollout abort goes back; rollout resume lets it go on)",
+    Standing.ABORTED: " (rollout start or resume takes it again)",
+}
 
 
 @click.command("show")
@@ -52,7 +58,7 @@ def _rows(overview: Overview) -> Iterator[tuple[str, str]]:
         yield "problem", overview.problem
     if progress:
         standing = progress.standing
-        yield "rollout", standing if not progress.message else f"{standing}: {progress.message}"
+        yield "rollout", f"{standing}: {progress.message}{_WAYS_OUT.get(standing, '')}"
         yield from _stages(overview)
         for index, requirement in enumerate(progress.requirements):
             mark = "+" if requirement.is_met else "-"
@@ -85,9 +91,10 @@ def _stages(overview: Overview) -> Iterator[tuple[str, str]]:
         rest = ", ".join(
             _condition(key, stage[key]) for key in ("approval", "after", "success", "over") if stage.get(key)
         )
-        mark = ">" if index == position.index else " "
-        since = f"  since {_at(position.since)}" if index == position.index and position.since else ""
-        approved = ", approved" if index == position.index and reached.approved else ""
+        is_reached = index == position.index and not reached.complete
+        mark = ">" if is_reached else " "
+        since = f"  since {_at(position.since)}" if is_reached and position.since else ""
+        approved = ", approved" if is_reached and reached.approved else ""
         yield ("" if index else "stages"), f"{mark} {stage.get('percent')} %  {rest}{approved}{since}".rstrip()
 
 

@@ -89,6 +89,13 @@ def _number(text: str, whole: str) -> float:
     type=click.Choice([state.value for state in State]),
     help="Begin with the devices in this state, as `fleet` shows it; may be repeated.",
 )
+@click.option(
+    "--failed-version",
+    "failed",
+    multiple=True,
+    metavar="V",
+    help="Begin with the devices on which this version failed, now or earlier; may be repeated.",
+)
 @click.option("--replace-source", is_flag=True, help="Replace the application's source if it is no image.")
 def command(
     application: str,
@@ -99,6 +106,7 @@ def command(
     max_failed: int | None,
     versions: tuple[str, ...],
     states: tuple[str, ...],
+    failed: tuple[str, ...],
     replace_source: bool,
 ) -> None:
     """Begin the rollout of the firmware that REF names.
@@ -108,9 +116,9 @@ def command(
     `rollout abort` goes back. The rollout begins at its first stage. If it is of this version already, it goes on where
     it is.
 
-    With --from-version or --state, only the devices that are selected now get the firmware, within the rollout's stages
-    or percentage: each is given the label fleet-rollout, and rollout.labels asks for it. Start the same image again
-    without a selection, and all others follow.
+    With --from-version, --state or --failed-version, only the devices that all of these select now get the firmware,
+    within the rollout's stages or percentage: each is given the label fleet-rollout, and rollout.labels asks for it.
+    Start the same image again without a selection, and all others follow, from the first stage on.
     """
     if stages and percent is not None:
         raise click.UsageError("--stage and --percent exclude each other")
@@ -119,7 +127,7 @@ def command(
         reference = _below_prefix(image, operation)
         firmware, target = _check(finder, found, reference)
         _print_firmware(reference, firmware)
-        selection = Selection(versions, tuple(map(State, states)))
+        selection = Selection(versions, tuple(map(State, states)), failed)
         wanted = Start(
             reference,
             target,
@@ -218,7 +226,10 @@ def _print_firmware(reference: str, firmware: Firmware) -> None:
 
 
 def _print_notes(application: Application, version: str) -> None:
-    """Say what keeps the rollout from going on."""
+    """Say what keeps the rollout from going on, and what has no effect."""
+    last = application.policy.stages[-1] if application.policy.stages else None
+    if last and (last.approval or last.after or last.success is not None):
+        warn("approval, after and success are about leaving a stage, so those of the last one have no effect")
     if application.policy.paused:
         warn("updates are paused: rollout resume lets them begin")
     if actions.is_halted(application, version):

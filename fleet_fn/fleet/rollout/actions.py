@@ -65,12 +65,15 @@ class Start:
 def start(application: Application, wanted: Start, actor: Actor) -> Object | None:
     """Make a firmware the application's target, and begin its rollout.
 
-    If the rollout is of this version already, it goes on where it is.
+    If the rollout is of this version already, it goes on where it is. But if a selection of devices ends, it begins
+    anew: the share that the selected devices have shown to be good is not that of the whole fleet.
     """
     if application.source_section != wanted.source:
         raise RefusedError("the application's firmware has changed meanwhile; look at it, and start again")
     firmware = _with_policy(_with_image(application, wanted), wanted)
     status = _begin(application, wanted.target, _previous(application, wanted), actor.now)
+    if ends_selection(application, wanted.selection) and application.rollout.of(wanted.target.version).stage:
+        status = _with(status, "approved", None) | {"stage": 0, "since": timestamp(actor.now)}
     aborted = [version for version in application.rollout.aborted if version != wanted.target.version]
     status = _with_aborted(status, aborted)
     return _finish(application, firmware, status, "start", actor)
@@ -173,6 +176,12 @@ def abort(application: Application, previous_version: str | None, actor: Actor) 
         status["image"] = image
     aborted = [name for name in application.rollout.aborted if name not in (version, back_to)]
     return _finish(application, firmware, _with_aborted(status, [*aborted, version]), "abort", actor)
+
+
+def ends_selection(application: Application, selection: str | None) -> bool:
+    """Return whether a start lets in devices that were not selected before."""
+    before = (application.policy.labels or {}).get(SELECTION_LABEL)
+    return before is not None and selection is None
 
 
 def is_halted(application: Application, version: str) -> bool:

@@ -28,23 +28,30 @@ _MAX_ATTEMPTS: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Devices by what they run, and by their state."""
+    """Devices by what they run, by what failed on them, and by their state."""
 
     #: Versions that they run; any if empty.
     versions: tuple[str, ...] = ()
     #: Their states; any if empty.
     states: tuple[State, ...] = ()
+    #: Versions that failed on them, now or earlier; any if empty.
+    failed: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.versions or self.states)
+        return bool(self.versions or self.states or self.failed)
 
     def matches(self, row: Row) -> bool:
         """Return whether a device is selected."""
-        return (not self.versions or row.current in self.versions) and (not self.states or row.state in self.states)
+        if self.versions and row.current not in self.versions:
+            return False
+        if self.failed and not any(failure.version in self.failed for failure in row.failed):
+            return False
+        return not self.states or row.state in self.states
 
     def __str__(self) -> str:
-        parts = [f"running {' or '.join(self.versions)}" if self.versions else "", " or ".join(self.states)]
-        return ", ".join(filter(None, parts))
+        parts = [(f"running {' or '.join(self.versions)}", self.versions), (" or ".join(self.states), self.states)]
+        parts.append((f"{' or '.join(self.failed)} failed on them", self.failed))
+        return ", ".join(text for text, values in parts if values)
 
 
 @dataclass(frozen=True, slots=True)

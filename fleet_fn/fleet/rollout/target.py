@@ -21,7 +21,7 @@ from fleet_fn.protocol.dialects import MAX_VERSION_BYTES
 from fleet_fn.settings import Settings
 
 #: How long the registry may take to answer, and how long downloading and hashing may take.
-_ANSWER_SECONDS: Final = 15.0
+ANSWER_SECONDS: Final = 15.0
 _VERIFY_SECONDS: Final = 3600.0
 #: Pause between two looks at whether that is done.
 _PAUSE_SECONDS: Final = 0.2
@@ -105,7 +105,7 @@ def resolve(store: Store, reference: Reference) -> Firmware:
     limit = Deadline(_VERIFY_SECONDS)
     while True:
         try:
-            return store.resolve(reference, Deadline(_ANSWER_SECONDS))
+            return store.resolve(reference, Deadline(ANSWER_SECONDS))
         except NotReadyError:  # the store still searches the image's layers
             if not limit.remaining:
                 raise

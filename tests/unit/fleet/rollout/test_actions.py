@@ -134,11 +134,19 @@ def test_start_keeps_a_previous_source_whose_version_is_unknown() -> None:
 def test_start_of_the_same_version_goes_on() -> None:
     found = started(shop(container(rollout={"labels": {"ring": "a"}})), selection="1.1.0")
     assert found["spec"]["firmware"]["rollout"] == {"labels": {"ring": "a", "fleet-rollout": "1.1.0"}}
-    rollout(found)["stage"] = 2
     again = started(found, before=target("1.1.0"))
     assert again["spec"]["firmware"]["rollout"] == {"labels": {"ring": "a"}}
     assert {**rollout(again), "last": None} == {**rollout(found), "last": None}
     assert actions.start(Application.read(again), wanted(again, before=target("1.1.0")), ALICE) is None
+
+
+def test_start_begins_anew_when_a_selection_ends() -> None:
+    found = started(shop(container(rollout={"stages": STAGES})), selection="1.1.0")
+    rollout(found).update(stage=2, since="2026-11-28T12:00:00Z", approved=True)
+    same = Application.read(started(found, before=target("1.1.0"), selection="1.1.0", max_failed=2)).rollout
+    assert (same.stage, same.approved) == (2, True)
+    wider = Application.read(started(found, before=target("1.1.0"))).rollout
+    assert (wider.stage, wider.since, wider.approved) == (0, NOW, False)
 
 
 def test_start_without_a_selection_leaves_no_empty_condition() -> None:
@@ -343,7 +351,7 @@ class AnySequence(RuleBasedStateMachine):
         self.make(actions.start, given)
         assert self.application.rollout.version == version
         assert version not in self.application.rollout.aborted
-        if before.version == version:
+        if before.version == version and not actions.ends_selection(application, selection):
             assert (self.application.rollout.stage, self.application.rollout.since) == (before.stage, before.since)
         assert actions.start(self.application, replace(given, source=self.application.source_section), ALICE) is None
 
@@ -432,7 +440,7 @@ class AnySequence(RuleBasedStateMachine):
             return
         position = Position.of(application.policy.stages or (), application.rollout, version)
         percent = 100.0 if application.rollout.complete else position.percent_at(self.now)
-        key = f"{version} {application.previous} {application.rollout.complete}"
+        key = f"{version} {application.previous} {application.rollout.complete} {application.policy.labels}"
         assert self.percent[0] != key or self.percent[1] <= percent
         self.percent = (key, percent)
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet_fn.drogue.update_record import FailedVersion
 from fleet_fn.fleet.rollout.application import RefusedError
 from fleet_fn.fleet.rollout.devices import Selection, label_value, with_label, with_retry
 from fleet_fn.fleet.rows import Row
@@ -35,6 +36,10 @@ def test_a_selection_needs_a_version_and_a_state_if_both_are_named() -> None:
     assert Selection(("1", "2"), (State.FAILED,)).matches(row)
     assert not Selection(("2",), (State.FAILED,)).matches(row)
     assert not Selection(("1",), (State.STALLED,)).matches(row)
+    failed = Row("a", State.IN_SYNC, failed=(FailedVersion("1", "ab", 1),))
+    assert Selection(failed=("1",)).matches(failed)
+    assert not Selection(failed=("2",)).matches(failed)
+    assert str(Selection(failed=("1",))) == "1 failed on them"
     assert not Selection()
     assert str(Selection(("1", "2"), (State.FAILED,))) == "running 1 or 2, failed"
 
