@@ -173,7 +173,9 @@ class UpdateHandler:
         if isinstance(decision.step, Block):
             sent = self._repeats.of(event.application, event.device, decision.step)
             refusal = refusal_of(decision.step, sent, reported)
-        report = report_of(status, view, decision, refusal, self._heartbeat())
+        report = report_of(
+            status, view, decision, refusal, self._heartbeat() if isinstance(decision.step, Sync) else None
+        )
         reply = reply._replace(
             transitions=self._transitions(view, decision, report), max_failed=view.desired.policy.max_failed
         )

@@ -126,7 +126,7 @@ REAL_EVENT = Page("docs/try-it.md", "How do I send a real event?")
 OWN_OBJECTS = Page("docs/try-it.md", "How do I try applications and devices of my own?")
 BAD_VERSION = Page("docs/try-it.md", "How do I try a bad version, and then its fix?")
 REGISTRY = Page("docs/try-it.md", "How do I try a real registry?")
-CHANGES = Page("docs/rollouts.md", "How do I change it?")
+CHANGES = Page("docs/rollouts.md", "How do I change an object by hand?")
 OPENID = Page("docs/try-it.md", "How do I try OpenID without a provider?")
 
 

@@ -33,7 +33,7 @@ NAMING: Final = (
     *(ROOT / name for name in ("Makefile", "Containerfile", "func.yaml", "gunicorn.conf.py", "pyproject.toml")),
 )
 SUFFIXES: Final = frozenset((".py", ".yaml", ".json", ".env"))
-ROLLOUTS: Final = (DOCS / "rollouts.md").read_text()
+POLICY: Final = (DOCS / "policy.md").read_text()
 MAX_README_BYTES: Final = 6000
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name if page.parent == ROOT else page.stem)
@@ -240,7 +240,7 @@ def test_tekton_table_has_each_result() -> None:
 def test_rollout_examples_have_each_key_and_are_understood(tmp_path: Path) -> None:
     whole, staged = (
         _firmware(tmp_path, example)
-        for example in re.findall(r"^```yaml\n(.*?)^```$", ROLLOUTS, re.MULTILINE | re.DOTALL)
+        for example in re.findall(r"^```yaml\n(.*?)^```$", POLICY, re.MULTILINE | re.DOTALL)
     )
     assert read_policy(whole).percent == 10
     assert [stage.percent for stage in read_policy(staged).stages or ()] == [1, 10, 100]
@@ -261,7 +261,7 @@ def test_rollouts_show_the_error_of_a_misspelt_key() -> None:
     spec = read_firmware_spec({"rolout": {"percent": 1}}, "the application's spec.firmware")
     assert isinstance(spec.policy, Malformed)
     assert isinstance(spec.source, Malformed)
-    (answer,) = re.findall(r"^## What if I misspell something\?\n(.*?)^## ", ROLLOUTS, re.MULTILINE | re.DOTALL)
+    (answer,) = re.findall(r"^## What if I misspell something\?\n(.*?)(?:^## |\Z)", POLICY, re.MULTILINE | re.DOTALL)
     (shown,) = re.findall(r"^```text\n(.*?) …\n```$", answer, re.MULTILINE | re.DOTALL)
     assert spec.policy.reason.startswith(shown)
 
