@@ -5,13 +5,14 @@ from typing import Final
 
 import click
 
-from tests.bench import footprint, rollout, throughput
+from tests.bench import bad_version, footprint, rollout, throughput
 
 #: Each takes a seed, prints what it measures, and returns what does not hold, one line each.
 _BENCHMARKS: Final[dict[str, Callable[[int], list[str]]]] = {
     "throughput": throughput.run,
     "footprint": footprint.run,
     "rollout": rollout.run,
+    "bad-version": bad_version.run,
 }
 
 

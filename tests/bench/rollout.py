@@ -53,7 +53,7 @@ class Share:
 
 def run(seed: int) -> list[str]:
     """Prints the shares that are drawn of `DEVICES` devices, and returns what is wrong with them."""
-    uids = fleet(seed)
+    uids = make_uids(DEVICES, seed)
     drawn = {version: [draw(uids, percent, version) for percent in PERCENTS] for version in VERSIONS}
     canaries = {version: sets[PERCENTS.index(CANARIES)] for version, sets in drawn.items()}
     wrong = _shares(drawn, seed) + _overlaps(canaries)
@@ -67,10 +67,10 @@ def run(seed: int) -> list[str]:
     return wrong
 
 
-def fleet(seed: int) -> list[str]:
-    """UIDs of `DEVICES` devices: random UUIDs (RFC 9562, version 4), the same for the same seed."""
+def make_uids(devices: int, seed: int) -> list[str]:
+    """Return the UIDs of devices: random UUIDs (RFC 9562, version 4), the same for the same seed."""
     random = Random(seed)
-    return [str(UUID(int=random.getrandbits(128), version=4)) for _ in range(DEVICES)]
+    return [str(UUID(int=random.getrandbits(128), version=4)) for _ in range(devices)]
 
 
 def draw(uids: list[str], percent: float, version: str) -> set[str]:
