@@ -8,7 +8,7 @@ COMPILE := UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-https://pypi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench soak fuzz peers audit lock lint format clean
+.PHONY: help demo test bench plots soak fuzz peers audit lock lint format clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,9 @@ test: .venv/.dev .venv/.wheels ## run every test; under five minutes
 
 bench: .venv/.dev ## measure the function and check rollouts; SEED=7: other devices
 	@$(BIN)/python -m tests.bench $(if $(SEED),--seed $(SEED))
+
+plots: .venv/.dev ## draw docs/rollout-simulation.svg, a plot of a benchmark
+	$(BIN)/python -m tests.bench.plot docs/rollout-simulation.svg
 
 fuzz: .venv/.fuzz ## feed hostile bytes to each reader; FUZZ_SECONDS=60, TARGET=layer
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),600) $(TARGET)

@@ -1,17 +1,21 @@
-"""The simulation of a bad version: its courses and its checks."""
+"""The simulation of a bad version: its courses, its checks and its plot."""
 
+from itertools import pairwise
 from typing import Any, Final
+from xml.etree import ElementTree
 
 import pytest
 
 from fleet_fn.fleet.rollout.progress import Standing
-from tests.bench import bad_version, simulation
+from tests.bench import bad_version, plot, simulation
 from tests.bench.simulation import FRESH_SECONDS, PASS_SECONDS, Course, Fleet, Simulation
+from tests.support.function import ROOT
 
 DEVICES: Final = 2000
 DAY: Final = 86400.0
 #: Enough for each check at a seed, and few enough for a test.
 FEW: Final = {"DEVICES": 20_000, "HASTY_FLEETS": 2, "HASTY_DEVICES": 2000}
+SVG: Final = "{http://www.w3.org/2000/svg}"
 MAX_COLUMNS: Final = 80
 
 
@@ -132,3 +136,29 @@ def test_stages_that_do_not_hold_are_found(monkeypatch: pytest.MonkeyPatch) -> N
     assert f"{bad_version.STAGES}: the last pass did not see that it fails" in wrong
     assert f"{bad_version.STAGES}: 20,000 devices booted it, more than 1 %" in wrong
     assert f"{bad_version.STAGES}: a good version was on all devices before its stages were over" in wrong
+
+
+# --- The plot ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_plot_in_the_docs_is_the_simulation() -> None:
+    assert (ROOT / plot.PLOT).read_text() == plot.plot(), "make plots draws it anew"
+
+
+def test_the_plot_can_be_read_without_seeing_it() -> None:
+    root = ElementTree.fromstring((ROOT / plot.PLOT).read_text())
+    assert (root.get("role"), root.get("aria-labelledby")) == ("img", "title desc")
+    title, description = root.find(f"{SVG}title"), root.find(f"{SVG}desc")
+    assert title is not None
+    assert description is not None
+    assert "In the end, so many have booted it: no policy: 100,000; " in (description.text or "")
+    texts = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
+    assert "100,000 no policy" in texts
+
+
+def test_labels_of_lines_do_not_cover_each_other() -> None:
+    same = Course(boots=[60.0], drawn=1, in_sync=1)
+    root = ElementTree.fromstring(plot.draw(dict.fromkeys(bad_version.POLICIES, same), 1))
+    heights = [float(text.get("y", "")) for text in root.iter(f"{SVG}text") if text.find(f"{SVG}tspan") is not None]
+    assert len(heights) == 4
+    assert all(upper + 15 < lower for upper, lower in pairwise(heights))
