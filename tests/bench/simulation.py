@@ -37,7 +37,7 @@ DOWNLOAD_SIGMA: Final = 0.5
 BOOT_SECONDS: Final = (20.0, 60.0)
 #: Starts and swaps rest on an application's object that was read within this time.
 FRESH_SECONDS: Final = 1.0
-#: Time between two passes of `rollout advance`.
+#: Time between two passes of `rollout advance`: more than with `--watch`, less than with the CronJob in knative/.
 PASS_SECONDS: Final = 60.0
 #: No course takes longer.
 HORIZON_SECONDS: Final = 30 * 86400.0
