@@ -603,6 +603,28 @@ def test_retry_leaves_a_device_whose_section_is_malformed(shop: Shop) -> None:
     assert "bad: the device's spec.firmware contains retri (did you mean retry?)" in ended.errors
 
 
+def test_devices_are_left_alone_once_none_can_be_changed(shop: Shop) -> None:
+    shop.put(container("1.1.0"))
+    for number in range(100):
+        report(shop, f"d{number:03}", "1.0.0", attempts=1)
+    shop.cloud.roles["shop"] = "reader"
+    ended = shop.run("retry", "--failed")
+    assert ended.code == 1
+    assert "no device can be changed: device registry: 404 for the status of device d009" in ended.refusal
+    assert "our role is not manager or admin" in ended.refusal
+    assert sum(len(names) == 2 for names in shop.cloud.writes) < 50
+
+
+def test_many_devices_are_changed_at_the_same_time(shop: Shop) -> None:
+    shop.put(container("1.1.0"))
+    names = [f"d{number:03}" for number in range(150)]
+    for name in names:
+        report(shop, name, "1.0.0", attempts=1)
+    ended = shop.run("retry", "--failed")
+    assert (ended.code, "150 devices will try again" in ended.output) == (0, True)
+    assert len({shop.cloud.object("shop", name)["spec"]["firmware"]["retry"] for name in names}) == 1
+
+
 def test_retry_without_failures(shop: Shop) -> None:
     shop.put(container("1.1.0"))
     report(shop, "good", "1.1.0")

@@ -2,31 +2,56 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from fleet_fn.cli.rollout.shared import warn
 from fleet_fn.fleet.rollout.actions import Object
-from fleet_fn.fleet.rollout.devices import DeviceEdit, describe_problems, edit_devices
-from fleet_fn.fleet.rollout.session import RolloutSession
+from fleet_fn.fleet.rollout.application import RefusedError
+from fleet_fn.fleet.rollout.devices import DeviceEdit, edit_devices
+from fleet_fn.fleet.rollout.session import Change, RolloutSession
 
 #: Problems of devices that are listed.
 _MAX_PROBLEMS: Final = 10
 
 
+@dataclass(slots=True)
+class Changed:
+    """Devices that were changed, or would be."""
+
+    names: list[str] = field(default_factory=list)
+    #: The change of the first one.
+    first: Change | None = None
+
+
 def change_devices(
     session: RolloutSession, names: Sequence[str], change: Callable[[Object], Object | None], doing: str
-) -> list[DeviceEdit]:
-    """Change devices one by one, and warn of those that could not be changed.
+) -> Changed:
+    """Change devices, and warn of those that could not be changed.
+
+    A dry run tries only the first.
 
     Raises:
-        PermanentError: the credentials are refused.
+        RefusedError: none of the first devices can be changed; the role may not write, for instance.
         TransientError: the registry is unavailable.
 
     """
-    edits = list(_with_progress(edit_devices(session, names, change), len(names), doing))
-    for problem in describe_problems(edits, _MAX_PROBLEMS):
-        warn(problem)
-    return edits
+    changed, problems = Changed(), 0
+    tried = names[:1] if session.dry_run else names
+    for edit in _with_progress(edit_devices(session, tried, change), len(tried), doing):
+        if edit.change:
+            changed.names.append(edit.device)
+            changed.first = changed.first or edit.change
+        else:
+            problems += 1
+            if problems == _MAX_PROBLEMS and not changed.names:
+                raise RefusedError(f"no device can be changed: {edit.problem}")
+            if problems <= _MAX_PROBLEMS:
+                warn(f"{edit.device}: {edit.problem}")
+    if problems > _MAX_PROBLEMS:
+        warn(f"… and {problems - _MAX_PROBLEMS} more")
+    changed.names.extend(names[len(tried) :])
+    return changed
 
 
 def _with_progress(edits: Iterable[DeviceEdit], count: int, doing: str) -> Iterator[DeviceEdit]:

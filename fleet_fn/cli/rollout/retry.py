@@ -1,5 +1,7 @@
 """`rollout retry`: let devices that failed try again."""
 
+from typing import Final
+
 import click
 
 from fleet_fn.cli.fleet_view import describe_devices
@@ -10,11 +12,13 @@ from fleet_fn.drogue.listing import read_device
 from fleet_fn.drogue.update_record import timestamp
 from fleet_fn.fleet.rollout import actions
 from fleet_fn.fleet.rollout.application import RefusedError
-from fleet_fn.fleet.rollout.devices import DeviceEdit, needs_retry, read_rows, with_retry
+from fleet_fn.fleet.rollout.devices import needs_retry, read_rows, with_retry
 from fleet_fn.fleet.rows import read_row
 
 #: Time for reading a device.
-_DEVICE_SECONDS = 15.0
+_DEVICE_SECONDS: Final = 15.0
+#: Names in an event.
+_MAX_TOLD: Final = 1000
 
 
 @click.command("retry")
@@ -34,14 +38,15 @@ def command(application: str, dry_run: bool, failed: bool, names: tuple[str, ...
         found = session.read()
         selected = _failed(operation) if failed else _named(operation, names)
         token = timestamp(session.now())
-        edits = change_devices(session, selected, lambda device: with_retry(device, token), "changing devices")
-        made = [edit for edit in edits if edit.change]
-        for edit in made if len(made) == 1 else ():
-            if edit.change:
-                print_diff(edit.change)
+        changed = change_devices(session, selected, lambda device: with_retry(device, token), "changing devices")
+        made = changed.names
+        if changed.first:
+            print_diff(changed.first)
         _print_result(operation, made, token, is_empty=not selected)
         if made and not dry_run:
-            problem = session.tell("retry", {"devices": [edit.device for edit in made], "spec.firmware.retry": token})
+            problem = session.tell(
+                "retry", {"devices": made[:_MAX_TOLD], "count": len(made), "spec.firmware.retry": token}
+            )
             if problem:
                 warn(f"the change is made, but no event of it was sent: {problem}")
         for version in actions.halted_versions(found):
@@ -50,7 +55,8 @@ def command(application: str, dry_run: bool, failed: bool, names: tuple[str, ...
             raise RefusedError("none of the devices could be changed")
 
 
-def _print_result(operation: Operation, made: list[DeviceEdit], token: str, *, is_empty: bool) -> None:
+def _print_result(operation: Operation, made: list[str], token: str, *, is_empty: bool) -> None:
+    """Print how many devices try again; the difference above is that of the first one."""
     if is_empty:
         click.echo("nothing to change: no device rolled back or gave up")
     elif operation.session.dry_run:

@@ -131,6 +131,8 @@ def operate(name: str, application: str, *, dry_run: bool = False, failure: int 
         fail(command, f"{error.reason}{cure_of(error.reason, settings)}", failure)
     except NotReadyError as error:
         fail(command, error.reason, failure)
+    except BrokenPipeError:  # click ends quietly then
+        raise
     except OSError as error:
         fail(command, describe_os_error(error), failure)
     except KeyboardInterrupt:

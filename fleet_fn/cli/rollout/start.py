@@ -181,18 +181,21 @@ def _label_devices(session: RolloutSession, selection: Selection, label: str) ->
         RefusedError: no device is selected.
 
     """
+    names: list[str] = []
+    todo: list[str] = []
+    own: list[str] = []
     with reading() as seen:
-        found = [(device, row) for device, row in read_rows(session, seen) if selection.matches(row)]
-    own = [device.name for device, _ in found if device.source is not None]
-    names = [device.name for device, _ in found if device.source is None]
+        for device, row in read_rows(session, seen):
+            if selection.matches(row):
+                (names if device.source is None else own).append(device.name)
+                if device.source is None and device.labels.get(actions.SELECTION_LABEL) != label:
+                    todo.append(device.name)
     if own:
         warn(f"left out, because they name their own firmware: {_list(own)}")
     if not names:
         raise RefusedError(f"no device is selected: {selection}")
-    unlabelled = [device.name for device, _ in found if device.labels.get(actions.SELECTION_LABEL) != label]
-    todo = [name for name in names if name in set(unlabelled)]
-    edits = change_devices(session, todo, lambda device: with_label(device, label), "labelling devices")
-    count = len(names) - len(todo) + sum(edit.change is not None for edit in edits)
+    changed = change_devices(session, todo, lambda device: with_label(device, label), "labelling devices")
+    count = len(names) - len(todo) + len(changed.names)
     if not count:
         raise RefusedError("none of the selected devices could be labelled")
     verb = "would be" if session.dry_run else "are"

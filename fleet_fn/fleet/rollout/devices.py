@@ -3,15 +3,16 @@
 import hashlib
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fleet_fn.drogue.device_registry_api import DeviceNotFoundError
 from fleet_fn.drogue.device_registry_object import read_map
 from fleet_fn.drogue.firmware_spec import Malformed, read_firmware_spec
 from fleet_fn.drogue.listing import Device, list_devices
-from fleet_fn.errors import TransientError
+from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.fleet.rollout.actions import SELECTION_LABEL, Object
 from fleet_fn.fleet.rollout.application import RefusedError
 from fleet_fn.fleet.rollout.session import Change, RolloutSession
@@ -22,6 +23,8 @@ from fleet_fn.fleet.states import State
 _MAX_LABEL_CHARACTERS: Final = 63
 _HASH_CHARACTERS: Final = 8
 _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?")
+#: Devices that are changed at the same time: the cloud may be far away.
+_WORKERS: Final = 8
 #: Attempts to change a device while the registry is unavailable.
 _MAX_ATTEMPTS: Final = 4
 
@@ -92,20 +95,29 @@ def needs_retry(row: Row) -> bool:
 def edit_devices(
     session: RolloutSession, names: Iterable[str], change: Callable[[Object], Object | None]
 ) -> Iterator[DeviceEdit]:
-    """Change devices, and yield each when it is done.
+    """Change devices, several at a time, and yield each when it is done.
 
-    A device that was deleted meanwhile, or whose object is malformed, is told in its `problem`.
+    A device that cannot be changed, because it was deleted meanwhile for instance, has a `problem`.
 
     Raises:
-        PermanentError: the credentials are refused.
         TransientError: the registry is unavailable for some seconds.
 
     """
-    for name in names:
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        edits = deque(pool.submit(_try_edit, session, name, change) for name in names)
         try:
-            yield DeviceEdit(name, _edit(session, name, change))
-        except (DeviceNotFoundError, RefusedError) as error:
-            yield DeviceEdit(name, None, error.reason)
+            while edits:
+                yield edits.popleft().result()
+        finally:
+            for edit in edits:
+                edit.cancel()
+
+
+def _try_edit(session: RolloutSession, name: str, change: Callable[[Object], Object | None]) -> DeviceEdit:
+    try:
+        return DeviceEdit(name, _edit(session, name, change))
+    except PermanentError as error:
+        return DeviceEdit(name, None, error.reason)
 
 
 def _edit(session: RolloutSession, name: str, change: Callable[[Object], Object | None]) -> Change:
@@ -159,9 +171,3 @@ def _part(found: Mapping[str, Any], key: str) -> Mapping[str, Any]:
         return read_map(found, key)
     except ValueError as error:
         raise RefusedError(f"the device's {error}") from error
-
-
-def describe_problems(edits: Iterable[DeviceEdit], most: int) -> list[str]:
-    """Return a line for each device that was not changed, up to `most`."""
-    problems = [f"{edit.device}: {edit.problem}" for edit in edits if edit.problem]
-    return [*problems[:most], *([f"… and {len(problems) - most} more"] if len(problems) > most else [])]
