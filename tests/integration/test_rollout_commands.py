@@ -282,6 +282,17 @@ def test_abort_goes_back_to_where_start_began(shop: Shop) -> None:
     assert "no previous firmware is recorded" in shop.run("abort").refusal
 
 
+def test_abort_of_a_tag_that_moved_unnoticed_goes_back_one_version(shop: Shop, tmp_path: Path) -> None:
+    shop.variables["FIRMWARE_REGISTRY"] = f"oci-layout:{tmp_path}"
+    good = publish(tmp_path, "sensor", "1.0.0", random_bytes(64, 1), "latest")
+    shop.put(container("latest"))
+    assert shop.run("start", "--image", "sensor:latest").code == 0
+    publish(tmp_path, "sensor", "1.1.0", random_bytes(64, 2), "latest")
+    assert shop.run("abort").code == 0
+    assert shop.spec == {"container": {"image": f"sensor@{good.digest}"}}
+    assert (shop.rollout["version"], shop.rollout["aborted"]) == ("1.0.0", ["1.1.0"])
+
+
 def test_dry_run_writes_nothing(shop: Shop) -> None:
     shop.put(container(rollout={"stages": STAGES}))
     shop.run("start", "--image", "sensor:1.1.0")

@@ -88,8 +88,11 @@ def abort(application: str, dry_run: bool) -> None:
     """
     with operate("abort", application, dry_run=dry_run) as operation:
         found = operation.session.read()
+        target = operation.find_target(found) if found.rollout.version is not None else None
         version = _previous_version(operation, found)
-        change = operation.session.change("abort", lambda current, actor: actions.abort(current, version, actor))
+        change = operation.session.change(
+            "abort", lambda current, actor: actions.abort(current, target, version, actor)
+        )
         operation.print_change(change, "nothing to change")
 
 

@@ -141,16 +141,20 @@ def approve(application: Application, target: Target, stage: int, actor: Actor) 
     return _finish(application, application.firmware, {**status, "approved": True}, "approve", actor)
 
 
-def abort(application: Application, previous_version: str | None, actor: Actor) -> Object | None:
+def abort(application: Application, target: Target | None, previous_version: str | None, actor: Actor) -> Object | None:
     """Go back to the firmware from before the rollout, on all devices.
 
     Args:
         application: the application.
+        target: its firmware now; None if only the application's object tells. If a tag has moved to another version
+            since the rollout was recorded, that one is aborted.
         previous_version: version of the previous firmware, if the application's object does not tell it.
         actor: the operator.
 
     """
     previous, version = application.previous, application.rollout.version
+    if target is not None and version not in (None, target.version):
+        previous, version = _replaced(application, target), target.version
     if previous is None or version is None:
         raise RefusedError(
             "no previous firmware is recorded, because the rollout was not begun with `rollout start`, or went back "

@@ -271,7 +271,7 @@ def test_begin_records_a_tag_that_has_moved() -> None:
     assert "previous" not in rollout(found)
     moved = done(actions.begin, found, target("1.1.0"), ALICE)
     assert rollout(moved)["previous"] == {"container": {"image": image("1.0.0")}, "version": "1.0.0"}
-    assert done(actions.abort, moved, None, ALICE)["spec"]["firmware"]["container"] == {"image": image("1.0.0")}
+    assert done(actions.abort, moved, None, None, ALICE)["spec"]["firmware"]["container"] == {"image": image("1.0.0")}
     assert actions.begin(Application.read(moved), target("1.1.0"), ALICE) is None
 
 
@@ -282,7 +282,7 @@ def test_abort_goes_back() -> None:
     policy = {"maxFailed": 1, "paused": True, "labels": {"ring": "a"}}
     found = started(shop(container(rollout=policy)), selection="1.1.0")
     rollout(found)["failed"] = {"1.1.0": {"count": 1, "devices": ["d"]}}
-    back = done(actions.abort, found, None, ALICE)
+    back = done(actions.abort, found, target("1.1.0"), None, ALICE)
     assert back["spec"]["firmware"] == container(rollout={**policy, "paused": False})
     assert rollout(back) == {
         "version": "1.0.0",
@@ -294,21 +294,32 @@ def test_abort_goes_back() -> None:
         "last": {"action": "abort", "user": "alice", "at": "2026-11-29T12:00:00Z"},
     }
     with pytest.raises(RefusedError, match="no previous firmware is recorded"):
-        actions.abort(Application.read(back), None, ALICE)
+        actions.abort(Application.read(back), None, None, ALICE)
+
+
+def test_abort_is_of_the_version_that_a_tag_has_moved_to() -> None:
+    found = started(shop(container("latest")))
+    found["spec"]["firmware"]["container"]["image"] = "sensor:latest"
+    back = done(actions.abort, found, target("1.2.0"), None, ALICE)
+    assert back["spec"]["firmware"]["container"]["image"] == image("1.1.0")
+    assert (rollout(back)["version"], rollout(back)["aborted"]) == ("1.1.0", ["1.2.0"])
 
 
 def test_abort_keeps_the_last_aborted_versions() -> None:
     found = started(shop(container(), {"aborted": [f"0.{number}" for number in range(16)]}))
-    assert rollout(done(actions.abort, found, None, ALICE))["aborted"] == [*(f"0.{n}" for n in range(1, 16)), "1.1.0"]
+    assert rollout(done(actions.abort, found, target("1.1.0"), None, ALICE))["aborted"] == [
+        *(f"0.{n}" for n in range(1, 16)),
+        "1.1.0",
+    ]
 
 
 def test_abort_needs_the_version_before() -> None:
     found = started(shop(container()), before=None)
     with pytest.raises(RefusedError, match="is not known"):
-        actions.abort(Application.read(found), None, ALICE)
-    assert rollout(done(actions.abort, found, "1.0.0", ALICE))["version"] == "1.0.0"
+        actions.abort(Application.read(found), None, None, ALICE)
+    assert rollout(done(actions.abort, found, None, "1.0.0", ALICE))["version"] == "1.0.0"
     with pytest.raises(RefusedError, match=r"tag names 1\.1\.0 by now"):
-        actions.abort(Application.read(found), "1.1.0", ALICE)
+        actions.abort(Application.read(found), None, "1.1.0", ALICE)
 
 
 # --- Any sequence
@@ -405,7 +416,7 @@ class AnySequence(RuleBasedStateMachine):
     def abort(self) -> None:
         application = self.application
         previous, version = application.previous, application.rollout.version
-        if self.make(actions.abort, None):
+        if self.make(actions.abort, None, None):
             assert previous is not None
             assert self.application.source_section == (previous.kind, previous.source)
             assert self.application.rollout.version == previous.version
@@ -413,7 +424,7 @@ class AnySequence(RuleBasedStateMachine):
             assert version in self.application.rollout.aborted
             assert previous.version not in self.application.rollout.aborted
             assert not self.application.policy.paused
-            assert not self.make(actions.abort, None)
+            assert not self.make(actions.abort, None, None)
         else:
             assert previous is None
 
