@@ -395,6 +395,21 @@ def test_advance_records_a_version_that_came_without_start(shop: Shop, tmp_path:
     assert shop.run("show").output.splitlines()[1].endswith("version 1.0.0")
 
 
+def test_advance_does_not_move_a_rollout_that_halts_meanwhile(shop: Shop) -> None:
+    policy = {"stages": [{"percent": 1}, {"percent": 2}], "maxFailed": 1}
+    shop.put(container("1.1.0", rollout=policy), running())
+
+    def once(_: Request) -> Response:
+        shop.cloud.write_answers.clear()
+        shop.put(container("1.1.0", rollout=policy), running(failed={"1.1.0": {"count": 1, "devices": ["a"]}}))
+        return Response(409)
+
+    shop.cloud.write_answers[("shop",)] = once
+    assert shop.run("advance").output == "1.1.0: another process changed the rollout meanwhile; nothing to do\n"
+    assert shop.rollout["stage"] == 0
+    assert shop.run("advance").code == 1
+
+
 def test_advance_without_stages_has_nothing_to_do(shop: Shop) -> None:
     shop.put(container("1.1.0", rollout={"percent": 7}))
     assert shop.run("advance").output == "1.1.0: there are no stages; 7 % of devices are let in\n"

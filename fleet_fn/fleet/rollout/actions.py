@@ -65,14 +65,14 @@ class Start:
 def start(application: Application, wanted: Start, actor: Actor) -> Object | None:
     """Make a firmware the application's target, and begin its rollout.
 
-    If the rollout is of this version already, it goes on where it is. But if a selection of devices ends, it begins
-    anew: the share that the selected devices have shown to be good is not that of the whole fleet.
+    If the rollout is of this version already, it goes on where it is. But if a selection of devices ends, or there were
+    no stages so far, it begins anew: its stage and its time are not those of the whole fleet.
     """
     if application.source_section != wanted.source:
         raise RefusedError("the application's firmware has changed meanwhile; look at it, and start again")
     firmware = _with_policy(_with_image(application, wanted), wanted)
     status = _begin(application, wanted.target, _previous(application, wanted), actor.now)
-    if ends_selection(application, wanted.selection) and application.rollout.of(wanted.target.version).stage:
+    if begins_anew(application, wanted):
         status = _with(status, "approved", None) | {"stage": 0, "since": timestamp(actor.now)}
     aborted = [version for version in application.rollout.aborted if version != wanted.target.version]
     status = _with_aborted(status, aborted)
@@ -182,10 +182,11 @@ def abort(application: Application, target: Target | None, previous_version: str
     return _finish(application, firmware, _with_aborted(status, [*aborted, version]), "abort", actor)
 
 
-def ends_selection(application: Application, selection: str | None) -> bool:
-    """Return whether a start lets in devices that were not selected before."""
-    before = (application.policy.labels or {}).get(SELECTION_LABEL)
-    return before is not None and selection is None
+def begins_anew(application: Application, wanted: Start) -> bool:
+    """Return whether a start of the same version begins at the first stage again."""
+    was_selected = SELECTION_LABEL in (application.policy.labels or {})
+    had_stages = application.policy.stages is not None
+    return (was_selected and wanted.selection is None) or (wanted.stages is not None and not had_stages)
 
 
 def is_halted(application: Application, version: str) -> bool:

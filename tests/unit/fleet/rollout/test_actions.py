@@ -149,6 +149,16 @@ def test_start_begins_anew_when_a_selection_ends() -> None:
     assert (wider.stage, wider.since, wider.approved) == (0, NOW, False)
 
 
+def test_start_begins_anew_when_there_are_stages_for_the_first_time() -> None:
+    found = started(shop(container()))
+    rollout(found).update(since="2026-11-28T12:00:00Z")
+    assert Application.read(started(found, before=target("1.1.0"), stages=STAGES)).rollout.since == NOW
+    found = started(shop(container(rollout={"stages": STAGES})))
+    rollout(found).update(stage=1, since="2026-11-28T12:00:00Z")
+    moved = Application.read(started(found, before=target("1.1.0"), stages=STAGES[:2])).rollout
+    assert (moved.stage, moved.since) == (1, NOW - timedelta(days=1))
+
+
 def test_start_without_a_selection_leaves_no_empty_condition() -> None:
     found = started(shop(container()), selection="1.1.0")
     assert "rollout" not in started(found, "1.2.0")["spec"]["firmware"]
@@ -362,7 +372,7 @@ class AnySequence(RuleBasedStateMachine):
         self.make(actions.start, given)
         assert self.application.rollout.version == version
         assert version not in self.application.rollout.aborted
-        if before.version == version and not actions.ends_selection(application, selection):
+        if before.version == version and not actions.begins_anew(application, given):
             assert (self.application.rollout.stage, self.application.rollout.since) == (before.stage, before.since)
         assert actions.start(self.application, replace(given, source=self.application.source_section), ALICE) is None
 
