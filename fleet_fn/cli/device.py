@@ -241,7 +241,11 @@ class _Signals:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[_Signals]:
-    """Note Ctrl-C and SIGTERM while in here, however many come."""
+    """Note Ctrl-C and SIGTERM while in here, however many come.
+
+    After one came, the process is about to end: later ones must not change how it does. Python's own handlers go before
+    the process does.
+    """
     signals = _Signals()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signals.handle) for number in numbers]
@@ -249,7 +253,7 @@ def _signals() -> Iterator[_Signals]:
         yield signals
     finally:
         for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if signals.came else handler)
 
 
 @contextlib.contextmanager
