@@ -38,7 +38,7 @@ def command(application: str, dry_run: bool, failed: bool, names: tuple[str, ...
         found = session.read()
         selected = _failed(operation) if failed else _named(operation, names)
         token = timestamp(session.now())
-        changed = change_devices(session, selected, lambda device: with_retry(device, token), "changing devices")
+        changed = change_devices(session, list(selected), lambda device: with_retry(device, token), "changing devices")
         made = changed.names
         if changed.first:
             print_diff(changed.first)
@@ -49,7 +49,7 @@ def command(application: str, dry_run: bool, failed: bool, names: tuple[str, ...
             )
             if problem:
                 warn(f"the change is made, but no event of it was sent: {problem}")
-        for version in actions.halted_versions(found):
+        for version in sorted({*actions.halted_versions(found)} & {*selected.values()}):
             warn(f"{version} is halted: its devices get it only after rollout resume")
         if selected and not made:
             raise RefusedError("none of the devices could be changed")
@@ -66,20 +66,21 @@ def _print_result(operation: Operation, made: list[str], token: str, *, is_empty
         click.echo(f"{describe_devices(len(made))} will try again (spec.firmware.retry: {token!r})")
 
 
-def _failed(operation: Operation) -> list[str]:
-    """Return the names of the devices that rolled back or gave up."""
+def _failed(operation: Operation) -> dict[str, str | None]:
+    """Return the devices that rolled back or gave up, with their targets."""
     with reading() as seen:
-        return [device.name for device, row in read_rows(operation.session, seen) if needs_retry(row)]
+        return {device.name: row.target for device, row in read_rows(operation.session, seen) if needs_retry(row)}
 
 
-def _named(operation: Operation, names: tuple[str, ...]) -> list[str]:
+def _named(operation: Operation, names: tuple[str, ...]) -> dict[str, str | None]:
     """Return those of the named devices that rolled back or gave up."""
-    session, selected = operation.session, []
+    session = operation.session
+    selected: dict[str, str | None] = {}
     for name in dict.fromkeys(names):
         found, _ = session.api.fetch((session.name, name), Deadline(_DEVICE_SECONDS))
         row = read_row(read_device(found, session.name), session.now())
         if needs_retry(row):
-            selected.append(name)
+            selected[name] = row.target
         else:
             warn(f"{name} is {row.state}: there is nothing to retry")
     return selected

@@ -15,7 +15,7 @@ from fleet_fn.drogue.update_record import timestamp
 from fleet_fn.errors import one_line
 from fleet_fn.fleet.rollout.actions import SELECTION_LABEL
 from fleet_fn.fleet.rollout.overview import Overview, failures_of, read_overview
-from fleet_fn.fleet.rollout.progress import Standing
+from fleet_fn.fleet.rollout.progress import Standing, describe_time
 
 #: Names of failed devices, and versions, that are listed.
 _MAX_NAMES: Final = 10
@@ -62,7 +62,8 @@ def _rows(overview: Overview) -> Iterator[tuple[str, str]]:
         yield from _stages(overview)
         for index, requirement in enumerate(progress.requirements):
             mark = "+" if requirement.is_met else "-"
-            yield ("" if index else "next needs"), f"{mark} {requirement.message}"
+            left = f", for {describe_time(requirement.due - now)}" if requirement.due else ""
+            yield ("" if index else "next needs"), f"{mark} {requirement.message}{left}"
     yield from _policy(overview)
     if overview.numbers:
         yield "devices", describe_rollout(overview.numbers)

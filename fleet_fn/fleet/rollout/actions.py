@@ -116,9 +116,7 @@ def resume(application: Application, version: str | None, actor: Actor) -> Objec
     if application.policy.paused:
         firmware = with_rollout_policy(firmware, paused=False)
     if version is not None:
-        if is_halted(application, version):
-            failed = {name: entry for name, entry in status["failed"].items() if name != version}
-            status = _with(status, "failed", failed)
+        status = _without_halt(application, status, version)
         status = _with_aborted(status, [aborted for aborted in application.rollout.aborted if aborted != version])
     return _finish(application, firmware, status, "resume", actor)
 
@@ -178,6 +176,7 @@ def abort(application: Application, target: Target | None, previous_version: str
     status |= {"version": back_to, "stage": 0, "since": timestamp(actor.now), "complete": True}
     if (image := previous.source.get("image")) and "@" in image:
         status["image"] = image
+    status = _without_halt(application, status, back_to)  # else the devices could not go back
     aborted = [name for name in application.rollout.aborted if name not in (version, back_to)]
     return _finish(application, firmware, _with_aborted(status, [*aborted, version]), "abort", actor)
 
@@ -280,6 +279,13 @@ def _labels(application: Application) -> Object | None:
     """Return the policy's labels without the selection; None if there are none."""
     labels = {key: value for key, value in (application.policy.labels or {}).items() if key != SELECTION_LABEL}
     return labels or None
+
+
+def _without_halt(application: Application, status: Object, version: str) -> Object:
+    """Return a status without the failures of a version, if as many devices failed as may."""
+    if not is_halted(application, version):
+        return status
+    return _with(status, "failed", {name: entry for name, entry in status["failed"].items() if name != version})
 
 
 def _with_aborted(status: Object, aborted: Sequence[str]) -> Object:

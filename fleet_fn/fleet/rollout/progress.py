@@ -49,6 +49,8 @@ class Requirement:
     message: str
     #: It is not only missing: the devices show that the version is bad.
     fails: bool = False
+    #: When it will be met if nothing else happens; None if that is not known.
+    due: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ def _times(position: Position, now: datetime, *, last: bool = False) -> list[Req
         if now >= until:
             found.append(Requirement(key, True, f"{key}: passed at {shown}"))
         else:
-            found.append(Requirement(key, False, f"{key}: {problem} until {shown}, for {describe_time(until - now)}"))
+            found.append(Requirement(key, False, f"{key}: {problem} until {shown}", due=until))
     return found
 
 

@@ -315,6 +315,14 @@ def test_abort_is_of_the_version_that_a_tag_has_moved_to() -> None:
     assert (rollout(back)["version"], rollout(back)["aborted"]) == ("1.1.0", ["1.2.0"])
 
 
+def test_abort_goes_back_to_a_version_that_failed_on_many_devices() -> None:
+    failed = {"1.0.0": {"count": 5, "devices": []}, "0.9": {"count": 5, "devices": []}}
+    found = started(shop(container(rollout={"maxFailed": 3}), {"failed": failed}))
+    back = Application.read(done(actions.abort, found, None, None, ALICE))
+    assert not back.rollout.halts("1.0.0", 3)
+    assert back.rollout.halts("0.9", 3)
+
+
 def test_abort_keeps_the_last_aborted_versions() -> None:
     found = started(shop(container(), {"aborted": [f"0.{number}" for number in range(16)]}))
     assert rollout(done(actions.abort, found, target("1.1.0"), None, ALICE))["aborted"] == [
@@ -431,6 +439,7 @@ class AnySequence(RuleBasedStateMachine):
             assert self.application.source_section == (previous.kind, previous.source)
             assert self.application.rollout.version == previous.version
             assert self.application.rollout.complete
+            assert not self.application.rollout.halts(previous.version or "", self.application.policy.max_failed)
             assert version in self.application.rollout.aborted
             assert previous.version not in self.application.rollout.aborted
             assert not self.application.policy.paused
