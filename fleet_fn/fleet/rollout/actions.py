@@ -282,7 +282,7 @@ def _labels(application: Application) -> Object | None:
 
 
 def _without_halt(application: Application, status: Object, version: str) -> Object:
-    """Return a status without the failures of a version, if as many devices failed as may."""
+    """Return a status without the failures of a version that is halted by them."""
     if not is_halted(application, version):
         return status
     return _with(status, "failed", {name: entry for name, entry in status["failed"].items() if name != version})
