@@ -19,7 +19,7 @@ from fleet_fn.firmware.store import NotReadyError
 from fleet_fn.fleet.rollout.actions import Target
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.session import Change, RolloutSession
-from fleet_fn.fleet.rollout.target import FirmwareFinder, open_finder
+from fleet_fn.fleet.rollout.target import FirmwareFinder, find_target, open_finder
 from fleet_fn.fleet.rollout.user import user_of
 from fleet_fn.parts import make_drogue, make_sink
 from fleet_fn.settings import Settings, SettingsError
@@ -57,33 +57,11 @@ class Operation:
         return open_finder(self.settings, self.session.name)
 
     def find_target(self, application: Application, *, strictly: bool = False) -> Target:
-        """Return the firmware that the application names now, as far as is known.
-
-        Without FIRMWARE_REGISTRY, it is the one that the application's object names; and also without an answer of the
-        registry, unless `strictly` is true.
-
-        Raises:
-            RefusedError: the object names none, and there is no FIRMWARE_REGISTRY.
-            NotReadyError, PermanentError, TransientError: the object names none, and the registry has none.
-
-        """
-        known = application.rollout.version
-        recorded = Target(known, application.image) if known is not None else None
-        if not self.settings.firmware_registry:
-            if recorded is None:
-                raise RefusedError(
-                    "the application's object does not tell the version of its firmware: set FIRMWARE_REGISTRY as the "
-                    "function has it, e.g. ghcr.io/acme/"
-                )
-            return recorded
-        try:
-            with open_finder(self.settings, self.session.name) as finder:
-                return finder.target(application.source)
-        except (UpstreamError, NotReadyError) as error:
-            if strictly or recorded is None or isinstance(error, RefusedError):
-                raise
-            warn(f"{error.reason}; going by the recorded version, {recorded.version}")
-            return recorded
+        """Return the application's firmware; warn if it may be another. See `find_target`."""
+        found = find_target(self.settings, application, strictly=strictly)
+        if found.problem:
+            warn(f"{found.problem}; going by the recorded version, {found.target.version}")
+        return found.target
 
     def print_change(self, change: Change, nothing: str) -> None:
         """Print a change; or the text `nothing`, if there was nothing to change."""

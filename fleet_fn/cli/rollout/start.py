@@ -7,20 +7,16 @@ import click
 
 from fleet_fn.cli.fleet_view import describe_devices
 from fleet_fn.cli.rollout.device_changes import change_devices
-from fleet_fn.cli.rollout.shared import Operation, change_options, operate, reading, warn
+from fleet_fn.cli.rollout.shared import change_options, operate, reading, warn
 from fleet_fn.drogue.spec_policy import MAX_FAILED
-from fleet_fn.drogue.spec_source import Image
-from fleet_fn.errors import UpstreamError, one_line
-from fleet_fn.firmware.store import Firmware, NotReadyError
+from fleet_fn.errors import one_line
 from fleet_fn.fleet.rollout import actions
-from fleet_fn.fleet.rollout.actions import Start, Target
+from fleet_fn.fleet.rollout.actions import Start
 from fleet_fn.fleet.rollout.application import Application, RefusedError
-from fleet_fn.fleet.rollout.devices import Selection, label_value, read_rows, with_label
+from fleet_fn.fleet.rollout.devices import Selection, label_value, with_label
 from fleet_fn.fleet.rollout.session import RolloutSession
-from fleet_fn.fleet.rollout.target import FirmwareFinder, verify
+from fleet_fn.fleet.rollout.starting import Candidate, check_firmware, select_devices, start_notes
 from fleet_fn.fleet.states import State
-from fleet_fn.oci.publication import firmware_warnings
-from fleet_fn.oci.reference import fill_in
 
 #: Names of devices that are listed.
 _MAX_NAMES: Final = 5
@@ -124,15 +120,15 @@ def command(
         raise click.UsageError("--stage and --percent exclude each other")
     with operate("start", application, dry_run=dry_run) as operation, operation.open_finder() as finder:
         found = operation.session.read()
-        reference = _below_prefix(image, operation)
-        firmware, target = _check(finder, found, reference)
-        _print_firmware(reference, firmware)
+        candidate = check_firmware(finder, found, image)
+        _print_firmware(candidate)
+        target = candidate.target
         selection = Selection(versions, tuple(map(State, states)), failed)
         wanted = Start(
-            reference,
+            candidate.reference,
             target,
             found.source_section,
-            _before(finder, found),
+            candidate.before,
             replaces_source=replace_source,
             selection=label_value(target.version) if selection else None,
             percent=int(percent) if percent is not None and percent.is_integer() else percent,
@@ -144,34 +140,8 @@ def command(
             _label_devices(operation.session, selection, label_value(target.version))
         change = operation.session.change("start", lambda current, actor: actions.start(current, wanted, actor))
         operation.print_change(change, f"nothing to change: {target.version} is the target")
-        _print_notes(Application.read(change.after), target.version)
-
-
-def _below_prefix(image: str, operation: Operation) -> str:
-    """Return a reference relative to FIRMWARE_REGISTRY, also if it was given in full."""
-    prefix = fill_in(operation.settings.firmware_prefix, {"application": operation.session.name})
-    return image.removeprefix(prefix)
-
-
-def _check(finder: FirmwareFinder, application: Application, reference: str) -> tuple[Firmware, Target]:
-    """Return the firmware that a reference names, after verifying its bytes."""
-    source = application.source
-    image = Image(reference, platform=source.platform if isinstance(source, Image) else None)
-    firmware = finder.resolve(image)
-    verify(firmware)
-    return firmware, finder.target_of(image, firmware)
-
-
-def _before(finder: FirmwareFinder, application: Application) -> Target | None:
-    """Return the application's firmware so far; None if it is not known."""
-    if application.source is None:
-        return None
-    try:
-        return finder.target(application.source)
-    except (UpstreamError, NotReadyError) as error:
-        if application.rollout.version is None:
-            warn(f"the application's firmware so far cannot be resolved, so its version is not known: {error.reason}")
-        return None
+        for note in start_notes(Application.read(change.after), target.version):
+            warn(note)
 
 
 def _label_devices(session: RolloutSession, selection: Selection, label: str) -> None:
@@ -181,27 +151,16 @@ def _label_devices(session: RolloutSession, selection: Selection, label: str) ->
         RefusedError: no device is selected.
 
     """
-    names: list[str] = []
-    todo: list[str] = []
-    own: list[str] = []
     with reading() as seen:
-        for device, row in read_rows(session, seen):
-            if selection.matches(row):
-                (names if device.source is None else own).append(device.name)
-                if device.source is None and device.labels.get(actions.SELECTION_LABEL) != label:
-                    todo.append(device.name)
-    if own:
-        warn(f"left out, because they name their own firmware: {_list(own)}")
-    if not names:
-        raise RefusedError(f"no device is selected: {selection}")
-    changed = change_devices(session, todo, lambda device: with_label(device, label), "labelling devices")
-    count = len(names) - len(todo) + len(changed.names)
+        found = select_devices(session, selection, label, seen)
+    if found.own:
+        warn(f"left out, because they name their own firmware: {_list(found.own)}")
+    changed = change_devices(session, found.unlabelled, lambda device: with_label(device, label), "labelling devices")
+    count = len(found.names) - len(found.unlabelled) + len(changed.names)
     if not count:
         raise RefusedError("none of the selected devices could be labelled")
-    verb = "would be" if session.dry_run else "are"
-    click.echo(
-        f"{describe_devices(count)} {verb} labelled {actions.SELECTION_LABEL}={label} ({selection}): {_list(names)}"
-    )
+    labelled = f"{'would be' if session.dry_run else 'are'} labelled {actions.SELECTION_LABEL}={label}"
+    click.echo(f"{describe_devices(count)} {labelled} ({selection}): {_list(found.names)}")
     click.echo()
 
 
@@ -211,11 +170,12 @@ def _list(names: list[str]) -> str:
     return one_line(", ".join(names[:_MAX_NAMES]) + more)
 
 
-def _print_firmware(reference: str, firmware: Firmware) -> None:
-    for warning in firmware_warnings(firmware.version, firmware.size):
+def _print_firmware(candidate: Candidate) -> None:
+    for warning in candidate.warnings:
         warn(warning)
+    firmware = candidate.firmware
     rows: Mapping[str, object] = {
-        "image": reference,
+        "image": candidate.reference,
         "digest": firmware.manifest,
         "version": firmware.version,
         "size": firmware.size,
@@ -226,15 +186,3 @@ def _print_firmware(reference: str, firmware: Firmware) -> None:
         if value:
             click.echo(one_line(f"{name:<10} {value}"))
     click.echo()
-
-
-def _print_notes(application: Application, version: str) -> None:
-    """Say what keeps the rollout from going on, and what has no effect."""
-    last = application.policy.stages[-1] if application.policy.stages else None
-    if last and (last.approval or last.after or last.success is not None):
-        warn("approval, after and success are about leaving a stage, so those of the last one have no effect")
-    if application.policy.paused:
-        warn("updates are paused: rollout resume lets them begin")
-    if actions.is_halted(application, version):
-        count = application.rollout.failed[version].count
-        warn(f"{version} is halted: it failed on {count} devices. rollout resume lets it go on")

@@ -5,16 +5,17 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.spec_source import File, Image, Source
-from fleet_fn.errors import PermanentError
+from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.firmware.file_store import FileStore, file_reference
 from fleet_fn.firmware.store import Firmware, ImageStore, NotReadyError, Store
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.fleet.rollout.actions import Target
+from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.oci.reference import Reference, fill_in, image_reference
 from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.dialects import MAX_VERSION_BYTES
@@ -91,6 +92,43 @@ def open_finder(settings: Settings, application: str) -> Iterator[FirmwareFinder
                 images,
                 FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
             )
+
+
+class FoundTarget(NamedTuple):
+    """An application's firmware, as far as is known."""
+
+    target: Target
+    #: Why it may be another by now; empty if it is this one.
+    problem: str = ""
+
+
+def find_target(settings: Settings, application: Application, *, strictly: bool = False) -> FoundTarget:
+    """Return the firmware that an application names now, as far as is known.
+
+    Without FIRMWARE_REGISTRY, it is the one that the application's object names; and also without an answer of the
+    registry, unless `strictly` is true.
+
+    Raises:
+        RefusedError: the object names none, and there is no FIRMWARE_REGISTRY.
+        NotReadyError, PermanentError, TransientError: the object names none, and the registry has none.
+
+    """
+    known = application.rollout.version
+    recorded = Target(known, application.image) if known is not None else None
+    if not settings.firmware_registry:
+        if recorded is None:
+            raise RefusedError(
+                "the application's object does not tell the version of its firmware: set FIRMWARE_REGISTRY as the "
+                "function has it, e.g. ghcr.io/acme/"
+            )
+        return FoundTarget(recorded)
+    try:
+        with open_finder(settings, application.name) as finder:
+            return FoundTarget(finder.target(application.source))
+    except (UpstreamError, NotReadyError) as error:
+        if strictly or recorded is None or isinstance(error, RefusedError):
+            raise
+        return FoundTarget(recorded, error.reason)
 
 
 def resolve(store: Store, reference: Reference) -> Firmware:
