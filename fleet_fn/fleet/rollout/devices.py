@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 from fleet_fn.drogue.device_registry_object import read_map
@@ -103,11 +104,14 @@ def edit_devices(
         TransientError: the registry is unavailable for some seconds.
 
     """
+    rest = iter(names)
     with ThreadPoolExecutor(_WORKERS) as pool:
-        edits = deque(pool.submit(_try_edit, session, name, change) for name in names)
+        # No more are begun than the caller has seen the end of, so that it can stop.
+        edits = deque(pool.submit(_try_edit, session, name, change) for name in islice(rest, _WORKERS))
         try:
             while edits:
                 yield edits.popleft().result()
+                edits.extend(pool.submit(_try_edit, session, name, change) for name in islice(rest, 1))
         finally:
             for edit in edits:
                 edit.cancel()
