@@ -62,7 +62,8 @@ class Position:
         stage = self.stage
         if not stage.over or self.since is None or not self.percent_before <= percent < stage.percent:
             return None
-        return self.since + stage.over * ((percent - self.percent_before) / (stage.percent - self.percent_before))
+        passed = stage.over * ((percent - self.percent_before) / (stage.percent - self.percent_before))
+        return self.since + passed + timedelta.resolution  # the product is rounded, perhaps down
 
     def describe(self) -> str:
         """Return the stage for people."""
