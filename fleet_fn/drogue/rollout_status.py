@@ -3,14 +3,18 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from fleet_fn.drogue.spec_values import MAX_TIME
 from fleet_fn.drogue.update_record import parse_timestamp
+from fleet_fn.protocol.messages import U32_MAX
 
 #: Versions whose failures are kept, and versions that are kept as aborted.
 _MAX_VERSIONS: Final = 16
+#: The latest time at which a stage can begin: any of its times can be added.
+_LATEST: Final = datetime.max.replace(tzinfo=UTC) - MAX_TIME
 #: Room for the punctuation and the keys of a version's entry.
 _ENTRY_BYTES: Final = 64
 _NO_MAP: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -31,7 +35,7 @@ class Failures:
         fields = value if isinstance(value, dict) else {}
         count, devices = fields.get("count"), fields.get("devices")
         names = tuple(name for name in devices if isinstance(name, str)) if isinstance(devices, list) else ()
-        return cls(max(count if type(count) is int else 0, len(names)), names)
+        return cls(max(min(count, U32_MAX) if type(count) is int else 0, len(names)), names)
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as it stands in the application's object."""
@@ -64,10 +68,11 @@ class RolloutStatus(NamedTuple):
         if not isinstance(rollout, dict):
             return NO_ROLLOUT
         version, stage, failed, aborted = (rollout.get(key) for key in ("version", "stage", "failed", "aborted"))
+        since = parse_timestamp(rollout.get("since"))
         return cls(
             version if isinstance(version, str) else None,
             stage if type(stage) is int and stage > 0 else 0,
-            parse_timestamp(rollout.get("since")),
+            since if since and since <= _LATEST else None,
             rollout.get("approved") is True,
             rollout.get("complete") is True,
             {name: Failures.read(entry) for name, entry in failed.items()} if isinstance(failed, dict) else _NO_MAP,

@@ -18,7 +18,8 @@ _LIKENESS: Final = 0.65
 #: A whole number has few digits, so that no time overflows; the fraction too.
 _TIME: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)([a-z]+)")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60}
-_MAX_TIME: Final = timedelta(days=3650)
+#: The longest time.
+MAX_TIME: Final = timedelta(days=3650)
 
 
 class MalformedSpecError(PermanentError):
@@ -123,8 +124,8 @@ def read_time(value: object, path: str) -> timedelta | None:
     if not match or match[2] not in _SECONDS:
         raise malformed(path, value, f"a number and a unit, such as 24h; the units are {join_words(list(_SECONDS))}")
     time = timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
-    if time > _MAX_TIME:
-        raise malformed(path, value, f"{_MAX_TIME.days}d at most")
+    if time > MAX_TIME:
+        raise malformed(path, value, f"{MAX_TIME.days}d at most")
     return time
 
 

@@ -1,5 +1,6 @@
 """A rollout in stages: which devices each lets in, and when."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_fn.drogue.rollout_status import RolloutStatus
+from fleet_fn.drogue.rollout_status import RolloutStatus, with_failure
 from fleet_fn.drogue.spec_policy import Policy, Stage, read_policy
 from fleet_fn.update.policy import Candidate, Hold, draw, hold_start
 from fleet_fn.update.stages import Position
@@ -23,7 +24,7 @@ def status(stage: int = 0, since: datetime | None = NOW, **fields: Any) -> Rollo
 
 
 def hold(uid: str, rollout: RolloutStatus, now: datetime = NOW, **policy: Any) -> Hold | None:
-    return hold_start(Policy(stages=STAGES, **policy), Candidate(uid, {}), "2", now, rollout)
+    return hold_start(Policy(**{"stages": STAGES, **policy}), Candidate(uid, {}), "2", now, rollout)
 
 
 def uid_drawn(least: float, below: float) -> str:
@@ -164,3 +165,21 @@ def test_a_version_halts_at_the_limit_and_no_other() -> None:
     assert [read.halts("2", most) for most in (1, 2, 3, None)] == [True, True, False, False]
     assert (read.halts("3", 9), read.halts("1", 1)) == (True, False)
     assert (read.halts("4", None), read.halts("4", 1000)) == (True, True)
+
+
+@pytest.mark.parametrize("since", ["9999-12-31T23:59:59Z", "9990-06-01T00:00:00Z"])
+def test_a_stage_that_began_too_late_for_any_time_to_pass_does_not_grow(since: str) -> None:
+    stages = (Stage(10), Stage(100, over=timedelta(days=3650)))
+    rollout = RolloutStatus.read({"rollout": {"version": "2", "stage": 1, "since": since}})
+    assert hold(uid_drawn(0, 10), rollout, stages=stages) is None
+    held = hold(uid_drawn(90, 100), rollout, stages=stages)
+    assert held
+    assert (held.reason, held.until) == ("rollout", None)
+
+
+def test_a_count_beyond_all_numbers_of_devices_still_halts_and_can_grow() -> None:
+    rollout = {"failed": {"2": {"count": int("9" * 4300), "devices": []}}}
+    assert RolloutStatus.read({"rollout": rollout}).halts("2", 1000)
+    grown = with_failure(rollout, "2", "a", is_first=True, room_bytes=1000)
+    assert grown
+    assert json.loads(json.dumps(grown))["failed"]["2"]["devices"] == ["a"]
