@@ -21,6 +21,8 @@ from fleet_fn.fleet.rollout.progress import Standing, describe_time
 _MAX_NAMES: Final = 10
 _MAX_VERSIONS: Final = 5
 _NAME_WIDTH: Final = 12
+#: Their message says it.
+_TOLD: Final = (Standing.NO_STAGES, Standing.NEW)
 #: What an operator may do.
 _WAYS_OUT: Final = {
     Standing.PAUSED: " (rollout resume ends that)",
@@ -58,7 +60,8 @@ def _rows(overview: Overview) -> Iterator[tuple[str, str]]:
         yield "problem", overview.problem
     if progress:
         standing = progress.standing
-        yield "rollout", f"{standing}: {progress.message}{_WAYS_OUT.get(standing, '')}"
+        named = "" if standing in _TOLD else f"{standing}: "
+        yield "rollout", f"{named}{progress.message}{_WAYS_OUT.get(standing, '')}"
         yield from _stages(overview)
         for index, requirement in enumerate(progress.requirements):
             mark = "+" if requirement.is_met else "-"

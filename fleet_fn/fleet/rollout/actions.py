@@ -207,6 +207,9 @@ def _begin(application: Application, target: Target, previous: Previous | None, 
     status = {key: value for key, value in application.status.items() if key not in _OF_VERSION}
     status |= {"version": target.version, "stage": 0, "since": timestamp(now)}
     status = _with(status, "image", target.image)
+    earlier = application.previous
+    if previous and earlier and previous.version in halted_versions(application) and earlier.version != target.version:
+        previous = earlier  # no operator wants to go back to a version that failed
     return _with(status, "previous", previous.to_json() if previous else None)
 
 

@@ -110,6 +110,13 @@ def start_notes(application: Application, version: str) -> list[str]:
     last = policy.stages[-1] if policy.stages else None
     if last and (last.approval or last.after or last.success is not None):
         notes.append("approval, after and success are about leaving a stage, so those of the last one have no effect")
+    hasty = [stage for stage in (policy.stages or ())[:-1] if stage.success is not None and not stage.after]
+    if hasty:
+        shares = ", ".join(f"{stage.percent:.15g} %" for stage in hasty)
+        notes.append(
+            f"success without after ({shares}): the first results decide, and one device in sync is 100 %. Add an "
+            "after that is longer than an update takes"
+        )
     if policy.paused:
         notes.append("updates are paused: rollout resume lets them begin")
     if is_halted(application, version):

@@ -127,6 +127,16 @@ def test_start_finds_the_previous_firmware_of_a_tag_that_has_moved() -> None:
     assert "previous" not in rollout(started(shop(container("latest")), before=target("1.1.0")))
 
 
+@pytest.mark.parametrize("halt", [{"failed": {"1.1.0": {"count": 3, "devices": []}}}, {"aborted": ["1.1.0"]}])
+def test_start_after_a_halt_goes_back_to_the_version_before_the_bad_one(halt: dict[str, Any]) -> None:
+    bad = started(shop({**container(), "rollout": {"maxFailed": 3}}))
+    rollout(bad).update(halt)
+    fixed = done(actions.start, bad, wanted(bad, "1.1.1", before=target("1.1.0")), ALICE)
+    assert rollout(fixed)["previous"] == {"container": {"image": "sensor:1.0.0"}, "version": "1.0.0"}
+    back = done(actions.start, bad, wanted(bad, "1.0.0", before=target("1.1.0")), ALICE)
+    assert rollout(back)["previous"]["version"] == "1.1.0"
+
+
 def test_start_keeps_a_previous_source_whose_version_is_unknown() -> None:
     assert rollout(started(shop(container()), before=None))["previous"] == {"container": {"image": "sensor:1.0.0"}}
 
