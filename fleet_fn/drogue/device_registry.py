@@ -1,6 +1,5 @@
 """The device registry: read the specs of devices, and write their status."""
 
-import json
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -11,11 +10,11 @@ from fleet_fn.concurrency.ttl_cache import Count, TTLCache
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry_api import DeviceNotFoundError, DeviceRegistryAPI, kind_of, unusable_error
 from fleet_fn.drogue.device_registry_object import RegistryObject, read_map, read_object
+from fleet_fn.drogue.failure_log import FailedUpdate, FailureLog
 from fleet_fn.drogue.firmware_spec import Malformed
-from fleet_fn.drogue.object_editor import edit_object
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY
 from fleet_fn.drogue.report_backoff import ReportBackoff
-from fleet_fn.drogue.rollout_status import NO_ROLLOUT, RolloutStatus, with_failure
+from fleet_fn.drogue.rollout_status import NO_ROLLOUT, RolloutStatus
 from fleet_fn.drogue.spec_policy import NONE, Policy
 from fleet_fn.drogue.spec_source import Source
 from fleet_fn.drogue.spec_values import MalformedSpecError
@@ -44,8 +43,6 @@ _MAX_UNREADABLE: Final = 1000
 #: its writes go on until the deadline.
 _MAX_ATTEMPTS: Final = 2
 _MAX_RECORD_ATTEMPTS: Final = 50
-#: Bytes of an application's object at most: the registry takes 65,536, and others want to write it too.
-_MAX_OBJECT_BYTES: Final = 56 * 1024
 #: Random pause before another attempt, so that two writers do not keep step.
 _MAX_PAUSE_SECONDS: Final = 0.02
 
@@ -114,6 +111,7 @@ class DeviceRegistry:
         )
         self._unreadable: TTLCache[tuple[str, ...], bool] = TTLCache(_MAX_UNREADABLE if remember else 0, clock=clock)
         self._backoff = ReportBackoff(clock)
+        self._failures = FailureLog(self._api, lambda names, found: self._objects.replace(names, _read(found, names)))
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 
@@ -271,18 +269,7 @@ class DeviceRegistry:
             TransientError: the registry is unavailable, or the application keeps changing.
 
         """
-        count: int | None = None
-
-        def add(found: dict[str, Any]) -> dict[str, Any] | None:
-            nonlocal count
-            changed = _with_failure(found, storable(version), storable(device), is_first=is_first)
-            count = RolloutStatus.read(_firmware(changed)).failed[storable(version)].count if changed else None
-            return changed
-
-        names = (application,)
-        found = edit_object(self._api, names, add, deadline)
-        self._objects.replace(names, _read(found, names))
-        return count
+        return self._failures.record(application, FailedUpdate(device, version, is_first), deadline)
 
     def give_up_reporting(self, application: str, device: str) -> None:
         """Pause reports of a device after a failure."""
@@ -318,34 +305,6 @@ def _with_report(device: Mapping[str, Any], report: Report, now: datetime) -> di
     before = status.get("firmware")
     section = _storable_news(report.merge_into(before, now), before)
     return {**device, "status": {**status, "firmware": section}}
-
-
-def _firmware(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object's `status.firmware`; an empty one if there is none."""
-    status = found.get("status")
-    section = status.get("firmware") if isinstance(status, dict) else None
-    return section if isinstance(section, dict) else {}
-
-
-def _with_failure(
-    application: Mapping[str, Any], version: str, device: str, *, is_first: bool
-) -> dict[str, Any] | None:
-    """Return an application's object with one more failure; None if it has it already.
-
-    Raises:
-        PermanentError: its status is malformed.
-
-    """
-    try:
-        status = read_map(application, "status")
-    except ValueError as error:
-        raise unusable_error(("",), f"the application's {error}") from error
-    section = _firmware(application)
-    room_bytes = _MAX_OBJECT_BYTES - len(json.dumps(application))
-    rollout = with_failure(section.get("rollout"), version, device, is_first=is_first, room_bytes=room_bytes)
-    if rollout is None:
-        return None
-    return {**application, "status": {**status, "firmware": {**section, "rollout": rollout}}}
 
 
 def _storable_news(section: Mapping[str, Any], before: object) -> dict[str, Any]:

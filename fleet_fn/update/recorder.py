@@ -133,10 +133,14 @@ class Recorder:
             return reply.transitions(reply.reported)
         if self._device_registry.has_given_up_reporting(*names):
             return ()
-        transitions: tuple[Transition, ...] = ()
-        halt: tuple[Transition, ...] = ()
         try:
             halt = self._brake.record(event, reply.transitions(reply.reported), reply.max_failed, deadline)
+        except TransientError as error:
+            # The device's object is not to blame: its next status shows the failure again, and is reported.
+            warn("failed update not recorded", event, error)
+            return ()
+        transitions: tuple[Transition, ...] = ()
+        try:
             with suppress(ConflictError):
                 before = self._write(event, reply.report, deadline)
                 transitions = reply.transitions(before) if before else ()

@@ -14,7 +14,7 @@ from tests.support.drogue import MAX_BODY_BYTES, Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Answer, Function, event, running
 from tests.support.hostile import always
-from tests.support.http import Response
+from tests.support.http import Request, Response
 from tests.support.statuses import STATUS, in_sync, midway, told
 
 SIZE = 1024
@@ -74,6 +74,12 @@ class Fleet:
         """What the application's object says of failures; None if it says nothing."""
         firmware = self.drogue.object(self.name).get("status", {}).get("firmware", {})
         return firmware.get("rollout", {}).get("failed")
+
+    @property
+    def halts(self) -> float:
+        """Halts that the function has told its metrics."""
+        lines = self.function.request("GET", "/metrics").body.decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if 'updates_total{result="halted"}' in line)
 
     def status_of(self, device: str) -> Any:
         return self.drogue.reported(device, self.name)
@@ -222,6 +228,19 @@ def test_a_failure_that_cannot_be_recorded_now_is_recorded_with_the_next_status(
     assert fleet.status_of("a")["update"]["attempts"] == 1
 
 
+def test_a_failure_is_recorded_soon_although_objects_are_remembered(
+    environment: dict[str, str], drogue: Drogue
+) -> None:
+    with running(environment | {"SPEC_TTL_SECONDS": "3600"}) as function:
+        fleet = Fleet(function, drogue)
+        fleet.swap("a")
+        fleet.drogue.write_answers[(fleet.name,)] = always(Response(503))
+        assert fleet.post("a").outcome == 'withheld; reason="backoff"'
+        del fleet.drogue.write_answers[(fleet.name,)]
+        assert fleet.post("a").outcome == 'withheld; reason="backoff"'
+        assert fleet.failed() == {"0.1.1": {"count": 1, "devices": ["a"]}}
+
+
 @pytest.mark.parametrize("status", [403, 404, 413])
 def test_a_refused_record_leaves_the_devices_own_count(fleet: Fleet, status: int) -> None:
     fleet.drogue.write_answers[(fleet.name,)] = always(Response(status))
@@ -229,6 +248,24 @@ def test_a_refused_record_leaves_the_devices_own_count(fleet: Fleet, status: int
     assert fleet.failed() is None
     assert fleet.status_of("a")["update"]["attempts"] == 1
     assert any("failed update not recorded" in line for line in fleet.function.log)
+
+
+def test_a_halt_is_told_although_the_answer_to_its_record_is_lost(fleet: Fleet) -> None:
+    fleet.roll_back("a")
+    fleet.swap("b")
+    names, drogue = (fleet.name,), fleet.drogue
+
+    def store_and_lose(request: Request) -> Response:
+        del drogue.write_answers[names]
+        drogue.put(fleet.name, **{key: json.loads(request.body)[key] for key in ("spec", "status")})
+        return Response(504)
+
+    halts = fleet.halts
+    drogue.write_answers[names] = store_and_lose
+    assert fleet.post("b").outcome == 'withheld; reason="backoff"'
+    assert fleet.failed() == {"0.1.1": {"count": 2, "devices": ["a", "b"]}}
+    assert fleet.status_of("b")["update"]["attempts"] == 1
+    assert fleet.halts == halts + 1
 
 
 def test_names_that_have_no_room_are_only_counted(fleet: Fleet) -> None:
