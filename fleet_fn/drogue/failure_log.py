@@ -1,6 +1,5 @@
 """Record in applications' objects which version failed on which devices."""
 
-import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from typing import Any, Final
 
 from fleet_fn.concurrency.turns import Turns
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.device_registry_api import DeviceRegistryAPI, unusable_error
+from fleet_fn.drogue.device_registry_api import DeviceRegistryAPI, encode_object, unusable_error
 from fleet_fn.drogue.device_registry_object import read_map
 from fleet_fn.drogue.object_editor import edit_object
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY
@@ -124,7 +123,7 @@ def _with_failure(application: Mapping[str, Any], failed: FailedUpdate) -> dict[
     except ValueError as error:
         raise unusable_error(("",), f"the application's {error}") from error
     section = _firmware(application)
-    room_bytes = _MAX_OBJECT_BYTES - len(json.dumps(application))
+    room_bytes = _MAX_OBJECT_BYTES - len(encode_object(application))
     version, device = storable(failed.version), storable(failed.device)
     rollout = with_failure(section.get("rollout"), version, device, is_first=failed.is_first, room_bytes=room_bytes)
     if rollout is None:

@@ -250,6 +250,18 @@ def test_a_refused_record_leaves_the_devices_own_count(fleet: Fleet, status: int
     assert any("failed update not recorded" in line for line in fleet.function.log)
 
 
+def test_long_texts_in_the_application_hide_no_failure(fleet: Fleet) -> None:
+    found = fleet.drogue.object(fleet.name)
+    fleet.drogue.put(fleet.name, spec=found["spec"] | {"note": "水" * 18_000, "\u2028": "\U0001f4a7"})
+    for device in ("a", "b"):
+        fleet.roll_back(device)
+    assert fleet.failed() == {"0.1.1": {"count": 2, "devices": ["a", "b"]}}
+    assert fleet.drogue.object(fleet.name)["spec"]["note"] == "水" * 18_000
+    fleet.drogue.put(fleet.name, "c", spec={"note": "水" * 18_000})
+    assert fleet.post("c").outcome == HALTED
+    assert fleet.status_of("c")["hold"]["reason"] == "halted"
+
+
 def test_a_halt_is_told_although_the_answer_to_its_record_is_lost(fleet: Fleet) -> None:
     fleet.roll_back("a")
     fleet.swap("b")
