@@ -262,6 +262,14 @@ class Record:
             self, attempts=self.attempts + 1, failed=failed, started=None, swapped=None, synced=None, syncs=0
         )
 
+    @property
+    def has_failed_since_swap(self) -> bool:
+        """The failure of the last swap is among those of earlier versions already."""
+        swapped, last = parse_timestamp(self.swapped), self.failed[0] if self.failed else None
+        if swapped is None or last is None or (last.version, last.checksum) != (self.version, self.checksum):
+            return False
+        return last.at is not None and last.at >= swapped
+
     def synced_at(self) -> datetime | None:
         """Return the time of the first SYNC; None if there is none."""
         return parse_timestamp(self.synced)

@@ -14,7 +14,8 @@ class Brake:
     """Counts failures in the application's object, where every process reads them.
 
     It costs nothing while nothing fails. A failure is recorded before the device's own record forgets the swap. So if
-    it cannot be recorded now, the device's next status shows it again, and the device starts nothing before that.
+    it cannot be recorded now, the device's next status shows it again, and the device starts nothing before that. Only
+    a device whose target has moved may start with the new one first.
     """
 
     def __init__(self, device_registry: DeviceRegistry) -> None:

@@ -150,7 +150,29 @@ def _decide(status: Status, target: Target, context: DecisionContext) -> Decisio
 
     The device keeps the version that it runs.
     """
-    known = context.record
+    known = _with_earlier_failure(status, target, context.record, context.now)
+    if known is not context.record:
+        # An old record may show a swap that the device has come up from since.
+        decision = _decide_by_record(status, target, known, context)
+        return decision._replace(rests_on=Freshness.NOW)
+    return _decide_by_record(status, target, known, context)
+
+
+def _with_earlier_failure(status: Status, target: Target, known: Record | None, now: datetime) -> Record | None:
+    """Return the record with the failed swap to an earlier target, if the status shows one.
+
+    The swap itself stays in the record: a device that comes up late all the same has to hear SYNC.
+    """
+    if known is None or known.is_of(target) or known.synced or not known.swapped:
+        return known
+    has_blocks = status.progress is not None and status.progress.offset > 0
+    if has_blocks or status.version == known.version.encode() or known.has_failed_since_swap:
+        return known
+    return replace(known, failed=known.with_failed_swap(now.replace(microsecond=0)).failed)
+
+
+def _decide_by_record(status: Status, target: Target, known: Record | None, context: DecisionContext) -> Decision:
+    """Return the decision on a status, by the record of the device's update."""
     step = next_command(status, target, mtu=context.mtu, poll=context.poll)
     if isinstance(step, Sync):
         came_up = known

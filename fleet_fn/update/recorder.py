@@ -130,16 +130,14 @@ class Recorder:
         """
         names = (event.application, event.device)
         if reply.report is None:
-            return reply.transitions(reply.reported)
+            transitions = reply.transitions(reply.reported)
+            return transitions + (self._record_failure(event, transitions, reply, deadline) or ())
         if self._device_registry.has_given_up_reporting(*names):
             return ()
-        try:
-            halt = self._brake.record(event, reply.transitions(reply.reported), reply.max_failed, deadline)
-        except TransientError as error:
-            # The device's object is not to blame: its next status shows the failure again, and is reported.
-            warn("failed update not recorded", event, error)
-            return ()
-        transitions: tuple[Transition, ...] = ()
+        halt = self._record_failure(event, reply.transitions(reply.reported), reply, deadline)
+        if halt is None:
+            return ()  # the device's next status shows the failure again
+        transitions = ()
         try:
             with suppress(ConflictError):
                 before = self._write(event, reply.report, deadline)
@@ -159,6 +157,16 @@ class Recorder:
             self._device_registry.give_up_reporting(*names)
             warn("status not reported", event, error)
         return transitions + halt
+
+    def _record_failure(
+        self, event: Event, transitions: tuple[Transition, ...], reply: Reply, deadline: Deadline
+    ) -> tuple[Transition, ...] | None:
+        """Return the transition to a halt, if there is one; None if a failure could not be recorded."""
+        try:
+            return self._brake.record(event, transitions, reply.max_failed, deadline)
+        except TransientError as error:
+            warn("failed update not recorded", event, error)
+            return None
 
     def _write(self, event: Event, report: Report, deadline: Deadline) -> Reported | None:
         """Write a report into the device's object; see `DeviceRegistry.report`.

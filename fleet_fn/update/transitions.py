@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from fleet_fn.drogue.status_report import FAILED, GIVEN_UP, IN_SYNC, UNKNOWN, Report, Reported
-from fleet_fn.drogue.update_record import Record
+from fleet_fn.drogue.update_record import FailedVersion, Record
 from fleet_fn.protocol.messages import Swap
 from fleet_fn.update.values import Hold, starts_or_ends
 
@@ -102,6 +102,8 @@ def _recorded(report: Report, reported: Reported) -> Iterator[Transition]:
     before = _of_same_target(report.before, after)
     if after.attempts > (before.attempts if before else 0):
         yield _of_record(Subject.ROLLED_BACK, report.current, after)
+    elif failed := _failed_earlier(report.before, after):
+        yield Transition(Subject.ROLLED_BACK, report.current, failed.version, failed.checksum, failed.attempts)
     if after.started and not (before and before.started):
         yield _of_record(Subject.STARTED, report.current, after)
     if after.swapped and not (before and before.swapped):
@@ -125,6 +127,12 @@ def _held(hold: Hold, report: Report, reported: Reported, checksum: str) -> Iter
 
 def _of_record(subject: Subject, current: str, record: Record) -> Transition:
     return Transition(subject, current, record.version, record.checksum, record.attempts)
+
+
+def _failed_earlier(before: Record | None, after: Record) -> FailedVersion | None:
+    """Return the version that has failed since, although the target had moved on."""
+    known = before.failed if before else ()
+    return after.failed[0] if after.failed and after.failed[:1] != known[:1] else None
 
 
 def _of_same_target(before: Record | None, after: Record) -> Record | None:

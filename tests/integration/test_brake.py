@@ -146,6 +146,43 @@ def test_a_new_version_is_not_halted(fleet: Fleet) -> None:
     assert (failed["version"], failed["attempts"]) == ("0.1.1", 1)
 
 
+@pytest.mark.parametrize(
+    ("target", "status", "answers"),
+    [
+        ("0.1.2", midway("0.1.2", 512), ('write; version="0.1.2"; offset=0', 'write; version="0.1.2"; offset=512')),
+        ("0.1.0", STATUS, ("sync", "sync")),
+    ],
+)
+def test_a_rollback_is_recorded_although_the_target_has_moved(
+    fleet: Fleet, target: str, status: dict[int, Any], answers: tuple[str, str]
+) -> None:
+    devices = ("a", "b")
+    for device in devices:
+        fleet.swap(device)
+    fleet.target(target)
+    halts = fleet.halts
+    for device in devices:
+        assert fleet.post(device).outcome.startswith(answers[0])
+        (failed,) = fleet.status_of(device)["update"]["failed"]
+        assert (failed["version"], failed["attempts"]) == ("0.1.1", 1)
+    for device in devices:
+        assert fleet.post(device, status).outcome.startswith(answers[1])
+        assert len(fleet.status_of(device)["update"]["failed"]) == 1
+    assert fleet.failed() == {"0.1.1": {"count": 2, "devices": ["a", "b"]}}
+    assert (fleet.drogue.writes_of(fleet.name), fleet.halts) == (2, halts + 1)
+    fleet.target("0.1.1")
+    fleet.add("c")
+    assert fleet.post("c").outcome == HALTED
+
+
+def test_a_device_that_comes_up_after_the_target_has_moved_has_not_failed(fleet: Fleet) -> None:
+    fleet.swap("a")
+    fleet.target("0.1.2")
+    assert fleet.post("a", in_sync("0.1.1")).outcome == "sync"
+    assert fleet.failed() is None
+    assert "failed" not in fleet.status_of("a")["update"]
+
+
 def test_devices_that_fail_after_the_halt_are_counted_and_shown(fleet: Fleet) -> None:
     fleet.target("0.1.1", maxAttempts=1)
     for device in ("a", "b", "c"):

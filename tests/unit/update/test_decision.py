@@ -83,7 +83,34 @@ def test_a_device_in_sync_keeps_its_notes_but_for_a_restart_and_is_noted_to_have
     assert verdict(Status(b"0.1.1"), SWAPPED) == Decision(Sync(b"0.1.1", 300), came_up)
     assert verdict(Status(b"0.1.1"), came_up, now=NOW + timedelta(hours=1)).record == came_up
     assert verdict(Status(b"0.1.1"), RESTARTED).record == STARTED
-    assert verdict(Status(b"0.1.1"), replace(SWAPPED, version="0.1.0")).record == replace(SWAPPED, version="0.1.0")
+    earlier = replace(came_up, version="0.1.0")
+    assert verdict(Status(b"0.1.1"), earlier) == Decision(Sync(b"0.1.1", 300), earlier)
+
+
+@pytest.mark.parametrize("status", [Status(b"0.1.1"), replace(Status(b"0.1.1"), progress=Progress(b"0.1.1", 0)), OLD])
+def test_a_failed_swap_to_an_earlier_target_is_recorded_once(status: Status) -> None:
+    swapped = replace(SWAPPED, version="0.0.9")
+    failed = FailedVersion("0.0.9", CHECKSUM, 1, NOW)
+    given = verdict(status, swapped)
+    assert given.rests_on is Freshness.NOW
+    assert given.record
+    assert given.record.failed == (failed,)
+    again = verdict(status, given.record)
+    assert again.record
+    assert again.record.failed == (failed,)
+    if status is not OLD:
+        # A device that comes up with the earlier target after all has to hear SYNC.
+        assert (given.record, again) == (replace(swapped, failed=(failed,)), Decision(given.step, given.record))
+        assert isinstance(verdict(Status(b"0.0.9"), given.record).step, Confirm)
+
+
+@pytest.mark.parametrize(
+    "status", [Status(b"0.0.9"), at(512, b"0.0.9"), replace(OLD, progress=Progress(b"0.0.9", 1300))]
+)
+def test_a_device_that_has_blocks_or_came_up_has_not_failed(status: Status) -> None:
+    record = verdict(status, replace(SWAPPED, version="0.0.9")).record
+    assert record
+    assert record.failed == ()
 
 
 def test_one_that_had_come_up_and_is_back_with_another_version_has_not_failed() -> None:
