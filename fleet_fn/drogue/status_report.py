@@ -124,7 +124,7 @@ class Report(NamedTuple):
     @property
     def changes_record(self) -> bool:
         """Return whether the report changes the record of the update."""
-        return self.record != self.before
+        return self.record is not self.before and self.record != self.before  # mostly they are one and the same
 
     @property
     def token(self) -> str | None:

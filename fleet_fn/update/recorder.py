@@ -130,7 +130,8 @@ class Recorder:
         """
         names = (event.application, event.device)
         if reply.report is None:
-            transitions = reply.transitions(reply.reported)
+            if not (transitions := reply.transitions(reply.reported)):
+                return ()
             return transitions + (self._record_failure(event, transitions, reply, deadline) or ())
         if self._device_registry.has_given_up_reporting(*names):
             return ()
