@@ -131,7 +131,8 @@ def _without_future_times(context: DecisionContext) -> tuple[Record | None, Last
 def _with_answer(decision: Decision, known: Record | None, answered: LastAnswered | None) -> Decision:
     """Return the decision with this event in its record, if that is written anyway."""
     record = decision.record
-    if answered is None or record is None or (record == known and not starts_or_ends(decision.step)):
+    is_same = record is known or record == known
+    if answered is None or record is None or (is_same and not starts_or_ends(decision.step)):
         return decision
     return decision._replace(record=replace(record, answered=answered.after(known.answered if known else None)))
 
@@ -200,7 +201,9 @@ def _decide_by_record(status: Status, target: Target, known: Record | None, cont
     if hold := _hold(checked.step, record, target, context, failed_swap=failed_swap):
         of_target = known is not None and known.is_of(target)
         held = record if of_target else known
-        return Decision(hold, held if status.progress else _without_restart(held))
+        # An old record may show a swap that the device has come up from since.
+        rests_on = Freshness.NOW if failed_swap else Freshness.MEMORY
+        return Decision(hold, held if status.progress else _without_restart(held), rests_on=rests_on)
     return _record(checked, known, context)
 
 
@@ -300,7 +303,7 @@ def _record(checked: Checked, known: Record | None, context: DecisionContext) ->
             correlates=context.correlates,
         )
         return Decision(step, record, True, Freshness.EVERYTHING)
-    if record != known:
+    if record is not known and record != known:
         return Decision(step, record, True, Freshness.EVERYTHING)
     return Decision(step, record)
 

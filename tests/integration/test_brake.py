@@ -278,6 +278,22 @@ def test_a_failure_is_recorded_soon_although_objects_are_remembered(
         assert fleet.failed() == {"0.1.1": {"count": 1, "devices": ["a"]}}
 
 
+def test_an_old_record_in_memory_counts_no_device(fleet: Fleet, environment: dict[str, str]) -> None:
+    with running(environment | {"SPEC_TTL_SECONDS": "3600"}) as remembering:
+        fleet.download("a")
+        assert fleet.post("a", midway("0.1.1", SIZE), function=remembering).outcome.startswith("swap")
+        assert fleet.post("a", in_sync("0.1.1")).outcome == "sync"
+        fleet.target("0.1.2")
+        status = in_sync("0.1.1")
+        assert [fleet.post("a", status).outcome for _ in range(2)] == ["sync", "sync"]
+        assert fleet.post("a", status).outcome.startswith('write; version="0.1.2"; offset=0')
+        assert fleet.post("a", status | {3: {0: b"0.1.2", 1: SIZE}}).outcome.startswith("swap")
+        for function in (remembering, fleet.function, remembering):
+            assert fleet.post("a", in_sync("0.1.2"), function=function).outcome == "sync"
+    assert fleet.failed() is None
+    assert "failed" not in fleet.status_of("a")["update"]
+
+
 @pytest.mark.parametrize("status", [403, 404, 413])
 def test_a_refused_record_leaves_the_devices_own_count(fleet: Fleet, status: int) -> None:
     fleet.drogue.write_answers[(fleet.name,)] = always(Response(status))
