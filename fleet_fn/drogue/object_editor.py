@@ -47,4 +47,4 @@ def edit_object(api: DeviceRegistryAPI, names: tuple[str, ...], change: Change, 
             return found
         if api.put(names, changed, deadline):
             return changed
-    raise TransientError(f"{DEVICE_REGISTRY}: others keep changing the {kind_of(names)}")
+    raise TransientError(f"{DEVICE_REGISTRY}: others keep changing the {kind_of(names)}").without_effect()

@@ -160,9 +160,10 @@ def _decide(status: Status, target: Target, context: DecisionContext) -> Decisio
 
 
 def _with_earlier_failure(status: Status, target: Target, known: Record | None, now: datetime) -> Record | None:
-    """Return the record with the failed swap to an earlier target, if the status shows one.
+    """Return the record with a failed swap to an earlier target.
 
-    The swap itself stays in the record: a device that comes up late all the same has to hear SYNC.
+    It is the known record if the status shows none. The swap itself stays in the record: a device that comes up late
+    all the same has to hear SYNC.
     """
     if known is None or known.is_of(target) or known.synced or not known.swapped:
         return known

@@ -162,7 +162,10 @@ class Recorder:
     def _record_failure(
         self, event: Event, transitions: tuple[Transition, ...], reply: Reply, deadline: Deadline
     ) -> tuple[Transition, ...] | None:
-        """Return the transition to a halt, if there is one; None if a failure could not be recorded."""
+        """Record a failure, and return the transition to a halt, if there is one.
+
+        Return None if the failure could not be recorded now.
+        """
         try:
             return self._brake.record(event, transitions, reply.max_failed, deadline)
         except TransientError as error:

@@ -127,6 +127,16 @@ def test_a_lost_write_is_made_once_more(application: Application, log: FailureLo
     assert application.writes == 4
 
 
+def test_conflicts_without_end_are_no_lost_answer(
+    application: Application, log: FailureLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet_fn.drogue.object_editor._MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(application, "put", lambda *_: False)
+    with pytest.raises(TransientError, match="others keep changing"):
+        record(log, "a")
+    assert application.reads == 3
+
+
 def test_a_write_without_effect_is_not_repeated(application: Application, log: FailureLog) -> None:
     application.stores = False
     application.errors = [TransientError("refused").without_effect()]
