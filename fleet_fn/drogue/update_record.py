@@ -262,13 +262,18 @@ class Record:
             self, attempts=self.attempts + 1, failed=failed, started=None, swapped=None, synced=None, syncs=0
         )
 
-    @property
-    def has_failed_since_swap(self) -> bool:
-        """The failure of the last swap is among those of earlier versions already."""
-        swapped, last = parse_timestamp(self.swapped), self.failed[0] if self.failed else None
-        if swapped is None or last is None or (last.version, last.checksum) != (self.version, self.checksum):
-            return False
-        return last.at is not None and last.at >= swapped
+    def with_earlier_failure(self, now: datetime) -> "Record":
+        """Return the record of a device that came back from a swap to an earlier target.
+
+        The swap stays, and fails once.
+        """
+        swapped = (parse_timestamp(self.swapped) or now).replace(microsecond=0)
+        last = self.failed[0] if self.failed else None
+        is_same = last is not None and (last.version, last.checksum) == (self.version, self.checksum)
+        if last and is_same and last.at and last.at >= swapped:
+            return self
+        # Clocks of processes differ.
+        return replace(self, failed=self.with_failed_swap(max(now, swapped)).failed)
 
     def synced_at(self) -> datetime | None:
         """Return the time of the first SYNC; None if there is none."""

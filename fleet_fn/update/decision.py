@@ -162,15 +162,15 @@ def _decide(status: Status, target: Target, context: DecisionContext) -> Decisio
 def _with_earlier_failure(status: Status, target: Target, known: Record | None, now: datetime) -> Record | None:
     """Return the record with a failed swap to an earlier target.
 
-    It is the known record if the status shows none. The swap itself stays in the record: a device that comes up late
-    all the same has to hear SYNC.
+    It is the known record if the status shows none, or if it has the failure already. The swap itself stays in the
+    record: a device that comes up late all the same has to hear SYNC.
     """
     if known is None or known.is_of(target) or known.synced or not known.swapped:
         return known
     has_blocks = status.progress is not None and status.progress.offset > 0
-    if has_blocks or status.version == known.version.encode() or known.has_failed_since_swap:
+    if has_blocks or status.version == known.version.encode():
         return known
-    return replace(known, failed=known.with_failed_swap(now.replace(microsecond=0)).failed)
+    return known.with_earlier_failure(now.replace(microsecond=0))
 
 
 def _decide_by_record(status: Status, target: Target, known: Record | None, context: DecisionContext) -> Decision:

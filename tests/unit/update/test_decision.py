@@ -104,6 +104,16 @@ def test_a_failed_swap_to_an_earlier_target_is_recorded_once(status: Status) -> 
         assert isinstance(verdict(Status(b"0.0.9"), given.record).step, Confirm)
 
 
+@pytest.mark.parametrize("swapped", ["2026-11-25T12:30:00.9Z", "2026-11-25T12:00:00.5Z", "2026-11-25T11:59:59.999999Z"])
+def test_a_failed_swap_is_recorded_once_although_clocks_differ(swapped: str) -> None:
+    record = verdict(Status(b"0.1.1"), replace(SWAPPED, version="0.0.9", swapped=swapped)).record
+    assert record
+    stored = Record.read(record.to_json())
+    assert stored
+    assert len(stored.failed) == 1
+    assert verdict(Status(b"0.1.1"), stored) == Decision(Sync(b"0.1.1", 300), stored)
+
+
 @pytest.mark.parametrize(
     "status", [Status(b"0.0.9"), at(512, b"0.0.9"), replace(OLD, progress=Progress(b"0.0.9", 1300))]
 )
