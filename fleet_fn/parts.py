@@ -30,6 +30,7 @@ from fleet_fn.observability import metrics
 from fleet_fn.oci.docker_config import Credentials, from_docker_config
 from fleet_fn.oci.registry_client import RegistryClient
 from fleet_fn.settings import Settings
+from fleet_fn.update.failure_log import log_failures
 from fleet_fn.update.handler import Consumer, UpdateHandler
 from fleet_fn.update.transitions import Subject, Transition
 
@@ -71,10 +72,10 @@ class Parts:
     def _consumers(self) -> Sequence[Consumer]:
         """Return the consumers of transitions."""
         if self._sink is None:
-            return (_transition_counter(),)
+            return (_transition_counter(), log_failures)
         from fleet_fn.update.update_events import UpdateEvents
 
-        return (_transition_counter(), UpdateEvents(self._sink, self._clocks))
+        return (_transition_counter(), log_failures, UpdateEvents(self._sink, self._clocks))
 
     def _make_handler(
         self,

@@ -123,6 +123,8 @@ def test_at_the_limit_no_device_gets_anything_of_the_version(fleet: Fleet) -> No
     assert fleet.post("new").outcome.startswith("write")
     assert fleet.roll_back("b").outcome == 'withheld; reason="backoff"'
     assert fleet.failed() == {"0.1.1": {"count": 2, "devices": ["a", "b"]}}
+    (line,) = fleet.function.logged("rollout halted", f'"{fleet.name}"')
+    assert json.loads(line).items() >= {"level": "WARNING", "device": "b", "version": "0.1.1"}.items()
     fleet.add("untouched")
     assert fleet.post("untouched").outcome == HALTED
     assert fleet.post("midway", midway("0.1.1", 512)).outcome == HALTED
