@@ -14,6 +14,7 @@ from fleet_fn.cli.fleet_view import (
     describe_devices,
     describe_percent,
     describe_rollout,
+    describe_stop,
     describe_warnings,
 )
 from fleet_fn.drogue.update_record import timestamp
@@ -267,6 +268,7 @@ def _rollout(rollout: RolloutNumbers | None) -> dict[str, Any] | None:
         "rolled-back": rollout.rolled_back,
         "failed": rollout.failed,
         "success": rollout.success,
+        "stopped": {"reason": rollout.stop.kind, "message": rollout.stop.message} if rollout.stop else None,
     }
 
 
@@ -285,8 +287,7 @@ def _footer(summary: Summary) -> list[str]:
         targeted = totals.target[version]
         target = f" (target of {targeted})" if targeted else ""
         lines.append(f"{one_line(version) or '-'}: {describe_devices(totals.current[version])}{target}")
-    rollout = [describe_rollout(summary.rollout)] if summary.rollout else []
-    return [*lines, *rollout, *describe_warnings(summary)]
+    return [*lines, *_rollout_lines(summary.rollout), *describe_warnings(summary)]
 
 
 def _summary(summary: Summary, selection: Selection) -> list[str]:
@@ -302,8 +303,11 @@ def _summary(summary: Summary, selection: Selection) -> list[str]:
     for version in totals.versions:
         current, target = totals.current[version], totals.target[version]
         lines.append(f"version {one_line(version) or '-'}: current of {current}, target of {target}")
-    rollout = [describe_rollout(summary.rollout)] if summary.rollout else []
-    return [*lines, *rollout, *describe_warnings(summary)]
+    return [*lines, *_rollout_lines(summary.rollout), *describe_warnings(summary)]
+
+
+def _rollout_lines(rollout: RolloutNumbers | None) -> list[str]:
+    return [line for line in (describe_stop(rollout), describe_rollout(rollout) if rollout else "") if line]
 
 
 def _cells(row: Row) -> list[str]:

@@ -22,6 +22,7 @@ from fleet_fn.cli.fleet_view import (
     describe_devices,
     describe_percent,
     describe_rollout,
+    describe_stop,
     describe_warnings,
 )
 from fleet_fn.errors import one_line
@@ -380,7 +381,8 @@ def summary_of(summary: Summary, selection: Selection, width: int, *, brief: boo
         _versions(totals, width, _BRIEF_VERSIONS if brief else _MOST_VERSIONS),
     ]
     if summary.rollout:
-        parts += [Text(), Text(describe_rollout(summary.rollout))]
+        stop = [Text(describe_stop(summary.rollout), "bold yellow")] if summary.rollout.stop else []
+        parts += [Text(), *stop, Text(describe_rollout(summary.rollout))]
     parts += [Text(warning, "yellow") for warning in describe_warnings(summary)]
     return Group(*parts)
 

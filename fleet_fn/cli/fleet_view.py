@@ -90,6 +90,11 @@ def describe_rollout(rollout: RolloutNumbers) -> str:
     )
 
 
+def describe_stop(rollout: RolloutNumbers | None) -> str:
+    """Return why a rollout has stopped, and what to do; empty if it has not."""
+    return one_line(f"rollout {rollout.stop.describe()}") if rollout and rollout.stop else ""
+
+
 def describe_warnings(summary: Summary) -> list[str]:
     """Return what is wrong with the fleet as a whole, a line each."""
     problem = [f"no numbers of the rollout: {summary.rollout_problem}"] if summary.rollout_problem else []

@@ -12,6 +12,7 @@ from fleet_fn.drogue.spec_policy import NONE, Policy
 from fleet_fn.drogue.status_report import UNKNOWN
 from fleet_fn.fleet.rows import Row
 from fleet_fn.fleet.states import State
+from fleet_fn.fleet.stops import Stop, find_stop
 from fleet_fn.update.policy import Candidate, hold_draw
 from fleet_fn.update.stages import Position
 
@@ -37,9 +38,11 @@ class RolloutNumbers:
     in_sync: int
     rolled_back: int
     failed: int
-    #: Stage of the rollout, from 0, and the number of its stages; None without stages.
+    #: Stage of the rollout, from 0, and the number of its stages; None if no stages apply.
     stage: int | None = None
     stages: int | None = None
+    #: Why no device gets the version any more; None if devices may.
+    stop: Stop | None = None
 
     @property
     def with_result(self) -> int:
@@ -141,11 +144,12 @@ class RolloutCount:
         for result, uid, policy in self._each(shared):
             if hold_draw(policy, Candidate(uid, {}), version, now, rollout) is None:
                 drawn[result] = drawn.get(result, 0) + 1
-        position = Position.of(shared.stages, rollout, version) if shared.stages else None
+        is_complete = rollout.of(version).complete
+        position = Position.of(shared.stages, rollout, version) if shared.stages and not is_complete else None
         percent = position.percent_at(now) if position else shared.percent
         return RolloutNumbers(
             version,
-            100.0 if percent is None or rollout.of(version).complete else percent,
+            100.0 if percent is None or is_complete else percent,
             self._devices,
             sum(drawn.values()),
             drawn.get((version, State.IN_SYNC), 0),
@@ -153,6 +157,7 @@ class RolloutCount:
             drawn.get((version, State.FAILED), 0),
             position.index if position else None,
             len(position.stages) if position else None,
+            find_stop(shared, rollout, version),
         )
 
     def _each(self, shared: Policy) -> Iterator[tuple[_Result, str, Policy]]:

@@ -23,12 +23,6 @@ _MAX_VERSIONS: Final = 5
 _NAME_WIDTH: Final = 12
 #: Their message says it.
 _TOLD: Final = (Standing.NO_STAGES, Standing.NEW)
-#: What an operator may do.
-_WAYS_OUT: Final = {
-    Standing.PAUSED: " (rollout resume ends that)",
-    Standing.HALTED: " (rollout abort goes back; rollout resume lets it go on)",
-    Standing.ABORTED: " (rollout start or resume takes it again)",
-}
 
 
 @click.command("show")
@@ -61,7 +55,8 @@ def _rows(overview: Overview) -> Iterator[tuple[str, str]]:
     if progress:
         standing = progress.standing
         named = "" if standing in _TOLD else f"{standing}: "
-        yield "rollout", f"{named}{progress.message}{_WAYS_OUT.get(standing, '')}"
+        ways_out = f" ({progress.ways_out})" if progress.ways_out else ""
+        yield "rollout", f"{named}{progress.message}{ways_out}"
         yield from _stages(overview)
         for index, requirement in enumerate(progress.requirements):
             mark = "+" if requirement.is_met else "-"

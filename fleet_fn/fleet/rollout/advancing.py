@@ -8,9 +8,10 @@ from fleet_fn.fleet.rollout import actions
 from fleet_fn.fleet.rollout.actions import Actor, Object, Target
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.devices import read_rows
-from fleet_fn.fleet.rollout.progress import Progress, Standing, assess, find_stop
+from fleet_fn.fleet.rollout.progress import Progress, Standing, assess
 from fleet_fn.fleet.rollout.session import Change, RolloutSession
 from fleet_fn.fleet.rollout_numbers import RolloutCount, RolloutNumbers
+from fleet_fn.fleet.stops import find_stop
 from fleet_fn.update.stages import Position
 
 
@@ -41,7 +42,8 @@ class Pass:
         where = f"stays at {position.describe()}" if position else "has no stages"
         if progress.standing in (Standing.COMPLETE, Standing.NO_STAGES):
             return f"{self.version}: {progress.message}"
-        return f"{self.version}: {where}, {progress.standing}: {progress.message}"
+        ways_out = f" ({progress.ways_out})" if progress.ways_out else ""
+        return f"{self.version}: {where}, {progress.standing}: {progress.message}{ways_out}"
 
 
 def advance_once(
@@ -73,7 +75,7 @@ def advance_once(
     def move(found: Application, actor: Actor) -> Object | None:
         if found.firmware != application.firmware or found.rollout.version != application.rollout.version:
             return None
-        if find_stop(found, version):
+        if find_stop(found.policy, found.rollout, version):
             return None
         if progress.standing is Standing.NEW:
             return actions.begin(found, target, actor)

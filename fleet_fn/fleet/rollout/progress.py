@@ -10,6 +10,7 @@ from fleet_fn.drogue.spec_policy import Stage
 from fleet_fn.drogue.update_record import timestamp
 from fleet_fn.fleet.rollout.application import Application
 from fleet_fn.fleet.rollout_numbers import RolloutNumbers
+from fleet_fn.fleet.stops import find_stop
 from fleet_fn.update.stages import Position
 
 
@@ -63,6 +64,8 @@ class Progress:
     position: Position | None = None
     #: What the next stage needs, as far as it was looked at.
     requirements: tuple[Requirement, ...] = ()
+    #: What an operator may do if it has stopped; empty if it has not.
+    ways_out: str = ""
 
 
 def assess(
@@ -88,27 +91,18 @@ def assess(
     """
     policy = application.policy
     position = Position.of(policy.stages, application.rollout, version) if policy.stages else None
-    if stop := find_stop(application, version):
-        return Progress(*stop, position, _requirements(position, now, count) if position and in_full else ())
+    if stop := find_stop(policy, application.rollout, version):
+        requirements = _requirements(position, now, count) if position and in_full else ()
+        return Progress(Standing(stop.kind.value), stop.message, position, requirements, stop.ways_out)
     if application.rollout.of(version).complete:
         return Progress(Standing.COMPLETE, "neither stages nor a percentage hold a device back", position)
     if position is None:
         percent = 100.0 if policy.percent is None else policy.percent
-        return Progress(Standing.NO_STAGES, f"there are no stages; {percent:.15g} % of devices are let in")
+        labeled = "devices with its labels" if policy.labels else "devices"
+        return Progress(Standing.NO_STAGES, f"there are no stages; {percent:.15g} % of {labeled} are let in")
     if application.rollout.version != version:
         return Progress(Standing.NEW, f"{version} is at its first stage, which is not recorded yet", position)
     return _assess_stage(position, now, count, in_full=in_full)
-
-
-def find_stop(application: Application, version: str) -> tuple[Standing, str] | None:
-    """Return why no device gets the version; None if devices may."""
-    policy, rollout = application.policy, application.rollout
-    if version in rollout.aborted:
-        return Standing.ABORTED, f"{version} was aborted"
-    if rollout.halts(version, policy.max_failed):
-        count = rollout.failed[version].count
-        return Standing.HALTED, f"{version} failed on {_devices(count)}, and maxFailed is {policy.max_failed}"
-    return (Standing.PAUSED, "updates are paused") if policy.paused else None
 
 
 def _assess_stage(position: Position, now: datetime, count: Callable[[], RolloutNumbers], *, in_full: bool) -> Progress:

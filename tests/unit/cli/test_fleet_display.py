@@ -1,7 +1,8 @@
 """The displays of `fleet` for pipes and for programs."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from fleet_fn.drogue.update_record import FailedVersion
 from fleet_fn.fleet.rollout_numbers import RolloutNumbers
 from fleet_fn.fleet.rows import Row, read_row
 from fleet_fn.fleet.states import State
+from fleet_fn.fleet.stops import Stop, StopKind
 from fleet_fn.fleet.survey import Summary
 from fleet_fn.fleet.totals import Totals
 
@@ -127,6 +129,17 @@ def test_rollout_is_a_sentence() -> None:
         "rollout of 1\N{REPLACEMENT CHARACTER}2 to 12.5 %: 0 of 1 device drawn; of these 0 in-sync, 0 rolled-back, "
         "0 failed"
     )
+
+
+@pytest.mark.parametrize("shown", [lines, summary])
+def test_stop_of_the_rollout_stands_before_its_numbers(shown: Callable[..., list[str]]) -> None:
+    stopped = replace(ROLLOUT, stop=Stop(StopKind.HALTED, "0.1.1 failed\non 5 devices"))
+    *_, stop, numbers = shown(rollout=stopped)
+    assert stop == (
+        "rollout halted: 0.1.1 failed\N{REPLACEMENT CHARACTER}on 5 devices (rollout start takes a fix, rollout abort "
+        "goes back, rollout resume lets it go on)"
+    )
+    assert numbers.startswith("rollout of 0.1.1 to 10 %")
 
 
 def test_problem_of_the_rollout_is_a_warning() -> None:
@@ -319,7 +332,12 @@ def test_document_has_the_devices_and_their_numbers() -> None:
         gateways=("hub",),
     )
     selection = Selection("shop", "a=b")
-    assert document(held, Row("gate"), selection=selection, rollout=ROLLOUT) == {
+    assert document(
+        held,
+        Row("gate"),
+        selection=selection,
+        rollout=replace(ROLLOUT, stop=Stop(StopKind.PAUSED, "updates are paused")),
+    ) == {
         "application": "shop",
         "devices": [
             {
@@ -388,6 +406,7 @@ def test_document_has_the_devices_and_their_numbers() -> None:
             "rolled-back": 73,
             "failed": 12,
             "success": 28000 / 365,
+            "stopped": {"reason": "paused", "message": "updates are paused"},
         },
         "rolloutProblem": None,
         "gatewayConflicts": [],

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from fleet_fn.cli.fleet_view import Selection
 from fleet_fn.fleet.rollout_numbers import RolloutNumbers
 from fleet_fn.fleet.rows import Row
 from fleet_fn.fleet.states import State
+from fleet_fn.fleet.stops import Stop, StopKind
 from fleet_fn.fleet.survey import Summary
 from fleet_fn.fleet.totals import Totals
 
@@ -196,6 +198,11 @@ def test_summary_has_bars_versions_and_the_rollout() -> None:
         "rollout of 0.1.1 to 10 %, stage 2 of 3: 509 of 5000 devices drawn; of these 280",
         "in-sync, 73 rolled-back, 12 failed, success 76.71 %",
     ]
+
+
+def test_summary_says_why_the_rollout_has_stopped() -> None:
+    found = summarized(fleet(held=2), rollout=replace(ROLLOUT, stop=Stop(StopKind.PAUSED, "updates are paused")))
+    assert found[-3] == "rollout paused: updates are paused (rollout resume ends that)"
 
 
 @pytest.mark.parametrize("width", [30, 50, 80, 200])

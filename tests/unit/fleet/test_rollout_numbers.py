@@ -13,6 +13,7 @@ from fleet_fn.drogue.spec_source import File
 from fleet_fn.fleet.rollout_numbers import RolloutCount, RolloutNumbers
 from fleet_fn.fleet.rows import Row
 from fleet_fn.fleet.states import State
+from fleet_fn.fleet.stops import Stop, StopKind
 from fleet_fn.update.policy import draw
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -138,7 +139,27 @@ def test_stages_say_how_many_are_drawn() -> None:
     assert (growing.stage, growing.percent) == (2, 55)  # five of ten hours have passed
     assert numbers(devices, rollout, {**status, "version": "1.1.0"}).stage == 0
     complete = numbers(devices, rollout, {**status, "complete": True})
-    assert (complete.percent, complete.drawn) == (100, 2000)
+    assert (complete.percent, complete.drawn, complete.stage, complete.stages) == (100, 2000, None, None)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "status", "stop"),
+    [
+        ({"maxFailed": 2}, {"failed": {"1.2.0": {"count": 1}}}, None),
+        (
+            {"maxFailed": 1, "paused": True},
+            {"failed": {"1.2.0": {"count": 1}}},
+            Stop(StopKind.HALTED, "1.2.0 failed on 1 device, and maxFailed is 1"),
+        ),
+        ({"maxFailed": 1}, {"failed": {"1.1.0": {"count": 1}}}, None),
+        ({"paused": True}, {"aborted": ["1.2.0"]}, Stop(StopKind.ABORTED, "1.2.0 was aborted")),
+        ({"paused": True}, {}, Stop(StopKind.PAUSED, "updates are paused")),
+    ],
+)
+def test_numbers_say_why_no_device_gets_the_version(
+    rollout: dict[str, Any], status: dict[str, Any], stop: Stop | None
+) -> None:
+    assert numbers([device("a")], rollout, status).stop == stop
 
 
 # --- The version ------------------------------------------------------------------------------------------------------

@@ -116,6 +116,8 @@ def test_a_version_that_is_not_recorded_is_new() -> None:
 def test_without_stages_there_is_nothing_to_move() -> None:
     assert look(None).message == "there are no stages; 100 % of devices are let in"
     assert look(None, policy={"percent": 2.5}).message == "there are no stages; 2.5 % of devices are let in"
+    selected = look(None, policy={"labels": {"ring": "a"}}).message
+    assert selected == "there are no stages; 100 % of devices with its labels are let in"
     assert look([{"percent": 1}, {"percent": 2}], complete=True).standing is Standing.COMPLETE
 
 
