@@ -32,8 +32,9 @@ from fleet_fn.fleet.states import State
 from fleet_fn.fleet.survey import Summary
 from fleet_fn.fleet.totals import Totals
 
-#: Lines of a cell at most; a cut one ends with an ellipsis.
+#: Lines of a cell at most; a cut one ends with an ellipsis. In 80 columns, most errors in `spec.firmware` fit whole.
 _MOST_LINES: Final = 3
+_MOST_LINES_OF_DETAILS: Final = 5
 #: Characters of a text that are looked at: a device may report a longer one.
 _MOST_CHARACTERS: Final = 1000
 #: A narrower terminal gets fewer columns.
@@ -73,9 +74,10 @@ class Columns:
     They are as wide as its first rows need, within the terminal's width.
     """
 
-    def __init__(self, width: int, rows: Sequence[Row], *, most_lines: int = _MOST_LINES) -> None:
+    def __init__(self, width: int, rows: Sequence[Row], *, is_brief: bool = False) -> None:
         self._width = width
-        self._most_lines = most_lines
+        self._most_lines = 1 if is_brief else _MOST_LINES
+        self._most_lines_of_details = 1 if is_brief else _MOST_LINES_OF_DETAILS
         self._has_version, self._has_age = width >= _MIN_WIDTH_OF_ALL, width >= _MIN_WIDTH_OF_AGE
         names = [cell_len(_clean(row.device)) for row in rows]
         versions = [cell_len(_version(row)) for row in rows]
@@ -101,23 +103,24 @@ class Columns:
     def _cells(self, row: Row, now: datetime) -> list[Text]:
         style = _STYLES[row.state]
         name = _elide_middle(_clean(row.device), self._most_lines * self._device)
-        cells = [self._fit(name, self._device), Text(row.state, style)]
+        cells = [self._fit(name, self._device, self._most_lines), Text(row.state, style)]
         if self._has_version:
-            cells.append(self._fit(_version(row), self._version))
+            cells.append(self._fit(_version(row), self._version, self._most_lines))
         if self._has_age:
             cells.append(Text(describe_age(row.since, now), "dim"))
         # The version stands beside it.
-        return [*cells, self._fit(row.detail.removeprefix(f"{row.target} "), self._details)]
+        details = row.detail.removeprefix(f"{row.target} ")
+        return [*cells, self._fit(details, self._details, self._most_lines_of_details)]
 
-    def _fit(self, text: str, width: int) -> Text:
-        """Return a text in lines of `width` columns, with an ellipsis for the rest."""
+    def _fit(self, text: str, width: int, most: int) -> Text:
+        """Return a text in `most` lines of `width` columns, with an ellipsis for the rest."""
         cleaned = _clean(text)
         if cell_len(cleaned) <= width:
             return Text(cleaned)
         lines = [line.plain.rstrip() for line in Text(cleaned).wrap(_MEASURE, width)]
-        if len(lines) > self._most_lines:
-            rest = " ".join(lines[self._most_lines - 1 :])
-            lines = [*lines[: self._most_lines - 1], _elide(rest, width)]
+        if len(lines) > most:
+            rest = " ".join(lines[most - 1 :])
+            lines = [*lines[: most - 1], _elide(rest, width)]
         return Text("\n".join(lines))
 
 
@@ -307,7 +310,7 @@ class Screen:
         """Return the devices that fit in so many lines, below a header."""
         most = room - 1 if self._more <= room - 1 else room - 2
         rows = self._shown[:most]
-        table = Columns(self._live.console.width, rows, most_lines=1).table(rows, self._now, has_header=True)
+        table = Columns(self._live.console.width, rows, is_brief=True).table(rows, self._now, has_header=True)
         left = self._more - len(rows)
         return Group(table, Text(f"and {left:,} more", "dim")) if left else table
 

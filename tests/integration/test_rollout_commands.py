@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -174,10 +174,6 @@ def test_start_sets_stages(shop: Shop) -> None:
         (["--image", "sensor:9"], "no tag 9"),
         (["--image", "none:1"], "no image layout"),
         (["--image", "Sensor"], "invalid reference 'Sensor'"),
-        (
-            ["--image", "sensor:1.1.0", "--stage", "5", "--stage", "1"],
-            "the application's spec.firmware.rollout.stages[1]",
-        ),
     ],
 )
 def test_start_refuses_what_the_function_would_refuse(shop: Shop, arguments: list[str], reason: str) -> None:
@@ -193,6 +189,23 @@ def test_start_refuses_what_the_function_would_refuse(shop: Shop, arguments: lis
 def test_a_malformed_stage_is_wrong_usage(shop: Shop, stage: str) -> None:
     ended = shop.run("start", "--image", "sensor:1.1.0", "--stage", stage)
     assert (ended.code, stage in ended.errors) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("stages", "reason"),
+    [
+        (("5", "1"), "percent of stage 2 is 1; it must be a number from 5 to 100"),
+        (("101",), "percent of stage 1 is 101; it must be a number from 0 to 100"),
+        (("1", "5,after=24"), 'after of stage 2 is "24"; it must be a number and a unit, such as 24h'),
+        (("1,over=3w",), 'over of stage 1 is "3w"; it must be'),
+        (("1,success=101",), "success of stage 1 is 101; it must be a number from 0 to 100"),
+        (("1",) * 101, "rollout.stages is a list of 101; it must be a list of 1 to 100 maps"),
+    ],
+)
+def test_a_stage_that_the_function_refuses_is_wrong_usage(shop: Shop, stages: Sequence[str], reason: str) -> None:
+    ended = shop.run("start", "--image", "sensor:1.1.0", *(f"--stage={stage}" for stage in stages))
+    assert (ended.code, ended.output) == (2, "")
+    assert f"Invalid value for '--stage': {reason}" in " ".join(ended.errors.split())
 
 
 def test_start_refuses_bytes_that_are_not_the_published_ones(shop: Shop, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ _MAX_INTERVAL_SECONDS: Final = 24 * 60 * 60
 _ENDS: Final = (Standing.COMPLETE, Standing.NO_STAGES, Standing.HALTED, Standing.ABORTED)
 
 
-@click.command("advance")
+@click.command("advance", short_help="Move the rollout to its next stage, if it may.")
 @change_options
 @click.option("--watch", is_flag=True, help="Look again until the rollout is complete or halted, or until Ctrl-C.")
 @click.option(

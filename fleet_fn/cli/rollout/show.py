@@ -1,11 +1,15 @@
 """`rollout show`: tell how an application's rollout stands."""
 
 import json
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
 
 import click
+from rich.cells import cell_len
 
 from fleet_fn.cli.failures import WRONG_USAGE
 from fleet_fn.cli.fleet_view import describe_age, describe_devices, describe_rollout
@@ -25,7 +29,7 @@ _NAME_WIDTH: Final = 12
 _TOLD: Final = (Standing.NO_STAGES, Standing.NEW)
 
 
-@click.command("show")
+@click.command("show", short_help="Show how the rollout stands, and what it needs.")
 @application_option
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as one JSON document.")
 def command(application: str, as_json: bool) -> None:
@@ -42,8 +46,23 @@ def command(application: str, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(overview.to_json(), indent=2))
             return
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         for name, text in _rows(overview):
-            click.echo(f"{name:<{_NAME_WIDTH}}{one_line(text)}".rstrip())
+            click.echo(fit_row(name, one_line(text), width))
+
+
+def fit_row(name: str, text: str, width: int | None) -> str:
+    """Return a row, wrapped to the terminal's width; without one, in one line."""
+    line = f"{name:<{_NAME_WIDTH}}{text}".rstrip()
+    if width is None or cell_len(line) <= width:
+        return line
+    return textwrap.fill(
+        line,
+        max(width, 2 * _NAME_WIDTH),
+        subsequent_indent=" " * _NAME_WIDTH,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _rows(overview: Overview) -> Iterator[tuple[str, str]]:

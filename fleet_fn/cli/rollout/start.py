@@ -1,5 +1,6 @@
 """`rollout start`: make a firmware the target of an application's devices."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -8,7 +9,8 @@ import click
 from fleet_fn.cli.fleet_view import describe_devices
 from fleet_fn.cli.rollout.device_changes import change_devices
 from fleet_fn.cli.rollout.shared import change_options, operate, reading, warn
-from fleet_fn.drogue.spec_policy import MAX_FAILED
+from fleet_fn.drogue.spec_policy import MAX_FAILED, read_policy
+from fleet_fn.drogue.spec_values import MalformedSpecError
 from fleet_fn.errors import one_line
 from fleet_fn.fleet.rollout import actions
 from fleet_fn.fleet.rollout.actions import Start
@@ -20,11 +22,28 @@ from fleet_fn.fleet.states import State
 
 #: Names of devices that are listed.
 _MAX_NAMES: Final = 5
+#: A key of a stage in the function's reasons.
+_STAGE_PATH: Final = re.compile(r"rollout\.stages\[(?P<index>\d+)\]\.(?P<key>\w+)")
 
 
 def _read_stage(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return the stages of `--stage`, as they stand in `spec.firmware`."""
-    return [_stage(value) for value in values]
+    """Return the stages of `--stage`, as they stand in `spec.firmware`.
+
+    Raises:
+        click.BadParameter: the function would refuse them.
+
+    """
+    stages = [_stage(value) for value in values]
+    try:
+        read_policy({"rollout": {"stages": stages or None}})
+    except MalformedSpecError as error:
+        raise click.BadParameter(_STAGE_PATH.sub(_name_stage, error.reason)) from error
+    return stages
+
+
+def _name_stage(path: re.Match[str]) -> str:
+    """Return the words for a key of a stage; people count stages from 1."""
+    return f"{path['key']} of stage {int(path['index']) + 1}"
 
 
 def _stage(text: str) -> dict[str, Any]:

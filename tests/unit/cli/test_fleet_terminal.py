@@ -93,7 +93,7 @@ def test_table_fits_a_terminal_of_any_width(width: int) -> None:
     wide = row("温" * 200, State.HELD, "温" * 50, "x" * 3000)
     found = table(*ROWS, long, wide, width=width)
     assert ("VERSION" in found[0], "FOR" in found[0]) == (width >= 64, width >= 44)
-    assert sum(line.startswith("ll") for line in found) == 3  # a cell has three lines at most
+    assert sum(line.startswith("ll") for line in found) == 3  # a name has three lines at most
 
 
 def test_long_name_is_wrapped_and_its_end_stays() -> None:
@@ -107,8 +107,14 @@ def test_long_name_is_wrapped_and_its_end_stays() -> None:
 
 def test_long_details_end_with_an_ellipsis() -> None:
     found = table(row("lamp", State.FAILED, "word " * 100), width=80)
-    assert len(found) == 4
-    assert found[3].endswith("…")
+    assert len(found) == 6
+    assert found[5].endswith("…")
+
+
+def test_error_of_a_key_is_not_cut() -> None:
+    reason = "the device's spec.firmware.rollout.stages[1].percent is 10; it must be a number from 50 to 100"
+    found = table(row("device7", State.FAILED, reason, target="Unknown"), width=80)
+    assert found[-1].endswith("from 50 to 100")
 
 
 def test_wide_characters_and_marks_are_aligned() -> None:
