@@ -64,7 +64,7 @@ def _print_updates(result: UpdateResult, cloud: HttpClient, application: str) ->
         click.echo(f"       {device.about}")
     click.echo("\nwhat the device registry knows (fleet-fn fleet):\n")
     print_fleet(cloud, application)
-    click.echo(f"\nA rollout that halts by itself: {BAD_VERSION} fails on each third device.\n")
+    click.echo(f"\nA rollout that halts by itself: {BAD_VERSION} fails on each third device, which gets one attempt.\n")
 
 
 def _print_result(result: DemoResult, seconds: float) -> None:

@@ -212,7 +212,10 @@ class _View:
         rollback = f"{self.reported.target} did not come up, attempts: {attempts}"
         reason, message = (self.hold.reason, self.hold.message) if self.hold else self._doing()
         # The message of a pause between two attempts is about the rollback already.
-        return reason, message if message.startswith(rollback) else "; ".join(filter(None, (rollback, message)))
+        if message.startswith(rollback):
+            return reason, message
+        now = ": ".join(filter(None, (reason, message))) if self.hold else message
+        return reason, "; ".join(filter(None, (rollback, now)))
 
     def _doing(self) -> tuple[str, str]:
         """Return how an update goes that is not held back."""

@@ -248,7 +248,7 @@ def _hold(
         message = f"its gateway {context.busy_gateway} is being updated, and would take the blocks for its own"
         return Hold("paused", message, poll)
     if given_up:
-        advice = "a new target, or another spec.firmware.retry, starts afresh"
+        advice = "a new version, or fleet-fn rollout retry, starts afresh"
         return Hold("attempts", f"{given_up}; {advice}", poll, f"{given_up}; {advice}")
     if failed_swap:
         exponent = min(attempts, _MAX_BACKOFF_SECONDS.bit_length())
@@ -279,7 +279,7 @@ def _describe_halt(version: str, context: DecisionContext) -> str:
     """
     if version in context.rollout.aborted:
         return f"the rollout of {version} was aborted"
-    return f"{version} failed on {context.policy.max_failed} devices or more, rollout.maxFailed"
+    return f"{version} failed on {context.policy.max_failed} or more devices (rollout.maxFailed)"
 
 
 # --- The record -------------------------------------------------------------------------------------------------------

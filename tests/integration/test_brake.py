@@ -132,7 +132,7 @@ def test_at_the_limit_no_device_gets_anything_of_the_version(fleet: Fleet) -> No
     assert fleet.post("a").outcome == HALTED
     assert told(fleet.drogue, "all")[-1][0] == "sync"
     hold = fleet.status_of("midway")["hold"]
-    assert hold == {"reason": "halted", "message": "0.1.1 failed on 2 devices or more, rollout.maxFailed"}
+    assert hold == {"reason": "halted", "message": "0.1.1 failed on 2 or more devices (rollout.maxFailed)"}
     assert fleet.post("c-in-sync", in_sync("0.1.1")).status == 422  # it does not exist
     fleet.add("in-sync")
     assert fleet.post("in-sync", in_sync("0.1.1")).outcome == "sync"

@@ -162,8 +162,8 @@ def test_device_that_is_not_said_to_be_out_of_sync_is_neither_held_nor_failed(st
     ("condition", "reason", "detail"),
     [
         (held("backoff", "0.1.1 did not come up, attempts: 1 of 3"), "backoff", "attempts: 1 of 3"),
-        (held("halted", "3 devices failed"), "halted", "attempts: 1; 3 devices failed"),
-        (held("paused", ""), "paused", "attempts: 1"),
+        (held("halted", "3 devices failed"), "halted", "attempts: 1; halted: 3 devices failed"),
+        (held("paused", ""), "paused", "attempts: 1; paused"),
         (BEHIND, "writing", "attempts: 1; nothing written yet"),
     ],
 )
