@@ -66,6 +66,8 @@ class View(NamedTuple):
     #: The firmware whose blocks the device gets: the target, or the one that it finishes first.
     served: Firmware | None = None
     decision: Decision | None = None
+    #: Why the target could not be resolved; empty if nothing went wrong.
+    problem: str = ""
 
     @property
     def rests_on(self) -> Freshness:
@@ -135,7 +137,7 @@ class Assessor:
             if syncs_first is None:
                 raise
             warn("target not resolved", event, error)
-            return View(desired, decision=syncs_first)
+            return View(desired, decision=syncs_first, problem=error.reason)
         decision = self._decide(status, served, context, form)
         if served is not firmware and isinstance(decision.step, Block) and decision.step.offset == 0:
             # A device that has to begin anew all the same begins with its target.

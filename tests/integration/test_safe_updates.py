@@ -88,14 +88,20 @@ def test_a_target_that_moves_between_swap_and_sync_waits_for_sync(
     assert last(drogue, managed).version == b"1.2"
 
 
-@pytest.mark.parametrize("image", ["safe:none", "nowhere:1"])
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [("safe:none", "no tag none in the layout safe"), ("nowhere:1", "no image layout nowhere")],
+)
 def test_sync_comes_whatever_is_wrong_with_the_target(
-    function: Function, drogue: Drogue, managed: str, image: str
+    function: Function, drogue: Drogue, managed: str, image: str, reason: str
 ) -> None:
     swap(function, managed, ("packed", "cbor"))
     changes(function, drogue, managed, {"firmware": {"container": {"image": image}}})
     assert post(function, managed, in_sync("1.1")).outcome == "sync"
     assert told(drogue, managed)[-1] == ("sync", {0: b"1.1", 1: None, 2: 300})
+    found = drogue.reported(managed)
+    (condition,) = found["conditions"]
+    assert (found["target"], condition["status"], condition["reason"]) == ("Unknown", "False", reason)
 
 
 def test_a_device_that_was_never_swapped_starts_at_once(function: Function, drogue: Drogue, managed: str) -> None:
