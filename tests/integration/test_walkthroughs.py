@@ -125,6 +125,7 @@ PREVIEWS = Page("docs/try-it.md", "What would a device be told?")
 REAL_EVENT = Page("docs/try-it.md", "How do I send a real event?")
 OWN_OBJECTS = Page("docs/try-it.md", "How do I try applications and devices of my own?")
 BAD_VERSION = Page("docs/try-it.md", "How do I try a bad version, and then its fix?")
+HALT = Page("docs/try-it.md", "How do I try a rollout that halts by itself?")
 REGISTRY = Page("docs/try-it.md", "How do I try a real registry?")
 CHANGES = Page("docs/rollouts.md", "How do I change an object by hand?")
 OPENID = Page("docs/try-it.md", "How do I try OpenID without a provider?")
@@ -172,21 +173,25 @@ def test_own_applications_and_devices_are_updated(machine: Machine) -> None:
         assert "bed-7: in sync with 1.2.3" in machine.run(update)
 
 
+LIST_DEVICES = "curl -fsS -u sandbox:sandbox http://127.0.0.1:8081/api/registry/v1alpha1/apps/example/devices"
+
+
+def await_devices(machine: Machine, is_so: Callable[[Any], bool]) -> None:
+    """Wait until something is so of the `status.firmware` of all ten devices."""
+    limit = monotonic() + LIMIT
+    found: list[Any] = []
+    while monotonic() < limit:
+        found = [each.get("status", {}).get("firmware", {}) for each in json.loads(machine.run(LIST_DEVICES))]
+        if all(map(is_so, found)):
+            assert len(found) == 10
+            return
+        sleep(0.2)
+    raise AssertionError(found)
+
+
 def test_devices_roll_back_from_a_bad_version_and_take_its_fix(machine: Machine) -> None:
     publish, serve, *_ = QUICK_START("sh")
     sandbox, devices, fix = BAD_VERSION("sh")
-    listing = "curl -fsS -u sandbox:sandbox http://127.0.0.1:8081/api/registry/v1alpha1/apps/example/devices"
-
-    def await_devices(is_so: Callable[[Any], bool]) -> None:
-        limit = monotonic() + LIMIT
-        found: list[Any] = []
-        while monotonic() < limit:
-            found = [each.get("status", {}).get("firmware", {}) for each in json.loads(machine.run(listing))]
-            if all(map(is_so, found)):
-                assert len(found) == 10
-                return
-            sleep(0.2)
-        raise AssertionError(found)
 
     with machine.running(publish, SANDBOX):
         pass
@@ -195,9 +200,37 @@ def test_devices_roll_back_from_a_bad_version_and_take_its_fix(machine: Machine)
         machine.running(f"export MANIFEST_TTL_SECONDS=1\n{serve}", FUNCTION),
         machine.running(devices, SANDBOX),
     ):
-        await_devices(lambda firmware: firmware.get("update", {}).get("attempts", 0) > 0)
+        await_devices(machine, lambda firmware: firmware.get("update", {}).get("attempts", 0) > 0)
         machine.run(fix)
-        await_devices(lambda firmware: firmware.get("current") == "0.2.1")
+        await_devices(machine, lambda firmware: firmware.get("current") == "0.2.1")
+
+
+def test_a_bad_rollout_halts_and_its_fix_goes_to_the_broken_devices_first(machine: Machine) -> None:
+    publish, serve, *_ = QUICK_START("sh")
+    sandbox, *_ = BAD_VERSION("sh")
+    devices, start, show, broken, others = HALT("sh")
+    variables = start.partition("fleet-fn")[0]
+
+    def is_fixed(firmware: Any) -> bool:
+        return bool(firmware.get("current") == "1.1.1")
+
+    with machine.running(publish, SANDBOX):
+        pass
+    with (
+        machine.running(sandbox, SANDBOX),
+        machine.running(f"export SPEC_TTL_SECONDS=1\n{serve}", FUNCTION),
+        machine.running(devices, SANDBOX),
+    ):
+        await_devices(machine, lambda firmware: firmware.get("current") == "0.1.1")
+        machine.run(start)
+        limit = monotonic() + LIMIT
+        while "halted: 1.1.0 failed on" not in (told := machine.run(variables + show)):
+            assert monotonic() < limit, told
+            sleep(0.2)
+        machine.run(variables + broken)
+        await_devices(machine, lambda firmware: is_fixed(firmware) or not firmware.get("update", {}).get("failed"))
+        machine.run(variables + others)
+        await_devices(machine, is_fixed)
 
 
 def test_a_rollout_is_changed_as_the_page_says(machine: Machine) -> None:
