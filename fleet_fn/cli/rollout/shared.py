@@ -141,8 +141,8 @@ def cure_of(reason: str, settings: Settings) -> str:
 
 
 def print_diff(change: Change) -> None:
-    """Print a difference, with colors in a terminal."""
-    colors = {"+": "green", "-": "red", "@": "cyan"}
+    """Print a difference, with colors in a terminal unless NO_COLOR is set."""
+    colors = {} if os.environ.get("NO_COLOR") else {"+": "green", "-": "red", "@": "cyan"}
     for line in change.diff():
         click.secho(one_line(line), fg=colors.get(line[:1]))
 

@@ -108,9 +108,12 @@ class Application:
             name = read_map(found, "metadata").get("name")
             firmware = read_map(read_map(found, "spec"), "firmware")
             status = read_map(read_map(found, "status"), "firmware")
+        except ValueError as error:
+            raise RefusedError(f"the application's object is malformed: {error}") from error
+        try:
             section = read_map(status, "rollout")
         except ValueError as error:
-            raise RefusedError(f"the application's object cannot be changed: {error}") from error
+            raise RefusedError(f"the application's status.firmware.{error}; remove it") from error
         image = section.get("image")
         return cls(
             found,
