@@ -10,7 +10,7 @@ from fleet_fn.concurrency.ttl_cache import Count, TTLCache
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry_api import DeviceNotFoundError, DeviceRegistryAPI, kind_of, unusable_error
 from fleet_fn.drogue.device_registry_object import RegistryObject, read_map, read_object
-from fleet_fn.drogue.failure_log import FailedUpdate, FailureLog
+from fleet_fn.drogue.failure_counter import FailedUpdate, FailureCounter
 from fleet_fn.drogue.firmware_spec import Malformed
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY
 from fleet_fn.drogue.report_backoff import ReportBackoff
@@ -111,7 +111,9 @@ class DeviceRegistry:
         )
         self._unreadable: TTLCache[tuple[str, ...], bool] = TTLCache(_MAX_UNREADABLE if remember else 0, clock=clock)
         self._backoff = ReportBackoff(clock)
-        self._failures = FailureLog(self._api, lambda names, found: self._objects.replace(names, _read(found, names)))
+        self._failures = FailureCounter(
+            self._api, lambda names, found: self._objects.replace(names, _read(found, names))
+        )
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 

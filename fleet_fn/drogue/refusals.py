@@ -43,7 +43,7 @@ def refusal_of_write(status: int, names: tuple[str, ...]) -> str:
     application, *device = names
     what, missing = f"a write of application {application}", "it was deleted"
     if device:
-        what, missing = f"the status of device {device[0]} of application {application}", "the device was deleted"
+        what, missing = f"a write of device {device[0]} of application {application}", "the device was deleted"
     where = f"{DEVICE_REGISTRY}: {status} for {what}"
     if status == HTTPStatus.FORBIDDEN and not device:
         return f"{where} (our role is not manager or admin, or {_REFUSED})"

@@ -1,4 +1,4 @@
-"""Log the failures of updates, and the halts that follow, where an operator looks first."""
+"""Log failures of updates, and the halts that follow, as warnings."""
 
 from typing import Final
 

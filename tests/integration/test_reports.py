@@ -568,7 +568,7 @@ def test_credentials_that_may_not_write_are_no_matter_of_a_retry(
 ) -> None:
     drogue.write_answers["example", managed] = always(Response(403))
     refused = post(function, managed, at(1000, "0.0.9"))
-    what = f"the status of device {managed} of application example"
+    what = f"a write of device {managed} of application example"
     assert (refused.status, refused.reason) == (422, f"device registry: 403 for {what} (our credentials were refused)")
     assert not drogue.commands_for(managed)
     del drogue.write_answers["example", managed]
@@ -580,7 +580,7 @@ def test_a_reader_cannot_write_what_has_to_be_noted_first_and_is_told_which_role
     drogue.roles["example"] = "reader"
     refused = post(function, managed, at(1000, "0.0.9"))
     drogue.roles["example"] = "manager"
-    what = f"the status of device {managed} of application example"
+    what = f"a write of device {managed} of application example"
     causes = "our role is not manager or admin, or the device was deleted"
     assert (refused.status, refused.reason) == (422, f"device registry: 404 for {what} ({causes})")
     assert not drogue.commands_for(managed)

@@ -649,7 +649,7 @@ def test_devices_are_left_alone_once_none_can_be_changed(shop: Shop) -> None:
     shop.cloud.roles["shop"] = "reader"
     ended = shop.run("retry", "--failed")
     assert ended.code == 1
-    assert "no device can be changed: device registry: 404 for the status of device d009" in ended.refusal
+    assert "no device can be changed: device registry: 404 for a write of device d009" in ended.refusal
     assert "our role is not manager or admin" in ended.refusal
     assert sum(len(names) == 2 for names in shop.cloud.writes) <= 18
 

@@ -63,12 +63,14 @@ class Operation:
             warn(f"{found.problem}; going by the recorded version, {found.target.version}")
         return found.target
 
-    def print_change(self, change: Change, nothing: str) -> None:
-        """Print a change; or the text `nothing`, if there was nothing to change."""
+    def print_change(self, change: Change, nothing: str, effect: Callable[[Application], str]) -> None:
+        """Print a change, and its effect in words; or `nothing`, if there is none."""
         if not change.is_made:
             click.echo(one_line(nothing))
             return
         print_diff(change)
+        click.echo()
+        click.echo(one_line(effect(Application.read(change.after))))
         if change.sink_problem:
             warn(f"the change is made, but no event of it was sent: {change.sink_problem}")
         if self.session.dry_run:

@@ -5,6 +5,7 @@ import click
 from fleet_fn.cli.rollout.shared import Operation, change_options, operate
 from fleet_fn.fleet.rollout import actions
 from fleet_fn.fleet.rollout.application import Application, RefusedError
+from fleet_fn.fleet.rollout.effects import effect_of_abort, effect_of_approval, effect_of_pause, effect_of_resume
 from fleet_fn.update.stages import Position
 
 
@@ -18,7 +19,7 @@ def pause(application: str, dry_run: bool) -> None:
     """
     with operate("pause", application, dry_run=dry_run) as operation:
         change = operation.session.change("pause", actions.pause)
-        operation.print_change(change, "nothing to change: updates are paused")
+        operation.print_change(change, "nothing to change: updates are paused", lambda _: effect_of_pause())
 
 
 @click.command("resume")
@@ -34,7 +35,11 @@ def resume(application: str, dry_run: bool, version: str | None) -> None:
     with operate("resume", application, dry_run=dry_run) as operation:
         halted = _halted(operation, version)
         change = operation.session.change("resume", lambda found, actor: actions.resume(found, halted, actor))
-        operation.print_change(change, _nothing_to_resume(operation.session.read(), halted))
+        operation.print_change(
+            change,
+            _nothing_to_resume(operation.session.read(), halted),
+            lambda found: effect_of_resume(found, halted),
+        )
 
 
 def _halted(operation: Operation, version: str | None) -> str | None:
@@ -73,7 +78,11 @@ def approve(application: str, dry_run: bool) -> None:
         change = operation.session.change(
             "approve", lambda current, actor: actions.approve(current, target, stage, actor)
         )
-        operation.print_change(change, "nothing to change: the stage is approved")
+        operation.print_change(
+            change,
+            "nothing to change: the stage is approved",
+            lambda current: effect_of_approval(current, target.version),
+        )
 
 
 @click.command("abort")
@@ -93,7 +102,7 @@ def abort(application: str, dry_run: bool) -> None:
         change = operation.session.change(
             "abort", lambda current, actor: actions.abort(current, target, version, actor)
         )
-        operation.print_change(change, "nothing to change")
+        operation.print_change(change, "nothing to change", effect_of_abort)
 
 
 def _previous_version(operation: Operation, application: Application) -> str | None:

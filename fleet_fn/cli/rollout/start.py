@@ -16,6 +16,7 @@ from fleet_fn.fleet.rollout import actions
 from fleet_fn.fleet.rollout.actions import Start
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.devices import Selection, label_value, with_label
+from fleet_fn.fleet.rollout.effects import effect_of_start
 from fleet_fn.fleet.rollout.session import RolloutSession
 from fleet_fn.fleet.rollout.starting import Candidate, check_firmware, select_devices, start_notes
 from fleet_fn.fleet.states import State
@@ -158,8 +159,13 @@ def command(
         if selection:
             _label_devices(operation.session, selection, label_value(target.version))
         change = operation.session.change("start", lambda current, actor: actions.start(current, wanted, actor))
-        operation.print_change(change, f"nothing to change: {target.version} is the target")
-        for note in start_notes(Application.read(change.after), target.version):
+        now = operation.session.now()
+        operation.print_change(
+            change,
+            f"nothing to change: {target.version} is the target",
+            lambda current: effect_of_start(current, target.version, now),
+        )
+        for note in start_notes(Application.read(change.after), target.version, now):
             warn(note)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from fleet_fn.drogue.spec_source import Image
 from fleet_fn.errors import UpstreamError
@@ -9,6 +10,7 @@ from fleet_fn.firmware.store import Firmware, NotReadyError
 from fleet_fn.fleet.rollout.actions import SELECTION_LABEL, Target, is_halted
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.devices import Selection, read_rows
+from fleet_fn.fleet.rollout.effects import share_of_selection
 from fleet_fn.fleet.rollout.session import RolloutSession
 from fleet_fn.fleet.rollout.target import FirmwareFinder, verify
 from fleet_fn.oci.publication import firmware_warnings
@@ -103,7 +105,7 @@ def select_devices(
     return found
 
 
-def start_notes(application: Application, version: str) -> list[str]:
+def start_notes(application: Application, version: str, now: datetime) -> list[str]:
     """Return what keeps a started rollout from going on, and what has no effect."""
     notes = []
     policy = application.policy
@@ -116,6 +118,11 @@ def start_notes(application: Application, version: str) -> list[str]:
         notes.append(
             f"success without after ({shares}): the first results decide, and one device in sync is 100 %. Add an "
             "after that is longer than an update takes"
+        )
+    if (share := share_of_selection(application, version, now)) is not None:
+        notes.append(
+            f"stages and percent hold for the selected devices too: {share:.15g} % of them may start now; "
+            "--percent 100 lets in all of them"
         )
     if policy.paused:
         notes.append("updates are paused: rollout resume lets them begin")

@@ -34,7 +34,7 @@ class FailedUpdate:
     may_be_stored: bool = False
 
 
-class FailureLog:
+class FailureCounter:
     """Counts each device on which a version fails once.
 
     If many devices fail at the same time, each write of the object is a conflict for all other writers. So one thread

@@ -1,4 +1,4 @@
-"""FailureLog: many devices on which a version fails, and one object that counts them."""
+"""FailureCounter: many devices on which a version fails, and one object that counts them."""
 
 import json
 import threading
@@ -11,7 +11,7 @@ import pytest
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry_api import DeviceRegistryAPI
-from fleet_fn.drogue.failure_log import FailedUpdate, FailureLog
+from fleet_fn.drogue.failure_counter import FailedUpdate, FailureCounter
 from fleet_fn.errors import PermanentError, TransientError
 
 
@@ -65,29 +65,29 @@ def application() -> Application:
 
 
 @pytest.fixture
-def log(application: Application) -> Iterator[FailureLog]:
-    log = FailureLog(application, lambda *_: None)
-    yield log
-    assert not log._waiting, "failures wait that nothing writes"
+def counter(application: Application) -> Iterator[FailureCounter]:
+    counter = FailureCounter(application, lambda *_: None)
+    yield counter
+    assert not counter._waiting, "failures wait that nothing writes"
 
 
-def record(log: FailureLog, device: str, seconds: float = 5.0, *, version: str = "2") -> int | None:
-    return log.record("app", FailedUpdate(device, version, is_first=True), Deadline(seconds))
+def record(counter: FailureCounter, device: str, seconds: float = 5.0, *, version: str = "2") -> int | None:
+    return counter.record("app", FailedUpdate(device, version, is_first=True), Deadline(seconds))
 
 
-def test_each_device_is_counted_once(application: Application, log: FailureLog) -> None:
-    assert [record(log, device) for device in ("a", "b", "a")] == [1, 2, None]
+def test_each_device_is_counted_once(application: Application, counter: FailureCounter) -> None:
+    assert [record(counter, device) for device in ("a", "b", "a")] == [1, 2, None]
     assert application.failed == {"2": {"count": 2, "devices": ["a", "b"]}}
     assert application.writes == 2
 
 
-def test_failures_that_wait_are_written_together(application: Application, log: FailureLog) -> None:
+def test_failures_that_wait_are_written_together(application: Application, counter: FailureCounter) -> None:
     application.is_open.clear()
     devices = [f"device-{number}" for number in range(30)]
     with ThreadPoolExecutor(30) as pool:
-        counts = [pool.submit(record, log, device, version="23"[index % 2]) for index, device in enumerate(devices)]
+        counts = [pool.submit(record, counter, device, version="23"[index % 2]) for index, device in enumerate(devices)]
         limit = time.monotonic() + 20
-        while len(log._waiting.get("app", ())) < 30:
+        while len(counter._waiting.get("app", ())) < 30:
             assert time.monotonic() < limit
             time.sleep(0.001)
         application.is_open.set()
@@ -97,56 +97,58 @@ def test_failures_that_wait_are_written_together(application: Application, log: 
     assert {version: entry["count"] for version, entry in application.failed.items()} == {"2": 15, "3": 15}
 
 
-def test_a_failure_whose_turn_does_not_come_waits_no_longer(application: Application, log: FailureLog) -> None:
+def test_a_failure_whose_turn_does_not_come_waits_no_longer(application: Application, counter: FailureCounter) -> None:
     application.is_open.clear()
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(record, log, "a")
+        first = pool.submit(record, counter, "a")
         while not application.reads:
             time.sleep(0.001)
         with pytest.raises(TransientError, match="no time is left"):
-            record(log, "b", 0.01)
+            record(counter, "b", 0.01)
         application.is_open.set()
         assert first.result() == 1
-    assert record(log, "b") == 2
+    assert record(counter, "b") == 2
 
 
-def test_one_failure_has_its_count_although_the_answer_is_lost(application: Application, log: FailureLog) -> None:
+def test_one_failure_has_its_count_although_the_answer_is_lost(
+    application: Application, counter: FailureCounter
+) -> None:
     application.errors = [TransientError("cut short"), None]
-    assert record(log, "a") == 1
+    assert record(counter, "a") == 1
     assert (application.failed, application.writes) == ({"2": {"count": 1, "devices": ["a"]}}, 1)
 
 
-def test_a_lost_write_is_made_once_more(application: Application, log: FailureLog) -> None:
+def test_a_lost_write_is_made_once_more(application: Application, counter: FailureCounter) -> None:
     application.stores = False
     application.errors = [TransientError("cut short"), None]
-    assert record(log, "a") == 1
+    assert record(counter, "a") == 1
     assert application.writes == 2
     application.errors = [TransientError("cut short")]
     with pytest.raises(TransientError, match="cut short"):
-        record(log, "b")
+        record(counter, "b")
     assert application.writes == 4
 
 
 def test_conflicts_without_end_are_no_lost_answer(
-    application: Application, log: FailureLog, monkeypatch: pytest.MonkeyPatch
+    application: Application, counter: FailureCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fleet_fn.drogue.object_editor._MAX_ATTEMPTS", 3)
     monkeypatch.setattr(application, "put", lambda *_: False)
     with pytest.raises(TransientError, match="others keep changing"):
-        record(log, "a")
+        record(counter, "a")
     assert application.reads == 3
 
 
-def test_a_write_without_effect_is_not_repeated(application: Application, log: FailureLog) -> None:
+def test_a_write_without_effect_is_not_repeated(application: Application, counter: FailureCounter) -> None:
     application.stores = False
     application.errors = [TransientError("refused").without_effect()]
     with pytest.raises(TransientError, match="refused"):
-        record(log, "a")
+        record(counter, "a")
     assert application.writes == 1
 
 
 def test_a_device_that_another_process_counts_first_is_not_counted_twice(
-    application: Application, log: FailureLog, monkeypatch: pytest.MonkeyPatch
+    application: Application, counter: FailureCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = application.put
 
@@ -156,15 +158,15 @@ def test_a_device_that_another_process_counts_first_is_not_counted_twice(
         return put(names, changed, deadline)
 
     monkeypatch.setattr(application, "put", be_late)
-    assert record(log, "a") is None
+    assert record(counter, "a") is None
     assert application.failed == {"2": {"count": 1, "devices": ["a"]}}
 
 
-def test_a_refused_write_is_the_error_of_each(application: Application, log: FailureLog) -> None:
+def test_a_refused_write_is_the_error_of_each(application: Application, counter: FailureCounter) -> None:
     application.stores = False
     application.errors = [PermanentError("refused")]
     with ThreadPoolExecutor(8) as pool:
-        counts = [pool.submit(record, log, f"device-{number}") for number in range(8)]
+        counts = [pool.submit(record, counter, f"device-{number}") for number in range(8)]
     for count in counts:
         with pytest.raises(PermanentError, match="refused"):
             count.result()
