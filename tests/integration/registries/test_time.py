@@ -364,10 +364,10 @@ def test_a_registry_that_takes_most_of_an_events_time_does_not_keep_updates_from
     drogue: Drogue, registry: FakeRegistry, device: str, released: Published, tmp_path: Path
 ) -> None:
     def slow(request: Request) -> Response | None:
-        time.sleep(1.8)
+        time.sleep(3.6)
         return registry.honest(request)
 
-    with running(drogue, registry, tmp_path, EVENT_DEADLINE_SECONDS="3", MANIFEST_TTL_SECONDS=str(MOMENT)) as function:
+    with running(drogue, registry, tmp_path, EVENT_DEADLINE_SECONDS="6", MANIFEST_TTL_SECONDS=str(MOMENT)) as function:
         assert post(function, device).outcome.startswith("write")
         time.sleep(MOMENT)  # what is known is old now, and would do to go on with
         registry.answers[f"{device}/manifests"] = slow
