@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -614,3 +614,44 @@ def test_events_of_one_device_at_once_lose_nothing_of_what_is_noted(
     assert {answer.status for answer in answers} <= {204, 503}
     assert len(blocks(drogue, managed)) == 1
     assert drogue.reported(managed)["update"]["restart"] == {"sent": MTU, "midway": 1000}
+
+
+# --- Heartbeats
+
+
+def see(drogue: Drogue, device: str, seen: datetime | None) -> None:
+    """Have a device's object say when it was seen."""
+    firmware = drogue.reported(device) | {"seen": seen and seen.isoformat()}
+    known = drogue.object("example", device)
+    drogue.put("example", device, spec=known["spec"], status={"firmware": firmware})
+
+
+@pytest.mark.parametrize(
+    ("seen_ago", "is_written"),
+    [(timedelta(hours=23), False), (timedelta(hours=25), True), (timedelta(days=-1), True), (None, True)],
+)
+def test_a_device_in_sync_is_said_to_be_seen_once_a_day(
+    environment: dict[str, str], drogue: Drogue, managed: str, seen_ago: timedelta | None, is_written: bool
+) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    with running(environment | {"SPEC_TTL_SECONDS": "0"}) as function:
+        post(function, managed, in_sync("0.1.1"))
+        see(drogue, managed, None if seen_ago is None else now - seen_ago)
+        writes = drogue.writes_of("example", managed)
+        for _ in range(3):
+            assert post(function, managed, in_sync("0.1.1")).outcome == "sync"
+        assert drogue.writes_of("example", managed) == writes + is_written
+    if is_written:
+        found = drogue.reported(managed)
+        assert all(now <= datetime.fromisoformat(found[key]) <= datetime.now(UTC) for key in ("seen", "reported"))
+
+
+def test_without_heartbeats_a_device_in_sync_is_not_written(
+    environment: dict[str, str], drogue: Drogue, managed: str
+) -> None:
+    with running(environment | {"SPEC_TTL_SECONDS": "0", "REPORT_SEEN_SECONDS": "0"}) as function:
+        post(function, managed, in_sync("0.1.1"))
+        see(drogue, managed, datetime(2020, 1, 1, tzinfo=UTC))
+        writes = drogue.writes_of("example", managed)
+        assert post(function, managed, in_sync("0.1.1")).outcome == "sync"
+        assert drogue.writes_of("example", managed) == writes

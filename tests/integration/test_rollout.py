@@ -1,5 +1,6 @@
 """Who is updated when: what the registry says of it, and what devices are told."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from fleet_fn.update.policy import draw
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
-from tests.support.function import Answer, Function, event
+from tests.support.function import Answer, Function, event, running
 from tests.support.statuses import STATUS, in_sync, midway, told
 
 SIZE = 2000
@@ -188,3 +189,96 @@ def test_why_a_device_is_held_back_is_reported_once(
     (condition,) = found["conditions"]
     assert (condition["status"], condition["reason"]) == ("False", "rollout")
     assert "update" not in found
+
+
+# --- Stages -----------------------------------------------------------------------------------------------------------
+
+STAGES = [{"percent": 1, "approval": True}, {"percent": 10, "after": "24h"}, {"percent": 100, "over": "48h"}]
+
+
+def drawn(least: float, below: float) -> str:
+    """The UID of a device that version 2 draws within a range, in percent."""
+    return next(uid for uid in map(str, range(100_000)) if least <= 100 * draw(uid, "2", None) < below)
+
+
+@pytest.fixture(scope="module")
+def forgetful(environment: dict[str, str]) -> Iterator[Function]:
+    """A function that reads each object anew."""
+    with running(environment | {"SPEC_TTL_SECONDS": "0"}) as function:
+        yield function
+
+
+def reach(drogue: Drogue, device: str, image: str, **rollout: Any) -> None:
+    """Have the application's rollout reach a stage."""
+    firmware = {"container": {"image": image}, "rollout": {"stages": STAGES}}
+    drogue.put(device, spec={"firmware": firmware}, status={"firmware": {"rollout": rollout}} if rollout else {})
+
+
+def hours_ago(hours: float) -> str:
+    return (datetime.now(UTC) - timedelta(hours=hours)).isoformat()
+
+
+def test_stages_let_in_more_and_more_devices(forgetful: Function, drogue: Drogue, device: str, image: str) -> None:
+    def outcome(uid: str) -> str:
+        return post(forgetful, device, deviceuid=uid).outcome
+
+    desire(drogue, device, image)
+    first, second, third = drawn(0, 1), drawn(1, 10), drawn(90, 100)
+    reach(drogue, device, image)
+    assert outcome(second) == 'withheld; reason="approval"'
+    assert drogue.reported(device, device)["hold"] == {
+        "reason": "approval",
+        "message": "not in stage 1 of 3 (1 % of devices), which waits for approval",
+    }
+    reach(drogue, device, image, version="2", approved=True)
+    assert outcome(second) == 'withheld; reason="rollout"'
+    reach(drogue, device, image, version="1", stage=2)
+    assert outcome(second) == 'withheld; reason="approval"', "the rollout is another version's"
+    assert outcome(first).startswith('write; version="2"; offset=0')
+    drogue.recreate(device, device, spec={})
+    reach(drogue, device, image, version="2", stage=1, since=hours_ago(1))
+    assert outcome(third) == 'withheld; reason="rollout"'
+    assert outcome(second).startswith('write; version="2"; offset=0')
+
+
+def test_a_growing_stage_tells_when_a_device_is_let_in(
+    forgetful: Function, drogue: Drogue, device: str, image: str
+) -> None:
+    desire(drogue, device, image)
+    uid = drawn(90, 100)
+    reach(drogue, device, image, version="2", stage=2, since=hours_ago(24))
+    assert post(forgetful, device, deviceuid=uid).outcome == 'withheld; reason="rollout"'
+    writes = drogue.writes_of(device, device)
+    until = datetime.fromisoformat(drogue.reported(device, device)["hold"]["until"])
+    assert timedelta(hours=15) < until - datetime.now(UTC) < timedelta(hours=25)
+    assert post(forgetful, device, deviceuid=uid).outcome == 'withheld; reason="rollout"'
+    assert drogue.writes_of(device, device) == writes, "a share that grows is no news of each device"
+    reach(drogue, device, image, version="2", stage=2, since=hours_ago(49))
+    assert post(forgetful, device, deviceuid=uid).outcome.startswith("write")
+
+
+def test_a_complete_rollout_has_no_stages(forgetful: Function, drogue: Drogue, device: str, image: str) -> None:
+    desire(drogue, device, image)
+    reach(drogue, device, image, version="2", complete=True)
+    assert post(forgetful, device, deviceuid=drawn(90, 100)).outcome.startswith("write")
+
+
+@pytest.mark.parametrize(
+    ("policy", "told_as"),
+    [
+        ({"rolout": {"percent": 0}}, "spec.firmware contains rolout (did you mean rollout?)"),
+        ({"percent": 0}, "spec.firmware contains percent (did you mean rollout.percent?)"),
+        ({"rollout": {"stages": [{"percent": 9}, {"percent": 1}]}}, "spec.firmware.rollout.stages[1].percent is 1"),
+        ({"rollout": {"stages": [{"percent": 9, "over": "2w"}]}}, 'stages[0].over is "2w"; it must be a number and'),
+        ({"rollout": {"stages": [{"percent": 0, "success": 9}]}}, "stages[0].success is 9; it must be left out"),
+    ],
+)
+def test_a_misspelt_or_malformed_key_updates_no_device(
+    forgetful: Function, drogue: Drogue, device: str, image: str, policy: Any, told_as: str
+) -> None:
+    desire(drogue, device, image, application=policy)
+    answer = post(forgetful, device)
+    assert (answer.status, answer.outcome.partition(";")[0]) == (422, "failed")
+    (condition,) = drogue.reported(device, device)["conditions"]
+    assert told_as in condition["reason"]
+    assert [variant for variant, _ in told(drogue, device)] == ["wait"]
