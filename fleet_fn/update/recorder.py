@@ -150,6 +150,10 @@ class Recorder:
             # Another process has recorded something since. The rest of the report is still worth writing.
             later = again()
             if later.outcome == reply.outcome and later.report:
+                further = self._record_failure(event, later.transitions(later.reported), later, deadline)
+                if further is None:
+                    return transitions + halt
+                halt += further
                 before = self._write(event, later.report, deadline)
                 transitions += later.transitions(before) if before else ()
         except ConflictError:

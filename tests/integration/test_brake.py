@@ -345,3 +345,22 @@ def test_names_that_have_no_room_are_only_counted(fleet: Fleet) -> None:
     assert fleet.failed()["0.1.0"] == {"count": 150, "devices": []}
     assert fleet.failed()["0.1.1"]["devices"][-1] == "a"
     assert len(json.dumps(fleet.drogue.object(fleet.name))) < MAX_BODY_BYTES
+
+
+def test_a_failure_that_only_the_second_look_shows_is_recorded(
+    environment: dict[str, str], forgetful: Function, drogue: Drogue
+) -> None:
+    fleet = Fleet(forgetful, drogue)
+    fleet.download("a")
+    started = fleet.status_of("a")["update"]
+    restarted = started | {"restart": {"sent": 512, "midway": 128}}
+    fleet.target("0.1.1", rollout={"paused": True})
+    drogue.put(fleet.name, "a", spec={}, status={"firmware": {"update": restarted}})
+    with running(environment | {"SPEC_TTL_SECONDS": "3600"}) as remembering:
+        assert fleet.post("a", midway("0.1.1", 512), remembering).outcome == 'withheld; reason="paused"'
+        # Another process goes on with the update, up to the swap.
+        swapped = started | {"swapped": started["started"]}
+        drogue.put(fleet.name, "a", spec={}, status={"firmware": {"update": swapped}})
+        assert fleet.post("a", function=remembering).outcome == 'withheld; reason="paused"'
+    assert fleet.status_of("a")["update"]["attempts"] == 1
+    assert fleet.failed() == {"0.1.1": {"count": 1, "devices": ["a"]}}
