@@ -203,7 +203,7 @@ class Document:
                 "shown": self._shown,
             },
             totals=_totals(totals),
-            rollout=_rollout(summary.rollout),
+            rollout=summary.rollout.to_json() if summary.rollout else None,
             rolloutProblem=summary.rollout_problem or None,
             gatewayConflicts=conflicts,
         )
@@ -251,25 +251,6 @@ def _totals(totals: Totals) -> dict[str, Any]:
     }
     states = {state.value: totals.states[state] for state in State}
     return {"devices": totals.devices, **states, "reasons": reasons, "versions": versions}
-
-
-def _rollout(rollout: RolloutNumbers | None) -> dict[str, Any] | None:
-    if rollout is None:
-        return None
-    return {
-        "version": rollout.version,
-        "percent": rollout.percent,
-        "stage": rollout.stage,
-        "stages": rollout.stages,
-        "devices": rollout.devices,
-        "drawn": rollout.drawn,
-        "withResult": rollout.with_result,
-        "in-sync": rollout.in_sync,
-        "rolled-back": rollout.rolled_back,
-        "failed": rollout.failed,
-        "success": rollout.success,
-        "stopped": {"reason": rollout.stop.kind, "message": rollout.stop.message} if rollout.stop else None,
-    }
 
 
 def _time(time: datetime | None) -> str | None:

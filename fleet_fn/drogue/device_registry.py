@@ -1,6 +1,5 @@
 """The device registry: read the specs of devices, and write their status."""
 
-import random
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -12,6 +11,7 @@ from fleet_fn.drogue.device_registry_api import DeviceNotFoundError, DeviceRegis
 from fleet_fn.drogue.device_registry_object import RegistryObject, read_map, read_object
 from fleet_fn.drogue.failure_counter import FailedUpdate, FailureCounter
 from fleet_fn.drogue.firmware_spec import Malformed
+from fleet_fn.drogue.object_editor import pause_before_retry
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY
 from fleet_fn.drogue.report_backoff import ReportBackoff
 from fleet_fn.drogue.rollout_status import NO_ROLLOUT, RolloutStatus
@@ -43,8 +43,6 @@ _MAX_UNREADABLE: Final = 1000
 #: its writes go on until the deadline.
 _MAX_ATTEMPTS: Final = 2
 _MAX_RECORD_ATTEMPTS: Final = 50
-#: Random pause before another attempt, so that two writers do not keep step.
-_MAX_PAUSE_SECONDS: Final = 0.02
 
 
 class DeviceDisabledError(PermanentError):
@@ -216,8 +214,7 @@ class DeviceRegistry:
         before: Reported | None = None
         for attempt in range(_MAX_RECORD_ATTEMPTS if report.changes_record else _MAX_ATTEMPTS):
             if attempt > 1:
-                pause = random.uniform(0, _MAX_PAUSE_SECONDS)  # noqa: S311 - nothing depends on it being secret
-                time.sleep(min(pause, deadline.remaining))
+                pause_before_retry(deadline)
             text = self._just_read.peek(names, _JUST_READ_SECONDS)
             try:
                 found = parse_json(text) if text else self._fetch(names, deadline)

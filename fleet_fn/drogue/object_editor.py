@@ -12,7 +12,7 @@ from fleet_fn.errors import TransientError
 
 #: Attempts to write an object that other processes write at the same time.
 _MAX_ATTEMPTS: Final = 50
-#: Random pause before another attempt, so that two writers do not keep step.
+#: The longest pause before another attempt.
 _MAX_PAUSE_SECONDS: Final = 0.02
 
 Change = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -39,8 +39,7 @@ def edit_object(api: DeviceRegistryAPI, names: tuple[str, ...], change: Change, 
     """
     for attempt in range(_MAX_ATTEMPTS):
         if attempt:
-            pause = random.uniform(0, _MAX_PAUSE_SECONDS)  # noqa: S311 - nothing depends on it being secret
-            time.sleep(min(pause, deadline.remaining))
+            pause_before_retry(deadline)
         found, _ = api.fetch(names, deadline)
         changed = change(found)
         if changed is None:
@@ -48,3 +47,9 @@ def edit_object(api: DeviceRegistryAPI, names: tuple[str, ...], change: Change, 
         if api.put(names, changed, deadline):
             return changed
     raise TransientError(f"{DEVICE_REGISTRY}: others keep changing the {kind_of(names)}").without_effect()
+
+
+def pause_before_retry(deadline: Deadline) -> None:
+    """Wait for a moment by chance, so that two writers of an object do not keep step."""
+    pause = random.uniform(0, _MAX_PAUSE_SECONDS)  # noqa: S311 - nothing depends on it being secret
+    time.sleep(min(pause, deadline.remaining))

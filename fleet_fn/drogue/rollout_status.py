@@ -94,8 +94,10 @@ class RolloutStatus(NamedTuple):
             max_failed: devices on which it may fail; None if any number may.
 
         """
-        if version in self.aborted:
-            return True
+        return version in self.aborted or self.failed_too_often(version, max_failed)
+
+    def failed_too_often(self, version: str, max_failed: int | None) -> bool:
+        """Return whether a version failed on `max_failed` devices or more."""
         return max_failed is not None and self.failed.get(version, _NO_FAILURES).count >= max_failed
 
 

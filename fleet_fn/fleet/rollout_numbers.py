@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from fleet_fn.drogue.device_registry_object import RegistryObject
 from fleet_fn.drogue.firmware_spec import Malformed
@@ -53,6 +53,23 @@ class RolloutNumbers:
     def success(self) -> float | None:
         """Percent of the devices with a result that run the version; None without any."""
         return 100 * self.in_sync / self.with_result if self.with_result else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers for programs."""
+        return {
+            "version": self.version,
+            "percent": self.percent,
+            "stage": self.stage,
+            "stages": self.stages,
+            "devices": self.devices,
+            "drawn": self.drawn,
+            "withResult": self.with_result,
+            "in-sync": self.in_sync,
+            "rolled-back": self.rolled_back,
+            "failed": self.failed,
+            "success": self.success,
+            "stopped": {"reason": self.stop.kind, "message": self.stop.message} if self.stop else None,
+        }
 
 
 class _Uids:

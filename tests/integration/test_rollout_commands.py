@@ -552,6 +552,8 @@ def test_show_as_json(shop: Shop) -> None:
     assert told["requirements"] == [{"key": "approval", "met": True, "message": "approval: given"}]
     assert told["stages"] == STAGES
     assert told["devices"]["devices"] == 1
+    fleet = CliRunner().invoke(main, ["fleet", "--application", "shop", "--json"], env={**shop.environment})
+    assert told["devices"] == json.loads(fleet.stdout)["rollout"], "two commands tell the same numbers differently"
 
 
 def test_show_without_a_version(shop: Shop, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from fleet_fn.drogue.rollout_status import Failures
 from fleet_fn.drogue.spec_source import Image
 from fleet_fn.drogue.update_record import timestamp
 from fleet_fn.fleet.rollout.application import Application, Previous, RefusedError, with_rollout_policy
@@ -190,8 +189,7 @@ def begins_anew(application: Application, wanted: Start) -> bool:
 
 def is_halted(application: Application, version: str) -> bool:
     """Return whether as many devices failed with a version as may."""
-    limit, failed = application.policy.max_failed, application.rollout.failed.get(version, Failures())
-    return limit is not None and failed.count >= limit
+    return application.rollout.failed_too_often(version, application.policy.max_failed)
 
 
 def halted_versions(application: Application) -> list[str]:

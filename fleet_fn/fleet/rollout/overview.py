@@ -57,7 +57,7 @@ class Overview:
             "aborted": list(application.rollout.aborted),
             "previous": application.previous.to_json() if application.previous else None,
             "last": {"action": last.action, "user": last.user, "at": _time(last.at)} if last else None,
-            "devices": _numbers(self.numbers),
+            "devices": self.numbers.to_json() if self.numbers else None,
         }
 
 
@@ -98,20 +98,6 @@ def failures_of(application: Application) -> list[tuple[str, Failures]]:
 
 def _requirement(requirement: Requirement) -> dict[str, Any]:
     return {"key": requirement.key, "met": requirement.is_met, "message": requirement.message}
-
-
-def _numbers(numbers: RolloutNumbers | None) -> dict[str, Any] | None:
-    if numbers is None:
-        return None
-    return {
-        "percent": numbers.percent,
-        "devices": numbers.devices,
-        "drawn": numbers.drawn,
-        "inSync": numbers.in_sync,
-        "rolledBack": numbers.rolled_back,
-        "failed": numbers.failed,
-        "success": numbers.success,
-    }
 
 
 def _time(time: datetime | None) -> str | None:
