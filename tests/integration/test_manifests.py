@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from fleet_fn.sink.events import UPDATE_EVENT
 from fleet_fn.update.transitions import Subject
 from fleet_fn.web import server
 from tests.support.function import ROOT
+from tests.support.kustomize import render
 
 KNATIVE = ROOT / "knative"
 KAFKA = KNATIVE
@@ -30,11 +30,7 @@ class Rendered:
     """What `kubectl apply -k` would send, and the Secrets of the example beside it."""
 
     def __init__(self, kustomization: Path) -> None:
-        if shutil.which("kubectl") is None:
-            pytest.skip("kubectl is not installed: nothing renders the kustomizations")
-        command = ["kubectl", "kustomize", str(kustomization)]
-        rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        self.objects: list[Object] = list(yaml.safe_load_all(rendered))
+        self.objects: list[Object] = render(kustomization)
         self.secrets = {
             secret["metadata"]["name"]: secret["stringData"]
             for secret in yaml.safe_load_all((kustomization / "secrets.example.yaml").read_text())
@@ -496,13 +492,6 @@ SINKS = {
     "broker": {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker"},
     "kafka": {"apiVersion": "eventing.knative.dev/v1alpha1", "kind": "KafkaSink"},
 }
-
-
-def render(kustomization: Path) -> list[Object]:
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed: nothing renders the kustomizations")
-    command = ["kubectl", "kustomize", str(kustomization)]
-    return list(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
 
 @pytest.mark.parametrize("kind", SINKS)

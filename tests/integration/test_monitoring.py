@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import yaml
 
 from tests.support.function import ROOT
+from tests.support.kustomize import render
 
 FOLDER = ROOT / "knative" / "monitoring"
 TESTS = Path(__file__).parent / "monitoring" / "alerts_test.yaml"
@@ -40,11 +40,7 @@ def promtool() -> Promtool:
 @pytest.fixture(scope="module")
 def applied() -> dict[str, Object]:
     """What `kubectl apply -k` would send, by kind."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed: nothing renders the kustomization")
-    command = ["kubectl", "kustomize", str(FOLDER)]
-    rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {found["kind"]: found for found in yaml.safe_load_all(rendered)}
+    return {found["kind"]: found for found in render(FOLDER)}
 
 
 def test_prometheus_takes_the_alerts(promtool: Promtool) -> None:

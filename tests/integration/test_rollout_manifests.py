@@ -12,10 +12,11 @@ import yaml
 
 from fleet_fn.drogue.update_record import timestamp
 from fleet_fn.settings import Settings
-from tests.integration.test_manifests import EVENT_SOURCE, KNATIVE, Object, Rendered, found, quantity, render
+from tests.integration.test_manifests import EVENT_SOURCE, KNATIVE, Object, Rendered, found, quantity
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import ROOT
+from tests.support.kustomize import render
 
 FOLDER = KNATIVE / "rollout"
 LABELS = {"app.kubernetes.io/name": "fleet-rollout"}
