@@ -32,6 +32,7 @@ from fleet_fn.oci.registry_client import RegistryClient
 from fleet_fn.settings import Settings
 from fleet_fn.update.failure_log import log_failures
 from fleet_fn.update.handler import Consumer, UpdateHandler
+from fleet_fn.update.target import Resolvers
 from fleet_fn.update.transitions import Subject, Transition
 
 if TYPE_CHECKING:
@@ -98,8 +99,10 @@ class Parts:
                 count=specs,
                 clock=self._clocks.monotonic,
             ),
-            make_resolver(self._images, manifests),
-            make_resolver(self._files) if self._files else None,
+            Resolvers(
+                make_resolver(self._images, manifests),
+                make_resolver(self._files) if self._files else None,
+            ),
             Commands(self._command_api),
             self._clocks,
             consumers,

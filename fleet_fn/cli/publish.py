@@ -19,7 +19,7 @@ from fleet_fn.cli.options import access_options
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
 from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
-from fleet_fn.oci.manifest import AUTHORS_ANNOTATION, VERSION_ANNOTATION
+from fleet_fn.oci.manifest import AUTHORS_ANNOTATION, CREATED_ANNOTATION, VERSION_ANNOTATION
 from fleet_fn.oci.publication import Content, Published, firmware_warnings
 from fleet_fn.oci.publishing import publish_to_registry
 from fleet_fn.oci.reference import LAYOUT_SCHEME, MAX_TAG_CHARACTERS, Reference, is_name, is_tag
@@ -27,7 +27,6 @@ from fleet_fn.protocol.messages import U32_MAX
 
 #: Stands for the tag if neither the reference nor the version gives one.
 _NO_TAG = "_no_tag_"
-_CREATED_ANNOTATION = "org.opencontainers.image.created"
 
 
 @click.command("publish")
@@ -184,7 +183,7 @@ def _annotations(version: str, given: tuple[str, ...]) -> dict[str, str]:
         created = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
     except (ValueError, OverflowError) as error:
         raise PermanentError(f"SOURCE_DATE_EPOCH {epoch!r}: expected seconds since 1970") from error
-    annotations = {VERSION_ANNOTATION: version, _CREATED_ANNOTATION: created.isoformat(timespec="seconds")}
+    annotations = {VERSION_ANNOTATION: version, CREATED_ANNOTATION: created.isoformat(timespec="seconds")}
     if user := os.environ.get("DROGUE_USER"):
         if not user.isprintable():
             raise PermanentError(f"DROGUE_USER {user!r}: has characters that cannot be shown")

@@ -8,8 +8,9 @@ first firmware server of Drogue IoT built the two kinds of image with buildah.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol
 
@@ -24,7 +25,9 @@ from fleet_fn.oci.artifact import FIRMWARE_LAYER, artifact_in
 from fleet_fn.oci.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Allowance, Entry, Readable, root_entries
 from fleet_fn.oci.manifest import (
     AUTHORS_ANNOTATION,
+    HARDWARE_ANNOTATION,
     MANIFESTS,
+    REQUIRES_ANNOTATION,
     Descriptor,
     Index,
     Manifest,
@@ -170,10 +173,21 @@ class Shapes:
     def _in_manifest(
         self, manifest: Manifest, reference: Reference, repository: Repository, deadline: Deadline
     ) -> Firmware:
-        authors = manifest.annotations.get(AUTHORS_ANNOTATION, "")[:_MAX_AUTHORS_CHARS]
         if artifact := artifact_in(manifest, None if reference.digest else reference.tag):
-            layer, opening = artifact.layer, partial(repository.open, artifact.layer)
-            return Firmware(artifact.version, layer.size, layer.checksum, "artifact", opening, authors=authors)
+            layer = artifact.layer
+            firmware = Firmware(
+                artifact.version,
+                layer.size,
+                layer.checksum,
+                "artifact",
+                partial(repository.open, layer),
+                has_own_version=artifact.has_own_version,
+            )
+        else:
+            firmware = self._in_image(manifest, repository, deadline)
+        return _with_annotations(firmware, manifest.annotations)
+
+    def _in_image(self, manifest: Manifest, repository: Repository, deadline: Deadline) -> Firmware:
         if media_type_of(manifest.config) not in _IMAGE_CONFIGS:
             raise NoFirmwareError(f"no firmware: no layer of media type {FIRMWARE_LAYER}, and no image")
         layers = _tar_layers(manifest)
@@ -186,7 +200,7 @@ class Shapes:
         fill = partial(_unpack, layers, repository, names, metadata)
         source = _layers_key(layers, repository)
         opener = partial(self._cache.open, metadata.size, metadata.checksum, source, fill, is_claim=True)
-        return Firmware(metadata.version, metadata.size, metadata.checksum, shape, opener, authors=authors)
+        return Firmware(metadata.version, metadata.size, metadata.checksum, shape, opener)
 
     def _metadata_in_layers(self, layers: Sequence[Descriptor], repository: Repository, deadline: Deadline) -> Metadata:
         """Return the content of `firmware.json`.
@@ -215,6 +229,20 @@ class Shapes:
         if not description:
             raise NoFirmwareError(f"no firmware: neither a label {_LABEL} nor a file {_METADATA_FILE} in the image")
         return read_metadata(description, _METADATA_FILE)
+
+
+def _with_annotations(firmware: Firmware, annotations: Mapping[str, str]) -> Firmware:
+    """Return a firmware with what the annotations of its manifest say of it."""
+    hardware = annotations.get(HARDWARE_ANNOTATION)
+    named = tuple(name for part in (hardware or "").split(",") if (name := part.strip()))
+    if hardware is not None and not named:
+        raise PermanentError(f"annotation {HARDWARE_ANNOTATION} names no hardware")
+    return replace(
+        firmware,
+        authors=annotations.get(AUTHORS_ANNOTATION, "")[:_MAX_AUTHORS_CHARS],
+        hardware=named,
+        requires=annotations.get(REQUIRES_ANNOTATION, ""),
+    )
 
 
 # --- Images -----------------------------------------------------------------------------------------------------------

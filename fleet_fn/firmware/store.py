@@ -59,6 +59,12 @@ class Firmware:
     manifest: str | None = None
     #: Who published it, in the words of the manifest, for people; empty if the manifest does not tell.
     authors: str = field(default="", compare=False)
+    #: Hardware that it is built for; empty if it names none.
+    hardware: tuple[str, ...] = ()
+    #: Range that a device's version must be in before it gets this one; empty for any, unchecked.
+    requires: str = ""
+    #: It tells its version itself. Otherwise its tag does, which no signature covers.
+    has_own_version: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= U32_MAX:

@@ -24,6 +24,8 @@ class Artifact(NamedTuple):
 
     layer: Descriptor
     version: str
+    #: The manifest tells the version, rather than the tag, which no signature covers.
+    has_own_version: bool = True
 
 
 def artifact_in(manifest: Manifest, tag: str | None) -> Artifact | None:
@@ -41,8 +43,10 @@ def artifact_in(manifest: Manifest, tag: str | None) -> Artifact | None:
     if layer is None:
         return None
     version = manifest.annotations.get(VERSION_ANNOTATION)
+    if version is None and tag not in (None, "latest"):
+        return Artifact(layer, tag, has_own_version=False)
     if version is None:
-        version = tag if tag not in (None, "latest") else layer.checksum.hex()[:12]
+        version = layer.checksum.hex()[:12]
     if not version:
         raise PermanentError(f"annotation {VERSION_ANNOTATION} is empty")
     return Artifact(layer, version)

@@ -20,6 +20,14 @@ VERSION_ANNOTATION: Final = "org.opencontainers.image.version"
 TITLE_ANNOTATION: Final = "org.opencontainers.image.title"
 #: Who published the firmware, in any words.
 AUTHORS_ANNOTATION: Final = "org.opencontainers.image.authors"
+#: The repository that a firmware was built from, the commit, and the time (RFC 3339).
+SOURCE_ANNOTATION: Final = "org.opencontainers.image.source"
+REVISION_ANNOTATION: Final = "org.opencontainers.image.revision"
+CREATED_ANNOTATION: Final = "org.opencontainers.image.created"
+#: Hardware that a firmware is built for, separated by commas.
+HARDWARE_ANNOTATION: Final = "io.drogue.firmware.hardware"
+#: Range that a device's version must be in before it gets the firmware.
+REQUIRES_ANNOTATION: Final = "io.drogue.firmware.requires"
 
 
 class Descriptor(NamedTuple):
@@ -36,6 +44,8 @@ class Descriptor(NamedTuple):
     annotations: Mapping[str, str]
     #: `os/architecture` or `os/architecture/variant`, in the entries of an index.
     platform: str | None = None
+    #: Kind of artifact that a manifest is, in the entries of an index; empty if unknown.
+    artifact_type: str = ""
 
     @property
     def checksum(self) -> bytes:
@@ -50,6 +60,8 @@ class Manifest(NamedTuple):
     config: object
     layers: Sequence[object]
     annotations: Mapping[str, str]
+    #: Descriptor of the manifest that this one is attached to, checked when it is used.
+    subject: object = None
 
 
 class Index(NamedTuple):
@@ -95,7 +107,7 @@ def read_manifest(content: bytes) -> Manifest | Index:
         raise PermanentError(f"{str(media_type)[:100]} is not supported, only images, artifacts and indexes of them")
     if not isinstance(layers, list):
         raise PermanentError("manifest has no list of layers")
-    return Manifest(value.get("config"), layers, _annotations(value, "manifest"))
+    return Manifest(value.get("config"), layers, _annotations(value, "manifest"), value.get("subject"))
 
 
 def read_descriptor(value: object, what: str) -> Descriptor:
@@ -112,7 +124,15 @@ def read_descriptor(value: object, what: str) -> Descriptor:
         raise PermanentError(f"{what} has no media type, digest or size")
     if not is_digest(digest):
         raise PermanentError(f"{what} has a digest that is not a sha256")
-    return Descriptor(media_type, digest, size, _annotations(value, what), _platform(value.get("platform"), what))
+    kind = value.get("artifactType")
+    return Descriptor(
+        media_type,
+        digest,
+        size,
+        _annotations(value, what),
+        _platform(value.get("platform"), what),
+        kind if isinstance(kind, str) else "",
+    )
 
 
 def media_type_of(value: object) -> object:

@@ -13,23 +13,19 @@ from fleet_fn.drogue.device_registry import (
     DeviceRegistry,
 )
 from fleet_fn.drogue.events import Event
-from fleet_fn.drogue.spec_policy import FINISH, RESTART
-from fleet_fn.drogue.spec_source import File, HawkBit, Image
-from fleet_fn.drogue.update_record import LastAnswered, Origin, Record
-from fleet_fn.errors import PermanentError, UpstreamError
-from fleet_fn.firmware.file_store import file_reference
-from fleet_fn.firmware.resolver import Resolver
+from fleet_fn.drogue.update_record import LastAnswered
+from fleet_fn.errors import UpstreamError
 from fleet_fn.firmware.store import Firmware, NotReadyError
-from fleet_fn.oci.reference import Reference, fill_in, image_reference
 from fleet_fn.protocol.dialects import MAX_VERSION_BYTES, AnswerForm, Dialect, room_for_data
 from fleet_fn.protocol.messages import U32_MAX, Status, Swap
 from fleet_fn.protocol.step import FLASH_WORD_BYTES, Block, Target
 from fleet_fn.settings import Settings
-from fleet_fn.update.decision import MAX_ATTEMPTS, confirm, decide, has_begun
+from fleet_fn.update.decision import confirm, decide
 from fleet_fn.update.freshness import Ages, Clock
 from fleet_fn.update.repeats import Repeats
+from fleet_fn.update.target import TargetFinder
 from fleet_fn.update.unsent import UnsentCommands
-from fleet_fn.update.values import Confirm, Decision, DecisionContext, Freshness
+from fleet_fn.update.values import Confirm, Decision, DecisionContext, DeviceStatus, Freshness
 from fleet_fn.update.warnings import warn
 
 #: The share of an event's time within which its target is resolved if the device has to hear SYNC all the same.
@@ -47,14 +43,6 @@ _MAX_GATEWAYS: Final = 8
 _MAX_SPEC_TTL_SECONDS: Final = 365 * 24 * 60 * 60.0
 #: The same block asked for so many times in a row is reported.
 SUSPICIOUS_REPEATS: Final = 5
-
-
-class DeviceStatus(NamedTuple):
-    """An event with its status, and the form in which the device wants its answer."""
-
-    event: Event
-    status: Status
-    form: AnswerForm
 
 
 class View(NamedTuple):
@@ -75,13 +63,6 @@ class View(NamedTuple):
         return self.decision.rests_on if self.decision else Freshness.MEMORY
 
 
-class Resolvers(NamedTuple):
-    """Resolvers by kind of source; None if there are no files."""
-
-    images: Resolver
-    files: Resolver | None
-
-
 class Assessor:
     """Finds the targets of devices, and decides their next steps."""
 
@@ -89,7 +70,7 @@ class Assessor:
         self,
         settings: Settings,
         device_registry: DeviceRegistry,
-        resolvers: Resolvers,
+        targets: TargetFinder,
         clock: Clock,
         repeats: Repeats,
         unsent: UnsentCommands,
@@ -99,7 +80,7 @@ class Assessor:
         Args:
             settings: the function's.
             device_registry: reads specs, and writes reports.
-            resolvers: resolve references.
+            targets: finds the firmware of specs.
             clock: the wall clock.
             repeats: blocks sent in a row.
             unsent: events whose commands had no effect.
@@ -107,7 +88,7 @@ class Assessor:
         """
         self._settings = settings
         self._device_registry = device_registry
-        self._images, self._files = resolvers
+        self._targets = targets
         self._clock = clock
         self._repeats, self._unsent = repeats, unsent
 
@@ -129,10 +110,10 @@ class Assessor:
         syncs_first = confirm(status, None, context)
         try:
             until = deadline.leave(_KEPT_FOR_SYNC) if syncs_first else deadline
-            firmware = self._firmware(event, desired, ages, until)
+            firmware = self._targets.find(received, desired, ages, until)
             if firmware is None:
                 return View(desired)
-            served = self._find_begun(received, desired, firmware, ages, until) or firmware
+            served = self._targets.find_begun(received, desired, firmware, ages, until) or firmware
         except (UpstreamError, NotReadyError) as error:
             if syncs_first is None:
                 raise
@@ -150,7 +131,9 @@ class Assessor:
         if has_nothing and self._refuses_starts(event, decision, form):
             decision = Decision(Confirm(status.version, self._settings.poll_seconds), desired.reported.record)
         if decision.records_first and decision.record and decision.record.origin is None:
-            decision = decision._replace(record=replace(decision.record, origin=self._origin(event, desired, firmware)))
+            decision = decision._replace(
+                record=replace(decision.record, origin=self._targets.origin(event, desired, firmware))
+            )
         return View(desired, firmware, served, decision)
 
     def _refuses_starts(self, event: Event, decision: Decision, form: AnswerForm) -> bool:
@@ -213,82 +196,6 @@ class Assessor:
         offset = status.progress.offset if status.progress else 0
         room = room_for_data(form, version, offset, MAX_COMMAND_BYTES)
         return mtu if mtu <= room else room // _BLOCK_UNIT_BYTES * _BLOCK_UNIT_BYTES
-
-    def _source(self, event: Event, desired: Desired) -> Image | File | HawkBit | None:
-        """Return the device's firmware source: the specs', else the configured default."""
-        source = desired.source
-        if source is None and self._settings.firmware_default_image:
-            names = {"application": event.application, "device": event.device}
-            source = Image(fill_in(self._settings.firmware_default_image, names))
-        return source
-
-    def _firmware(self, event: Event, desired: Desired, ages: Ages, deadline: Deadline) -> Firmware | None:
-        """Return the firmware that the device should run; None if none is named."""
-        source = self._source(event, desired)
-        if source is None:
-            return None
-        with self._clock.final_if_too_late(event, PermanentError):
-            if isinstance(source, Image):
-                max_age = ages.always() if source.always else ages.manifest()
-                return self._images.resolve(self._reference(event, source), max_age, deadline, stale_age=ages.stale)
-            if isinstance(source, File) and self._files is not None:
-                # Unlike a blob's, its bytes may be others by now: what describes them is read each time.
-                return self._files.resolve(file_reference(source.name), 0.0, deadline)
-        raise PermanentError("unsupported-source")
-
-    def _reference(self, event: Event, image: Image) -> Reference:
-        return image_reference(image.reference, self._settings.firmware_prefix, event.application, image.platform)
-
-    def _origin(self, event: Event, desired: Desired, firmware: Firmware) -> Origin | None:
-        """Return the place of the target's bytes, independent of tags."""
-        source = self._source(event, desired)
-        if isinstance(source, Image) and firmware.manifest:
-            name = self._reference(event, source).name
-            return Origin(image=f"{name}@{firmware.manifest}", platform=source.platform)
-        return Origin(file=source.name) if isinstance(source, File) else None
-
-    def _find_begun(
-        self, received: DeviceStatus, desired: Desired, target: Firmware, ages: Ages, deadline: Deadline
-    ) -> Firmware | None:
-        """Return the firmware that a device midway finishes before its target, or None.
-
-        Devices of the embedded dialects cannot begin anew midway. None as well if the device's record is missing or of
-        another version, or if the bytes that it began with are gone.
-        """
-        event, status, form = received
-        record, progress = desired.reported.record, status.progress
-        if record is None or not progress or not has_begun(status) or not self._settings.report_status:
-            return None
-        if record.version == target.version or record.origin is None or not record.describes(progress.version):
-            return None  # a device that finished other bytes of the target's version would never get the target's
-        default = RESTART if form.dialect is Dialect.DOCUMENTED else FINISH
-        if (desired.policy.midway or default) == RESTART or _is_given_up(record, desired):
-            return None
-        try:
-            begun = self._firmware(event, _desire(desired, record.origin), ages, deadline)
-        except PermanentError as error:
-            warn("firmware that the device has begun is gone", event, error)
-            return None
-        if begun is None or begun.checksum.hex() != record.checksum:
-            return None
-        return replace(begun, version=record.version)  # a digest need not tell the version
-
-
-def _is_given_up(record: Record, desired: Desired) -> bool:
-    """Return whether a version fails, on this device or on others.
-
-    Then a device that has begun it must not finish it.
-    """
-    if record.attempts >= (desired.policy.max_attempts or MAX_ATTEMPTS):
-        return True
-    return desired.rollout.halts(record.version, desired.policy.max_failed)
-
-
-def _desire(desired: Desired, origin: Origin) -> Desired:
-    """Return what would be desired if the spec named an update's origin."""
-    if origin.image:
-        return desired._replace(source=Image(origin.image, platform=origin.platform))
-    return desired._replace(source=File(origin.file or ""))
 
 
 def _fingerprint(status: Status, form: AnswerForm) -> str:

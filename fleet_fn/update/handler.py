@@ -12,22 +12,22 @@ from fleet_fn.drogue.device_registry import DeviceDisabledError, DeviceNotFoundE
 from fleet_fn.drogue.events import REGISTRY_EVENT, Event
 from fleet_fn.drogue.status_report import IN_SYNC, UNKNOWN, Condition, Heartbeat, Report, Reported
 from fleet_fn.errors import PermanentError, TransientError
-from fleet_fn.firmware.resolver import Resolver
 from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError
 from fleet_fn.protocol.dialects import MAX_VERSION_BYTES, Dialect, Encoding, decode_status, encode_command
 from fleet_fn.protocol.messages import Swap, Sync, Write
 from fleet_fn.protocol.step import Block
 from fleet_fn.settings import Settings
-from fleet_fn.update.assessment import Assessor, DeviceStatus, Resolvers, View
+from fleet_fn.update.assessment import Assessor, View
 from fleet_fn.update.deduplication import EventDeduplicator
 from fleet_fn.update.freshness import Clock, fresh_ages, remembered_ages
 from fleet_fn.update.outcome import Outcome, OutcomeName, Reply, wait_in
 from fleet_fn.update.recorder import Recorder
 from fleet_fn.update.repeats import Repeats
 from fleet_fn.update.reports import refusal_of, report_of, version_text
+from fleet_fn.update.target import Resolvers, TargetFinder
 from fleet_fn.update.transitions import Transition, failure_of, transitions_of, transitions_without_record
 from fleet_fn.update.unsent import UnsentCommands
-from fleet_fn.update.values import Again, Confirm, Decision, Freshness, Hold, Settle, Stuck
+from fleet_fn.update.values import Again, Confirm, Decision, DeviceStatus, Freshness, Hold, Settle, Stuck
 from fleet_fn.update.warnings import log_unexpected_error, warn
 
 #: The share of an event's time without which a command is not sent any more.
@@ -50,13 +50,12 @@ class UpdateHandler:
         self,
         settings: Settings,
         device_registry: DeviceRegistry,
-        images: Resolver,
-        files: Resolver | None,
+        resolvers: Resolvers,
         commands: Commands,
         clocks: Clocks = SYSTEM_CLOCKS,
         consumers: Sequence[Consumer] = (),
     ) -> None:
-        """Put the parts together; without `files` there are none to resolve.
+        """Put the parts together.
 
         Each of `consumers` gets the transitions of an update, after the command and its report.
         """
@@ -67,9 +66,8 @@ class UpdateHandler:
         self._deduplicator = EventDeduplicator(settings.event_max_age_seconds, clocks.monotonic)
         self._repeats = Repeats()
         self._unsent = UnsentCommands()
-        self._assessor = Assessor(
-            settings, device_registry, Resolvers(images, files), self._clock, self._repeats, self._unsent
-        )
+        targets = TargetFinder(settings, resolvers, self._clock)
+        self._assessor = Assessor(settings, device_registry, targets, self._clock, self._repeats, self._unsent)
         self._consumers = consumers
         self._recorder = Recorder(device_registry, self._clock, self._unsent, is_on=settings.report_status)
 

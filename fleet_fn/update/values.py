@@ -7,11 +7,21 @@ from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple
 
+from fleet_fn.drogue.events import Event
 from fleet_fn.drogue.rollout_status import NO_ROLLOUT, RolloutStatus
 from fleet_fn.drogue.spec_policy import NONE, Policy
 from fleet_fn.drogue.update_record import LastAnswered, Record
-from fleet_fn.protocol.messages import Swap, Sync
+from fleet_fn.protocol.dialects import AnswerForm
+from fleet_fn.protocol.messages import Status, Swap, Sync
 from fleet_fn.protocol.step import Block
+
+
+class DeviceStatus(NamedTuple):
+    """An event with its status, and the form in which the device wants its answer."""
+
+    event: Event
+    status: Status
+    form: AnswerForm
 
 
 class Freshness(Enum):

@@ -20,6 +20,7 @@ from fleet_fn.http.client import HttpClient
 from fleet_fn.parts import make_image_store
 from fleet_fn.settings import Settings
 from fleet_fn.update.handler import UpdateHandler
+from fleet_fn.update.target import Resolvers
 from fleet_fn.update.transitions import Transition
 from tests.support.drogue import TOKEN, Drogue
 from tests.support.files import later
@@ -90,7 +91,7 @@ class Pump:
         files = VerifiedFiles(single_flight, later)
         images = Resolver(make_image_store(settings, files, single_flight), single_flight)
         registry = DeviceRegistry(self._upstream)
-        return UpdateHandler(settings, registry, images, None, Commands(self._upstream), consumers=consumers)
+        return UpdateHandler(settings, registry, Resolvers(images, None), Commands(self._upstream), consumers=consumers)
 
     def event(self, version: str, offset: int | None = None) -> Event:
         self._identity += 1

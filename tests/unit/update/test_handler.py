@@ -22,6 +22,7 @@ from fleet_fn.protocol.messages import Swap, Write
 from fleet_fn.settings import Settings
 from fleet_fn.update.handler import UpdateHandler
 from fleet_fn.update.outcome import Outcome, OutcomeName
+from fleet_fn.update.target import Resolvers
 from tests.support.drogue import TOKEN, Drogue
 from tests.support.files import later
 from tests.support.firmware import publish, random_bytes
@@ -68,7 +69,7 @@ def updater(
     )
     files = VerifiedFiles(single_flight, later)
     images = Resolver(make_image_store(settings, files, single_flight), single_flight)
-    return UpdateHandler(settings, DeviceRegistry(upstream), images, None, commands or Commands(upstream))
+    return UpdateHandler(settings, DeviceRegistry(upstream), Resolvers(images, None), commands or Commands(upstream))
 
 
 def status(offset: int, identity: str = "1") -> Event:

@@ -1,0 +1,130 @@
+"""Find the firmware that a device should run, or finishes first."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.device_registry import Desired
+from fleet_fn.drogue.events import Event
+from fleet_fn.drogue.spec_policy import FINISH, RESTART
+from fleet_fn.drogue.spec_source import File, Image, Source
+from fleet_fn.drogue.update_record import Origin, Record
+from fleet_fn.errors import PermanentError
+from fleet_fn.firmware.file_store import file_reference
+from fleet_fn.firmware.resolver import Resolver
+from fleet_fn.firmware.store import Firmware
+from fleet_fn.oci.reference import Reference, fill_in, image_reference
+from fleet_fn.protocol.dialects import Dialect
+from fleet_fn.settings import Settings
+from fleet_fn.update.decision import MAX_ATTEMPTS, has_begun
+from fleet_fn.update.freshness import Ages, Clock
+from fleet_fn.update.values import DeviceStatus
+from fleet_fn.update.warnings import warn
+
+
+class Resolvers(NamedTuple):
+    """Resolvers by kind of source; None if there are no files."""
+
+    images: Resolver
+    files: Resolver | None
+
+
+class TargetFinder:
+    """Finds the firmware that specs and records name.
+
+    No device gets a byte of a firmware that does not come from here.
+    """
+
+    def __init__(self, settings: Settings, resolvers: Resolvers, clock: Clock) -> None:
+        self._settings = settings
+        self._images, self._files = resolvers
+        self._clock = clock
+
+    def find(self, received: DeviceStatus, desired: Desired, ages: Ages, deadline: Deadline) -> Firmware | None:
+        """Return the firmware that a device should run; None if none is named.
+
+        Raises:
+            NotReadyError, PermanentError, TransientError: it cannot be had.
+
+        """
+        event = received.event
+        source = self._source(event, desired)
+        if source is None:
+            return None
+        with self._clock.final_if_too_late(event, PermanentError):
+            return self._resolve(event, source, ages, deadline)
+
+    def find_begun(
+        self, received: DeviceStatus, desired: Desired, target: Firmware, ages: Ages, deadline: Deadline
+    ) -> Firmware | None:
+        """Return the firmware that a device midway finishes before its target, or None.
+
+        Devices of the embedded dialects cannot begin anew midway. None as well if the device's record is missing or of
+        another version, or if the bytes that it began with are gone.
+
+        Raises:
+            NotReadyError, TransientError: it cannot be had now.
+
+        """
+        event, status, form = received
+        record, progress = desired.reported.record, status.progress
+        if record is None or not progress or not has_begun(status) or not self._settings.report_status:
+            return None
+        if record.version == target.version or record.origin is None or not record.describes(progress.version):
+            return None  # a device that finished other bytes of the target's version would never get the target's
+        default = RESTART if form.dialect is Dialect.DOCUMENTED else FINISH
+        if (desired.policy.midway or default) == RESTART or _is_given_up(record, desired):
+            return None
+        try:
+            begun = self.find(received, _desire(desired, record.origin), ages, deadline)
+        except PermanentError as error:
+            warn("firmware that the device has begun is gone", event, error)
+            return None
+        if begun is None or begun.checksum.hex() != record.checksum:
+            return None
+        return replace(begun, version=record.version)  # a digest need not tell the version
+
+    def origin(self, event: Event, desired: Desired, firmware: Firmware) -> Origin | None:
+        """Return the place of the target's bytes, independent of tags."""
+        source = self._source(event, desired)
+        if isinstance(source, Image) and firmware.manifest:
+            name = self._reference(event, source).name
+            return Origin(image=f"{name}@{firmware.manifest}", platform=source.platform)
+        return Origin(file=source.name) if isinstance(source, File) else None
+
+    def _source(self, event: Event, desired: Desired) -> Source | None:
+        """Return the device's firmware source: the specs', else the configured default."""
+        source = desired.source
+        if source is None and self._settings.firmware_default_image:
+            names = {"application": event.application, "device": event.device}
+            source = Image(fill_in(self._settings.firmware_default_image, names))
+        return source
+
+    def _resolve(self, event: Event, source: Source, ages: Ages, deadline: Deadline) -> Firmware:
+        if isinstance(source, Image):
+            max_age = ages.always() if source.always else ages.manifest()
+            return self._images.resolve(self._reference(event, source), max_age, deadline, stale_age=ages.stale)
+        if isinstance(source, File) and self._files is not None:
+            # Unlike a blob's, its bytes may be others by now: what describes them is read each time.
+            return self._files.resolve(file_reference(source.name), 0.0, deadline)
+        raise PermanentError("unsupported-source")
+
+    def _reference(self, event: Event, image: Image) -> Reference:
+        return image_reference(image.reference, self._settings.firmware_prefix, event.application, image.platform)
+
+
+def _is_given_up(record: Record, desired: Desired) -> bool:
+    """Return whether a version fails, on this device or on others.
+
+    Then a device that has begun it must not finish it.
+    """
+    if record.attempts >= (desired.policy.max_attempts or MAX_ATTEMPTS):
+        return True
+    return desired.rollout.halts(record.version, desired.policy.max_failed)
+
+
+def _desire(desired: Desired, origin: Origin) -> Desired:
+    """Return what would be desired if the spec named an update's origin."""
+    if origin.image:
+        return desired._replace(source=Image(origin.image, platform=origin.platform))
+    return desired._replace(source=File(origin.file or ""))
