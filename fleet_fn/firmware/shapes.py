@@ -2,8 +2,8 @@
 
 They are artifact, labelled image, image with `firmware.json`, and an index of these.
 
-Written once against `Repository`, for registries and image layouts. `publish` and `oras push` create artifacts. The
-first firmware server of Drogue IoT built the two kinds of image with buildah.
+Written once against `Repository`, for registries and image layouts. `publish`, `oras push` and other projects create
+artifacts. The first firmware server of Drogue IoT built the two kinds of image with buildah.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.metadata import MAX_METADATA_BYTES, Metadata, read_metadata
 from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError, Reader
-from fleet_fn.oci.artifact import FIRMWARE_LAYER, artifact_in
+from fleet_fn.oci.artifact import FIRMWARE_LAYER, IMAGE_CONFIGS, NoFirmwareError, artifact_in
 from fleet_fn.oci.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Allowance, Entry, Readable, root_entries
 from fleet_fn.oci.manifest import (
     AUTHORS_ANNOTATION,
@@ -41,10 +41,6 @@ from fleet_fn.oci.reference import Reference
 _LABEL: Final = "io.drogue.metadata"
 _FIRMWARE_FILE: Final = "firmware.bin"
 _METADATA_FILE: Final = "firmware.json"
-_IMAGE_CONFIGS: Final = (
-    "application/vnd.oci.image.config.v1+json",
-    "application/vnd.docker.container.image.v1+json",
-)
 #: Upper bounds for other content in an image's layers, and for the number of layers, against archive bombs.
 _MAX_OTHER_BYTES: Final = 256 * 1024 * 1024
 _MAX_LAYERS: Final = 128
@@ -98,10 +94,6 @@ class Repository(Protocol):
             PermanentError, TransientError: see `manifest`; reads raise them, too.
 
         """
-
-
-class NoFirmwareError(PermanentError):
-    """A manifest or an index has no firmware in any of the shapes."""
 
 
 class Shapes:
@@ -188,7 +180,7 @@ class Shapes:
         return _with_annotations(firmware, manifest.annotations)
 
     def _in_image(self, manifest: Manifest, repository: Repository, deadline: Deadline) -> Firmware:
-        if media_type_of(manifest.config) not in _IMAGE_CONFIGS:
+        if media_type_of(manifest.config) not in IMAGE_CONFIGS:
             raise NoFirmwareError(f"no firmware: no layer of media type {FIRMWARE_LAYER}, and no image")
         layers = _tar_layers(manifest)
         config = read_descriptor(manifest.config, "config")

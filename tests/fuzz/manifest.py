@@ -105,10 +105,12 @@ def _check_metadata(metadata: Metadata, value: dict[str, Any]) -> None:
 
 def _check_artifact(artifact: Artifact, value: dict[str, Any], tag: str | None) -> None:
     assert artifact.layer in [
-        read_descriptor(layer, "layer")
+        _read(lambda layer=layer: read_descriptor(layer, "layer"))  # type: ignore[misc]
         for layer in value["layers"]
-        if isinstance(layer, dict) and layer.get("mediaType") == FIRMWARE_LAYER
     ]
+    types = [layer.get("mediaType") for layer in value["layers"] if isinstance(layer, dict)]
+    assert artifact.layer.media_type == FIRMWARE_LAYER or FIRMWARE_LAYER not in types
+    assert value.get("subject") is None
     annotated = (value.get("annotations") or {}).get(VERSION_ANNOTATION)
     unnamed = artifact.layer.digest.removeprefix("sha256:")[:12]
     assert artifact.version == (annotated or (tag if tag == "1.0.0" else unnamed))

@@ -10,12 +10,15 @@ import pytest
 from tests.support.drogue import Drogue
 from tests.support.firmware import random_bytes
 from tests.support.function import Function
-from tests.support.images import Descriptor, ImageLayout, metadata
+from tests.support.images import EMPTY, Descriptor, ImageLayout, metadata
 from tests.support.registry import DockerRegistry, Skopeo
 from tests.support.statuses import in_sync, post, told, update
 
 FIRMWARE = random_bytes(5000, "shapes")
 OTHER = random_bytes(5000, "other")
+
+_TITLE = "org.opencontainers.image.title"
+_VERSION = {"org.opencontainers.image.version": "1.0.0"}
 
 Shape = Callable[[ImageLayout], Descriptor]
 
@@ -29,6 +32,37 @@ def index_of_two(layout: ImageLayout) -> Descriptor:
 def index_with_attestation(layout: ImageLayout) -> Descriptor:
     attestation = layout.manifest(layout.config(), [layout.blob(b"{}", "application/vnd.in-toto+json")])
     return layout.index({"linux/arm64": layout.labelled_image(FIRMWARE), "unknown/unknown": attestation})
+
+
+def artifact_of_espressif(layout: ImageLayout) -> Descriptor:
+    """An artifact as OtaFlux takes them."""
+    layer = layout.blob(FIRMWARE, "application/vnd.espressif.esp32.firmware.v1+binary")
+    return layout.manifest(
+        layout.blob(b"{}", "application/vnd.espressif.esp32.firmware.config.v1+json"), [layer], annotations=_VERSION
+    )
+
+
+def artifact_of_several(layout: ImageLayout) -> Descriptor:
+    layers = [
+        layout.blob(OTHER, "application/x-bootloader", annotations={_TITLE: "bootloader.bin"}),
+        layout.blob(FIRMWARE, "application/x-firmware", annotations={_TITLE: "firmware.bin"}),
+    ]
+    return layout.manifest(layout.blob(b"{}", EMPTY), layers, annotations=_VERSION)
+
+
+def index_with_referrer(layout: ImageLayout) -> Descriptor:
+    """An index with a firmware, and with one that is attached to it."""
+    firmware = layout.artifact(FIRMWARE)
+    return layout.index([firmware, layout.artifact(OTHER, "9.9.9", subject=firmware)])
+
+
+def index_with_documents(layout: ImageLayout) -> Descriptor:
+    """An index as buildx makes it of an image with an SBOM and provenance."""
+    documents = [layout.blob(name.encode(), "application/vnd.in-toto+json") for name in ("sbom", "provenance")]
+    attestation = layout.manifest(layout.config(), documents)
+    annotations = {"vnd.docker.reference.type": "attestation-manifest"}
+    entry = {**attestation, "annotations": annotations, "platform": {"os": "unknown", "architecture": "unknown"}}
+    return layout.index([layout.artifact(FIRMWARE), entry])
 
 
 def layers_upon_layers(layout: ImageLayout) -> Descriptor:
@@ -47,6 +81,10 @@ SHAPES: dict[str, Shape] = {
     "index": lambda layout: layout.index({"linux/arm64": layout.artifact(FIRMWARE)}),
     "index-of-two": index_of_two,
     "index-with-attestation": index_with_attestation,
+    "index-with-documents": index_with_documents,
+    "index-with-referrer": index_with_referrer,
+    "espressif": artifact_of_espressif,
+    "several": artifact_of_several,
 }
 PLATFORMS = {"index-of-two": "linux/arm64"}
 #: Which of them Docker's formats have, too.
@@ -143,6 +181,23 @@ MALFORMED: dict[str, tuple[Shape, str]] = {
         ),
         "two firmware layers: a.bin, b.bin",
     ),
+    "two-others": (
+        lambda layout: layout.manifest(
+            layout.blob(b"{}", EMPTY),
+            [layout.blob(name.encode(), "application/x", annotations={_TITLE: name}) for name in ("a.bin", "b.bin")],
+        ),
+        "two layers, not one of them titled firmware.bin: a.bin, b.bin",
+    ),
+    "attached": (
+        lambda layout: layout.artifact(OTHER, subject=layout.artifact(FIRMWARE)),
+        "no firmware: the manifest is attached to another one",
+    ),
+    "signature": (
+        lambda layout: layout.manifest(
+            layout.config(), [layout.blob(b"{}", "application/vnd.dev.cosign.simplesigning.v1+json")]
+        ),
+        "no firmware: neither a label io.drogue.metadata nor a file firmware.json in the image",
+    ),
     "nothing": (
         lambda layout: layout.image([layout.layer({"README": b"x"})]),
         "no firmware: neither a label io.drogue.metadata nor a file firmware.json in the image",
@@ -164,7 +219,6 @@ MALFORMED: dict[str, tuple[Shape, str]] = {
         "a firmware of 4294967296 bytes: from 1 to 4294967295 can be sent",
     ),
 }
-_TITLE = "org.opencontainers.image.title"
 
 
 @pytest.mark.parametrize("what", MALFORMED)

@@ -21,9 +21,10 @@ from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.firmware.cache import Cache
-from fleet_fn.firmware.shapes import NoFirmwareError, Shapes
+from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import Firmware, NotReadyError, Reader
 from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.oci.artifact import NoFirmwareError
 from fleet_fn.oci.layer import Readable
 from fleet_fn.oci.manifest import Descriptor
 from fleet_fn.oci.reference import Reference

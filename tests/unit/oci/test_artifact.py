@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_fn.errors import PermanentError
-from fleet_fn.oci.artifact import Artifact, read_artifact
+from fleet_fn.oci.artifact import Artifact, NoFirmwareError, read_artifact
 from fleet_fn.oci.manifest import Descriptor, read_descriptor
 
 OCTETS = "application/octet-stream"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+EMPTY = "application/vnd.oci.empty.v1+json"
+IMAGE = "application/vnd.docker.container.image.v1+json"
 SHA256 = hashlib.sha256(b"firmware").hexdigest()
 
 
@@ -60,6 +62,87 @@ def test_a_single_layer_may_have_any_title() -> None:
     assert read_artifact(manifest(layer(title="pump.img")), None).layer.size == 8
 
 
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/vnd.espressif.esp32.firmware.v1+binary",  # OtaFlux
+        "application/vnd.esp32.firmware.bin",
+        "application/vnd.oci.image.layer.v1.tar",  # what oras takes for a file without a media type
+        "application/x-tar",
+        "application/wasm",
+        "text/plain",
+        "x",
+    ],
+)
+@pytest.mark.parametrize("config", [EMPTY, "application/vnd.unknown.config.v1+json", "application/vnd.acme.board+json"])
+def test_a_single_layer_of_any_media_type_is_a_firmware(media_type: str, config: str) -> None:
+    content = manifest(layer(media_type, "pump.bin"), config=layer(config))
+    assert read_artifact(content, None).layer.media_type == media_type
+
+
+def test_a_single_layer_that_is_no_archive_is_one_in_an_image_too() -> None:
+    assert read_artifact(manifest(layer("application/x-firmware"), config=layer(IMAGE)), None).layer.size == 8
+
+
+def test_archives_in_an_image_are_no_firmware_themselves() -> None:
+    archive = layer("application/vnd.oci.image.layer.v1.tar+gzip", "firmware.bin")
+    for layers in ([archive], [archive, layer("application/x-firmware", "firmware.bin")]):
+        with pytest.raises(PermanentError, match=r"^no firmware: "):
+            read_artifact(manifest(*layers, config=layer(IMAGE)), None)
+
+
+def test_of_several_layers_of_other_types_only_one_that_is_called_firmware_bin_is_a_firmware() -> None:
+    named = layer("application/x-firmware", "firmware.bin", size=5)
+    others = [layer("application/x-bootloader", "boot.bin"), layer("application/spdx+json", "firmware.bin")]
+    assert read_artifact(manifest(others[0], named, others[1]), None).layer.size == 5
+    for layers, names in (
+        ([others[0], others[1]], "two layers, not one of them titled firmware.bin: boot.bin, firmware.bin"),
+        ([others[0]] * 4, f"4 layers, not one of them titled firmware.bin: {', '.join(['boot.bin'] * 4)}"),
+        ([named, named], "two layers, not one of them titled firmware.bin: firmware.bin, firmware.bin"),
+        ([others[0], layer("x/y")], f"two layers, not one of them titled firmware.bin: boot.bin, sha256:{SHA256}"),
+    ):
+        with pytest.raises(NoFirmwareError) as caught:
+            read_artifact(manifest(*layers), None)
+        assert caught.value.reason == names
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/vnd.dev.cosign.simplesigning.v1+json",
+        "application/vnd.dev.sigstore.bundle.v0.3+json",
+        "application/vnd.dsse.envelope.v1+json",
+        "application/vnd.in-toto+json",
+        "application/jose+json",
+        "application/cose",
+        "application/spdx+json",
+        "text/spdx",
+        "text/spdx+json",
+        "application/vnd.cyclonedx+json",
+        "application/vnd.cyclonedx+xml",
+        "Application/JSON; charset=utf-8",
+        EMPTY,
+    ],
+)
+@pytest.mark.parametrize("config", [EMPTY, "application/vnd.oci.image.config.v1+json"])
+def test_a_document_about_another_manifest_is_no_firmware(media_type: str, config: str) -> None:
+    with pytest.raises(PermanentError, match=r"^no firmware: "):
+        read_artifact(manifest(layer(media_type, "firmware.bin"), config=layer(config)), None)
+
+
+def test_a_folder_that_was_packed_is_no_firmware() -> None:
+    folder = layer("application/x-tar", annotations={"io.deis.oras.content.unpack": "true"})
+    with pytest.raises(PermanentError, match=r"^no firmware: "):
+        read_artifact(manifest(folder), None)
+
+
+@pytest.mark.parametrize("subject", [layer(MANIFEST), {}, 5, False])
+def test_a_manifest_that_is_attached_to_another_is_no_firmware(subject: object) -> None:
+    with pytest.raises(NoFirmwareError, match=r"^no firmware: the manifest is attached to another one$"):
+        read_artifact(manifest(layer(), subject=subject), None)
+    assert read_artifact(manifest(layer(), subject=None), None).layer.size == 8
+
+
 def test_a_manifest_without_a_media_type_is_taken_for_one() -> None:
     content = json.loads(manifest(layer()))
     del content["mediaType"]
@@ -70,7 +153,7 @@ def test_a_manifest_without_a_media_type_is_taken_for_one() -> None:
     ("content", "reason"),
     [
         (manifest(), f"no firmware: no layer of media type {OCTETS}"),
-        (manifest(layer("text/plain")), f"no firmware: no layer of media type {OCTETS}"),
+        (manifest(layer("application/spdx+json")), f"no firmware: no layer of media type {OCTETS}"),
         (manifest(layer(title="a.bin"), layer(title="b.bin")), "two firmware layers: a.bin, b.bin"),
         (manifest(*(layer(title=f"{n}.bin") for n in "abc")), "three firmware layers: a.bin, b.bin, c.bin"),
         (
