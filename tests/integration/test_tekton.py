@@ -17,9 +17,11 @@ import pytest
 from tests.support.function import ROOT
 from tests.support.http import Request, Response, Server
 from tests.support.registry import PASSWORD, USER, DockerRegistry, need
-from tests.support.tekton import Ended, TaskRun, load
+from tests.support.tekton import Ended, PipelineRun, can_mount, load
 
-TASK = load(ROOT / "knative" / "tekton" / "firmware-build.yaml")
+FOLDER = ROOT / "knative" / "tekton"
+PIPELINE = load(FOLDER / "pipeline.yaml")
+TASKS = {f"firmware-{name}": load(FOLDER / f"firmware-{name}.yaml") for name in ("clone", "build", "publish")}
 TIME = 1795413600
 #: What a builder's image has in its working directory.
 BUILDER = """\
@@ -85,10 +87,10 @@ class Repository:
 
 @dataclass(frozen=True)
 class Built:
-    """What a run of the Task ended with."""
+    """What a run of the Pipeline ended with."""
 
-    run: TaskRun
-    #: The step that failed; None if none did.
+    run: PipelineRun
+    #: The Task that failed; None if none did.
     failed: str | None
     log: str
 
@@ -101,10 +103,19 @@ class Built:
     def version(self) -> str:
         return self.results["version"]
 
-    def refusal(self, step: str) -> str:
-        """What a step said why it failed, without its name."""
-        assert self.failed == step, self.log
-        said = [line for line in self.log.splitlines() if line.startswith(f"{step}: ")]
+    @property
+    def checkout(self) -> Path:
+        return self.run.volume / "source" / "checkout"
+
+    @property
+    def output(self) -> Path:
+        """The repository's copy that the build worked in."""
+        return self.run.volume / "output" / "build"
+
+    def refusal(self, task: str) -> str:
+        """What a Task said why it failed, without its name."""
+        assert self.failed == task, self.log
+        said = [line for line in self.log.splitlines() if line.startswith(f"{task}: ")]
         assert said, self.log
         return said[-1].partition(": ")[2]
 
@@ -132,26 +143,25 @@ class Pipeline:
     def builder(self, script: str) -> None:
         (self.image / "build.sh").write_text(script)
 
-    def task_run(self, **params: str) -> TaskRun:
-        """A new run, in a pod of its own."""
+    def pipeline_run(self, **params: str) -> PipelineRun:
+        """A new run."""
         self.count += 1
-        pod = self.folder / f"pod-{self.count}"
-        source = pod / "source"
-        source.mkdir(parents=True)
-        return TaskRun(TASK, pod, self.params | params, {"source": source, **self.workspaces})
+        folder = self.folder / f"run-{self.count}"
+        folder.mkdir()
+        return PipelineRun(PIPELINE, TASKS, folder, self.params | params, self.workspaces)
 
-    def start(self, run: TaskRun, until: str = "publish") -> Built:
-        """Runs the steps up to one of them, or to the one that fails."""
+    def start(self, run: PipelineRun, until: str = "publish") -> Built:
+        """Runs the Tasks up to one of them, or to the one that fails."""
         log = ""
-        for step in run.steps[: run.steps.index(until) + 1]:
-            ended = run.run(step, {"build": self.image, "publish": ROOT}.get(step, self.folder))
+        for task in run.tasks[: run.tasks.index(until) + 1]:
+            ended = run.run(task, {"build": self.image, "publish": ROOT}.get(task, self.folder))
             log += ended.log
             if ended.code:
-                return Built(run, step, log)
+                return Built(run, task, log)
         return Built(run, None, log)
 
     def build(self, until: str = "publish", **params: str) -> Built:
-        return self.start(self.task_run(**params), until)
+        return self.start(self.pipeline_run(**params), until)
 
     def clone(self, **params: str) -> Built:
         return self.build("clone", **params)
@@ -276,9 +286,9 @@ def test_a_registry_that_wants_credentials_is_shown_those_of_the_workspace_or_of
         auth = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         config = json.dumps({"auths": {registry.host: {"auth": auth}}})
 
-        run = pipeline.task_run()
-        account = run.folder / "tekton" / "home" / ".docker"
-        account.mkdir()
+        run = pipeline.pipeline_run()
+        account = run.pod("publish") / "tekton" / "home" / ".docker"
+        account.mkdir(parents=True)
         (account / "config.json").write_text(config)
         by_account = pipeline.start(run)
 
@@ -343,7 +353,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(pipeline: Pipeline, form: str)
     expected = second if form == "HEAD" else first
     built = pipeline.clone(GIT_REVISION=form.format(commit=first))
     assert built.results["commit"] == expected
-    head = built.run.folder / "source" / "checkout" / ".git" / "HEAD"
+    head = built.checkout / ".git" / "HEAD"
     assert head.read_text().strip() == expected
 
 
@@ -389,7 +399,7 @@ def test_submodules_are_part_of_the_checkout(pipeline: Pipeline, template: Repos
         pipeline.repository.git("submodule", "--quiet", "add", url, "library")
         pipeline.repository.commit("with a library")
         built = pipeline.clone()
-    assert (built.run.folder / "source" / "checkout" / "library" / "README").read_text() == "a firmware"
+    assert (built.checkout / "library" / "README").read_text() == "a firmware"
 
 
 # --- The build --------------------------------------------------------------------------------------------------------
@@ -398,7 +408,7 @@ def test_submodules_are_part_of_the_checkout(pipeline: Pipeline, template: Repos
 def test_the_builder_runs_in_its_own_folder_with_the_project_and_the_arguments(pipeline: Pipeline) -> None:
     pipeline.repository.commit("projects", {"boards/nrf 52/Cargo.toml": ""})
     built = pipeline.build("build", PROJECT_PATH="boards/nrf 52", BUILD_ARGS='--release "$(id)" *')
-    project = built.run.folder / "source" / "build" / "boards" / "nrf 52"
+    project = built.output / "boards" / "nrf 52"
     assert (pipeline.image / "arguments").read_text().splitlines() == [str(project), '--release "$(id)" *']
     assert (project / "firmware.bin").read_text().startswith(built.version)
 
@@ -412,21 +422,21 @@ def test_arguments_for_cargo_are_the_builds_where_there_are_no_others(pipeline: 
 def test_a_repository_can_bring_its_own_build(pipeline: Pipeline) -> None:
     pipeline.repository.commit("build", {"Makefile.sh": 'echo "$FIRMWARE_VERSION $BUILD_ARGS" >own.bin'})
     built = pipeline.build("build", BUILD_COMMAND='cd "$PROJECT_DIR" && sh Makefile.sh', BUILD_ARGS="x")
-    assert (built.run.folder / "source" / "build" / "own.bin").read_text() == f"{built.version} x\n"
+    assert (built.output / "own.bin").read_text() == f"{built.version} x\n"
     assert not (pipeline.image / "arguments").exists()
 
 
 def test_a_build_that_fails_fails_the_run(pipeline: Pipeline) -> None:
     pipeline.builder("#!/bin/sh\necho no memory left\nexit 7\n")
-    run = pipeline.task_run()
+    run = pipeline.pipeline_run()
     assert run.run("clone", pipeline.folder).code == 0
     assert run.run("build", pipeline.image) == Ended(7, "no memory left\n")
 
 
 def test_a_volume_can_be_used_again(pipeline: Pipeline) -> None:
-    run = pipeline.task_run()
+    run = pipeline.pipeline_run()
     assert pipeline.start(run, "build").failed is None
-    left = run.folder / "source" / "build" / "left"
+    left = run.volume / "output" / "build" / "left"
     left.touch()
     assert pipeline.start(run, "build").failed is None
     assert not left.exists()
@@ -442,9 +452,6 @@ def test_each_step_may_run_as_a_user_of_its_own(template: Repository) -> None:
         repository.tag("v1")
         for path in [repository.folder, *repository.folder.rglob("*")]:
             os.chown(path, 1000, 1000)
-        source = folder / "source"
-        source.mkdir()
-        source.chmod(0o777)
         params = {
             "GIT_REPO": repository.url,
             "REGISTRY": "registry.example",
@@ -452,14 +459,230 @@ def test_each_step_may_run_as_a_user_of_its_own(template: Repository) -> None:
             "BUILDER_IMAGE": "builder",
             "BUILD_COMMAND": 'umask 022; cd "$PROJECT_DIR" && git describe --tags >firmware.bin && touch README',
         }
-        (folder / "pod").mkdir()
-        run = TaskRun(TASK, folder / "pod", params, {"source": source})
-        for step, user in {"clone": 1000, "build": 1001}.items():
-            ended = run.run(step, folder, user)
+        (folder / "run").mkdir()
+        run = PipelineRun(PIPELINE, TASKS, folder / "run", params, {})
+        for task, user in {"clone": 1000, "build": 1001}.items():
+            ended = run.run(task, folder, user)
             assert ended.code == 0, ended.log
-        read = ["cat", str(source / "build" / "firmware.bin"), *map(str, (folder / "pod/tekton/results").iterdir())]
+        read = ["cat", str(run.volume / "output" / "build" / "firmware.bin")]
         seen = subprocess.run(read, user=65532, group=65532, extra_groups=[], capture_output=True, check=True).stdout
-        assert seen.startswith(b"v1\n")
+        assert seen == b"v1\n"
+
+
+# --- A build that is not to be trusted -------------------------------------------------------------------------------
+
+
+#: What Tekton keeps in the build's own pod, as seen from the home of the builder's user.
+POD = '"$HOME/../tekton"'
+FORGERIES = {
+    "results": f"""
+        mkdir -p {POD}/results
+        for name in version commit committer-date url reference digest IMAGE_URL IMAGE_DIGEST; do
+            printf forged >{POD}/results/"$name"
+        done
+        """,
+    "files": """
+        for name in VERSION COMMIT URL version commit url committer-date .version; do
+            printf forged >"$name"
+            printf forged >"$OUTPUT/$name"
+            printf forged >"$OUTPUT/../$name" || true
+        done
+        FIRMWARE_VERSION=9.9.9 SOURCE_DATE_EPOCH=0
+        export FIRMWARE_VERSION SOURCE_DATE_EPOCH
+        """,
+    "git": """
+        git -c user.name=x -c user.email=x commit --quiet --allow-empty --message forged
+        git tag 9.9.9
+        git config remote.origin.url https://forged.example/x
+        git config core.fsmonitor "touch {canary}"
+        git config core.hooksPath "$PWD/hooks"
+        git config alias.rev-parse "!touch {canary}"
+        mkdir hooks
+        for hook in post-checkout pre-push reference-transaction fsmonitor-watchman; do
+            printf '#!/bin/sh\\ntouch "{canary}"\\n' | tee "hooks/$hook" >".git/hooks-$hook"
+            chmod 755 hooks/$hook
+        done
+        """,
+    "code": """
+        for name in json.py os.py sitecustomize.py usercustomize.py; do
+            printf 'open("{canary}", "w")\\n' | tee "$name" >"$OUTPUT/$name"
+        done
+        mkdir -p fleet_fn "$OUTPUT/fleet_fn"
+        printf 'open("{canary}", "w")\\n' | tee fleet_fn/__main__.py >"$OUTPUT/fleet_fn/__main__.py"
+        """,
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_build_cannot_change_what_its_firmware_is_said_to_be(
+    pipeline: Pipeline, registry: DockerRegistry, name: str, forgery: str
+) -> None:
+    pipeline.repository.tag("1.0")
+    commit = pipeline.repository.git("rev-parse", "HEAD")
+    pipeline.builder(BUILDER + FORGERIES[forgery].replace("{canary}", str(pipeline.canary)))
+    built = pipeline.build()
+    assert {key: built.results[key] for key in ("version", "commit", "committer-date", "url")} == {
+        "version": "1.0",
+        "commit": commit,
+        "committer-date": str(TIME),
+        "url": pipeline.repository.url,
+    }
+    digest = str(registry.digest(name, "1.0"))
+    assert (built.results["digest"], built.results["IMAGE_DIGEST"]) == (digest, digest)
+    assert annotations(registry, name, "1.0") == {
+        "org.opencontainers.image.version": "1.0",
+        "org.opencontainers.image.created": "2026-11-23T06:00:00+00:00",
+        SOURCE: pipeline.repository.url,
+        "org.opencontainers.image.revision": commit,
+    }
+    assert registry.tags(name) == {"1.0", "latest"}
+    assert not pipeline.canary.exists()
+
+
+@pytest.mark.skipif(not can_mount(), reason="a folder cannot be made read-only for root here")
+def test_a_build_cannot_write_to_the_checkout(pipeline: Pipeline) -> None:
+    pipeline.builder(BUILDER + 'echo forged >"$SOURCE/checkout/.git/HEAD"\n')
+    built = pipeline.build()
+    assert built.failed == "build"
+    assert "Read-only file system" in built.log
+    assert "forged" not in (built.checkout / ".git" / "HEAD").read_text()
+
+
+SECRET = json.dumps({"auths": {"registry.example": {"auth": "dXNlcjpzZWNyZXQ="}}})
+
+
+@pytest.mark.parametrize(
+    ("script", "path", "reason"),
+    [
+        ('ln -s {secret} "$1/firmware.bin"', "firmware.bin", "ARTIFACT_PATH 'firmware.bin' leads out"),
+        ('ln -s {folder} "$1/out"', "out/config.json", "ARTIFACT_PATH 'out/config.json' leads out"),
+        ('rm -rf "$1"; ln -s {folder} "$1"', "config.json", "ARTIFACT_PATH 'config.json' leads out"),
+        ('rm -rf "$1"; ln -s / "$1"', "etc/passwd", "ARTIFACT_PATH 'etc/passwd' leads out"),
+        ('ln -s /proc/self/environ "$1/firmware.bin"', "firmware.bin", "ARTIFACT_PATH 'firmware.bin' leads out"),
+        ('ln -s /dev/zero "$1/firmware.bin"', "firmware.bin", "ARTIFACT_PATH 'firmware.bin' leads out"),
+        ('ln -s /dev/stdin "$1/firmware.bin"', "firmware.bin", "ARTIFACT_PATH 'firmware.bin' leads out"),
+        ('ln -s firmware.bin "$1/firmware.bin"', "firmware.bin", "the build left no file 'firmware.bin'"),
+        (': >"$1/firmware.bin"; ln -s {secret} "$1/firmware.json"', "firmware.bin", "the description 'firmware.json'"),
+    ],
+)
+def test_a_build_cannot_have_credentials_published(pipeline: Pipeline, script: str, path: str, reason: str) -> None:
+    folder = pipeline.workspaces["dockerconfig"] = pipeline.folder / "dockerconfig"
+    folder.mkdir()
+    (folder / "config.json").write_text(SECRET)
+    pipeline.builder("#!/bin/sh\n" + script.format(secret=folder / "config.json", folder=folder))
+    built = pipeline.build(ARTIFACT_PATH=path)
+    assert built.refusal("publish").startswith(reason)
+    assert "dXNlcjpzZWNyZXQ=" not in built.log
+
+
+@pytest.mark.parametrize(
+    "description",
+    ['mkfifo "$1/firmware.json"', 'mkdir "$1/firmware.json"', "yes '[' | head -c 400000 >\"$1/firmware.json\""],
+)
+def test_a_description_that_is_none_holds_nothing_up(
+    pipeline: Pipeline, registry: DockerRegistry, name: str, description: str
+) -> None:
+    pipeline.builder(BUILDER + description.replace("$1", "."))
+    assert pipeline.build().failed is None
+    assert registry.tags(name)
+
+
+def test_a_build_sees_no_credentials(pipeline: Pipeline) -> None:
+    for workspace in ("dockerconfig", "basic-auth", "ssh-directory"):
+        pipeline.workspaces[workspace] = pipeline.folder / workspace
+        pipeline.workspaces[workspace].mkdir()
+    pipeline.builder("#!/bin/sh\nenv >seen\n")
+    assert pipeline.build("build").failed is None
+    seen = (pipeline.image / "seen").read_text()
+    assert not [workspace for workspace in pipeline.workspaces if workspace in seen]
+
+
+def test_a_volume_that_pods_do_not_share_is_told(pipeline: Pipeline) -> None:
+    run = pipeline.pipeline_run()
+    assert pipeline.start(run, "clone").failed is None
+    shutil.rmtree(run.volume / "source" / "checkout")  # each pod has an emptyDir of its own
+    ended = run.run("build", pipeline.image)
+    assert (ended.code, ended.log) == (
+        1,
+        "build: there is no checkout here: give the workspace build a volume that pods share, not an emptyDir\n",
+    )
+
+
+# --- A repository that is not to be trusted ---------------------------------------------------------------------------
+
+
+def add_submodule(repository: Repository, url: str, path: str, commit: str) -> None:
+    """Adds a submodule to what is to be committed, whatever git's porcelain would say to it."""
+    (repository.folder / ".gitmodules").write_text(f'[submodule "sub"]\n\tpath = "{path}"\n\turl = {url}\n')
+    repository.git("add", ".gitmodules")
+    repository.git("update-index", "--add", "--cacheinfo", f"160000,{commit},{path}")
+
+
+def test_a_submodule_cannot_bring_hooks(pipeline: Pipeline, template: Repository, tmp_path: Path) -> None:
+    """CVE-2025-48384: a path that ends in CR is written without quotes, and read without CR."""
+    library = Repository(tmp_path / "library", template)
+    hook = library.folder / "post-checkout"
+    hook.write_text(f"#!/bin/sh\ntouch {pipeline.canary}\n")
+    hook.chmod(0o755)
+    commit = library.commit("a hook")
+    with served(library) as server:
+        add_submodule(pipeline.repository, f"{server.url}/library.git", "sub\r", commit)
+        (pipeline.repository.folder / "sub").symlink_to(".git/modules/sub/hooks")
+        pipeline.repository.git("add", "sub")
+        pipeline.repository.git("commit", "--quiet", "--message", "a trap")
+        pipeline.clone()
+        assert server.requests
+    assert not pipeline.canary.exists()
+
+
+def test_hooks_do_not_run_whatever_put_them_there(pipeline: Pipeline, template: Repository, tmp_path: Path) -> None:
+    hooks = tmp_path / "template" / "hooks"
+    hooks.mkdir(parents=True)
+    for name in ("post-checkout", "reference-transaction"):
+        (hooks / name).write_text(f"#!/bin/sh\ntouch {pipeline.canary}\n")
+        (hooks / name).chmod(0o755)
+    workspace = pipeline.workspaces["basic-auth"] = pipeline.folder / "basic-auth"
+    workspace.mkdir()
+    core = f"[core]\n\thooksPath = {hooks}\n\tfsmonitor = touch {pipeline.canary}\n"
+    (workspace / ".gitconfig").write_text(f"[init]\n\ttemplateDir = {hooks.parent}\n{core}")
+    library = Repository(tmp_path / "library", template)
+    with served(library) as server:
+        add_submodule(pipeline.repository, f"{server.url}/library.git", "library", library.git("rev-parse", "HEAD"))
+        pipeline.repository.git("commit", "--quiet", "--message", "with a library")
+        built = pipeline.clone()
+    assert (built.checkout / "library" / "README").exists()
+    assert (built.checkout / ".git" / "modules" / "sub" / "hooks" / "post-checkout").exists()
+    assert not pipeline.canary.exists()
+
+
+@pytest.mark.parametrize("url", ["{folder}", "file://{folder}", "ext::sh -c touch% {canary}", "../library"])
+def test_submodules_come_by_network_or_not_at_all(
+    pipeline: Pipeline, template: Repository, tmp_path: Path, url: str
+) -> None:
+    library = Repository(tmp_path / "library", template)
+    commit = library.git("rev-parse", "HEAD")
+    add_submodule(pipeline.repository, url.format(folder=library.folder, canary=pipeline.canary), "library", commit)
+    pipeline.repository.git("commit", "--quiet", "--message", "with a library")
+    workspace = pipeline.workspaces["basic-auth"] = pipeline.folder / "basic-auth"
+    workspace.mkdir()
+    (workspace / ".gitconfig").write_text("[protocol]\n\tallow = always\n")
+    built = pipeline.clone()
+    assert built.failed == "clone"
+    assert "not allowed" in built.log
+    assert not pipeline.canary.exists()
+
+
+def test_commands_of_a_submodule_do_not_run(pipeline: Pipeline, template: Repository, tmp_path: Path) -> None:
+    library = Repository(tmp_path / "library", template)
+    commit = library.git("rev-parse", "HEAD")
+    with served(library) as server:
+        add_submodule(pipeline.repository, f"{server.url}/library.git", "library", commit)
+        modules = pipeline.repository.folder / ".gitmodules"
+        modules.write_text(modules.read_text() + f"\tupdate = !touch {pipeline.canary}\n")
+        pipeline.repository.git("add", ".gitmodules")
+        pipeline.repository.git("commit", "--quiet", "--message", "with a command")
+        pipeline.clone()
+    assert not pipeline.canary.exists()
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------
@@ -470,16 +693,15 @@ def test_each_step_may_run_as_a_user_of_its_own(template: Repository) -> None:
 def test_paths_that_lead_out_of_the_repository_are_refused(pipeline: Pipeline, param: str, path: str) -> None:
     built = pipeline.clone(**{param: path})
     assert built.refusal("clone") == f"{param} '{path}' names nothing inside the repository"
-    assert not (built.run.folder / "source" / "checkout").exists()
+    assert not built.checkout.exists()
 
 
-@pytest.mark.parametrize("target", ["/etc", "../../home-clone", "../build-other"])
+@pytest.mark.parametrize("target", ["/etc", "../../source/checkout", "../build-other"])
 def test_a_project_that_is_a_link_out_of_the_repository_is_refused(pipeline: Pipeline, target: str) -> None:
     (pipeline.repository.folder / "project").symlink_to(target)
     pipeline.repository.commit("a link")
-    run = pipeline.task_run(PROJECT_PATH="project")
-    (run.folder / "source" / "build-other").mkdir()
-    run.home("clone")
+    run = pipeline.pipeline_run(PROJECT_PATH="project")
+    (run.volume / "output" / "build-other").mkdir(parents=True)
     assert pipeline.start(run, "build").refusal("build") == "PROJECT_PATH 'project' leads out of the repository"
     assert not (pipeline.image / "arguments").exists()
 
@@ -609,8 +831,8 @@ def test_credentials_in_the_address_are_told_nobody(pipeline: Pipeline, registry
     assert annotations(registry, name, built.version)[SOURCE] == f"{server.url}/sensor.git" == built.results["url"]
     assert TOKEN not in built.log
     assert TOKEN not in str(built.results) + registry.manifest(name, built.version).body.decode()
-    assert TOKEN.encode() not in everything_in(built.run.folder / "source")
-    assert (built.run.home("clone") / ".git-credentials").stat().st_mode & 0o077 == 0
+    assert TOKEN.encode() not in everything_in(built.run.volume)
+    assert (built.run.task_run("clone").home("clone") / ".git-credentials").stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(
@@ -658,7 +880,7 @@ def test_credentials_come_from_a_workspace(pipeline: Pipeline, form: str) -> Non
         built = pipeline.clone(GIT_REPO=f"{server.url}/sensor.git")
     assert built.results["url"] == f"{server.url}/sensor.git"
     assert TOKEN not in built.log
-    assert TOKEN.encode() not in everything_in(built.run.folder / "source")
+    assert TOKEN.encode() not in everything_in(built.run.volume)
 
 
 def test_a_password_is_shown_to_no_other_host(pipeline: Pipeline, template: Repository, tmp_path: Path) -> None:
@@ -681,8 +903,8 @@ def test_a_password_is_shown_to_no_other_host(pipeline: Pipeline, template: Repo
 
 def test_a_user_without_a_home_can_have_credentials(pipeline: Pipeline) -> None:
     with served(pipeline.repository, f"acme:{TOKEN}") as server:
-        run = pipeline.task_run(GIT_REPO=server.url.replace("://", f"://acme:{TOKEN}@") + "/sensor.git")
-        home = run.home("clone")
+        run = pipeline.pipeline_run(GIT_REPO=server.url.replace("://", f"://acme:{TOKEN}@") + "/sensor.git")
+        home = run.task_run("clone").home("clone")
         home.rmdir()
         home.symlink_to(pipeline.folder / "nowhere")
         assert pipeline.start(run, "clone").failed is None
@@ -694,10 +916,10 @@ def test_a_repository_is_reached_by_ssh_with_the_keys_of_a_workspace(pipeline: P
     keys.mkdir()
     (keys / "id_ed25519").write_text("a key")
     (keys / "known_hosts").write_text("a host")
-    run = pipeline.task_run(GIT_REPO=form.format(path=pipeline.repository.folder, token=TOKEN))
+    run = pipeline.pipeline_run(GIT_REPO=form.format(path=pipeline.repository.folder, token=TOKEN))
     # Stands for ssh: there is no other end.
     ssh = ('echo "$@"', "ls -ld ~/.ssh ~/.ssh/*", "cat ~/.ssh/*")
-    run.program("ssh", f'{{ {"; ".join(ssh)}; }} >&2\nfor last; do :; done\nexec sh -c "$last"')
+    run.task_run("clone").program("ssh", f'{{ {"; ".join(ssh)}; }} >&2\nfor last; do :; done\nexec sh -c "$last"')
     built = pipeline.start(run, "clone")
     assert built.results["url"] == f"ssh://git.example.com/{str(pipeline.repository.folder).lstrip('/')}"
     assert " git@git.example.com " in f" {built.log}"
