@@ -1,14 +1,13 @@
 """`publish`: put a firmware into a registry or an image layout, as an artifact."""
 
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
 import click
@@ -16,10 +15,11 @@ import click
 from fleet_fn.cli.cures import cure_of_publishing
 from fleet_fn.cli.failures import WRONG_USAGE, describe_os_error, fail
 from fleet_fn.cli.options import access_options
+from fleet_fn.cli.publish_annotations import Description
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
 from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
-from fleet_fn.oci.manifest import AUTHORS_ANNOTATION, CREATED_ANNOTATION, VERSION_ANNOTATION
+from fleet_fn.oci.manifest import REVISION_ANNOTATION, SOURCE_ANNOTATION
 from fleet_fn.oci.publication import Content, Published, firmware_warnings
 from fleet_fn.oci.publishing import publish_to_registry
 from fleet_fn.oci.reference import LAYOUT_SCHEME, MAX_TAG_CHARACTERS, Reference, is_name, is_tag
@@ -36,6 +36,10 @@ _NO_TAG = "_no_tag_"
 @click.option("--latest", is_flag=True, help="Also move the tag 'latest' to it.")
 @click.option("--force", is_flag=True, help="Move the tag even if it has other bytes already.")
 @click.option("--pad-to", type=click.IntRange(1, 1 << 20), metavar="N", help="Fill with 0xff to a multiple of N bytes.")
+@click.option("--hardware", multiple=True, metavar="NAMES", help="Hardware that it is built for: rev-a,rev-b.")
+@click.option("--requires", metavar="RANGE", help="Versions of a device that may get it: '>=1.4'.")
+@click.option("--source", metavar="URL", help="Repository that it was built from; else git tells.")
+@click.option("--revision", metavar="COMMIT", help="Commit that it was built from; else git tells.")
 @click.option("--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="Annotate the manifest.")
 @access_options
 def command(
@@ -45,6 +49,10 @@ def command(
     latest: bool,
     force: bool,
     pad_to: int | None,
+    hardware: tuple[str, ...],
+    requires: str | None,
+    source: str | None,
+    revision: str | None,
     annotations: tuple[str, ...],
     insecure: bool,
     ca_file: str | None,
@@ -61,12 +69,15 @@ def command(
     Credentials for a registry come from FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else from docker login
     or podman login. Credential helpers are not run.
 
-    If DROGUE_USER is set, the manifest names that user as its author.
+    The manifest tells where the firmware came from. If neither --source nor --revision does, and FILE is in a git
+    checkout, git does. If DROGUE_USER is set, the manifest names that user as its author. The same bytes and options
+    give the same digest.
 
     Exits with 1 if it failed, and with 2 if REF, an option or a setting is wrong.
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     try:
-        described = _annotations(version, annotations)
+        description = Description(version, hardware, requires, revision, source, annotations)
+        described = description.annotate(_folder(file))
         target = _target(reference, version, insecure, ca_file)
     except UpstreamError as error:
         fail("publish", error.reason, WRONG_USAGE)
@@ -87,6 +98,9 @@ def command(
     click.echo(f"version    {version}")
     click.echo(f"size       {published.size}")
     click.echo(f"sha256     {published.sha256}")
+    for name, annotation in (("revision", REVISION_ANNOTATION), ("source", SOURCE_ANNOTATION)):
+        if annotation in described:
+            click.echo(f"{name:<9}  {described[annotation]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +154,12 @@ def _tag_like(version: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]|^[.-]", "_", version)[:MAX_TAG_CHARACTERS]
 
 
+def _folder(file: BinaryIO) -> Path | None:
+    """Return the folder of a file, or None for standard input."""
+    name = getattr(file, "name", None)
+    return Path(name).parent if isinstance(name, str) and Path(name).is_file() else None
+
+
 @contextmanager
 def _seekable(file: BinaryIO) -> Iterator[BinaryIO]:
     """Yield `file`; or a copy of its bytes, if it is a pipe."""
@@ -172,29 +192,3 @@ def _warnings(target: Reference, version: str, published: Published) -> list[str
     if not is_name(target.name):
         warnings.append(f"the folder's name, {target.name!r}, is none that a reference can have: use lower case")
     return warnings + firmware_warnings(version, published.size)
-
-
-def _annotations(version: str, given: tuple[str, ...]) -> dict[str, str]:
-    if not version or not version.isprintable():
-        raise PermanentError(f"the version {version!r} is empty, or has characters that cannot be shown")
-    # https://reproducible-builds.org/specs/source-date-epoch/
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    try:
-        created = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
-    except (ValueError, OverflowError) as error:
-        raise PermanentError(f"SOURCE_DATE_EPOCH {epoch!r}: expected seconds since 1970") from error
-    annotations = {VERSION_ANNOTATION: version, CREATED_ANNOTATION: created.isoformat(timespec="seconds")}
-    if user := os.environ.get("DROGUE_USER"):
-        if not user.isprintable():
-            raise PermanentError(f"DROGUE_USER {user!r}: has characters that cannot be shown")
-        annotations[AUTHORS_ANNOTATION] = user
-    for annotation in given:
-        key, equals, value = annotation.partition("=")
-        if not key or not equals:
-            raise PermanentError(f"--annotation {annotation!r}: expected KEY=VALUE")
-        if key == VERSION_ANNOTATION:
-            raise PermanentError(f"--annotation {annotation!r}: that is what --version says")
-        if not annotation.isprintable():
-            raise PermanentError(f"--annotation {annotation!r}: has characters that cannot be shown")
-        annotations[key] = value
-    return annotations

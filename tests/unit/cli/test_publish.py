@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet_fn.cli.checkout import Checkout
 from fleet_fn.cli.main import main
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
@@ -636,6 +637,86 @@ def test_a_long_list_is_cut(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> 
     rows = table(layout.run("inspect", f"oci-layout:{layout.folder}"))
     assert [row[0] for row in rows[:2]] == ["latest", "0.1.3"]
     assert rows[2:] == [["and", "2", "more"]]
+
+
+# --- Hardware, requirements and origin --------------------------------------------------------------------------------
+
+
+def test_the_manifest_tells_hardware_requirements_and_origin(layout: Layout) -> None:
+    options = ["--hardware", "rev-a, rev-b", "--hardware", "rev-c", "--hardware", "rev-a", "--requires", ">=1.4 <2"]
+    origin = ["--revision", "4f9c2d1", "--source", "https://git.example/acme/pump"]
+    result = layout.publish("2.0.0", *options, *origin)
+    assert layout.manifest("2.0.0")["annotations"] == {
+        "io.drogue.firmware.hardware": "rev-a,rev-b,rev-c",
+        "io.drogue.firmware.requires": ">=1.4 <2",
+        "org.opencontainers.image.created": "2026-11-23T06:00:00+00:00",
+        "org.opencontainers.image.revision": "4f9c2d1",
+        "org.opencontainers.image.source": "https://git.example/acme/pump",
+        "org.opencontainers.image.version": "2.0.0",
+    }
+    told = lines(result)
+    assert (told["revision"], told["source"]) == ("4f9c2d1", "https://git.example/acme/pump")
+
+
+def test_the_same_options_in_any_order_give_the_same_digest(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    first = lines(layout.publish("1", "--annotation", "a=1", "--annotation", "b=2", "--requires", "*"))["digest"]
+    assert "org.opencontainers.image.created" not in layout.manifest("1")["annotations"]
+    again = layout.publish("1", "--annotation", "b=2", "--requires", "*", "--annotation", "a=1")
+    assert lines(again)["digest"] == first
+    assert lines(layout.publish("1"))["digest"] != first
+
+
+def test_git_tells_the_origin_unless_an_option_does(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = Checkout("4f9c2d1-dirty", 1_790_000_000, None)
+    monkeypatch.setattr("fleet_fn.cli.publish_annotations.find_checkout", lambda _: checkout)
+    created = "org.opencontainers.image.created"
+    assert lines(layout.publish("1"))["revision"] == "4f9c2d1-dirty"
+    assert layout.manifest("1")["annotations"][created] == "2026-11-23T06:00:00+00:00"
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    layout.publish("2")
+    assert layout.manifest("2")["annotations"][created] == "2026-09-21T14:13:20+00:00"
+    for option in (
+        ("--source", "https://git.example/pump"),
+        ("--annotation", "org.opencontainers.image.source=https://git.example/pump"),
+    ):
+        told = lines(layout.publish("3", *option))
+        assert told["source"] == "https://git.example/pump"
+        assert "revision" not in told
+    assert created not in layout.manifest("3")["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--hardware", "rev-a,,rev-b"), "--hardware '' is empty, or has characters that cannot be shown"),
+        (("--hardware", ""), "--hardware '' is empty, or has characters that cannot be shown"),
+        (("--hardware", "a\tb"), "--hardware 'a\\tb' is empty, or has characters that cannot be shown"),
+        (("--requires", ""), "--requires '': it "),
+        (("--requires", "newest"), "--requires 'newest': it contains"),
+        (("--revision", ""), "--revision '' is empty, or has characters that cannot be shown"),
+        (("--source", "https://jane:s3cret@git.example/"), "--source: the URL has a user name or a password in it"),
+        (("--source", "https://ghp_s3cret@git.example/"), "--source: the URL has a user name or a password in it"),
+        (("--source", "ssh://git:s3cret@git.example/"), "--source: the URL has a user name or a password in it"),
+        (("--source", "https://[s3cret"), "--source: is no URL"),
+        (("--annotation", "io.drogue.firmware.hardware=x"), "--annotation 'io.drogue.firmware.hardware=x': that is"),
+        (("--annotation", "io.drogue.firmware.requires=x"), "--annotation 'io.drogue.firmware.requires=x': that is"),
+    ],
+)
+def test_malformed_hardware_requirements_and_origin_are_refused(
+    layout: Layout, options: tuple[str, str], reason: str
+) -> None:
+    refusal = assert_refused(layout.publish("1", *options), code=2)
+    assert refusal.startswith(reason)
+    assert "s3cret" not in refusal
+    assert not layout.folder.exists()
+
+
+def test_firmware_from_standard_input_has_no_origin(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_fn.cli.publish_annotations.find_checkout", lambda _: pytest.fail("asked git"))
+    reference = f"oci-layout:{layout.folder}:1"
+    result = CliRunner().invoke(main, ["publish", "-", reference, "--version", "1"], input=CONTENT)
+    assert result.exit_code == 0
 
 
 # --- Who published it
