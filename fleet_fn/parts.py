@@ -19,9 +19,9 @@ from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.file_store import FileStore
 from fleet_fn.firmware.layout_store import LayoutStore
 from fleet_fn.firmware.registry_store import RegistryStore
-from fleet_fn.firmware.resolver import Resolver
+from fleet_fn.firmware.resolver import ImageResolver, Resolver
 from fleet_fn.firmware.shapes import Shapes
-from fleet_fn.firmware.store import ImageStore, Store
+from fleet_fn.firmware.store import ImageStore
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.http.authorization import Authorization, Fixed, basic
 from fleet_fn.http.client import Count as RequestCount
@@ -87,9 +87,7 @@ class Parts:
         remember: bool = True,
         consumers: Sequence[Consumer] = (),
     ) -> UpdateHandler:
-        def make_resolver(store: Store, count: LookupCount | None = None) -> Resolver:
-            return Resolver(store, self._single_flight, remember=remember, count=count, clock=self._clocks.monotonic)
-
+        single_flight, clock = self._single_flight, self._clocks.monotonic
         return UpdateHandler(
             settings,
             DeviceRegistry(
@@ -100,8 +98,8 @@ class Parts:
                 clock=self._clocks.monotonic,
             ),
             Resolvers(
-                make_resolver(self._images, manifests),
-                make_resolver(self._files) if self._files else None,
+                ImageResolver(self._images, single_flight, remember=remember, count=manifests, clock=clock),
+                Resolver(self._files, single_flight, remember=remember, clock=clock) if self._files else None,
             ),
             Commands(self._command_api),
             self._clocks,

@@ -41,7 +41,7 @@ class LayoutStore:
         firmware = self._shapes.firmware(content, reference, _Repository(layout, self._files), deadline)
         return replace(firmware, manifest=digest_of(content))
 
-    def tags(self, reference: Reference, deadline: Deadline) -> list[str]:  # noqa: ARG002 - local files
+    def tags(self, reference: Reference, deadline: Deadline, *, whole: bool = False) -> list[str]:  # noqa: ARG002 - local files
         """Return the tags of the layout that `reference` names; see `ImageStore.tags`."""
         tags = map(tag_of, Layout(Path(reference.prefix, reference.name)).index())
         return [tag for tag in tags if isinstance(tag, str) and is_tag(tag)]

@@ -56,9 +56,9 @@ class RegistryStore:
         repository.keep(digest, content, deadline)
         return replace(firmware, manifest=digest)
 
-    def tags(self, reference: Reference, deadline: Deadline) -> list[str]:
+    def tags(self, reference: Reference, deadline: Deadline, *, whole: bool = False) -> list[str]:
         """Return the tags of the repository that `reference` names; see `ImageStore.tags`."""
-        return self._registry.tags(_repository_name(reference), deadline)
+        return self._registry.tags(_repository_name(reference), deadline, whole=whole)
 
     def close(self) -> None:
         """Close idle connections to the registry; a later call opens new ones."""

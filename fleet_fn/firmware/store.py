@@ -106,11 +106,12 @@ class Store(Protocol):
 class ImageStore(Store, Protocol):
     """A source of firmware in repositories, which have tags."""
 
-    def tags(self, reference: Reference, deadline: Deadline) -> list[str]:
-        """Return the tags of the repository that `reference` names.
+    def tags(self, reference: Reference, deadline: Deadline, *, whole: bool = False) -> list[str]:
+        """Return the tags of the repository that `reference` names; with `whole`, all of them.
 
         Raises:
-            PermanentError: there is no such repository, or it is malformed, or it denies access.
+            PermanentError: there is no such repository, or it is malformed, or it denies access; or it has more tags
+                than are read, and the list has to be `whole`.
             TransientError: the source is unavailable.
 
         """

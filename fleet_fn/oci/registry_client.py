@@ -26,7 +26,7 @@ from fleet_fn.oci.reference import api_host, is_digest, is_tag
 STALL_TIMEOUT_SECONDS: Final = 30.0
 _MIN_PROGRESS_BYTES: Final = 1024
 _MAX_REDIRECTS: Final = 5
-#: Bounds on a list of tags, which only people ask for.
+#: Bounds on a list of tags.
 MAX_TAGS: Final = 10_000
 _PAGE_TAGS: Final = 1000
 _MAX_TAG_PAGES: Final = 100
@@ -102,25 +102,33 @@ class RegistryClient:
         """
         return self._verify(self._manifest(repository, digest, deadline).body, digest)
 
-    def tags(self, repository: str, deadline: Deadline) -> list[str]:
+    def tags(self, repository: str, deadline: Deadline, *, whole: bool = False) -> list[str]:
         """Return the tags of a repository, `MAX_TAGS` at most, in the registry's order.
 
         Raises:
-            PermanentError: there is no such repository, or the registry denies access, or its answer is malformed.
+            PermanentError: there is no such repository, or the registry denies access, or its answer is malformed; or
+                there are more tags, and the list has to be `whole`.
             TransientError: the registry does not answer in time.
 
         """
         first = f"/v2/{repository}/tags/list"
         path = f"{first}?n={_PAGE_TAGS}"
         tags: list[str] = []
+        following: str | None = None
         for _ in range(_MAX_TAG_PAGES):
             answer, authorization = self._ask("GET", path, repository, deadline, _ACCEPT_JSON)
             self._raise_for_status(answer.status, f"no repository {repository}", repository, authorization)
             tags += _read_tags(answer.body, self._name)
             following = _next_page(answer.headers, first, self._name)
-            if following is None or len(tags) >= MAX_TAGS:
+            # One more than may be shows that the list is not whole.
+            if following is None or len(tags) >= (MAX_TAGS + 1 if whole else MAX_TAGS):
                 break
             path = following
+        if whole and (following is not None or len(tags) > MAX_TAGS):
+            raise PermanentError(
+                f"{self._name}: {repository} has more than {MAX_TAGS} tags, or lists them on more than "
+                f"{_MAX_TAG_PAGES} pages"
+            )
         return tags[:MAX_TAGS]
 
     def blob(self, repository: str, blob: Descriptor, deadline: Deadline) -> bytes:

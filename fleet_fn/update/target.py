@@ -11,7 +11,7 @@ from fleet_fn.drogue.spec_source import File, Image, Source
 from fleet_fn.drogue.update_record import Origin, Record
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.file_store import file_reference
-from fleet_fn.firmware.resolver import Resolver
+from fleet_fn.firmware.resolver import ImageResolver, Resolver
 from fleet_fn.firmware.store import Firmware
 from fleet_fn.oci.reference import Reference, fill_in, image_reference
 from fleet_fn.protocol.dialects import Dialect
@@ -25,7 +25,7 @@ from fleet_fn.update.warnings import warn
 class Resolvers(NamedTuple):
     """Resolvers by kind of source; None if there are no files."""
 
-    images: Resolver
+    images: ImageResolver
     files: Resolver | None
 
 

@@ -15,7 +15,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import read_event
-from fleet_fn.firmware.resolver import Resolver
+from fleet_fn.firmware.resolver import ImageResolver
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.observability import log, metrics
 from fleet_fn.oci.reference import image_reference
@@ -44,7 +44,7 @@ def show(peers: Cloud, folder: Path) -> None:
     single_flight = SingleFlight()
     drogue = make_drogue(settings)
     registry, commands = DeviceRegistry(drogue), Commands(drogue)
-    images = Resolver(make_image_store(settings, VerifiedFiles(single_flight), single_flight), single_flight)
+    images = ImageResolver(make_image_store(settings, VerifiedFiles(single_flight), single_flight), single_flight)
 
     body = midway(_SIZE)
     attributes = event("device-1", "medium", time=datetime.now(UTC).isoformat())

@@ -12,7 +12,7 @@ import pytest
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError, UpstreamError
-from fleet_fn.firmware.resolver import Resolver
+from fleet_fn.firmware.resolver import ImageResolver, Resolver
 from fleet_fn.firmware.store import Firmware, Reader
 from fleet_fn.oci.reference import Reference, parse_reference
 from tests.support.timing import Clock
@@ -294,3 +294,80 @@ def test_a_store_that_is_asked_too_much_is_left_alone_as_long_as_it_wants(
     with pytest.raises(RateLimitedError):
         resolve()
     assert len(store.asked) == 2
+
+
+# --- Tags -------------------------------------------------------------------------------------------------------------
+
+
+class CountedLists(CountedStore):
+    """A store with one more tag at each look-up."""
+
+    def tags(self, reference: Reference, deadline: Deadline, *, whole: bool = False) -> list[str]:
+        assert deadline.remaining
+        assert whole, "a range needs all tags"
+        self.asked.append(reference)
+        if self.error:
+            raise self.error
+        return [*(f"1.{number}.0" for number in range(len(self.asked))), "latest", "v1.9.0", "2"]
+
+
+def listing(store: CountedLists, clock: Clock, hits: list[bool] | None = None) -> Callable[..., list[str]]:
+    def count(*, hit: bool) -> None:
+        if hits is not None:
+            hits.append(hit)
+
+    resolver = ImageResolver(store, SingleFlight(), count=count, clock=clock)
+
+    def versions(reference: str = "pump:1", max_age: float = 30.0, stale_age: float = 0.0, **of: str) -> list[str]:
+        parsed = replace(parse_reference(reference, "ghcr.io/acme/"), **of)
+        return list(resolver.versions(parsed, max_age, Deadline(10), stale_age=stale_age).tags)
+
+    return versions
+
+
+def test_tags_that_are_semantic_versions_are_listed_the_highest_first(clock: Clock) -> None:
+    versions = listing(CountedLists(), clock)
+    assert versions() == ["1.0.0"]
+    clock.now += 0.001
+    assert versions(max_age=0) == ["1.1.0", "1.0.0"]
+
+
+def test_a_list_is_remembered_for_each_repository(clock: Clock) -> None:
+    store, hits = CountedLists(), list[bool]()
+    versions = listing(store, clock, hits)
+    for reference, of in (("pump:1", {}), ("pump", {}), (f"pump@{DIGEST}", {}), ("pump:2", {"platform": "linux/arm"})):
+        assert versions(reference, **of) == ["1.0.0"]
+    assert len(versions("valve:1")) == 2
+    assert len(versions("pump:1", prefix="ghcr.io/other/")) == 3
+    assert hits == [False, True, True, True, False, False]
+    clock.now += 31
+    assert len(versions()) == 4
+    assert len(store.asked) == 4
+
+
+def test_a_list_outlives_its_registry_for_as_long_as_a_manifest(clock: Clock, records: list[logging.LogRecord]) -> None:
+    store = CountedLists()
+    versions = listing(store, clock)
+    assert len(versions()) == 1
+    store.error = TransientError("registry: connection refused")
+    for _ in range(2):
+        clock.now += 100
+        assert versions(stale_age=300) == ["1.0.0"]
+    assert [record.getMessage() for record in records] == ["OCI registry unavailable; serving stale list of tags"]
+    with pytest.raises(TransientError, match="refused"):
+        versions(max_age=1)
+    clock.now += 200
+    with pytest.raises(TransientError, match="refused"):
+        versions(stale_age=300)
+
+
+@pytest.mark.parametrize(("error", "age"), [(PermanentError("no list"), 10.0), (TransientError("no answer"), 1.0)])
+def test_a_list_that_failed_is_not_asked_for_again_at_once(clock: Clock, error: UpstreamError, age: float) -> None:
+    store = CountedLists()
+    versions = listing(store, clock)
+    store.error = error
+    for later in (0, age / 2, age / 2):
+        clock.now += later
+        with pytest.raises(type(error)):
+            versions(max_age=0)
+    assert len(store.asked) == 1

@@ -177,6 +177,29 @@ def test_endless_pages_of_tags_come_to_an_end() -> None:
     assert len(asked) == MAX_TAGS / 1000
 
 
+@pytest.mark.parametrize("page", [[], [f"1.0.{number}" for number in range(1000)]], ids=["empty", "full"])
+def test_a_list_that_has_to_be_whole_is_no_part_of_one(page: list[str]) -> None:
+    with (
+        registry(lambda request: listing(page, request.path)) as distribution,
+        pytest.raises(PermanentError, match="acme/pump has more than 10000 tags, or lists them on more than 100 pages"),
+    ):
+        distribution.tags("acme/pump", Deadline(30), whole=True)
+
+
+@pytest.mark.parametrize("has_empty_page", [False, True])
+def test_a_list_of_as_many_tags_as_are_read_is_whole(has_empty_page: bool) -> None:
+    tags = [f"1.0.{number}" for number in range(MAX_TAGS)]
+
+    def answer(request: Request) -> Response:
+        number = int(request.path.partition("page=")[2] or 0)
+        page = tags[1000 * number : 1000 * (number + 1)]
+        is_last = number == (10 if has_empty_page else 9)
+        return listing(page, None if is_last else f"/v2/acme/pump/tags/list?page={number + 1}")
+
+    with registry(answer) as distribution:
+        assert distribution.tags("acme/pump", Deadline(30), whole=True) == tags
+
+
 @pytest.mark.parametrize(
     ("response", "reason"),
     [

@@ -13,7 +13,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import Event
-from fleet_fn.firmware.resolver import Resolver
+from fleet_fn.firmware.resolver import ImageResolver
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.http.authorization import Fixed
 from fleet_fn.http.client import HttpClient
@@ -89,7 +89,7 @@ class Pump:
         settings = replace(settings, **changes)
         single_flight = SingleFlight()
         files = VerifiedFiles(single_flight, later)
-        images = Resolver(make_image_store(settings, files, single_flight), single_flight)
+        images = ImageResolver(make_image_store(settings, files, single_flight), single_flight)
         registry = DeviceRegistry(self._upstream)
         return UpdateHandler(settings, registry, Resolvers(images, None), Commands(self._upstream), consumers=consumers)
 

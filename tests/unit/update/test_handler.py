@@ -13,7 +13,7 @@ from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import Event
 from fleet_fn.errors import TransientError
-from fleet_fn.firmware.resolver import Resolver
+from fleet_fn.firmware.resolver import ImageResolver
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.http.authorization import Fixed
 from fleet_fn.http.client import HttpClient
@@ -68,7 +68,7 @@ def updater(
         event_max_age_seconds=0.0,
     )
     files = VerifiedFiles(single_flight, later)
-    images = Resolver(make_image_store(settings, files, single_flight), single_flight)
+    images = ImageResolver(make_image_store(settings, files, single_flight), single_flight)
     return UpdateHandler(settings, DeviceRegistry(upstream), Resolvers(images, None), commands or Commands(upstream))
 
 
