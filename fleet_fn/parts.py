@@ -22,6 +22,7 @@ from fleet_fn.firmware.registry_store import RegistryStore
 from fleet_fn.firmware.resolver import ImageResolver, Resolver
 from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import ImageStore
+from fleet_fn.firmware.trust import Trust
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.http.authorization import Authorization, Fixed, basic
 from fleet_fn.http.client import Count as RequestCount
@@ -37,6 +38,14 @@ from fleet_fn.update.transitions import Subject, Transition
 
 if TYPE_CHECKING:
     from fleet_fn.sink.client import Sink
+
+
+class LookupCounts(NamedTuple):
+    """Counters of the look-ups of events, by the name of the cache."""
+
+    spec: LookupCount
+    manifest: LookupCount
+    signature: LookupCount
 
 
 class Parts:
@@ -58,7 +67,9 @@ class Parts:
         #: Answers events.
         self._sink = make_sink(settings)
         self.updater = self._make_handler(
-            settings, metrics.lookups("spec"), metrics.lookups("manifest"), consumers=self._consumers()
+            settings,
+            LookupCounts(*map(metrics.lookups, LookupCounts._fields)),
+            consumers=self._consumers(),
         )
         #: Answers previews: ignores the age of events, and remembers neither specs nor manifests.
         self.previewer = self._make_handler(replace(settings, event_max_age_seconds=0), remember=False)
@@ -81,12 +92,12 @@ class Parts:
     def _make_handler(
         self,
         settings: Settings,
-        specs: LookupCount | None = None,
-        manifests: LookupCount | None = None,
+        counts: LookupCounts | None = None,
         *,
         remember: bool = True,
         consumers: Sequence[Consumer] = (),
     ) -> UpdateHandler:
+        specs, manifests, signatures = counts or (None, None, None)
         single_flight, clock = self._single_flight, self._clocks.monotonic
         return UpdateHandler(
             settings,
@@ -100,6 +111,7 @@ class Parts:
             Resolvers(
                 ImageResolver(self._images, single_flight, remember=remember, count=manifests, clock=clock),
                 Resolver(self._files, single_flight, remember=remember, clock=clock) if self._files else None,
+                make_trust(settings, signatures, clock),
             ),
             Commands(self._command_api),
             self._clocks,
@@ -137,6 +149,13 @@ def make_sink(settings: Settings) -> "Sink | None":
     url = urlsplit(settings.sink_url)
     upstream = HttpClient(SINK, f"{url.scheme}://{url.netloc}").with_count("sink", metrics.exchanges("sink"))
     return Sink(upstream, url.path or "/", settings.sink_overrides or {})
+
+
+def make_trust(
+    settings: Settings, count: LookupCount | None = None, clock: Callable[[], float] = time.monotonic
+) -> Trust:
+    """Return what decides whether a firmware may be served."""
+    return Trust(settings.firmware_verify_keys, settings.firmware_deny, count=count, clock=clock)
 
 
 class StoreCounts(NamedTuple):

@@ -98,7 +98,7 @@ def _parse_prefix(value: str) -> str:
     """
     _check_placeholders(value, "application")
     if value.startswith(LAYOUT_SCHEME):
-        _check_layouts(value.removeprefix(LAYOUT_SCHEME))
+        _check_folder(value.removeprefix(LAYOUT_SCHEME))
         return value
     if url := re.match("https?://", value, re.IGNORECASE):
         scheme = url[0].lower()
@@ -113,7 +113,7 @@ def _parse_prefix(value: str) -> str:
     return value
 
 
-def _check_layouts(path: str) -> None:
+def _check_folder(path: str) -> None:
     """Raise ValueError unless `path` is a folder.
 
     Only the part before a placeholder has to exist.
@@ -262,7 +262,39 @@ def _parse_docker_config(value: str) -> str:
     return value
 
 
+def _parse_keys(value: str) -> str:
+    """Return the path of public keys.
+
+    Those of single applications are not read: applications may be added later.
+    """
+    from fleet_fn.oci.signature_keys import load_keys  # slow to import, and few functions have keys
+
+    _check_placeholders(value, "application")
+    if "{" in value:
+        _check_folder(value)
+    else:
+        _unfit_if_refused(lambda: load_keys(Path(value)), value)
+    return value
+
+
+def _parse_deny_list(value: str) -> str:
+    from fleet_fn.firmware.deny_list import load_deny_list
+
+    _unfit_if_refused(lambda: load_deny_list(Path(value)), value)
+    return value
+
+
+def _unfit_if_refused(load: Callable[[], object], path: str) -> None:
+    try:
+        load()
+    except PermanentError as error:
+        problem = error.reason.removeprefix(f"{path}: ")
+        raise UnfitError(f"cannot be used: {problem}") from error
+
+
 TRUST_ANCHORS: Final = Kind(_parse_trust_anchors, "the path of a readable file of certificates (PEM)")
+KEYS: Final = Kind(_parse_keys, "the path of a file of public keys (PEM), or of a folder of such files")
+DENY_LIST: Final = Kind(_parse_deny_list, "the path of a file with a digest, sha256:…, in each line")
 FOLDER: Final = Kind(_parse_folder, "an existing folder")
 CACHE_FOLDER: Final = Kind(cache_folder, "a folder that can be written or created, and that no other user owns")
 DOCKER_CONFIG: Final = Kind(

@@ -147,6 +147,19 @@ class Settings:
         kinds.IMAGE,
         "firmware if neither device nor application names one; `{application}` and `{device}` are replaced",
     )
+    firmware_verify_keys: str | None = _row(
+        "FIRMWARE_VERIFY_KEYS",
+        None,
+        kinds.KEYS,
+        "file of public keys (PEM), or folder of such files; `{application}` is replaced. With it, only firmware that "
+        "one of them [has signed](trust.md) is served",
+    )
+    firmware_deny: str | None = _row(
+        "FIRMWARE_DENY",
+        None,
+        kinds.DENY_LIST,
+        "file of digests, one in a line, of firmware that no device gets, [signed or not](trust.md)",
+    )
     firmware_dir: str | None = _row("FIRMWARE_DIR", None, kinds.FOLDER, "folder of the firmware that `file` names")
     firmware_cache_dir: str = _row(
         "FIRMWARE_CACHE_DIR",

@@ -1,6 +1,10 @@
-"""Store of firmware in a folder: `NAME.json` describes the bytes in `NAME.bin`."""
+"""Store of firmware in a folder.
 
-from collections.abc import Iterator
+`NAME.json` describes the bytes in `NAME.bin`. `NAME.sig` is a signature of `NAME.json`.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,9 +14,13 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.files import read_small
 from fleet_fn.firmware.metadata import MAX_METADATA_BYTES, read_metadata
-from fleet_fn.firmware.store import Firmware, Reader
+from fleet_fn.firmware.store import Firmware, Reader, Signed
 from fleet_fn.firmware.verified import VerifiedFiles
+from fleet_fn.oci.manifest import digest_of
 from fleet_fn.oci.reference import Reference
+from fleet_fn.oci.signature_keys import PublicKey
+from fleet_fn.oci.signature_search import DETACHED_FORM, Signature
+from fleet_fn.oci.signatures import MAX_SIGNED_BYTES, BadSignatureError, check_detached, check_digest, read_detached
 
 #: Upper bound for a name, which leaves room for a suffix in a file name of 255 bytes.
 _MAX_NAME_BYTES: Final = 250
@@ -33,13 +41,16 @@ class FileStore:
 
         """
         name = reference.name
-        metadata = read_metadata(self._description(name), f"{name}.json")
+        description = self._description(name)
+        metadata = read_metadata(description, f"{name}.json")
+        search = partial(self._find_signature, name, description, metadata.checksum)
         return Firmware(
             metadata.version,
             metadata.size,
             metadata.checksum,
             "file",
             partial(self._open, name, metadata.size, metadata.checksum),
+            signed=Signed((digest_of(description),), search),
         )
 
     def close(self) -> None:
@@ -54,11 +65,40 @@ class FileStore:
             raise PermanentError(f"no file {name}.bin in FIRMWARE_DIR") from error
 
     def _description(self, name: str) -> bytes:
-        path = self._inside(f"{name}.json")
+        return self._read(f"{name}.json", MAX_METADATA_BYTES)
+
+    def _find_signature(
+        self,
+        name: str,
+        description: bytes,
+        checksum: bytes,
+        keys: Sequence[PublicKey],
+        deadline: Deadline,  # noqa: ARG002 - local files
+    ) -> Iterator[Signature]:
+        """Yield the detached signature `NAME.sig`, if there is one.
+
+        It is of the description, which has the version and the checksum of the bytes. It may be of the bytes instead:
+        then nothing vouches for the version.
+        """
+        file, covers = f"{name}.sig", digest_of(description)
         try:
-            return read_small(path, MAX_METADATA_BYTES, f"{name}.json")
+            if os.path.lexists(self._folder / file):
+                signature = read_detached(self._read(file, MAX_SIGNED_BYTES))
+                if key := check_digest(signature, checksum, keys):
+                    yield Signature(f"sha256:{checksum.hex()}", DETACHED_FORM, key)
+                else:
+                    yield Signature(covers, DETACHED_FORM, check_detached(signature, description, keys))
+        except PermanentError as error:
+            yield Signature(covers, DETACHED_FORM, None, error.reason)
+        except BadSignatureError as error:
+            yield Signature(covers, DETACHED_FORM, None, f"{file}: {error}, or of other content")
+
+    def _read(self, file: str, limit: int) -> bytes:
+        path = self._inside(file)
+        try:
+            return read_small(path, limit, file)
         except OSError as error:
-            raise PermanentError(f"{name}.json: {error.strerror}") from error
+            raise PermanentError(f"{file}: {error.strerror}") from error
 
     def _inside(self, file: str) -> Path:
         """Return the path of a file in the folder with all links resolved.

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from fleet_fn.deadline import Deadline
@@ -14,8 +13,9 @@ from fleet_fn.firmware.store import Firmware, Reader
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.layer import Readable
 from fleet_fn.oci.layout import Layout, tag_of
-from fleet_fn.oci.manifest import Descriptor, digest_of
+from fleet_fn.oci.manifest import Descriptor
 from fleet_fn.oci.reference import Reference, is_tag
+from fleet_fn.oci.referrers import fallback_tag, of_type, read_fallback
 
 
 class LayoutStore:
@@ -38,8 +38,7 @@ class LayoutStore:
         """
         layout = Layout(Path(reference.prefix, reference.name))
         content = layout.manifest(reference)
-        firmware = self._shapes.firmware(content, reference, _Repository(layout, self._files), deadline)
-        return replace(firmware, manifest=digest_of(content))
+        return self._shapes.firmware(content, reference, _Repository(layout, self._files), deadline)
 
     def tags(self, reference: Reference, deadline: Deadline, *, whole: bool = False) -> list[str]:  # noqa: ARG002 - local files
         """Return the tags of the layout that `reference` names; see `ImageStore.tags`."""
@@ -66,6 +65,20 @@ class _Repository:
     def config(self, blob: Descriptor, deadline: Deadline) -> bytes:  # noqa: ARG002 - local files
         """Return the verified bytes of a small blob; see `Repository.config`."""
         return self._layout.content(blob.digest)
+
+    def tagged(self, tag: str, deadline: Deadline) -> bytes | None:  # noqa: ARG002 - local files
+        """Return the manifest or index that a tag names now; see `Attachments.tagged`."""
+        return self._layout.tagged(tag)
+
+    def referrers(self, digest: str, artifact_type: str, deadline: Deadline) -> list[Descriptor]:  # noqa: ARG002 - local files
+        """Return what is attached to a manifest; see `Attachments.referrers`.
+
+        They stand in the layout's index, or in one under the fallback tag.
+        """
+        found = list(self._layout.referrers(digest))
+        if not found:
+            found = read_fallback(self._layout.tagged(fallback_tag(digest)), digest)
+        return of_type(found, artifact_type)
 
     @contextmanager
     def open(self, blob: Descriptor, deadline: Deadline) -> Iterator[Reader]:

@@ -5,7 +5,6 @@ It resolves references, and fetches bytes through the cache.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -17,6 +16,7 @@ from fleet_fn.firmware.store import Firmware, Reader
 from fleet_fn.oci.layer import Readable
 from fleet_fn.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, checksum_of
 from fleet_fn.oci.reference import Reference, is_name
+from fleet_fn.oci.referrers import fallback_tag, of_type, read_fallback
 from fleet_fn.oci.registry_client import RegistryClient
 
 #: Size of each read from a download.
@@ -49,12 +49,12 @@ class RegistryStore:
                 return known
         if digest is not None:
             content = repository.manifest(digest, deadline)
-            return replace(self._shapes.firmware(content, reference, repository, deadline), manifest=digest)
+            return self._shapes.firmware(content, reference, repository, deadline)
         digest, content = self._registry.resolve_tag(path, _tag(reference), deadline)
         firmware = self._shapes.firmware(content, reference, repository, deadline)
         # Kept so that references by digest need no registry; only after it proved to be a firmware's manifest.
         repository.keep(digest, content, deadline)
-        return replace(firmware, manifest=digest)
+        return firmware
 
     def tags(self, reference: Reference, deadline: Deadline, *, whole: bool = False) -> list[str]:
         """Return the tags of the repository that `reference` names; see `ImageStore.tags`."""
@@ -86,6 +86,27 @@ class _Repository:
         return self._load_or_fetch(
             blob.digest, lambda: self._registry.blob(self._repository_name, blob, deadline), deadline
         )
+
+    def tagged(self, tag: str, deadline: Deadline) -> bytes | None:
+        """Return the manifest or index that a tag names now; see `Attachments.tagged`."""
+        return self._registry.find(self._repository_name, tag, deadline)
+
+    def referrers(self, digest: str, artifact_type: str, deadline: Deadline) -> list[Descriptor]:
+        """Return what is attached to a manifest; see `Attachments.referrers`.
+
+        Where the registry cannot list them, or does so in a way of its own, the fallback tag does. Only if that has
+        nothing, a refused list is an error: whether there is a signature is not known then.
+        """
+        refusal: PermanentError | None = None
+        try:
+            found = self._registry.referrers(self._repository_name, digest, artifact_type, deadline)
+        except PermanentError as error:
+            found, refusal = None, error
+        if found is None:
+            found = of_type(read_fallback(self.tagged(fallback_tag(digest), deadline), digest), artifact_type)
+        if refusal and not found:
+            raise refusal
+        return found
 
     def open(self, blob: Descriptor, deadline: Deadline) -> AbstractContextManager[Reader]:
         """Open a firmware that is a blob, verified; see `Firmware.open`."""

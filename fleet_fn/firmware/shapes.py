@@ -20,7 +20,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.metadata import MAX_METADATA_BYTES, Metadata, read_metadata
-from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError, Reader
+from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError, Reader, Signed
 from fleet_fn.oci.artifact import FIRMWARE_LAYER, IMAGE_CONFIGS, NoFirmwareError, artifact_in
 from fleet_fn.oci.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Allowance, Entry, Readable, root_entries
 from fleet_fn.oci.manifest import (
@@ -31,12 +31,15 @@ from fleet_fn.oci.manifest import (
     Descriptor,
     Index,
     Manifest,
+    digest_of,
     media_type_of,
     read_descriptor,
     read_json_object,
     read_manifest,
 )
 from fleet_fn.oci.reference import Reference
+from fleet_fn.oci.referrers import Attachments
+from fleet_fn.oci.signature_search import find_signatures
 
 _LABEL: Final = "io.drogue.metadata"
 _FIRMWARE_FILE: Final = "firmware.bin"
@@ -58,29 +61,8 @@ _SEARCH_TIMEOUT_SECONDS: Final = 3600.0
 _MAX_DESCRIPTIONS: Final = 4096
 
 
-class Repository(Protocol):
+class Repository(Attachments, Protocol):
     """Content by digest, in a registry or in an image layout."""
-
-    @property
-    def name(self) -> str:
-        """Unique name of the repository."""
-
-    def manifest(self, digest: str, deadline: Deadline) -> bytes:
-        """Return the verified bytes of a manifest or an index, 4 MiB at most.
-
-        Raises:
-            PermanentError: it is missing, or does not match its digest.
-            TransientError: the repository is unavailable.
-
-        """
-
-    def config(self, blob: Descriptor, deadline: Deadline) -> bytes:
-        """Return the verified bytes of a small blob, 4 MiB at most.
-
-        Raises:
-            PermanentError, TransientError: see `manifest`.
-
-        """
 
     def open(self, blob: Descriptor, deadline: Deadline) -> AbstractContextManager[Reader]:
         """Open a firmware that is a blob, verified; see `Firmware.open`."""
@@ -120,12 +102,17 @@ class Shapes:
             TransientError: the repository is unavailable.
 
         """
-        manifest = read_manifest(content)
+        manifest, digest = read_manifest(content), digest_of(content)
         if isinstance(manifest, Index):
-            return self._in_index(manifest, reference, repository, deadline)
-        return self._in_manifest(manifest, reference, repository, deadline)
+            chosen, firmware = self._in_index(manifest, reference, repository, deadline)
+            digests: tuple[str, ...] = (digest, chosen.digest)
+        else:
+            firmware, digests = self._in_manifest(manifest, reference, repository, deadline), (digest,)
+        return replace(firmware, manifest=digest, signed=Signed(digests, partial(find_signatures, repository, digests)))
 
-    def _in_index(self, index: Index, reference: Reference, repository: Repository, deadline: Deadline) -> Firmware:
+    def _in_index(
+        self, index: Index, reference: Reference, repository: Repository, deadline: Deadline
+    ) -> tuple[Descriptor, Firmware]:
         entries = [
             read_descriptor(entry, f"manifest {number} of the index")
             for number, entry in enumerate(index.manifests)
@@ -160,7 +147,7 @@ class Shapes:
             )
         if not found:
             raise none or NoFirmwareError("no manifest in the index")
-        return found[0][1]
+        return found[0]
 
     def _in_manifest(
         self, manifest: Manifest, reference: Reference, repository: Repository, deadline: Deadline

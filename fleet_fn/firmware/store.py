@@ -3,14 +3,16 @@
 A store resolves a reference, and opens the firmware that it names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.oci.reference import Reference
+from fleet_fn.oci.signature_keys import PublicKey
+from fleet_fn.oci.signature_search import Signature
 from fleet_fn.protocol.messages import U32_MAX
 
 #: Share of the time for opening a firmware that is left for sending WAIT if its bytes are not ready.
@@ -42,6 +44,15 @@ class Reader(Protocol):
         """
 
 
+class Signed(NamedTuple):
+    """The parts of a firmware's source that can be signed."""
+
+    #: Digests of the index and of the manifest that was chosen in it, or of the description: one signature will do.
+    digests: tuple[str, ...]
+    #: Yields the signatures by some keys, and those that do not count; raises `TransientError`.
+    search: Callable[[Sequence[PublicKey], Deadline], Iterator[Signature]]
+
+
 @dataclass(frozen=True, slots=True)
 class Firmware:
     """A version of a firmware: its size and checksum, and how to open its bytes."""
@@ -65,6 +76,8 @@ class Firmware:
     requires: str = ""
     #: It tells its version itself. Otherwise its tag does, which no signature covers.
     has_own_version: bool = True
+    #: Where its signatures are; None if its source has none.
+    signed: Signed | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= U32_MAX:

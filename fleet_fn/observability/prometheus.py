@@ -85,7 +85,7 @@ class Exchanges:
 
 
 class Lookups:
-    """Counts the look-ups in one cache: `spec`, `manifest` or `firmware`."""
+    """Counts the look-ups in one cache: `spec`, `manifest`, `firmware` or `signature`."""
 
     def __init__(self, cache: str) -> None:
         self._hits = _cache_requests.labels(cache, "hit")

@@ -1,17 +1,30 @@
 """Reader of OCI image layouts 1.1: folders, each of them one repository."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from fleet_fn.errors import PermanentError
 from fleet_fn.files import read_small
-from fleet_fn.oci.manifest import MAX_MANIFEST_BYTES, digest_of, read_descriptor, read_json_object
+from fleet_fn.oci.manifest import (
+    MANIFESTS,
+    MAX_MANIFEST_BYTES,
+    Descriptor,
+    Manifest,
+    digest_of,
+    read_descriptor,
+    read_json_object,
+    read_manifest,
+)
 from fleet_fn.oci.reference import Reference
+from fleet_fn.oci.referrers import MAX_REFERRERS, is_attached, read_entries
 
 #: Annotation with the tag of an index's entry (OCI image layout specification, "index.json file").
 TAG_ANNOTATION: Final = "org.opencontainers.image.ref.name"
 LAYOUT_FILE: Final = "oci-layout"
 LAYOUT_VERSION: Final = "1.0.0"
+#: Larger manifests in a layout are not looked at for what they are attached to.
+_MAX_REFERRER_BYTES: Final = 64 * 1024
 #: Begins the reason if a folder is no layout.
 NO_LAYOUT: Final = "no image layout"
 
@@ -65,6 +78,37 @@ class Layout:
         if len(content) != descriptor.size:
             raise PermanentError(f"manifest {descriptor.digest} has {len(content)} bytes, expected {descriptor.size}")
         return content
+
+    def tagged(self, tag: str) -> bytes | None:
+        """Return the verified bytes of a tag's manifest; None without the tag.
+
+        Raises:
+            PermanentError: see `manifest`.
+
+        """
+        if tag not in map(tag_of, self.index()):
+            return None
+        return self.manifest(Reference("", self.folder.name, tag, None))
+
+    def referrers(self, digest: str) -> Iterator[Descriptor]:
+        """Yield the manifests in the index that are attached to the one with `digest`.
+
+        Only the first `MAX_REFERRERS` entries are looked at, those of large manifests are not.
+
+        Raises:
+            PermanentError: the folder is no layout, or its index is malformed.
+
+        """
+        entries = [entry for entry in read_entries(self.index()) if entry.digest != digest]
+        for entry in entries[:MAX_REFERRERS]:
+            if entry.media_type not in MANIFESTS or entry.size > _MAX_REFERRER_BYTES:
+                continue
+            try:
+                manifest = read_manifest(self.content(entry.digest))
+            except PermanentError:  # whatever it is, nothing that was read is attached
+                continue
+            if isinstance(manifest, Manifest) and is_attached(manifest, digest):
+                yield entry._replace(artifact_type=manifest.artifact_type, annotations=manifest.annotations)
 
     def content(self, digest: str) -> bytes:
         """Return the verified bytes of a small blob.

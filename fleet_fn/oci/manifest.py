@@ -62,6 +62,8 @@ class Manifest(NamedTuple):
     annotations: Mapping[str, str]
     #: Descriptor of the manifest that this one is attached to, checked when it is used.
     subject: object = None
+    #: Kind of artifact: `artifactType`, or else the media type of its config; empty if neither is a text.
+    artifact_type: str = ""
 
 
 class Index(NamedTuple):
@@ -107,7 +109,14 @@ def read_manifest(content: bytes) -> Manifest | Index:
         raise PermanentError(f"{str(media_type)[:100]} is not supported, only images, artifacts and indexes of them")
     if not isinstance(layers, list):
         raise PermanentError("manifest has no list of layers")
-    return Manifest(value.get("config"), layers, _annotations(value, "manifest"), value.get("subject"))
+    kind = value.get("artifactType") or media_type_of(value.get("config"))
+    return Manifest(
+        value.get("config"),
+        layers,
+        _annotations(value, "manifest"),
+        value.get("subject"),
+        kind if isinstance(kind, str) else "",
+    )
 
 
 def read_descriptor(value: object, what: str) -> Descriptor:

@@ -48,9 +48,9 @@ class Attachments(Protocol):
         """
 
     def referrers(self, digest: str, artifact_type: str, deadline: Deadline) -> list[Descriptor]:
-        """Return the manifests that are attached to the one with `digest`, at most `MAX_REFERRERS`.
+        """Return the manifests that are attached to the one with `digest`.
 
-        Nothing that they say was checked, not even whether they are attached.
+        They are `MAX_REFERRERS` at most. Nothing that they say was checked, not even whether they are attached.
 
         Args:
             digest: the manifest's.
@@ -93,7 +93,7 @@ def read_entries(entries: Iterable[object]) -> Iterator[Descriptor]:
 
 
 def of_type(referrers: Iterable[Descriptor], artifact_type: str) -> list[Descriptor]:
-    """Return the referrers of a type, or of none that is told; registries need not filter."""
+    """Return the referrers of a type, or of none: registries need not filter."""
     wanted = [entry for entry in referrers if not artifact_type or entry.artifact_type in ("", artifact_type)]
     return wanted[:MAX_REFERRERS]
 

@@ -6,8 +6,8 @@ It follows the OCI distribution specification 1.1.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Final
-from urllib.parse import urljoin, urlsplit
+from typing import Final, NamedTuple
+from urllib.parse import quote, urljoin, urlsplit
 
 from werkzeug.datastructures import Headers
 
@@ -19,8 +19,17 @@ from fleet_fn.http.messages import Answer
 from fleet_fn.oci.authentication import Authorization
 from fleet_fn.oci.docker_config import Credentials
 from fleet_fn.oci.layer import Readable
-from fleet_fn.oci.manifest import INDEXES, MANIFESTS, MAX_MANIFEST_BYTES, Descriptor, digest_of, read_json_object
+from fleet_fn.oci.manifest import (
+    INDEX,
+    INDEXES,
+    MANIFESTS,
+    MAX_MANIFEST_BYTES,
+    Descriptor,
+    digest_of,
+    read_json_object,
+)
 from fleet_fn.oci.reference import api_host, is_digest, is_tag
+from fleet_fn.oci.referrers import MAX_REFERRERS, of_type, read_entries
 
 #: A download that brings less than `_MIN_PROGRESS_BYTES` bytes in this time is given up.
 STALL_TIMEOUT_SECONDS: Final = 30.0
@@ -29,12 +38,21 @@ _MAX_REDIRECTS: Final = 5
 #: Bounds on a list of tags.
 MAX_TAGS: Final = 10_000
 _PAGE_TAGS: Final = 1000
-_MAX_TAG_PAGES: Final = 100
+_MAX_PAGES: Final = 100
 #: Link to the next page (OCI distribution specification 1.1, "Listing Tags"; RFC 8288).
 _NEXT: Final = re.compile(r"<([^>]*)>\s*;\s*rel=\"?next\"?")
 _ACCEPT_MANIFESTS: Final = {"Accept": ", ".join(MANIFESTS + INDEXES)}
 _ACCEPT_JSON: Final = {"Accept": "application/json"}
+_ACCEPT_INDEX: Final = {"Accept": INDEX}
 _ACCEPT_BLOBS: Final = {"Accept": "*/*"}
+
+
+class _Page(NamedTuple):
+    """A page of a list, the authorization of its request, and whether it is the last."""
+
+    answer: Answer
+    authorization: str | None
+    is_last: bool
 
 
 class RegistryClient:
@@ -111,25 +129,59 @@ class RegistryClient:
             TransientError: the registry does not answer in time.
 
         """
-        first = f"/v2/{repository}/tags/list"
-        path = f"{first}?n={_PAGE_TAGS}"
         tags: list[str] = []
-        following: str | None = None
-        for _ in range(_MAX_TAG_PAGES):
-            answer, authorization = self._ask("GET", path, repository, deadline, _ACCEPT_JSON)
-            self._raise_for_status(answer.status, f"no repository {repository}", repository, authorization)
-            tags += _read_tags(answer.body, self._name)
-            following = _next_page(answer.headers, first, self._name)
+        is_whole = False
+        for page in self._pages(repository, "tags/list", f"n={_PAGE_TAGS}", _ACCEPT_JSON, deadline):
+            self._raise_for_status(page.answer.status, f"no repository {repository}", repository, page.authorization)
+            tags += _read_tags(page.answer.body, self._name)
+            is_whole = page.is_last and len(tags) <= MAX_TAGS
             # One more than may be shows that the list is not whole.
-            if following is None or len(tags) >= (MAX_TAGS + 1 if whole else MAX_TAGS):
+            if len(tags) >= (MAX_TAGS + 1 if whole else MAX_TAGS):
                 break
-            path = following
-        if whole and (following is not None or len(tags) > MAX_TAGS):
+        if whole and not is_whole:
             raise PermanentError(
-                f"{self._name}: {repository} has more than {MAX_TAGS} tags, or lists them on more than "
-                f"{_MAX_TAG_PAGES} pages"
+                f"{self._name}: {repository} has more than {MAX_TAGS} tags, or lists them on more than {_MAX_PAGES} "
+                "pages"
             )
         return tags[:MAX_TAGS]
+
+    def referrers(
+        self, repository: str, digest: str, artifact_type: str, deadline: Deadline
+    ) -> list[Descriptor] | None:
+        """Return the manifests that are attached to the one with `digest`.
+
+        They are those of one type, or of all if that is empty, `MAX_REFERRERS` at most. Nothing in them was checked.
+        None if the registry has no such list (it is older than OCI 1.1).
+
+        Raises:
+            PermanentError: the registry denies access, or its answer is malformed.
+            TransientError: the registry does not answer in time.
+
+        """
+        query = f"artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
+        found: list[Descriptor] = []
+        for page in self._pages(repository, f"referrers/{digest}", query, _ACCEPT_INDEX, deadline):
+            if page.answer.status == 404:
+                return None
+            self._raise_for_status(page.answer.status, "", repository, page.authorization)
+            entries = _read_list(page.answer.body, "list of referrers", "manifests", self._name)
+            found += of_type(read_entries(entries), artifact_type)
+            if len(found) >= MAX_REFERRERS:
+                break
+        return found[:MAX_REFERRERS]
+
+    def find(self, repository: str, tag: str, deadline: Deadline) -> bytes | None:
+        """Return the manifest or index that a tag names now; None if there is no such tag.
+
+        Raises:
+            PermanentError, TransientError: see `resolve_tag`.
+
+        """
+        answer, authorization = self._ask_for_manifest("GET", repository, tag, deadline)
+        if answer.status == 404:
+            return None
+        self._raise_for_status(answer.status, "", repository, authorization)
+        return answer.body
 
     def blob(self, repository: str, blob: Descriptor, deadline: Deadline) -> bytes:
         """Fetch a blob of at most `MAX_MANIFEST_BYTES` bytes; return its verified bytes.
@@ -176,6 +228,19 @@ class RegistryClient:
     ) -> tuple[Answer, str | None]:
         path = f"/v2/{repository}/manifests/{reference}"
         return self._ask(method, path, repository, deadline, _ACCEPT_MANIFESTS)
+
+    def _pages(
+        self, repository: str, of: str, query: str, headers: Mapping[str, str], deadline: Deadline
+    ) -> Iterator[_Page]:
+        """Yield the pages of a list, `_MAX_PAGES` at most, of any status."""
+        first = f"/v2/{repository}/{of}"
+        path: str | None = f"{first}?{query}" if query else first
+        for _ in range(_MAX_PAGES):
+            if path is None:
+                return
+            answer, authorization = self._ask("GET", path, repository, deadline, headers)
+            path = _next_page(answer.headers, first, self._name)
+            yield _Page(answer, authorization, path is None)
 
     def _ask(
         self, method: str, path: str, repository: str, deadline: Deadline, headers: Mapping[str, str]
@@ -308,13 +373,19 @@ def _digest_header(headers: Headers) -> str | None:
 
 def _read_tags(body: bytes, registry: str) -> list[str]:
     """Return the tags in a page of a list; other entries are left out."""
+    tags = _read_list(body, "list of tags", "tags", registry)
+    return [tag for tag in tags if isinstance(tag, str) and is_tag(tag)]
+
+
+def _read_list(body: bytes, what: str, member: str, registry: str) -> list[object]:
+    """Return the list in a page, unchecked; an empty one for null."""
     try:
-        tags = read_json_object(body, "list of tags").get("tags")
+        entries = read_json_object(body, what).get(member)
     except PermanentError as error:
         raise PermanentError(f"{registry}: {error.reason}") from error
-    if not isinstance(tags, list | None):
-        raise PermanentError(f"{registry}: list of tags is no list")
-    return [tag for tag in tags or [] if isinstance(tag, str) and is_tag(tag)]
+    if not isinstance(entries, list | None):
+        raise PermanentError(f"{registry}: {what} is no list")
+    return entries or []
 
 
 def _next_page(headers: Headers, first: str, registry: str) -> str | None:
@@ -327,7 +398,7 @@ def _next_page(headers: Headers, first: str, registry: str) -> str | None:
         return None
     target = urlsplit(_join_url(first, link[1], registry))
     if target.path != first:
-        raise PermanentError(f"{registry}: the next page of tags is elsewhere")
+        raise PermanentError(f"{registry}: the next page of a list is elsewhere")
     return f"{target.path}?{target.query}"
 
 

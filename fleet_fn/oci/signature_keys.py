@@ -131,7 +131,7 @@ def _read_key(pem: bytes, name: str, path: str) -> PublicKey:
 
 
 def unfit(key: object) -> str:
-    """Return why a key, public or private, is of a kind that is not taken; empty if it is taken."""
+    """Return why a key, public or private, is not taken; empty if it is."""
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
     if isinstance(key, ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey):

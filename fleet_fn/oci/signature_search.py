@@ -28,6 +28,7 @@ MAX_SIGNATURES: Final = 64
 _MAX_MANIFEST_BYTES: Final = 64 * 1024
 BUNDLE_FORM: Final = "bundle"
 SIMPLE_FORM: Final = "simple signing"
+DETACHED_FORM: Final = "detached"
 
 
 class Signature(NamedTuple):
@@ -46,10 +47,11 @@ class Signature(NamedTuple):
 def find_signatures(
     repository: Attachments, digests: Sequence[str], keys: Sequence[PublicKey], deadline: Deadline
 ) -> Iterator[Signature]:
-    """Yield the signatures of manifests, both forms of each; good ones are by one of `keys`.
+    """Yield the signatures of manifests, in both forms.
 
-    Whoever can write to the repository can add signatures without end. So a broken one does not hide another, only the
-    first `MAX_SIGNATURES` are looked at, and the caller gets each as soon as it is checked.
+    Good ones are by one of `keys`. A client that can write to the repository can add signatures without end. So a
+    broken one does not hide another, only the first `MAX_SIGNATURES` are looked at, and the caller gets each once it is
+    checked.
 
     Args:
         repository: has the manifests.
@@ -97,7 +99,7 @@ class _Search:
             yield _too_many(digest, BUNDLE_FORM, len(found))
 
     def texts(self, digest: str) -> Iterator[Signature]:
-        """Yield the signatures in simple signing, which are the layers under a tag of their own."""
+        """Yield the signatures in simple signing: layers under a tag of their own."""
         tag = f"{fallback_tag(digest)}.sig"
         layers, problem = self._attempt(lambda: _layers_of(self._repository.tagged(tag, self._deadline)))
         if problem:

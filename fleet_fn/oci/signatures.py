@@ -1,4 +1,4 @@
-"""Signatures of manifests, as cosign makes them with a key, and how they are checked.
+"""Check signatures of manifests, as cosign makes them with a key.
 
 There are two forms. The bundle is a DSSE envelope with an in-toto statement (sigstore bundle specification 0.3; DSSE
 1.0; in-toto attestation framework 1.0). Simple signing, the older form, is a JSON text whose signature stands in an
@@ -85,10 +85,10 @@ def check_bundle(bundle: bytes, digest: str, keys: Sequence[PublicKey]) -> Publi
 
 
 def check_simple_signing(text: bytes, signature: object, digest: str, keys: Sequence[PublicKey]) -> PublicKey:
-    """Return the key by which a text in simple signing signs the manifest with `digest`.
+    """Return the key by which a text signs the manifest with `digest`.
 
     Args:
-        text: the layer's bytes.
+        text: the bytes of a layer in simple signing.
         signature: the value of the layer's annotation, in base64.
         digest: the manifest's.
         keys: the keys that count.
@@ -136,6 +136,14 @@ def check_detached(signature: bytes, content: bytes, keys: Sequence[PublicKey]) 
 
     """
     return _find_key(keys, [signature], content)
+
+
+def check_digest(signature: bytes, sha256: bytes, keys: Sequence[PublicKey]) -> PublicKey | None:
+    """Return the key by which a signature signs content with a SHA-256, or None.
+
+    The content is not needed, so Ed25519 cannot be checked, nor P-384 with SHA-384.
+    """
+    return next((key for key in keys if key.verifies_digest(signature, sha256)), None)
 
 
 def _find_key(keys: Sequence[PublicKey], signatures: Sequence[bytes], signed: bytes) -> PublicKey:

@@ -13,6 +13,7 @@ from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.file_store import file_reference
 from fleet_fn.firmware.resolver import ImageResolver, Resolver
 from fleet_fn.firmware.store import Firmware
+from fleet_fn.firmware.trust import Trust, as_signed
 from fleet_fn.oci.reference import Reference, fill_in, image_reference
 from fleet_fn.protocol.dialects import Dialect
 from fleet_fn.settings import Settings
@@ -23,10 +24,12 @@ from fleet_fn.update.warnings import warn
 
 
 class Resolvers(NamedTuple):
-    """Resolvers by kind of source; None if there are no files."""
+    """Resolvers by kind of source, and who decides whether a firmware may be served."""
 
     images: ImageResolver
+    #: None if there are no files.
     files: Resolver | None
+    trust: Trust
 
 
 class TargetFinder:
@@ -37,7 +40,7 @@ class TargetFinder:
 
     def __init__(self, settings: Settings, resolvers: Resolvers, clock: Clock) -> None:
         self._settings = settings
-        self._images, self._files = resolvers
+        self._images, self._files, self._trust = resolvers
         self._clock = clock
 
     def find(self, received: DeviceStatus, desired: Desired, ages: Ages, deadline: Deadline) -> Firmware | None:
@@ -52,7 +55,9 @@ class TargetFinder:
         if source is None:
             return None
         with self._clock.final_if_too_late(event, PermanentError):
-            return self._resolve(event, source, ages, deadline)
+            firmware = self._resolve(event, source, ages, deadline)
+            signature = self._trust.check(firmware, event.application, deadline)
+        return firmware if signature is None else as_signed(firmware, signature)
 
     def find_begun(
         self, received: DeviceStatus, desired: Desired, target: Firmware, ages: Ages, deadline: Deadline

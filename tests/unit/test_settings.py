@@ -163,6 +163,7 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
 def test_every_setting_is_one_row_of_the_table() -> None:
     tested = {name: variable for variable, (name, _, _) in VARIABLES.items()}
     tested |= {"drogue_ca_file": "DROGUE_CA_FILE", "firmware_registry_ca_file": "FIRMWARE_REGISTRY_CA_FILE"}
+    tested |= {"firmware_verify_keys": "FIRMWARE_VERIFY_KEYS", "firmware_deny": "FIRMWARE_DENY"}
     assert {name: setting.variable for name, setting in SETTINGS.items()} == tested
     assert list(SETTINGS) == [field.name for field in fields(Settings)]
 
@@ -573,3 +574,55 @@ def test_placeholders_are_left_to_the_reference() -> None:
     settings = read(FIRMWARE_REGISTRY="ghcr.io/{application}/", FIRMWARE_DEFAULT_IMAGE="{application}/{device}:latest")
     assert settings.firmware_prefix == "ghcr.io/{application}/"
     assert settings.firmware_default_image == "{application}/{device}:latest"
+
+
+# --- Keys and the deny list -------------------------------------------------------------------------------------------
+
+KEYS = Path(__file__).parents[1] / "support" / "signed" / "keys"
+DIGEST = f"sha256:{'0f' * 32}"
+
+
+def test_keys_are_a_file_or_a_folder() -> None:
+    assert read(FIRMWARE_VERIFY_KEYS=str(KEYS)).firmware_verify_keys == str(KEYS)
+    file = str(next(KEYS.iterdir()))
+    assert read(FIRMWARE_VERIFY_KEYS=file).firmware_verify_keys == file
+
+
+def test_keys_of_applications_may_be_added_later(tmp_path: Path) -> None:
+    path = str(tmp_path / "{application}" / "keys.pem")
+    assert read(FIRMWARE_VERIFY_KEYS=path).firmware_verify_keys == path
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "has no public key (PEM)"),
+        (CERTIFICATE.encode(), "has a certificate; only public keys (PEM) are taken"),
+        (b"-----BEGIN PRIVATE KEY-----\nMC4C\n-----END PRIVATE KEY-----\n", "has a private key"),
+        (b"-----BEGIN PUBLIC KEY-----\nMC4C\n-----END PUBLIC KEY-----\n", "has a malformed public key"),
+        (b"x" * 70_000, "is larger than 65536 bytes"),
+    ],
+)
+def test_files_without_good_keys_stop_the_start(tmp_path: Path, content: bytes, problem: str) -> None:
+    file = tmp_path / "key.pem"
+    file.write_bytes(content)
+    line = told(REQUIRED | {"FIRMWARE_VERIFY_KEYS": str(file)})
+    assert "FIRMWARE_VERIFY_KEYS" in line
+    assert problem in line
+    assert "MC4C" not in line
+
+
+def test_missing_keys_stop_the_start(tmp_path: Path) -> None:
+    assert "No such file" in told(REQUIRED | {"FIRMWARE_VERIFY_KEYS": str(tmp_path / "none.pem")})
+    assert "has no keys" in told(REQUIRED | {"FIRMWARE_VERIFY_KEYS": str(tmp_path)})
+    assert "folder that does not exist" in told(REQUIRED | {"FIRMWARE_VERIFY_KEYS": "/none/{application}.pem"})
+    assert "placeholder" in told(REQUIRED | {"FIRMWARE_VERIFY_KEYS": f"{tmp_path}/{{device}}.pem"})
+
+
+def test_a_deny_list_is_read_at_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "denied"
+    file.write_text(f"# bad\n\n{DIGEST} # loops\n")
+    assert read(FIRMWARE_DENY=str(file)).firmware_deny == str(file)
+    file.write_text(f"{DIGEST}\nsensor:1.2.3\n")
+    assert "line 2: 'sensor:1.2.3' is no digest" in told(REQUIRED | {"FIRMWARE_DENY": str(file)})
+    assert "No such file" in told(REQUIRED | {"FIRMWARE_DENY": str(tmp_path / "none")})

@@ -13,11 +13,12 @@ from fleet_fn.drogue.spec_source import File, Image, Source
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.firmware.file_store import FileStore, file_reference
 from fleet_fn.firmware.store import Firmware, ImageStore, NotReadyError, Store
+from fleet_fn.firmware.trust import Trust, as_signed
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.fleet.rollout.actions import Target
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.oci.reference import Reference, fill_in, image_reference
-from fleet_fn.parts import make_image_store
+from fleet_fn.parts import make_image_store, make_trust
 from fleet_fn.protocol.dialects import MAX_VERSION_BYTES
 from fleet_fn.settings import Settings
 
@@ -36,6 +37,7 @@ class FirmwareFinder:
     application: str
     _images: ImageStore
     _files: FileStore | None
+    _trust: Trust
 
     def resolve(self, source: Source | None) -> Firmware:
         """Return the firmware that a source names; None stands for the configured default.
@@ -46,9 +48,10 @@ class FirmwareFinder:
         """
         store, reference = self._place(source)
         firmware = resolve(store, reference)
+        signature = self._trust.check(firmware, self.application, Deadline(ANSWER_SECONDS))
         if len(firmware.version.encode(errors="replace")) > MAX_VERSION_BYTES:
             raise PermanentError(f"the version has more than {MAX_VERSION_BYTES} bytes, so no device can be sent it")
-        return firmware
+        return as_signed(firmware, signature) if signature else firmware
 
     def target(self, source: Source | None) -> Target:
         """Return the version that a source names; see `resolve`."""
@@ -91,6 +94,7 @@ def open_finder(settings: Settings, application: str) -> Iterator[FirmwareFinder
                 application,
                 images,
                 FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
+                make_trust(settings),
             )
 
 

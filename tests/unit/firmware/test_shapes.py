@@ -57,6 +57,12 @@ class Folder:
         self.streamed: list[str] = []
         self.gate: threading.Event | None = None
 
+    def tagged(self, *_: object) -> bytes | None:
+        return None
+
+    def referrers(self, *_: object) -> list[Descriptor]:
+        return []
+
     def put(self, content: bytes, media_type: str, **members: object) -> dict[str, Any]:
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         self.blobs[digest] = content

@@ -209,7 +209,7 @@ def test_a_list_of_as_many_tags_as_are_read_is_whole(has_empty_page: bool) -> No
         (Response(200, b"<html>"), "OCI registry .*: list of tags: not JSON"),
         (Response(200, b"[]"), "OCI registry .*: list of tags is not a JSON object"),
         (listing({"a": 1}), "OCI registry .*: list of tags is no list"),
-        (listing(["1"], "/v2/other/tags/list"), "OCI registry .*: the next page of tags is elsewhere"),
+        (listing(["1"], "/v2/other/tags/list"), "OCI registry .*: the next page of a list is elsewhere"),
     ],
 )
 def test_tags_that_cannot_be_listed_are_a_failure(response: Response, reason: str) -> None:

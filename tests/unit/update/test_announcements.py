@@ -14,6 +14,7 @@ from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import Event
 from fleet_fn.firmware.resolver import ImageResolver
+from fleet_fn.firmware.trust import Trust
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.http.authorization import Fixed
 from fleet_fn.http.client import HttpClient
@@ -91,7 +92,13 @@ class Pump:
         files = VerifiedFiles(single_flight, later)
         images = ImageResolver(make_image_store(settings, files, single_flight), single_flight)
         registry = DeviceRegistry(self._upstream)
-        return UpdateHandler(settings, registry, Resolvers(images, None), Commands(self._upstream), consumers=consumers)
+        return UpdateHandler(
+            settings,
+            registry,
+            Resolvers(images, None, Trust(None, None)),
+            Commands(self._upstream),
+            consumers=consumers,
+        )
 
     def event(self, version: str, offset: int | None = None) -> Event:
         self._identity += 1

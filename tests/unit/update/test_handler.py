@@ -14,6 +14,7 @@ from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import Event
 from fleet_fn.errors import TransientError
 from fleet_fn.firmware.resolver import ImageResolver
+from fleet_fn.firmware.trust import Trust
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.http.authorization import Fixed
 from fleet_fn.http.client import HttpClient
@@ -69,7 +70,8 @@ def updater(
     )
     files = VerifiedFiles(single_flight, later)
     images = ImageResolver(make_image_store(settings, files, single_flight), single_flight)
-    return UpdateHandler(settings, DeviceRegistry(upstream), Resolvers(images, None), commands or Commands(upstream))
+    resolvers = Resolvers(images, None, Trust(None, None))
+    return UpdateHandler(settings, DeviceRegistry(upstream), resolvers, commands or Commands(upstream))
 
 
 def status(offset: int, identity: str = "1") -> Event:
