@@ -13,10 +13,10 @@ COMPILE := UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-https://pypi
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-.venv/.run: requirements.lock pyproject.toml
+.venv/.run: requirements-tools.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=…")'
 	$(PYTHON) -m venv .venv
-	$(PIP) install --quiet --require-hashes -r requirements.lock
+	$(PIP) install --quiet --require-hashes -r requirements-tools.lock
 	$(PIP) install --quiet --no-deps -e .
 	touch $@
 
@@ -40,7 +40,7 @@ help: ## print this list
 
 # What tests install into environments of their own: the function's dependencies, and what `func` puts around it.
 .venv/.wheels: .venv/.run
-	$(PIP) download --quiet -d .venv/wheels --require-hashes -r requirements.lock
+	$(PIP) download --quiet -d .venv/wheels --require-hashes -r requirements-tools.lock
 	$(PIP) download --quiet -d .venv/wheels -r requirements.txt pip 'setuptools>=77' func-python hatchling
 	touch $@
 
@@ -69,12 +69,13 @@ peers: .venv/.dev ## run device code in Rust; needs cargo; ARGS='--board plain'
 	@$(BIN)/python -m tests.peers $(ARGS)
 
 audit: .venv/.audit ## look up advisories about the dependencies
-	@$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+	@$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements-tools.lock
 
 lock: .venv/.uv ## renew the locked dependencies, within their ranges
 	$(COMPILE) -o requirements.lock requirements.txt
-	$(COMPILE) -o requirements-dev.lock --constraints requirements.lock \
-		--extra sandbox --extra tracing --extra dev pyproject.toml
+	$(COMPILE) -o requirements-tools.lock --constraints requirements.lock --extra tools pyproject.toml
+	$(COMPILE) -o requirements-dev.lock --constraints requirements-tools.lock \
+		--extra tools --extra sandbox --extra tracing --extra dev pyproject.toml
 
 lint: .venv/.dev ## run ruff and mypy, check who imports whom
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
-"""The container image: its instructions are followed in a folder, and run as a platform runs them."""
+"""The container images: their instructions are followed in a folder, and run as a platform runs them."""
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,16 @@ import pytest
 from tests.support.containerfile import Image, build
 from tests.support.drogue import Drogue
 from tests.support.firmware import random_bytes
-from tests.support.function import event, serving
+from tests.support.function import ROOT, event, serving
 from tests.support.installed import checkout, make_environment, wheels
 from tests.support.registry import DockerRegistry
+
+CONTAINERFILE = ROOT / "Containerfile"
+(BASE,) = re.findall(r"^ARG PYTHON=(.+)$", CONTAINERFILE.read_text(), re.MULTILINE)
+#: Modules of the function's image that need a package that it lacks: only the command line, or an extra, imports them.
+LACKING = {"fleet_fn.oci.upload": "requests", "fleet_fn.observability.spans": "opentelemetry"}
+#: Commands of the command line that are not the function's.
+COMMANDS = ("publish", "inspect", "fleet", "rollout", "device", "sandbox", "demo")
 
 
 def _anyones_python() -> str | None:
@@ -30,8 +38,8 @@ def _anyones_python() -> str | None:
 
 
 @pytest.fixture(scope="module")
-def image() -> Iterator[Image]:
-    """The image, out of a checkout that only its owner may read."""
+def stages() -> Iterator[dict[str, Image]]:
+    """The stages, out of a checkout that only its owner may read."""
     python = _anyones_python() or sys.executable
     folder = Path(tempfile.mkdtemp())
     try:
@@ -42,10 +50,21 @@ def image() -> Iterator[Image]:
         context = checkout(folder / "context")
         for path in context.rglob("*"):
             path.chmod(0o700 if path.is_dir() else 0o600)
-        bases = {"docker.io/library/python:3.13-slim": folder / "base"}
-        yield build(context / "Containerfile", context, bases, folder, **wheels())
+        yield build(context / "Containerfile", context, {BASE: folder / "base"}, folder, **wheels())
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def image(stages: dict[str, Image]) -> Image:
+    """The function's image, which is made if no target is named."""
+    assert list(stages)[-1] == "function"
+    return stages["function"]
+
+
+@pytest.fixture(scope="module")
+def publisher(stages: dict[str, Image]) -> Image:
+    return stages["publisher"]
 
 
 def run(image: Image, *command: str, folder: str | None = None) -> "subprocess.CompletedProcess[str]":
@@ -55,9 +74,90 @@ def run(image: Image, *command: str, folder: str | None = None) -> "subprocess.C
     )
 
 
-def test_its_command_line_is_the_projects_in_any_folder(image: Image) -> None:
+def test_the_publishers_command_line_is_the_projects_in_any_folder(publisher: Image) -> None:
     for folder in (None, "/"):
-        assert run(image, "publish", "--help", folder=folder).stdout.startswith("Usage: python -m fleet_fn publish")
+        for command in COMMANDS:
+            shown = run(publisher, command, "--help", folder=folder).stdout
+            assert shown.startswith(f"Usage: python -m fleet_fn {command}")
+    assert "publish" in run(publisher, *publisher.command).stdout
+
+
+@pytest.mark.parametrize("arguments", [[command] for command in COMMANDS] + [[], ["--help"], ["serve", "--help"]])
+def test_the_function_has_no_other_command_and_says_which_image_has(image: Image, arguments: list[str]) -> None:
+    for folder in (None, "/"):
+        ended = run(image, *arguments, folder=folder)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert ended.stderr == (
+            "python -m fleet_fn: this image has only `serve`; the other commands are in the publisher image\n"
+        )
+
+
+def test_plain_gunicorn_runs_the_function(image: Image, drogue: Drogue, tmp_path: Path) -> None:
+    variables = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "PORT": "0"}
+    command = ["python", "-m", "gunicorn", "fleet_fn.app:create_app()"]
+    with serving(command, {**image.environment, **variables}, image.path(image.folder)) as function:
+        assert function.request("GET", "/readyz").status == 200
+        function.end()
+
+
+def packages(image: Image) -> set[str]:
+    code = "from importlib.metadata import distributions as all; print(*{found.name.lower() for found in all()})"
+    return set(run_python(image, code).stdout.split())
+
+
+def test_the_function_lacks_what_only_the_command_line_needs(image: Image, publisher: Image) -> None:
+    tools = {"oras", "requests", "rich"} | {
+        "certifi",
+        "charset-normalizer",
+        "idna",
+        "jsonschema",
+        "pygments",
+        "urllib3",
+    }
+    assert packages(image) & tools == set()
+    assert packages(image) | tools <= packages(publisher)
+    # Flask imports it.
+    assert "click" in packages(image)
+    rooms = {path.name for path in (image.root / "app" / "fleet_fn").iterdir()}
+    assert not rooms & {"cli", "fleet", "sandbox"}
+    assert {path.name for path in (publisher.root / "app" / "fleet_fn").iterdir()} > rooms
+
+
+def test_each_package_is_of_the_version_that_is_locked(image: Image, publisher: Image) -> None:
+    for stage, lock in ((image, "requirements.lock"), (publisher, "requirements-tools.lock")):
+        locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / lock).read_text(), re.MULTILINE))
+        found = {re.sub(r"[-_.]+", "-", name) for name in packages(stage)}
+        assert found <= locked
+        assert locked - found <= {"typing-extensions"}  # for some versions of Python
+
+
+def test_the_function_imports_nothing_that_it_lacks(image: Image) -> None:
+    """Each module but those that only the command line imports."""
+    code = """
+import importlib, pkgutil, fleet_fn
+for found in pkgutil.walk_packages(fleet_fn.__path__, "fleet_fn."):
+    try:
+        importlib.import_module(found.name)
+    except ModuleNotFoundError as error:
+        print(found.name, error.name)
+"""
+    ended = subprocess.run(
+        ["python", "-c", code], cwd=image.root, env=image.environment, capture_output=True, text=True, timeout=60
+    )
+    lacking = dict(line.split() for line in ended.stdout.splitlines())
+    assert (lacking, ended.stderr) == (LACKING, "")
+
+
+def test_images_install_locked_wheels_and_their_base_is_pinned() -> None:
+    text = CONTAINERFILE.read_text()
+    assert re.fullmatch(r"docker\.io/library/python:3\.[0-9.]+-slim-[a-z]+@sha256:[0-9a-f]{64}", BASE)
+    froms = re.findall(r"^FROM (\S+) AS (\S+)$", text, re.MULTILINE)
+    stages = {name for _, name in froms}
+    assert {base for base, _ in froms} <= {"${PYTHON}", *stages}
+    installs = re.findall(r"^RUN .*?[^\\]$", text, re.MULTILINE | re.DOTALL)
+    installing = [each for each in installs if " install " in each]
+    assert len(installing) == 2
+    assert all("--require-hashes --only-binary :all:" in each for each in installing)
 
 
 def test_it_serves_where_nothing_else_is_said_and_says_what_it_lacks(image: Image) -> None:
@@ -67,31 +167,39 @@ def test_it_serves_where_nothing_else_is_said_and_says_what_it_lacks(image: Imag
     assert image.ports == [8080]
 
 
-def test_its_user_is_a_number_and_not_root(image: Image) -> None:
-    assert [int(part) > 0 for part in image.user.split(":")] == [True, True]  # a platform cannot look names up
+def test_its_user_is_a_number_and_not_root(image: Image, publisher: Image) -> None:
+    for stage in (image, publisher):
+        assert [int(part) > 0 for part in stage.user.split(":")] == [True, True]  # a platform cannot look names up
 
 
-def test_nothing_is_left_that_installs_or_builds(image: Image) -> None:
+def test_nothing_is_left_that_installs_or_builds(image: Image, publisher: Image) -> None:
     tools = "pip", "setuptools", "wheel"
-    found = [tool for tool in tools if run_python(image, f"import {tool}").returncode == 0]
-    assert found == []
+    for stage in (image, publisher):
+        found = [tool for tool in tools if run_python(stage, f"import {tool}").returncode == 0]
+        assert found == []
 
 
 def run_python(image: Image, code: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(["python", "-Ic", code], env=image.environment, capture_output=True, text=True, timeout=60)
 
 
-def test_bytecode_is_there_and_is_not_compared_with_its_source(image: Image) -> None:
-    sources = [path for path in image.root.rglob("*.py") if "fleet_fn" in path.parts or "flask" in path.parts]
+@pytest.mark.parametrize(
+    ("stage", "packages"), [("function", ("fleet_fn", "flask")), ("publisher", ("fleet_fn", "oras"))]
+)
+def test_bytecode_is_there_and_is_not_compared_with_its_source(
+    stages: dict[str, Image], stage: str, packages: tuple[str, ...]
+) -> None:
+    sources = [path for path in stages[stage].root.rglob("*.py") if set(packages) & set(path.parts)]
     assert len(sources) > 80
     for source in sources:
         bytecode = Path(importlib.util.cache_from_source(str(source))).read_bytes()
         assert int.from_bytes(bytecode[4:8], "little") == 0b01, source  # PEP 552: by a hash, unchecked
 
 
-def test_tests_and_other_things_of_the_repository_are_not_in_it(image: Image) -> None:
-    application = {path.name for path in (image.root / "app").iterdir()}
-    assert application == {"LICENSE", "requirements.lock", "gunicorn.conf.py", "fleet_fn", "__pycache__"}
+def test_tests_and_other_things_of_the_repository_are_not_in_it(image: Image, publisher: Image) -> None:
+    expected = {"LICENSE", "requirements.lock", "gunicorn.conf.py", "fleet_fn", "__pycache__"}
+    assert {path.name for path in (image.root / "app").iterdir()} == expected
+    assert {path.name for path in (publisher.root / "app").iterdir()} == expected | {"requirements-tools.lock"}
 
 
 # --- As a platform runs it
@@ -124,12 +232,18 @@ def cache(image: Image) -> Path:
 
 
 def test_it_updates_devices_without_privileges_on_a_read_only_root(
-    image: Image, cache: Path, drogue: Drogue, docker_registry: DockerRegistry, device: str, tmp_path: Path
+    image: Image,
+    publisher: Image,
+    cache: Path,
+    drogue: Drogue,
+    docker_registry: DockerRegistry,
+    device: str,
+    tmp_path: Path,
 ) -> None:
     content = random_bytes(3000)
     (tmp_path / "firmware.bin").write_bytes(content)
     reference = f"{docker_registry.host}/contained:0.1.1"
-    published = run(image, "publish", str(tmp_path / "firmware.bin"), reference, "--version", "0.1.1", "--insecure")
+    published = run(publisher, "publish", str(tmp_path / "firmware.bin"), reference, "--version", "0.1.1", "--insecure")
     assert published.returncode == 0, published.stderr
     drogue.put_image("example", device, "contained:0.1.1")
     variables = {

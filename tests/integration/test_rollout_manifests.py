@@ -69,9 +69,11 @@ def test_it_is_a_job_an_account_a_policy_and_the_functions_settings(objects: lis
 
 
 @pytest.mark.parametrize("other", [KNATIVE, EVENT_SOURCE], ids=["kafka", "drogue-event-source"])
-def test_settings_and_image_are_the_functions(objects: list[Object], container: Object, other: Path) -> None:
+def test_settings_are_the_functions_and_the_image_is_built_with_it(
+    objects: list[Object], container: Object, other: Path
+) -> None:
     function = Rendered(other)
-    assert container["image"] == function.container["image"]
+    assert container["image"] == function.container["image"].replace("/fleet-function:", "/fleet-publisher:")
     assert container["envFrom"] == function.container["envFrom"]
     assert one(objects, "ConfigMap") in function.objects
 

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +27,20 @@ class Image:
     command: list[str] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
 
+    def moved(self, root: Path) -> "Image":
+        """The same elsewhere."""
+        self.root.rename(root)
+        return self._at(root)
+
+    def copied(self, root: Path) -> "Image":
+        """Another one that begins as this does."""
+        shutil.copytree(self.root, root, symlinks=True)
+        return self._at(root)
+
+    def _at(self, root: Path) -> "Image":
+        environment = {key: value.replace(str(self.root), str(root)) for key, value in self.environment.items()}
+        return replace(self, root=root, environment=environment)
+
     def path(self, text: str) -> str:
         """`text`, with the image's absolute paths replaced by where they are on this machine."""
         return re.sub(rf"(?<![\w./-])/({'|'.join(_FOLDERS)})\b", rf"{self.root}/\1", text)
@@ -40,18 +54,21 @@ def instructions(containerfile: Path) -> Iterator[tuple[str, str]]:
         yield name, arguments.strip()
 
 
-def build(containerfile: Path, context: Path, bases: Mapping[str, Path], scratch: Path, **environment: str) -> Image:
-    """What the last stage makes.
+def build(
+    containerfile: Path, context: Path, bases: Mapping[str, Path], scratch: Path, **environment: str
+) -> dict[str, Image]:
+    """The stages, by name; the last one is what an engine makes if nothing else is asked for.
 
     Args:
         containerfile: what to do.
         context: the folder that COPY takes from.
         bases: for each image that FROM names, a folder whose `bin` stands for its programs.
-        scratch: an empty folder to work in. While a stage is made, its root is always the same folder below it.
+        scratch: an empty folder to work in. While a stage is made, its root is always the same folder below it: what
+            names a path there works until the stage is moved out of the way.
         environment: what RUN has besides the image's own environment.
 
     """
-    stages: dict[str, Path] = {}
+    stages: dict[str, Image] = {}
     arguments: dict[str, str] = {}
     image = None
     name = ""
@@ -62,20 +79,29 @@ def build(containerfile: Path, context: Path, bases: Mapping[str, Path], scratch
             arguments[key] = default
         elif instruction == "FROM":
             if image:
-                stages[name] = image.root.rename(scratch / f"stage-{len(stages)}")
+                stages[name] = image.moved(scratch / f"stage-{name}")
             base, _, name = expanded.partition(" AS ")
-            (scratch / "root").mkdir()
-            programs = f"{bases[base] / 'bin'}:{os.environ['PATH']}"
-            image = Image(scratch / "root", {"PATH": programs, "HOME": "/nonexistent"})
+            if base in stages:
+                image = stages[base].copied(scratch / "root")
+            else:
+                (scratch / "root").mkdir()
+                programs = f"{bases[base] / 'bin'}:{os.environ['PATH']}"
+                image = Image(scratch / "root", {"PATH": programs, "HOME": "/nonexistent"})
         else:
             assert image, f"{instruction} before FROM"
             _follow(image, instruction, text, context, stages, environment)
     assert image
-    return image
+    stages[name] = image.moved(scratch / f"stage-{name}")
+    return stages
 
 
 def _follow(
-    image: Image, instruction: str, text: str, context: Path, stages: Mapping[str, Path], environment: Mapping[str, str]
+    image: Image,
+    instruction: str,
+    text: str,
+    context: Path,
+    stages: Mapping[str, Image],
+    environment: Mapping[str, str],
 ) -> None:
     match instruction:
         case "WORKDIR":
@@ -89,7 +115,7 @@ def _follow(
             *sources, target = text.split()
             origin = context
             if sources[0].startswith("--from="):
-                origin = stages[sources.pop(0).removeprefix("--from=")]
+                origin = stages[sources.pop(0).removeprefix("--from=")].root
             for source in sources:
                 _copy(origin / source.lstrip("/"), Path(image.path(image.folder)) / image.path(target), target)
         case "RUN":

@@ -40,10 +40,19 @@ def runtime() -> list[Requirement]:
     return _read(re.sub(r"#.*", "", (ROOT / "requirements.txt").read_text()).splitlines())
 
 
+def tools() -> list[Requirement]:
+    """The ranges of what the command line needs."""
+    return runtime() + _extras("tools")
+
+
 def development() -> list[Requirement]:
     """The ranges of what `make test` and `make lint` need."""
+    return runtime() + _extras("tools", "sandbox", "tracing", "dev")
+
+
+def _extras(*names: str) -> list[Requirement]:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    return runtime() + _read(line for extra in ("sandbox", "tracing", "dev") for line in extras[extra])
+    return _read(line for name in names for line in extras[name])
 
 
 def _read(lines: Iterable[str]) -> list[Requirement]:

@@ -6,9 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 
 from tests.support.function import ROOT
-from tests.support.locks import development, disagreements, runtime
+from tests.support.locks import development, disagreements, runtime, tools
 
 LOCK = ROOT / "requirements.lock"
+TOOLS_LOCK = ROOT / "requirements-tools.lock"
 DEVELOPMENT_LOCK = ROOT / "requirements-dev.lock"
 
 
@@ -20,13 +21,18 @@ def test_the_lock_agrees_with_the_ranges() -> None:
     assert disagreements(runtime(), LOCK.read_text()) == []
 
 
+def test_the_lock_of_the_command_line_agrees_with_the_ranges() -> None:
+    assert disagreements(tools(), TOOLS_LOCK.read_text()) == []
+
+
 def test_the_lock_for_development_agrees_with_the_ranges() -> None:
     assert disagreements(development(), DEVELOPMENT_LOCK.read_text()) == []
 
 
-def test_tests_run_with_what_the_image_has() -> None:
+def test_tests_run_with_what_the_images_have() -> None:
     locked, ours = pins(LOCK.read_text()), pins(DEVELOPMENT_LOCK.read_text())
-    assert locked | ours == ours | locked
+    with_tools = pins(TOOLS_LOCK.read_text())
+    assert locked.items() <= with_tools.items() <= ours.items()
     installed = {}
     for name in ours:
         try:
