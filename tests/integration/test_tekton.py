@@ -251,6 +251,13 @@ def test_a_tagged_commit_becomes_a_firmware_of_that_version(
     }
 
 
+def test_a_firmware_can_be_for_some_devices_only(pipeline: Pipeline, registry: DockerRegistry, name: str) -> None:
+    built = pipeline.build(HARDWARE="rev-a,rev-b", REQUIRES=">=1.4 <2")
+    found = annotations(registry, name, built.version)
+    assert found["io.drogue.firmware.hardware"] == "rev-a,rev-b"
+    assert found["io.drogue.firmware.requires"] == ">=1.4 <2"
+
+
 def test_latest_moves_unless_it_is_told_not_to(pipeline: Pipeline, registry: DockerRegistry, name: str) -> None:
     pipeline.repository.tag("1.0")
     assert pipeline.build().version == "1.0"
@@ -793,6 +800,7 @@ def test_what_is_no_address_of_a_repository_is_refused(pipeline: Pipeline, url: 
         ("LATEST", "LATEST is neither true nor false"),
         ("INSECURE", "INSECURE is neither true nor false"),
         ("PAD_TO", "Invalid value for '--pad-to'"),
+        ("REQUIRES", "--requires"),
     ],
 )
 def test_commands_in_what_the_other_steps_are_given_do_nothing(pipeline: Pipeline, param: str, reason: str) -> None:
