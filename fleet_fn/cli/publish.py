@@ -1,5 +1,6 @@
 """`publish`: put a firmware into a registry or an image layout, as an artifact."""
 
+import os
 import re
 import shutil
 import tempfile
@@ -18,15 +19,22 @@ from fleet_fn.cli.options import access_options
 from fleet_fn.cli.publish_annotations import Description
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
+from fleet_fn.oci.attachment import Maker
 from fleet_fn.oci.layout_writer import layout_reference, publish_to_layout
 from fleet_fn.oci.manifest import REVISION_ANNOTATION, SOURCE_ANNOTATION
 from fleet_fn.oci.publication import Content, Published, firmware_warnings
 from fleet_fn.oci.publishing import publish_to_registry
 from fleet_fn.oci.reference import LAYOUT_SCHEME, MAX_TAG_CHARACTERS, Reference, is_name, is_tag
+from fleet_fn.oci.sbom import read_sbom
+from fleet_fn.oci.signatures import BUNDLE
+from fleet_fn.oci.signing import PASSWORD_VARIABLE, load_signing_key
 from fleet_fn.protocol.messages import U32_MAX
 
 #: Stands for the tag if neither the reference nor the version gives one.
 _NO_TAG = "_no_tag_"
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+#: Names of attached documents in the output, by their media types.
+_NAMES = {BUNDLE: "signature"}
 
 
 @click.command("publish")
@@ -40,6 +48,8 @@ _NO_TAG = "_no_tag_"
 @click.option("--requires", metavar="RANGE", help="Versions of a device that may get it: '>=1.4'.")
 @click.option("--source", metavar="URL", help="Repository that it was built from; else git tells.")
 @click.option("--revision", metavar="COMMIT", help="Commit that it was built from; else git tells.")
+@click.option("--sign-key", type=_FILE, metavar="PEM", help="Sign it with this private key.")
+@click.option("--sbom", type=_FILE, metavar="FILE", help="Attach this SBOM: SPDX or CycloneDX.")
 @click.option("--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="Annotate the manifest.")
 @access_options
 def command(
@@ -53,6 +63,8 @@ def command(
     requires: str | None,
     source: str | None,
     revision: str | None,
+    sign_key: Path | None,
+    sbom: Path | None,
     annotations: tuple[str, ...],
     insecure: bool,
     ca_file: str | None,
@@ -73,11 +85,15 @@ def command(
     checkout, git does. If DROGUE_USER is set, the manifest names that user as its author. The same bytes and options
     give the same digest.
 
+    The key of --sign-key is an unencrypted one, or FIRMWARE_SIGN_KEY_PASSWORD is its password. The signature covers the
+    manifest, and so the firmware and all annotations, but not the tag, nor the SBOM.
+
     Exits with 1 if it failed, and with 2 if REF, an option or a setting is wrong.
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     try:
         description = Description(version, hardware, requires, revision, source, annotations)
         described = description.annotate(_folder(file))
+        documents = _documents(sign_key, sbom)
         target = _target(reference, version, insecure, ca_file)
     except UpstreamError as error:
         fail("publish", error.reason, WRONG_USAGE)
@@ -86,7 +102,9 @@ def command(
     try:
         with _seekable(file) as firmware:
             _check_size(firmware, pad_to)
-            published = target.publish(firmware, described, pad_to=pad_to or 1, latest=latest, force=force)
+            published = target.publish(
+                firmware, described, pad_to=pad_to or 1, latest=latest, force=force, documents=documents
+            )
     except UpstreamError as error:
         fail("publish", f"{error.reason}{cure_of_publishing(error.reason)}")
     except OSError as error:
@@ -101,6 +119,8 @@ def command(
     for name, annotation in (("revision", REVISION_ANNOTATION), ("source", SOURCE_ANNOTATION)):
         if annotation in described:
             click.echo(f"{name:<9}  {described[annotation]}")
+    for media_type, digest in published.attached:
+        click.echo(f"{_NAMES.get(media_type, 'sbom'):<9}  {digest}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +172,23 @@ def _why_no_tag(version: str) -> str:
 def _tag_like(version: str) -> str:
     """Return the version if it can be a tag, else a tag that resembles it."""
     return re.sub(r"[^A-Za-z0-9._-]|^[.-]", "_", version)[:MAX_TAG_CHARACTERS]
+
+
+def _documents(sign_key: Path | None, sbom: Path | None) -> list[Maker]:
+    """Return the makers of the documents to attach, the signature last.
+
+    Raises:
+        PermanentError: the key or the SBOM is none.
+        OSError: one of them cannot be read.
+
+    """
+    makers: list[Maker] = []
+    if sbom:
+        document = read_sbom(sbom)
+        makers.append(lambda _: document)
+    if sign_key:
+        makers.append(load_signing_key(sign_key, os.environ.get(PASSWORD_VARIABLE)).sign_manifest)
+    return makers
 
 
 def _folder(file: BinaryIO) -> Path | None:

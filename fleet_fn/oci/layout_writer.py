@@ -5,12 +5,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fleet_fn.errors import PermanentError
+from fleet_fn.oci.attachment import Attachment, Maker, attach, has_entry
 from fleet_fn.oci.layout import LAYOUT_FILE, LAYOUT_VERSION, TAG_ANNOTATION, Layout, tag_of
 from fleet_fn.oci.manifest import INDEX, MANIFEST, digest_of
 from fleet_fn.oci.publication import (
@@ -58,6 +59,7 @@ def publish_to_layout(
     pad_to: int = 1,
     latest: bool = False,
     force: bool = False,
+    documents: Sequence[Maker] = (),
 ) -> Published:
     """Publish a firmware under the tag of `reference`; create a missing layout.
 
@@ -70,6 +72,7 @@ def publish_to_layout(
         pad_to: pad the firmware with 0xff bytes to a multiple of this.
         latest: move the tag `latest`, too.
         force: move the tag even if it names other bytes.
+        documents: make the documents to attach.
 
     Raises:
         PermanentError: the tag has other bytes, or the layout cannot be read.
@@ -90,11 +93,16 @@ def publish_to_layout(
         sha256 = _store_firmware(layout, content, None if is_new else reference)
         _store(layout, EMPTY_CONFIG)
         manifest = make_manifest(content.size, sha256, annotations)
+        attachments = [attach(make(digest_of(manifest)), manifest) for make in documents]
         conflicting_tags = tuple(_conflicting_tags(layout, reference, entries, sha256, annotations))
         _store(layout, manifest)
+        for attachment in attachments:
+            for blob in (*attachment.blobs, attachment.manifest):
+                _store(layout, blob)
         tags = {reference.tag, "latest"} if latest else {reference.tag}
-        _tag(layout, describe(MANIFEST, manifest), {tag for tag in tags if tag})
-    return Published(digest_of(manifest), content.size, sha256, conflicting_tags)
+        _tag(layout, describe(MANIFEST, manifest), {tag for tag in tags if tag}, attachments)
+    attached = tuple((attachment.document.media_type, attachment.digest) for attachment in attachments)
+    return Published(digest_of(manifest), content.size, sha256, conflicting_tags, attached)
 
 
 def _conflicting_tags(
@@ -108,10 +116,12 @@ def _conflicting_tags(
                 yield str(tag)
 
 
-def _tag(layout: Layout, manifest: Mapping[str, Any], tags: set[str]) -> None:
+def _tag(layout: Layout, manifest: Mapping[str, Any], tags: set[str], attachments: Sequence[Attachment]) -> None:
+    """Write the tags of a manifest, and entries without a tag of what is attached to it."""
     index = json.loads((layout.folder / "index.json").read_bytes())
     kept = [entry for entry in index["manifests"] if tag_of(entry) not in tags]
     added = [{**manifest, "annotations": {TAG_ANNOTATION: tag}} for tag in sorted(tags)]
+    added += [attachment.entry for attachment in attachments if not has_entry(kept, attachment.digest)]
     _write(layout.folder / "index.json", compact_json({**index, "manifests": kept + added}))
 
 

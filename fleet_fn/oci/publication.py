@@ -16,7 +16,7 @@ from fleet_fn.protocol.step import FLASH_WORD_BYTES
 
 #: Marks the manifest as an artifact, not an image (OCI image specification, "Guidelines for Artifact Usage").
 _ARTIFACT_TYPE: Final = "application/vnd.drogue.firmware.v1"
-_EMPTY_CONFIG_TYPE: Final = "application/vnd.oci.empty.v1+json"
+EMPTY_CONFIG_TYPE: Final = "application/vnd.oci.empty.v1+json"
 EMPTY_CONFIG: Final = b"{}"
 #: Erased flash memory reads as this byte.
 _PADDING: Final = b"\xff"
@@ -37,6 +37,8 @@ class Published:
     sha256: str
     #: Tags under which the same version has other bytes; a registry's are checked only in part.
     conflicting_tags: tuple[str, ...]
+    #: Media type of each attached document, and the digest of the manifest that attaches it.
+    attached: tuple[tuple[str, str], ...] = ()
 
 
 class Content:
@@ -124,7 +126,7 @@ def make_manifest(size: int, sha256: str, annotations: Mapping[str, str]) -> byt
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "artifactType": _ARTIFACT_TYPE,
-            "config": describe(_EMPTY_CONFIG_TYPE, EMPTY_CONFIG),
+            "config": describe(EMPTY_CONFIG_TYPE, EMPTY_CONFIG),
             "layers": [
                 {
                     "mediaType": FIRMWARE_LAYER,

@@ -27,7 +27,7 @@ from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.oci.access import Access
 from fleet_fn.oci.challenges import parse_challenges
 from fleet_fn.oci.docker_config import Credentials
-from fleet_fn.oci.manifest import INDEXES, MANIFEST, MANIFESTS, MAX_MANIFEST_BYTES, digest_of
+from fleet_fn.oci.manifest import INDEX, INDEXES, MANIFEST, MANIFESTS, MAX_MANIFEST_BYTES, digest_of
 from fleet_fn.oci.publication import WANTS_CREDENTIALS, Content
 from fleet_fn.oci.reference import api_host, is_digest
 
@@ -144,6 +144,29 @@ class PushClient:
                 f"{self._host}: the tag {tag} names {elsewhere} instead of {digest}, which was sent: is another "
                 "client publishing to it?"
             )
+
+    def put(self, manifest: bytes) -> str | None:
+        """Upload a manifest without a tag.
+
+        Return the digest of the manifest that it is attached to, if the registry lists it among that one's referrers;
+        None if the registry keeps no such list.
+
+        Raises:
+            PermanentError, TransientError: the registry refuses the manifest, or is unavailable.
+
+        """
+        url = f"{self._repository}/manifests/{digest_of(manifest)}"
+        return self._request("PUT", url, headers={"Content-Type": MANIFEST}, data=manifest).headers.get("OCI-Subject")
+
+    def replace(self, tag: str, index: bytes) -> None:
+        """Upload an index under `tag`.
+
+        Raises:
+            PermanentError, TransientError: the registry refuses the index, or is unavailable.
+
+        """
+        url = f"{self._repository}/manifests/{tag}"
+        self._request("PUT", url, headers={"Content-Type": INDEX}, data=index)
 
     def _request(
         self,

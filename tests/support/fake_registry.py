@@ -119,7 +119,10 @@ def _manifest(layout: Path, reference: str) -> bytes:
     if ":" in reference:
         return _blob(layout, reference)
     entries = json.loads((layout / "index.json").read_bytes())["manifests"]
-    tagged = {entry["annotations"]["org.opencontainers.image.ref.name"]: entry["digest"] for entry in entries}
+    named = "org.opencontainers.image.ref.name"
+    tagged = {
+        entry["annotations"][named]: entry["digest"] for entry in entries if named in entry.get("annotations", ())
+    }
     return _blob(layout, tagged[reference])
 
 

@@ -13,6 +13,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +31,8 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.oci.publication import firmware_warnings
 from fleet_fn.oci.reference import parse_reference
+from fleet_fn.oci.signature_keys import read_keys
+from fleet_fn.oci.signatures import check_bundle
 from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.messages import Write
 from fleet_fn.sandbox.simulated_device import FirmwareManagerDevice, Outcome
@@ -717,6 +727,92 @@ def test_firmware_from_standard_input_has_no_origin(layout: Layout, monkeypatch:
     reference = f"oci-layout:{layout.folder}:1"
     result = CliRunner().invoke(main, ["publish", "-", reference, "--version", "1"], input=CONTENT)
     assert result.exit_code == 0
+
+
+# --- Signatures and SBOMs ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    path = tmp_path / "key.pem"
+    path.write_bytes(private_pem())
+    return path
+
+
+def private_pem(password: bytes | None = None) -> bytes:
+    encryption = BestAvailableEncryption(password) if password else NoEncryption()
+    return PRIVATE_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+
+PRIVATE_KEY = ec.generate_private_key(ec.SECP256R1())
+PUBLIC_KEY = PRIVATE_KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def attached(layout: Layout, digest: str) -> tuple[dict[str, Any], bytes]:
+    """The manifest of an attachment, and its document."""
+    manifest = json.loads(layout.blob(digest))
+    return manifest, layout.blob(manifest["layers"][0]["digest"])
+
+
+def test_a_signature_is_attached(layout: Layout, key: Path) -> None:
+    told = lines(layout.publish("1", "--sign-key", str(key)))
+    manifest, bundle = attached(layout, told["signature"])
+    assert manifest["subject"]["digest"] == told["digest"]
+    (public,) = read_keys(PUBLIC_KEY, "it", "it")
+    assert check_bundle(bundle, told["digest"], [public]) == public
+    assert lines(layout.publish("1", "--sign-key", str(key))) == told
+    assert [entry["digest"] for entry in layout.index()["manifests"]].count(told["signature"]) == 1
+
+
+def test_a_signature_does_not_change_the_digest(layout: Layout, key: Path) -> None:
+    unsigned = lines(layout.publish("1"))
+    assert "signature" not in unsigned
+    assert lines(layout.publish("1", "--sign-key", str(key)))["digest"] == unsigned["digest"]
+
+
+def test_the_password_of_a_key_comes_from_the_environment(
+    layout: Layout, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key.write_bytes(private_pem(b"s3cret"))
+    refusal = assert_refused(layout.publish("1", "--sign-key", str(key)), code=2)
+    assert refusal == f"{key}: the key is encrypted; set FIRMWARE_SIGN_KEY_PASSWORD to its password"
+    monkeypatch.setenv("FIRMWARE_SIGN_KEY_PASSWORD", "not-it")
+    refusal = assert_refused(layout.publish("1", "--sign-key", str(key)), code=2)
+    assert refusal == f"{key}: no private key (PEM), or FIRMWARE_SIGN_KEY_PASSWORD is not its password"
+    assert not layout.folder.exists()
+    monkeypatch.setenv("FIRMWARE_SIGN_KEY_PASSWORD", "s3cret")
+    assert "signature" in lines(layout.publish("1", "--sign-key", str(key)))
+
+
+@pytest.mark.parametrize(
+    ("document", "media_type"),
+    [
+        ({"bomFormat": "CycloneDX", "specVersion": "1.6"}, "application/vnd.cyclonedx+json"),
+        ({"spdxVersion": "SPDX-2.3"}, "application/spdx+json"),
+    ],
+)
+def test_an_sbom_is_attached(layout: Layout, document: dict[str, str], media_type: str) -> None:
+    file = layout.file.with_name("sbom.json")
+    file.write_text(json.dumps(document))
+    told = lines(layout.publish("1", "--sbom", str(file)))
+    manifest, content = attached(layout, told["sbom"])
+    assert content == file.read_bytes()
+    assert manifest["subject"]["digest"] == told["digest"]
+    (layer,) = manifest["layers"]
+    assert manifest["artifactType"] == layer["mediaType"] == media_type
+    assert layer["annotations"] == {"org.opencontainers.image.title": "sbom.json"}
+
+
+def test_what_is_no_sbom_and_no_key_is_refused(layout: Layout) -> None:
+    for option, reason in (
+        ("--sbom", "neither an SPDX nor a CycloneDX document"),
+        ("--sign-key", "no private key (PEM)"),
+    ):
+        assert assert_refused(layout.publish("1", option, str(layout.file)), code=2) == f"{layout.file}: {reason}"
+        missing = layout.publish("1", option, f"{layout.file}.missing")
+        assert missing.exit_code == 2
+        assert "does not exist" in missing.stderr
+    assert not layout.folder.exists()
 
 
 # --- Who published it
