@@ -8,7 +8,7 @@ COMPILE := UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-https://pypi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench plots soak fuzz peers audit lock lint format clean
+.PHONY: help demo test bench plots soak fuzz peers audit sbom lock lint format clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,12 @@ help: ## print this list
 .venv/.uv:
 	$(PYTHON) -m venv .venv/uv
 	.venv/uv/bin/python -m pip install --quiet --disable-pip-version-check 'uv~=0.13.9'
+	touch $@
+
+# Likewise: its dependencies are none of ours.
+.venv/.sbom: .venv/.dev
+	$(PYTHON) -m venv .venv/sbom
+	.venv/sbom/bin/python -m pip install --quiet --disable-pip-version-check 'cyclonedx-bom~=7.5' 'uv~=0.13.9'
 	touch $@
 
 # What tests install into environments of their own: the function's dependencies, and what `func` puts around it.
@@ -70,6 +76,9 @@ peers: .venv/.dev ## run device code in Rust; needs cargo; ARGS='--board plain'
 
 audit: .venv/.audit ## look up advisories about the dependencies
 	@$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements-tools.lock
+
+sbom: .venv/.sbom ## list the images' packages in build/*.cdx.json
+	@$(BIN)/python -m tests.sbom
 
 lock: .venv/.uv ## renew the locked dependencies, within their ranges
 	$(COMPILE) -o requirements.lock requirements.txt
