@@ -10,7 +10,7 @@ from fleet_fn.drogue.spec_values import MalformedSpecError, check_keys
 _KEYS: Final = (*SOURCES, *POLICY_KEYS)
 #: Keys that users set one level too high, with their paths.
 _DEEPER: Final = (
-    *(f"container.{key}" for key in ("image", "imagePullPolicy", "platform")),
+    *(f"container.{key}" for key in ("image", "version", "imagePullPolicy", "platform")),
     *(f"rollout.{key}" for key in ROLLOUT_KEYS),
 )
 

@@ -11,6 +11,7 @@ from fleet_fn.drogue.spec_values import (
     describe,
     join_words,
     malformed,
+    read_choice,
     read_count,
     read_flag,
     read_list,
@@ -23,10 +24,15 @@ from fleet_fn.drogue.spec_values import (
 from fleet_fn.protocol.messages import U32_MAX
 
 #: The policy's keys in `spec.firmware`, and in its `rollout`.
-POLICY_KEYS: Final = ("rollout", "maxAttempts", "retry", "mtu")
+POLICY_KEYS: Final = ("rollout", "maxAttempts", "retry", "mtu", "hardware", "downgrades")
 ROLLOUT_KEYS: Final = ("paused", "percent", "stages", "maxFailed", "salt", "labels", "window", "midway")
 _STAGE_KEYS: Final = ("percent", "approval", "after", "success", "over")
 _WINDOW_KEYS: Final = ("from", "to", "timezone", "days")
+#: Paths of the policy's keys, which users set one level too low.
+OUTER_PATHS: Final = tuple(f"spec.firmware.{key}" for key in POLICY_KEYS)
+#: The values of `downgrades`.
+ALLOW: Final = "allow"
+REFUSE: Final = "refuse"
 #: The values of `rollout.midway`.
 FINISH: Final = "finish"
 RESTART: Final = "restart"
@@ -103,6 +109,10 @@ class Policy:
     mtu: int | None = None
     #: For a device midway whose target moves: `finish` or `restart`.
     midway: str | None = None
+    #: The device's hardware, which a firmware has to be built for.
+    hardware: str | None = None
+    #: Whether a version below the device's is sent: `allow` or `refuse`.
+    downgrades: str | None = None
 
     def over(self, other: "Policy") -> "Policy":
         """Return both policies merged; each key that is set here wins.
@@ -130,7 +140,7 @@ def read_policy(section: Mapping[str, Any]) -> Policy:
     """
     if not any(key in section for key in POLICY_KEYS):
         return NONE
-    rollout = read_map(section.get("rollout"), "rollout", ROLLOUT_KEYS)
+    rollout = read_map(section.get("rollout"), "rollout", ROLLOUT_KEYS, OUTER_PATHS)
     if rollout.get("percent") is not None and rollout.get("stages") is not None:
         raise MalformedSpecError("rollout.stages is set beside percent; only one of them may be set")
     return Policy(
@@ -146,7 +156,9 @@ def read_policy(section: Mapping[str, Any]) -> Policy:
         max_attempts=read_count(section.get("maxAttempts"), "maxAttempts", None, "a whole number above 0"),
         retry=read_text(section.get("retry"), "retry"),
         mtu=read_count(section.get("mtu"), "mtu", U32_MAX, f"a whole number of bytes from 1 to {U32_MAX}"),
-        midway=_read_midway(rollout.get("midway")),
+        midway=read_choice(rollout.get("midway"), "rollout.midway", (FINISH, RESTART)),
+        hardware=_read_hardware(section.get("hardware")),
+        downgrades=read_choice(section.get("downgrades"), "downgrades", (ALLOW, REFUSE)),
     )
 
 
@@ -194,10 +206,14 @@ def _read_labels(value: object) -> Mapping[str, str] | None:
     return value
 
 
-def _read_midway(value: object) -> str | None:
-    if value is None or value in (FINISH, RESTART):
-        return value if isinstance(value, str) else None
-    raise malformed("rollout.midway", value, f"{FINISH} or {RESTART}")
+def _read_hardware(value: object) -> str | None:
+    """Return the name of the device's hardware.
+
+    Annotations separate names by commas, and have no spaces around them.
+    """
+    if value is None or (isinstance(value, str) and value and value == value.strip() and "," not in value):
+        return value
+    raise malformed("hardware", value, "the name of the device's hardware, such as rev-b: one name, without a comma")
 
 
 def _read_window(value: object) -> Window | None:

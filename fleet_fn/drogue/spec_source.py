@@ -4,10 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from fleet_fn.drogue.spec_values import MalformedSpecError, check_keys, malformed, read_name, read_text
+from fleet_fn.drogue.spec_policy import OUTER_PATHS
+from fleet_fn.drogue.spec_values import (
+    MalformedSpecError,
+    check_keys,
+    describe,
+    malformed,
+    read_choice,
+    read_name,
+    read_text,
+)
 
 #: The keys of each kind of source; `oci` is an alias of `container`.
-_IMAGE_KEYS: Final = ("image", "imagePullPolicy", "platform", "build")
+_IMAGE_KEYS: Final = ("image", "version", "imagePullPolicy", "platform", "build")
 _KEYS: Final = {"container": _IMAGE_KEYS, "oci": _IMAGE_KEYS, "file": ("name",), "hawkbit": ("controller",)}
 #: The kinds of sources.
 SOURCES: Final = tuple(_KEYS)
@@ -23,6 +32,8 @@ class Image(NamedTuple):
     always: bool = False
     #: Selects one of an index's manifests by platform, or by annotation.
     platform: str | None = None
+    #: Range of semantic versions. Then the tags in it are the versions to choose from, and `reference` has no tag.
+    version: str | None = None
 
 
 class File(NamedTuple):
@@ -55,7 +66,7 @@ def read_source(section: Mapping[str, Any]) -> Source | None:
     source = section[kind]
     if not isinstance(source, dict):
         raise malformed(kind, source, "a map")
-    check_keys(source, kind, _KEYS[kind])
+    check_keys(source, kind, _KEYS[kind], OUTER_PATHS)
     if kind == "hawkbit":
         read_text(source.get("controller"), "hawkbit.controller")
         return HawkBit()
@@ -65,10 +76,27 @@ def read_source(section: Mapping[str, Any]) -> Source | None:
 
 
 def _read_image(source: Mapping[str, Any], kind: str) -> Image:
-    pull_policy, platform = source.get("imagePullPolicy"), source.get("platform")
     reference = read_name(source.get("image"), f"{kind}.image", "name, name:tag or name@sha256:…")
-    if pull_policy is not None and pull_policy not in _PULL_POLICIES:
-        raise malformed(f"{kind}.imagePullPolicy", pull_policy, " or ".join(_PULL_POLICIES))
+    pull_policy = read_choice(source.get("imagePullPolicy"), f"{kind}.imagePullPolicy", _PULL_POLICIES)
+    platform, version = source.get("platform"), source.get("version")
     if platform is not None:
         platform = read_name(platform, f"{kind}.platform", "a platform, such as linux/arm64")
-    return Image(reference, always=pull_policy == "Always", platform=platform)
+    if version is not None:
+        version = _read_range(version, f"{kind}.version")
+        if ":" in reference or "@" in reference:
+            raise MalformedSpecError(
+                f"{kind}.version is set beside the tag or the digest of {kind}.image; only one of them may be set"
+            )
+    return Image(reference, always=pull_policy == "Always", platform=platform, version=version)
+
+
+def _read_range(value: object, path: str) -> str:
+    if not isinstance(value, str):
+        hint = ": YAML makes a number of 1.2 without quotes" if isinstance(value, int | float) else ""
+        raise malformed(path, value, f'a range of semantic versions in quotes, such as ">=1.2 <2"{hint}')
+    from fleet_fn.version_range import MalformedRangeError, parse_range  # imported when needed: most specs name a tag
+
+    try:
+        return parse_range(value).text
+    except MalformedRangeError as error:
+        raise MalformedSpecError(f"{path} is {describe(value)}; it {error}") from error

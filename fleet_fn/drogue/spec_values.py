@@ -29,8 +29,8 @@ class MalformedSpecError(PermanentError):
     """
 
 
-def read_map(value: object, path: str, keys: Sequence[str]) -> Mapping[str, Any]:
-    """Return a map with known keys only; an empty one for null.
+def read_map(value: object, path: str, keys: Sequence[str], elsewhere: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Return a map with known keys only; an empty one for null. See `check_keys`.
 
     Raises:
         MalformedSpecError: it is no map, or has a key that is not known.
@@ -40,7 +40,7 @@ def read_map(value: object, path: str, keys: Sequence[str]) -> Mapping[str, Any]
         return {}
     if not isinstance(value, dict):
         raise malformed(path, value, f"a map with {join_words(keys)}")
-    check_keys(value, path, keys)
+    check_keys(value, path, keys, elsewhere)
     return value
 
 
@@ -80,6 +80,13 @@ def read_flag(value: object, path: str) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     raise malformed(path, value, "true or false")
+
+
+def read_choice(value: object, path: str, choices: Sequence[str]) -> str | None:
+    """Return one of some words; None for null."""
+    if value is None or (isinstance(value, str) and value in choices):
+        return value
+    raise malformed(path, value, " or ".join(choices))
 
 
 def read_percent(value: object, path: str, least: float = 0) -> float | None:
