@@ -15,12 +15,16 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
+def _cut(text: str) -> str:
+    is_long = len(text) > _MAX_REASON_CHARACTERS
+    return one_line(f"{text[:_MAX_REASON_CHARACTERS]}…" if is_long else text)
+
+
 class UpstreamError(Exception):
     """An upstream did not deliver, for a reason."""
 
     def __init__(self, reason: str) -> None:
-        is_long = len(reason) > _MAX_REASON_CHARACTERS
-        super().__init__(one_line(f"{reason[:_MAX_REASON_CHARACTERS]}…" if is_long else reason))
+        super().__init__(_cut(reason))
         #: The upstream may have acted on the request all the same. A request that was not sent, or was answered with
         #: 4xx, had no effect.
         self.may_have_acted = True
@@ -61,6 +65,12 @@ class RateLimitedError(TransientError):
 
 class PermanentError(UpstreamError):
     """No retry within seconds can help: an operator has to act."""
+
+    def __init__(self, reason: str, message: str = "") -> None:
+        """Create an error; if the reason is a word for programs, `message` tells people."""
+        super().__init__(reason)
+        #: The particulars, in one line; empty if the reason has them.
+        self.message = _cut(message)
 
 
 class TooLargeError(PermanentError):

@@ -120,7 +120,9 @@ class Range:
 
 @lru_cache(_REMEMBERED_RANGES)
 def parse_range(text: str) -> Range:
-    """Return the range in a text, such as `>=1.2 <2`, `1.x`, `^1.2`, `~1.2 || 2.0.1` or `1.2 - 2.3`.
+    """Return the range in a text.
+
+    Examples are `>=1.2 <2`, `1.x`, `^1.2`, `~1.2 || 2.0.1` and `1.2 - 2.3`.
 
     Raises:
         MalformedRangeError: it is none.
@@ -160,12 +162,12 @@ class _Term:
 
     @property
     def lowest(self) -> Version:
-        """The lowest version that the parts describe; without pre-releases, unless one is given."""
+        """The lowest release that the parts describe, or the pre-release that is given."""
         major, minor, patch = (*self.parts, 0, 0, 0)[:3]
         return Version(major, minor, patch, self.is_release, self.prerelease)
 
     def following(self, position: int) -> Version:
-        """Return the first version, pre-releases included, after those that agree up to a part's position."""
+        """Return the lowest version after those with the same parts up to a position."""
         parts = (*self.parts[:position], self.parts[position] + 1, 0, 0)
         return Version(parts[0], parts[1], parts[2], False, _LOWEST.prerelease)
 
@@ -208,7 +210,10 @@ def _comparators(term: _Term) -> tuple[_Comparator, ...]:
 
 
 def _up_to(term: _Term, fixed: int) -> tuple[_Comparator, ...]:
-    """Return the conditions of versions from a term's on whose parts up to `fixed` are the same."""
+    """Return the conditions of a term's version, and of those above that share parts.
+
+    They share those up to the position `fixed`.
+    """
     return _Comparator(_Is.AT_LEAST, term.lowest), _Comparator(_Is.BELOW, term.following(fixed))
 
 
@@ -223,7 +228,7 @@ def _between(first: _Term, last: _Term) -> tuple[_Comparator, ...]:
 
 
 def _read_identifiers(text: str | None) -> _Identifiers | None:
-    """Return the identifiers of a pre-release; None if a number among them begins with 0."""
+    """Return the identifiers of a pre-release; None if a number begins with 0."""
     if text is None:
         return ()
     parts = text.split(".")

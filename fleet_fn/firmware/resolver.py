@@ -61,7 +61,9 @@ class _Cache(Generic[V]):
         ask: Callable[[V | None, Deadline], V],
         deadline: Deadline,
     ) -> V:
-        """Return the result for a reference; `ask` the store, with the last one, if it is too old.
+        """Return the result for a reference.
+
+        `ask` gets the last one, if there is one, and is called if that is too old.
 
         Raises:
             NotReadyError, PermanentError, TransientError: those of `ask`.

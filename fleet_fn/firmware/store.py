@@ -120,7 +120,7 @@ class ImageStore(Store, Protocol):
     """A source of firmware in repositories, which have tags."""
 
     def tags(self, reference: Reference, deadline: Deadline, *, whole: bool = False) -> list[str]:
-        """Return the tags of the repository that `reference` names; with `whole`, all of them.
+        """Return tags of the repository that `reference` names; with `whole`, all.
 
         Raises:
             PermanentError: there is no such repository, or it is malformed, or it denies access; or it has more tags

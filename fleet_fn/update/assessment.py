@@ -14,7 +14,7 @@ from fleet_fn.drogue.device_registry import (
 )
 from fleet_fn.drogue.events import Event
 from fleet_fn.drogue.update_record import LastAnswered
-from fleet_fn.errors import UpstreamError
+from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.firmware.store import Firmware, NotReadyError
 from fleet_fn.protocol.dialects import MAX_VERSION_BYTES, AnswerForm, Dialect, room_for_data
 from fleet_fn.protocol.messages import U32_MAX, Status, Swap
@@ -54,8 +54,9 @@ class View(NamedTuple):
     #: The firmware whose blocks the device gets: the target, or the one that it finishes first.
     served: Firmware | None = None
     decision: Decision | None = None
-    #: Why the target could not be resolved; empty if nothing went wrong.
+    #: Why the target could not be resolved, and the particulars; empty if nothing went wrong.
     problem: str = ""
+    message: str = ""
 
     @property
     def rests_on(self) -> Freshness:
@@ -110,15 +111,17 @@ class Assessor:
         syncs_first = confirm(status, None, context)
         try:
             until = deadline.leave(_KEPT_FOR_SYNC) if syncs_first else deadline
-            firmware = self._targets.find(received, desired, ages, until)
-            if firmware is None:
+            choice = self._targets.find(received, desired, ages, until)
+            if choice is None:
                 return View(desired)
+            firmware, context = choice.firmware, context._replace(rollout_version=choice.highest)
             served = self._targets.find_begun(received, desired, firmware, ages, until) or firmware
         except (UpstreamError, NotReadyError) as error:
             if syncs_first is None:
                 raise
             warn("target not resolved", event, error)
-            return View(desired, decision=syncs_first, problem=error.reason)
+            message = error.message if isinstance(error, PermanentError) else ""
+            return View(desired, decision=syncs_first, problem=error.reason, message=message)
         decision = self._decide(status, served, context, form)
         if served is not firmware and isinstance(decision.step, Block) and decision.step.offset == 0:
             # A device that has to begin anew all the same begins with its target.

@@ -259,7 +259,7 @@ def _hold(
         held = hold_swap(policy, context.now)
     elif step.offset == 0:
         device = Candidate(context.uid, context.labels)
-        held = hold_start(policy, device, version, context.now, context.rollout)
+        held = hold_start(policy, device, context.rollout_version or version, context.now, context.rollout)
     else:
         held = None
     if held is None:

@@ -96,7 +96,7 @@ class UpdateHandler:
                 self._follow_up(event, reply, again, deadline)
             return outcome
         except PermanentError as error:
-            return Outcome(OutcomeName.FAILED, error.reason)
+            return Outcome(OutcomeName.FAILED, error.reason, error.message)
         except TransientError as error:
             return Outcome(OutcomeName.RETRY, error.reason, retry_after=error.retry_after)
 
@@ -128,7 +128,8 @@ class UpdateHandler:
         except DeviceNotFoundError as error:
             return Reply(Outcome(OutcomeName.FAILED, error.reason), None, form)
         except PermanentError as error:
-            return self._failure(received, error.reason)
+            failure = self._failure(received, error.reason, error.message)
+            return failure._replace(outcome=failure.outcome._replace(message=error.message))
 
     def _view(self, received: DeviceStatus, deadline: Deadline) -> View:
         """Return the decision on facts that are as fresh as its command needs them."""

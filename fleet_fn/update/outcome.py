@@ -38,6 +38,8 @@ class Outcome(NamedTuple):
 
     name: OutcomeName
     reason: str | None = None
+    #: Particulars of a failure whose reason is a word, for people; empty if the reason has them.
+    message: str = ""
     #: Of a block or a swap.
     version: str | None = None
     offset: int | None = None

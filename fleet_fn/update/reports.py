@@ -42,7 +42,7 @@ def report_of(
     if isinstance(step, Sync):
         return Report(current, current, (Condition(IN_SYNC, "True"),), before, record, heartbeat=heartbeat)
     if firmware is None or view.target is None:
-        return Report(current, UNKNOWN, (Condition(IN_SYNC, "False", view.problem),), before, record)
+        return Report(current, UNKNOWN, (Condition(IN_SYNC, "False", view.problem, view.message),), before, record)
     conditions = [Condition(IN_SYNC, "False", *_explanation(view, step, refusal))]
     written = 0
     if isinstance(step, Block):

@@ -1,12 +1,13 @@
 """Find the firmware that a device should run, or finishes first."""
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry import Desired
 from fleet_fn.drogue.events import Event
-from fleet_fn.drogue.spec_policy import FINISH, RESTART
+from fleet_fn.drogue.spec_policy import FINISH, REFUSE, RESTART
 from fleet_fn.drogue.spec_source import File, Image, Source
 from fleet_fn.drogue.update_record import Origin, Record
 from fleet_fn.errors import PermanentError
@@ -17,7 +18,10 @@ from fleet_fn.firmware.trust import Trust, as_signed
 from fleet_fn.oci.reference import Reference, fill_in, image_reference
 from fleet_fn.protocol.dialects import Dialect
 from fleet_fn.settings import Settings
+from fleet_fn.update import fitness
+from fleet_fn.update.choice import Choice, Repository, choose_in_range
 from fleet_fn.update.decision import MAX_ATTEMPTS, has_begun
+from fleet_fn.update.fitness import Fitting
 from fleet_fn.update.freshness import Ages, Clock
 from fleet_fn.update.values import DeviceStatus
 from fleet_fn.update.warnings import warn
@@ -43,10 +47,11 @@ class TargetFinder:
         self._images, self._files, self._trust = resolvers
         self._clock = clock
 
-    def find(self, received: DeviceStatus, desired: Desired, ages: Ages, deadline: Deadline) -> Firmware | None:
+    def find(self, received: DeviceStatus, desired: Desired, ages: Ages, deadline: Deadline) -> Choice | None:
         """Return the firmware that a device should run; None if none is named.
 
         Raises:
+            UnfitError: it is not for this device.
             NotReadyError, PermanentError, TransientError: it cannot be had.
 
         """
@@ -54,10 +59,16 @@ class TargetFinder:
         source = self._source(event, desired)
         if source is None:
             return None
+        device = self._fitting(received, desired)
         with self._clock.final_if_too_late(event, PermanentError):
-            firmware = self._resolve(event, source, ages, deadline)
-            signature = self._trust.check(firmware, event.application, deadline)
-        return firmware if signature is None else as_signed(firmware, signature)
+            if isinstance(source, Image) and source.version is not None:
+                choice = self._choose(event, source, source.version, device, ages, deadline)
+            else:
+                firmware = self._resolve(event, source, ages, deadline)
+                choice = Choice(firmware, firmware.version)
+        if choice.firmware.version.encode() != received.status.version:  # else nothing is sent
+            fitness.check(choice.firmware, device)
+        return choice
 
     def find_begun(
         self, received: DeviceStatus, desired: Desired, target: Firmware, ages: Ages, deadline: Deadline
@@ -81,13 +92,16 @@ class TargetFinder:
         if (desired.policy.midway or default) == RESTART or _is_given_up(record, desired):
             return None
         try:
-            begun = self.find(received, _desire(desired, record.origin), ages, deadline)
+            with self._clock.final_if_too_late(event, PermanentError):
+                begun = self._resolve(event, _source_of(record.origin), ages, deadline)
+            # A digest need not tell the version.
+            is_own = begun.has_own_version and begun.version == record.version
+            begun = replace(begun, version=record.version, has_own_version=is_own)
+            fitness.check(begun, self._fitting(received, desired))
         except PermanentError as error:
             warn("firmware that the device has begun is gone", event, error)
             return None
-        if begun is None or begun.checksum.hex() != record.checksum:
-            return None
-        return replace(begun, version=record.version)  # a digest need not tell the version
+        return begun if begun.checksum.hex() == record.checksum else None
 
     def origin(self, event: Event, desired: Desired, firmware: Firmware) -> Origin | None:
         """Return the place of the target's bytes, independent of tags."""
@@ -105,14 +119,47 @@ class TargetFinder:
             source = Image(fill_in(self._settings.firmware_default_image, names))
         return source
 
+    def _fitting(self, received: DeviceStatus, desired: Desired) -> Fitting:
+        policy = desired.policy
+        return Fitting(
+            received.status.version.decode("utf-8", "backslashreplace"),
+            policy.hardware,
+            refuses_downgrades=policy.downgrades == REFUSE,
+            trusts_no_tag=self._trust.wants_signatures,
+        )
+
+    def _choose(
+        self, event: Event, source: Image, version: str, device: Fitting, ages: Ages, deadline: Deadline
+    ) -> Choice:
+        """Return the highest firmware in a range of versions that a device may take."""
+        from fleet_fn.version_range import parse_range  # imported when needed: most specs name a tag
+
+        reference = self._reference(event, source)
+
+        def firmware(tag: str, max_age: float) -> Firmware:
+            return self._image(event, replace(reference, tag=tag), max_age, ages, deadline)
+
+        versions = partial(self._images.versions, reference, deadline=deadline, stale_age=ages.stale)
+        max_age = ages.always if source.always else ages.manifest
+        repository = Repository(versions, firmware)
+        return choose_in_range(repository, parse_range(version), device, max_age, self._settings.manifest_ttl_seconds)
+
     def _resolve(self, event: Event, source: Source, ages: Ages, deadline: Deadline) -> Firmware:
+        """Return the firmware of a source that names one, if it may be served."""
         if isinstance(source, Image):
             max_age = ages.always() if source.always else ages.manifest()
-            return self._images.resolve(self._reference(event, source), max_age, deadline, stale_age=ages.stale)
+            return self._image(event, self._reference(event, source), max_age, ages, deadline)
         if isinstance(source, File) and self._files is not None:
             # Unlike a blob's, its bytes may be others by now: what describes them is read each time.
-            return self._files.resolve(file_reference(source.name), 0.0, deadline)
+            return self._trusted(event, self._files.resolve(file_reference(source.name), 0.0, deadline), deadline)
         raise PermanentError("unsupported-source")
+
+    def _image(self, event: Event, reference: Reference, max_age: float, ages: Ages, deadline: Deadline) -> Firmware:
+        return self._trusted(event, self._images.resolve(reference, max_age, deadline, stale_age=ages.stale), deadline)
+
+    def _trusted(self, event: Event, firmware: Firmware, deadline: Deadline) -> Firmware:
+        signature = self._trust.check(firmware, event.application, deadline)
+        return firmware if signature is None else as_signed(firmware, signature)
 
     def _reference(self, event: Event, image: Image) -> Reference:
         return image_reference(image.reference, self._settings.firmware_prefix, event.application, image.platform)
@@ -128,8 +175,6 @@ def _is_given_up(record: Record, desired: Desired) -> bool:
     return desired.rollout.halts(record.version, desired.policy.max_failed)
 
 
-def _desire(desired: Desired, origin: Origin) -> Desired:
-    """Return what would be desired if the spec named an update's origin."""
-    if origin.image:
-        return desired._replace(source=Image(origin.image, platform=origin.platform))
-    return desired._replace(source=File(origin.file or ""))
+def _source_of(origin: Origin) -> Source:
+    """Return the source that names an update's origin."""
+    return Image(origin.image, platform=origin.platform) if origin.image else File(origin.file or "")

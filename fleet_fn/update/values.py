@@ -100,6 +100,8 @@ class DecisionContext(NamedTuple):
     policy: Policy = NONE
     #: The state of the application's rollout.
     rollout: RolloutStatus = NO_ROLLOUT
+    #: The version that the rollout is of, which a device may have to reach by way of others; empty: the target's.
+    rollout_version: str = ""
     uid: str = ""
     labels: Mapping[str, str] = MappingProxyType({})
     #: The record of this event's answer; None if the answer is only shown.

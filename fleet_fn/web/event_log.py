@@ -26,6 +26,7 @@ def log_event(event: Event | None, outcome: Outcome, seconds: float) -> None:
     fields: Mapping[str, Any] = {
         "outcome": outcome.name,
         "reason": outcome.reason,
+        "detail": outcome.message,
         "application": event.application if event else None,
         "device": event.device if event else None,
         "version": outcome.version,

@@ -18,7 +18,8 @@ _WITH_REASON: Final = (OutcomeName.WITHHELD, OutcomeName.WAIT, OutcomeName.FAILE
 
 def error_response(outcome: Outcome, status: HTTPStatus) -> Response:
     """Return the response to an event or a preview whose status is not 2xx."""
-    response = problem(status, outcome.reason or status.phrase, outcome=outcome.name)
+    detail = ": ".join(filter(None, (outcome.reason, outcome.message)))
+    response = problem(status, detail or status.phrase, outcome=outcome.name)
     response.headers["Fleet-Outcome"] = structured_field(outcome)
     if outcome.name == OutcomeName.RETRY:
         response.headers["Retry-After"] = str(outcome.retry_after or 1)
@@ -37,6 +38,8 @@ def preview_response(event: Event | None, reply: Reply) -> Response:
         "dialect": reply.form.dialect.value if reply.form else None,
         "command": documented_json(reply.command) if reply.command else None,
     }
+    if reply.outcome.message:
+        preview["message"] = reply.outcome.message
     return Response(json.dumps(preview) + "\n", mimetype="application/json")
 
 
