@@ -9,12 +9,14 @@ from fleet_fn.drogue.device_registry_object import RegistryObject
 from fleet_fn.drogue.firmware_spec import Malformed
 from fleet_fn.drogue.listing import Device
 from fleet_fn.drogue.spec_policy import NONE, Policy
+from fleet_fn.drogue.spec_source import Image
 from fleet_fn.drogue.status_report import UNKNOWN
 from fleet_fn.fleet.rows import Row
 from fleet_fn.fleet.states import State
 from fleet_fn.fleet.stops import Stop, find_stop
 from fleet_fn.update.policy import Candidate, hold_draw
 from fleet_fn.update.stages import Position
+from fleet_fn.version_range import Version
 
 #: UIDs that are kept as texts, before they are packed.
 _CHUNK: Final = 1000
@@ -191,7 +193,14 @@ class RolloutCount:
         A rollout that was started with `fleet-fn rollout` names its version. If the application's firmware was changed
         by other means since, devices report another target later.
         """
-        rollout = self.application.rollout
+        rollout, source = self.application.rollout, self.application.source
+        if isinstance(source, Image) and source.version is not None:
+            # Devices are led to the highest version, some of them by way of others.
+            known = {
+                version: text for text in (rollout.version, *self._targeted) if (version := Version.read(text or ""))
+            }
+            if known:
+                return known[max(known)]
         latest = max(self._targeted, key=lambda version: self._targeted[version], default=None)
         if rollout.version is None or latest is None:
             return rollout.version or latest

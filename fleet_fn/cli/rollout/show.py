@@ -69,6 +69,10 @@ def _rows(overview: Overview) -> Iterator[tuple[str, str]]:
     application, progress, now = overview.application, overview.progress, overview.now
     yield "application", application.name
     yield "firmware", f"{_source(overview)}, version {overview.version or 'unknown'}"
+    if overview.target and overview.target.hardware:
+        yield "hardware", ", ".join(overview.target.hardware)
+    if overview.target and overview.target.requires:
+        yield "requires", overview.target.requires
     if overview.problem:
         yield "problem", overview.problem
     if progress:
@@ -137,6 +141,8 @@ def _source(overview: Overview) -> str:
 
 
 def _describe_source(kind: str, source: Any) -> str:
+    if source.get("version") is not None:
+        return f"{source.get('image')} {source['version']}"
     return str(source.get("image") or f"{kind} {source.get('name') or source.get('controller') or ''}".strip())
 
 

@@ -206,6 +206,8 @@ def _print_firmware(candidate: Candidate) -> None:
         "size": firmware.size,
         "sha256": f"{firmware.checksum.hex()} (verified)",
         "authors": firmware.authors,
+        "hardware": ", ".join(firmware.hardware),
+        "requires": firmware.requires,
     }
     for name, value in rows.items():
         if value:

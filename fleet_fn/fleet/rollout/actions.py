@@ -39,6 +39,9 @@ class Target(NamedTuple):
     version: str
     #: `name@sha256:…`, by which it can be named even after its tag has moved; None for a file.
     image: str | None = None
+    #: What the firmware asks of a device; empty for a recorded target, and if it asks for nothing.
+    hardware: tuple[str, ...] = ()
+    requires: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +224,7 @@ def _previous(application: Application, wanted: Start) -> Previous | None:
         # The tag is gone, or has been moved to the new firmware already.
         return _replaced(application, wanted.target) or (None if before else Previous(kind, source))
     pinned = before.image if _moves(application) else None
-    return Previous(kind, {**source, "image": pinned} if pinned else source, before.version)
+    return Previous(kind, _with_reference(source, pinned) if pinned else source, before.version)
 
 
 def _replaced(application: Application, target: Target) -> Previous | None:
@@ -230,13 +233,21 @@ def _replaced(application: Application, target: Target) -> Previous | None:
     if section is None or application.image is None or known in (None, target.version):
         return None
     kind, source = section
-    return Previous(kind, {**source, "image": application.image}, known)
+    return Previous(kind, _with_reference(source, application.image), known)
 
 
 def _moves(application: Application) -> bool:
-    """Return whether the application's image is expected to name other firmware later."""
+    """Return whether the application's image is expected to name other firmware later.
+
+    A reference with a range of versions has no tag, so it counts as `latest`.
+    """
     source = application.source
     return isinstance(source, Image) and parse_reference(source.reference).tag == "latest"
+
+
+def _with_reference(source: Mapping[str, Any], image: str) -> Object:
+    """Return a source with another image, which takes the place of a range of versions."""
+    return {key: value for key, value in source.items() if key != "version"} | {"image": image}
 
 
 def _with_image(application: Application, wanted: Start) -> Object:
@@ -249,7 +260,7 @@ def _with_image(application: Application, wanted: Start) -> Object:
                 f"the application's firmware comes from {kind}, not from an image: --replace-source replaces it"
             )
         kind, source = "container", {}
-    return _with_source(application, kind, {**source, "image": wanted.image})
+    return _with_source(application, kind, _with_reference(source, wanted.image))
 
 
 def _with_source(application: Application, kind: str, source: Mapping[str, Any]) -> Object:

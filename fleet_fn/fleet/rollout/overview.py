@@ -42,6 +42,8 @@ class Overview:
             "application": application.name,
             "source": {kind: source for kind, source in [application.source_section or ("none", None)] if source},
             "version": self.version,
+            "hardware": list(self.target.hardware) if self.target else [],
+            "requires": (self.target.requires or None) if self.target else None,
             "problem": self.problem or None,
             "standing": progress.standing if progress else None,
             "message": progress.message if progress else None,

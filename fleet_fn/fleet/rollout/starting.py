@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from fleet_fn.drogue.spec_policy import REFUSE
 from fleet_fn.drogue.spec_source import Image
 from fleet_fn.errors import UpstreamError
 from fleet_fn.firmware.store import Firmware, NotReadyError
@@ -15,6 +16,8 @@ from fleet_fn.fleet.rollout.session import RolloutSession
 from fleet_fn.fleet.rollout.target import FirmwareFinder, verify
 from fleet_fn.oci.publication import firmware_warnings
 from fleet_fn.oci.reference import LAYOUT_SCHEME, fill_in
+from fleet_fn.update.fitness import required_by
+from fleet_fn.version_range import Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ def check_firmware(finder: FirmwareFinder, application: Application, image: str)
     wanted = Image(reference, platform=source.platform if isinstance(source, Image) else None)
     firmware = finder.resolve(wanted)
     verify(firmware)
-    warnings = firmware_warnings(firmware.version, firmware.size)
+    warnings = firmware_warnings(firmware.version, firmware.size) + _fit_warnings(application, firmware)
     before: Target | None = None
     try:
         before = finder.target(source) if source else None
@@ -56,6 +59,27 @@ def check_firmware(finder: FirmwareFinder, application: Application, image: str)
             problem = "the application's firmware so far cannot be resolved, so its version is not known"
             warnings.append(f"{problem}: {error.reason}")
     return Candidate(reference, firmware, finder.target_of(wanted, firmware), before, tuple(warnings))
+
+
+def _fit_warnings(application: Application, firmware: Firmware) -> list[str]:
+    """Return which devices the function would refuse the firmware to.
+
+    Raises:
+        PermanentError: it would refuse it to each device.
+
+    """
+    warnings, policy = [], application.policy
+    if firmware.requires:
+        warnings.append(f"devices that run another version than {required_by(firmware)} do not get it")
+    if firmware.hardware and policy.hardware not in firmware.hardware:
+        told = f"has {policy.hardware}" if policy.hardware else "names none"
+        warnings.append(
+            f"it is built for {' or '.join(firmware.hardware)}, and the application {told} (spec.firmware.hardware): "
+            "devices that do not name it themselves do not get it"
+        )
+    if policy.downgrades == REFUSE and Version.read(firmware.version) is None:
+        warnings.append(f"downgrades is refuse, and {firmware.version} is no semantic version: devices do not get it")
+    return warnings
 
 
 def _below_prefix(finder: FirmwareFinder, image: str) -> str:

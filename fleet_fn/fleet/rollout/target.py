@@ -13,6 +13,7 @@ from fleet_fn.drogue.spec_source import File, Image, Source
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.firmware.file_store import FileStore, file_reference
 from fleet_fn.firmware.store import Firmware, ImageStore, NotReadyError, Store
+from fleet_fn.firmware.tag_list import TagList
 from fleet_fn.firmware.trust import Trust, as_signed
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.fleet.rollout.actions import Target
@@ -21,6 +22,8 @@ from fleet_fn.oci.reference import Reference, fill_in, image_reference
 from fleet_fn.parts import make_image_store, make_trust
 from fleet_fn.protocol.dialects import MAX_VERSION_BYTES
 from fleet_fn.settings import Settings
+from fleet_fn.update.choice import check_tag
+from fleet_fn.version_range import parse_range
 
 #: How long the registry may take to answer, and how long downloading and hashing may take.
 ANSWER_SECONDS: Final = 15.0
@@ -47,11 +50,24 @@ class FirmwareFinder:
 
         """
         store, reference = self._place(source)
-        firmware = resolve(store, reference)
+        wanted = source.version if isinstance(source, Image) else None
+        tag = self._highest(reference, wanted) if wanted is not None else None
+        firmware = resolve(store, replace(reference, tag=tag) if tag else reference)
         signature = self._trust.check(firmware, self.application, Deadline(ANSWER_SECONDS))
         if len(firmware.version.encode(errors="replace")) > MAX_VERSION_BYTES:
             raise PermanentError(f"the version has more than {MAX_VERSION_BYTES} bytes, so no device can be sent it")
-        return as_signed(firmware, signature) if signature else firmware
+        firmware = as_signed(firmware, signature) if signature else firmware
+        if tag is not None:
+            check_tag(firmware, tag, trusts_no_tag=self._trust.wants_signatures)
+        return firmware
+
+    def _highest(self, reference: Reference, wanted: str) -> str:
+        """Return the highest tag in a range, which the function leads devices to."""
+        tags = TagList.of(self._images.tags(reference, Deadline(ANSWER_SECONDS), whole=True))
+        found = tags.within(parse_range(wanted))
+        if not found:
+            raise PermanentError(f"no tag is a semantic version in {wanted}")
+        return found[0]
 
     def target(self, source: Source | None) -> Target:
         """Return the version that a source names; see `resolve`."""
@@ -60,7 +76,8 @@ class FirmwareFinder:
     def target_of(self, source: Source | None, firmware: Firmware) -> Target:
         """Return the target that a source makes of its firmware."""
         image = self._place(source)[1].name if isinstance(source, Image) and firmware.manifest else None
-        return Target(firmware.version, f"{image}@{firmware.manifest}" if image else None)
+        pinned = f"{image}@{firmware.manifest}" if image else None
+        return Target(firmware.version, pinned, firmware.hardware, firmware.requires)
 
     def _place(self, source: Source | None) -> tuple[Store, Reference]:
         if source is None and self.settings.firmware_default_image:
