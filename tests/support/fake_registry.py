@@ -7,13 +7,16 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 from tests.support.drogue import Drogue
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Function
 from tests.support.function import running as running_function
 from tests.support.http import Answer, Request, Response, Server
+
+INDEX: Final = "application/vnd.oci.image.index.v1+json"
 
 
 def less_host(reason: str) -> str:
@@ -31,6 +34,8 @@ class FakeRegistry:
         #: What to answer instead: by `name/manifests/1`, by `name/manifests` or `name/blobs`, by `name`, or by a path
         #: such as `/token`, whatever its query is.
         self.answers: dict[str, Answer] = {}
+        #: Whether it lists referrers (OCI 1.1), as zot does; distribution 2 and GHCR do not.
+        self.has_referrers = True
 
     def __enter__(self) -> "FakeRegistry":
         self._server.__enter__()
@@ -74,6 +79,8 @@ class FakeRegistry:
             return Response(404)
         name, kind, reference = match.groups()
         layout = self.folder / name
+        if kind == "referrers":
+            return self._referrers(layout, reference, urlsplit(request.path).query)
         try:
             content = _manifest(layout, reference) if kind == "manifests" else _blob(layout, reference)
         except (OSError, LookupError):
@@ -82,6 +89,14 @@ class FakeRegistry:
         if kind == "manifests":
             headers["Content-Type"] = _media_type(content)
         return Response(200, content, headers)
+
+    def _referrers(self, layout: Path, digest: str, query: str) -> Response:
+        if not self.has_referrers:
+            return Response(404, b"404 page not found", {"Content-Type": "text/plain"})
+        wanted = parse_qs(query).get("artifactType", [""])[0]
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*_attached(layout, digest, wanted)]}
+        headers = {"Content-Type": INDEX} | ({"OCI-Filters-Applied": "artifactType"} if wanted else {})
+        return Response(200, json.dumps(index).encode(), headers)
 
     def _answer(self, request: Request) -> Response | None:
         path = urlsplit(request.path).path
@@ -112,7 +127,7 @@ def release(registry: FakeRegistry, drogue: Drogue, device: str, size: int = 300
     return publish(registry.folder, device, "1", random_bytes(size, device))
 
 
-_PATH = re.compile(r"/v2/(.+)/(manifests|blobs)/([^/]+)")
+_PATH = re.compile(r"/v2/(.+)/(manifests|blobs|referrers)/([^/]+)")
 
 
 def _manifest(layout: Path, reference: str) -> bytes:
@@ -124,6 +139,22 @@ def _manifest(layout: Path, reference: str) -> bytes:
         entry["annotations"][named]: entry["digest"] for entry in entries if named in entry.get("annotations", ())
     }
     return _blob(layout, tagged[reference])
+
+
+def _attached(layout: Path, digest: str, artifact_type: str) -> Iterator[dict[str, Any]]:
+    """The descriptors of the manifests in a layout's index whose subject has a digest."""
+    if not (layout / "index.json").exists():
+        return
+    for entry in json.loads((layout / "index.json").read_bytes())["manifests"]:
+        try:
+            manifest = json.loads(_blob(layout, entry["digest"]))
+            is_attached = manifest.get("subject", {}).get("digest") == digest
+        except (ValueError, AttributeError, OSError):
+            continue
+        kind = manifest.get("artifactType") or manifest.get("config", {}).get("mediaType", "") if is_attached else ""
+        if is_attached and artifact_type in ("", kind):
+            described = {key: entry[key] for key in ("mediaType", "digest", "size")}
+            yield {**described, "artifactType": kind, "annotations": manifest.get("annotations", {})}
 
 
 def _blob(layout: Path, digest: str) -> bytes:
