@@ -1,5 +1,6 @@
 """Firmware in a folder of the function's: `spec.firmware.file`."""
 
+import base64
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from tests.support.files import become_fifo
 from tests.support.firmware import random_bytes
 from tests.support.function import Answer, Function, event, running
 from tests.support.images import metadata
+from tests.support.signer import Signer
 from tests.support.statuses import begin, blocks, in_sync, midway, post, told, update
 
 
@@ -225,3 +227,76 @@ def test_a_folder_that_is_not_there_fails(
         desire(drogue, device, "y")
         function.post(event(device, type="io.drogue.registry.v1", subject="devices"), b"")
         assert post(function, device).outcome.startswith("write")
+
+
+# --- Signatures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def signer() -> Signer:
+    return Signer()
+
+
+@pytest.fixture(scope="module")
+def careful(
+    environment: dict[str, str], folder: Path, signer: Signer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Function]:
+    """A function that serves only what is signed."""
+    key = tmp_path_factory.mktemp("keys") / "release.pub"
+    key.write_bytes(signer.public)
+    with running(environment | {"FIRMWARE_DIR": str(folder), "FIRMWARE_VERIFY_KEYS": str(key)}) as function:
+        yield function
+
+
+@pytest.mark.parametrize("of", ["json", "bin"])
+@pytest.mark.parametrize("form", ["raw", "base64"])
+def test_a_detached_signature_counts(
+    careful: Function, drogue: Drogue, folder: Path, device: str, signer: Signer, of: str, form: str
+) -> None:
+    content = put(folder, device)
+    signature = signer.sign((folder / f"{device}.{of}").read_bytes())
+    (folder / f"{device}.sig").write_bytes(signature if form == "raw" else base64.b64encode(signature) + b"\n")
+    desire(drogue, device, device)
+    assert update(careful, drogue, device) == ("1", content)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "no signature"),
+        (b"", "signed by another key, or of other content"),
+        (b"x" * 3000, "signature of more than 2048 bytes"),
+        (b"{}", "bundle without a signature of a file"),
+        (b"x" * 200_000, "is larger than 131072 bytes"),
+    ],
+)
+def test_a_file_without_a_good_signature_is_not_served(
+    careful: Function, drogue: Drogue, folder: Path, device: str, content: bytes | None, problem: str
+) -> None:
+    put(folder, device)
+    if content is not None:
+        (folder / f"{device}.sig").write_bytes(content)
+    desire(drogue, device, device)
+    reason = failed(post(careful, device))
+    assert reason.startswith("not signed by a trusted key: ")
+    assert problem in reason
+
+
+def test_a_signature_of_another_description_does_not_count(
+    careful: Function, drogue: Drogue, folder: Path, device: str, signer: Signer
+) -> None:
+    content = put(folder, device)
+    (folder / f"{device}.sig").write_bytes(signer.sign((folder / f"{device}.json").read_bytes()))
+    (folder / f"{device}.json").write_text(metadata(content, "99"))
+    desire(drogue, device, device)
+    assert "of other content" in failed(post(careful, device))
+
+
+def test_a_signature_is_no_link_out_of_the_folder(
+    careful: Function, drogue: Drogue, folder: Path, device: str, signer: Signer, tmp_path: Path
+) -> None:
+    put(folder, device)
+    (tmp_path / "sig").write_bytes(signer.sign((folder / f"{device}.json").read_bytes()))
+    (folder / f"{device}.sig").symlink_to(tmp_path / "sig")
+    desire(drogue, device, device)
+    assert "is a link out of FIRMWARE_DIR" in failed(post(careful, device))
