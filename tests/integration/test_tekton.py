@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
+from fleet_fn.oci.signature_keys import read_keys
+from fleet_fn.oci.signatures import check_bundle
 from tests.support.function import ROOT
 from tests.support.http import Request, Response, Server
 from tests.support.registry import PASSWORD, USER, DockerRegistry, need
@@ -311,6 +321,81 @@ def test_a_registry_that_wants_credentials_is_shown_those_of_the_workspace_or_of
         assert auth not in by_account.log + by_workspace.log
 
 
+# --- Signatures and SBOMs ---------------------------------------------------------------------------------------------
+
+
+def secret(folder: Path, **files: bytes) -> Path:
+    """A Secret as a pod has it: each file is a link into a folder, which is a link itself."""
+    (folder / "..2026_11_29").mkdir(parents=True)
+    (folder / "..data").symlink_to("..2026_11_29")
+    for name, content in files.items():
+        file = name.replace("_", ".")
+        (folder / "..2026_11_29" / file).write_bytes(content)
+        (folder / file).symlink_to(f"..data/{file}")
+    return folder
+
+
+def attached(registry: DockerRegistry, name: str, digest: str) -> dict[str, bytes]:
+    """The documents that are attached to a manifest, by type."""
+    found = {}
+    for entry in registry.manifest(name, digest.replace(":", "-")).json["manifests"]:
+        (layer,) = registry.manifest(name, entry["digest"]).json["layers"]
+        found[entry["artifactType"]] = registry.blob(name, layer["digest"])
+    return found
+
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+PUBLIC_KEY = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+KEY_PASSWORD = b"s3cret-of-the-key"
+
+
+@pytest.mark.parametrize("password", [None, KEY_PASSWORD], ids=["plain", "encrypted"])
+def test_a_key_in_a_workspace_signs_what_is_published(
+    pipeline: Pipeline, registry: DockerRegistry, name: str, password: bytes | None
+) -> None:
+    encryption = BestAvailableEncryption(password) if password else NoEncryption()
+    files = {"key_pem": KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)}
+    if password:
+        files["password"] = password + b"\n"
+    pipeline.workspaces["signing-key"] = secret(pipeline.folder / "signing-key", **files)
+    built = pipeline.build()
+    digest = built.results["digest"]
+    (bundle,) = attached(registry, name, digest).values()
+    (key,) = read_keys(PUBLIC_KEY, "pipeline", "pipeline.pem")
+    assert check_bundle(bundle, digest, [key]) == key
+    assert KEY_PASSWORD.decode() not in built.log
+    assert "PRIVATE KEY" not in built.log
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, "key.pem' does not exist"),
+        ({"key_pem": b"none"}, "no private key (PEM)"),
+        ({"key_pem": PUBLIC_KEY}, "no private key (PEM)"),
+    ],
+    ids=["missing", "garbage", "public"],
+)
+def test_nothing_is_published_if_the_key_does_not_sign(
+    pipeline: Pipeline, registry: DockerRegistry, name: str, files: dict[str, bytes], reason: str
+) -> None:
+    pipeline.workspaces["signing-key"] = secret(pipeline.folder / "signing-key", **files)
+    built = pipeline.build()
+    assert built.failed == "publish"
+    assert reason in built.log
+    assert registry.tags(name) == set()
+
+
+def test_a_document_of_the_build_is_attached(pipeline: Pipeline, registry: DockerRegistry, name: str) -> None:
+    document = '{"bomFormat": "CycloneDX", "specVersion": "1.6"}'
+    pipeline.builder(BUILDER + f"mkdir out; printf '%s' '{document}' >out/bom.json\n")
+    built = pipeline.build(SBOM_PATH="out/bom.json")
+    assert attached(registry, name, built.results["digest"]) == {"application/vnd.cyclonedx+json": document.encode()}
+    assert pipeline.build(SBOM_PATH="bom.json").refusal("publish") == (
+        "the build left no file 'bom.json' (SBOM_PATH) in '.' (PROJECT_PATH)"
+    )
+
+
 # --- Revisions and versions -------------------------------------------------------------------------------------------
 
 
@@ -570,6 +655,7 @@ SECRET = json.dumps({"auths": {"registry.example": {"auth": "dXNlcjpzZWNyZXQ="}}
         ('ln -s /dev/stdin "$1/firmware.bin"', "firmware.bin", "ARTIFACT_PATH 'firmware.bin' leads out"),
         ('ln -s firmware.bin "$1/firmware.bin"', "firmware.bin", "the build left no file 'firmware.bin'"),
         (': >"$1/firmware.bin"; ln -s {secret} "$1/firmware.json"', "firmware.bin", "the description 'firmware.json'"),
+        (': >"$1/firmware.bin"; ln -s {secret} "$1/bom.json"', "firmware.bin", "SBOM_PATH 'bom.json' leads out"),
     ],
 )
 def test_a_build_cannot_have_credentials_published(pipeline: Pipeline, script: str, path: str, reason: str) -> None:
@@ -577,7 +663,7 @@ def test_a_build_cannot_have_credentials_published(pipeline: Pipeline, script: s
     folder.mkdir()
     (folder / "config.json").write_text(SECRET)
     pipeline.builder("#!/bin/sh\n" + script.format(secret=folder / "config.json", folder=folder))
-    built = pipeline.build(ARTIFACT_PATH=path)
+    built = pipeline.build(ARTIFACT_PATH=path, SBOM_PATH="bom.json" if "bom.json" in script else "")
     assert built.refusal("publish").startswith(reason)
     assert "dXNlcjpzZWNyZXQ=" not in built.log
 
@@ -595,7 +681,7 @@ def test_a_description_that_is_none_holds_nothing_up(
 
 
 def test_a_build_sees_no_credentials(pipeline: Pipeline) -> None:
-    for workspace in ("dockerconfig", "basic-auth", "ssh-directory"):
+    for workspace in ("dockerconfig", "signing-key", "basic-auth", "ssh-directory"):
         pipeline.workspaces[workspace] = pipeline.folder / workspace
         pipeline.workspaces[workspace].mkdir()
     pipeline.builder("#!/bin/sh\nenv >seen\n")

@@ -206,7 +206,11 @@ def test_only_the_task_that_needs_credentials_gets_them() -> None:
         name: {workspace["workspace"] for workspace in task["workspaces"]} - {"build"}
         for name, task in PIPELINE_TASKS.items()
     }
-    assert given == {"clone": {"basic-auth", "ssh-directory"}, "build": set(), "publish": {"dockerconfig"}}
+    assert given == {
+        "clone": {"basic-auth", "ssh-directory"},
+        "build": set(),
+        "publish": {"dockerconfig", "signing-key"},
+    }
 
 
 def test_what_is_published_is_described_by_the_clone_alone() -> None:
