@@ -17,7 +17,7 @@ from typing import Final
 
 from tests.fuzz.mutation import mutated
 
-TARGETS: Final = ("status", "event", "manifest", "layer", "layout", "device")
+TARGETS: Final = ("status", "event", "manifest", "signature", "layer", "layout", "device")
 #: Seeds, and what once failed, in a folder for each target.
 CORPUS: Final = Path(__file__).parent / "corpus"
 _WORDS: Final = Path(__file__).parent / "json.dict"

@@ -419,6 +419,20 @@ def test_a_private_authority_changes_nothing_but_a_volume(changed: tuple[Path, P
     assert after.objects == before.objects
 
 
+def test_keys_and_the_deny_list_come_with_a_component(tmp_path: Path) -> None:
+    shutil.copytree(KNATIVE, tmp_path / "knative")
+    file = tmp_path / "knative" / "kustomization.yaml"
+    file.write_text(file.read_text() + "components: [trust]\n")
+    before, after = Rendered(KAFKA), Rendered(file.parent)
+    assert after.environment.items() - before.environment.items() == {
+        ("FIRMWARE_VERIFY_KEYS", "/etc/fleet-keys"),
+        ("FIRMWARE_DENY", "/etc/fleet-denied/denied"),
+    }
+    volumes = {volume["name"]: volume.get("configMap", {}).get("name") for volume in after.pod["volumes"]}
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in after.container["volumeMounts"]}
+    assert (mounts["/etc/fleet-keys"], mounts["/etc/fleet-denied"]) == ("fleet-keys", "fleet-denied")
+
+
 def test_no_manifest_has_a_key_twice(changed: tuple[Path, Path]) -> None:
     for folder in changed:
         for path in folder.rglob("*.yaml"):
