@@ -34,6 +34,8 @@ class FakeRegistry:
         #: What to answer instead: by `name/manifests/1`, by `name/manifests` or `name/blobs`, by `name`, or by a path
         #: such as `/token`, whatever its query is.
         self.answers: dict[str, Answer] = {}
+        #: Tags on a page of a list, at most.
+        self.page_tags = 1000
         #: Whether it lists referrers (OCI 1.1), as zot does; distribution 2 and GHCR do not.
         self.has_referrers = True
 
@@ -81,6 +83,8 @@ class FakeRegistry:
         layout = self.folder / name
         if kind == "referrers":
             return self._referrers(layout, reference, urlsplit(request.path).query)
+        if kind == "tags":
+            return self._list_tags(name, parse_qs(urlsplit(request.path).query))
         try:
             content = _manifest(layout, reference) if kind == "manifests" else _blob(layout, reference)
         except (OSError, LookupError):
@@ -97,6 +101,18 @@ class FakeRegistry:
         index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*_attached(layout, digest, wanted)]}
         headers = {"Content-Type": INDEX} | ({"OCI-Filters-Applied": "artifactType"} if wanted else {})
         return Response(200, json.dumps(index).encode(), headers)
+
+    def _list_tags(self, name: str, query: Mapping[str, list[str]]) -> Response:
+        try:
+            tags = sorted(_tags(self.folder / name))
+        except OSError:
+            return Response(404, b'{"errors": [{"code": "NAME_UNKNOWN"}]}', {"Content-Type": "application/json"})
+        size = min(int(query.get("n", ["1000"])[0]), self.page_tags)
+        rest = [tag for tag in tags if tag > query.get("last", [""])[0]]
+        headers = {"Content-Type": "application/json"}
+        if len(rest) > size:
+            headers["Link"] = f'</v2/{name}/tags/list?last={rest[size - 1]}&n={size}>; rel="next"'
+        return Response(200, json.dumps({"name": name, "tags": rest[:size]}).encode(), headers)
 
     def _answer(self, request: Request) -> Response | None:
         path = urlsplit(request.path).path
@@ -127,18 +143,20 @@ def release(registry: FakeRegistry, drogue: Drogue, device: str, size: int = 300
     return publish(registry.folder, device, "1", random_bytes(size, device))
 
 
-_PATH = re.compile(r"/v2/(.+)/(manifests|blobs|referrers)/([^/]+)")
+_PATH = re.compile(r"/v2/(.+)/(manifests|blobs|referrers|tags)/([^/]+)")
 
 
 def _manifest(layout: Path, reference: str) -> bytes:
     if ":" in reference:
         return _blob(layout, reference)
+    return _blob(layout, _tags(layout)[reference])
+
+
+def _tags(layout: Path) -> dict[str, str]:
+    """The digests of a layout's tags."""
     entries = json.loads((layout / "index.json").read_bytes())["manifests"]
     named = "org.opencontainers.image.ref.name"
-    tagged = {
-        entry["annotations"][named]: entry["digest"] for entry in entries if named in entry.get("annotations", ())
-    }
-    return _blob(layout, tagged[reference])
+    return {entry["annotations"][named]: entry["digest"] for entry in entries if named in entry.get("annotations", ())}
 
 
 def _attached(layout: Path, digest: str, artifact_type: str) -> Iterator[dict[str, Any]]:

@@ -30,10 +30,16 @@ def random_bytes(size: int, seed: object = 0) -> bytes:
     return random.Random(repr(seed)).randbytes(size)
 
 
-def publish(folder: Path, name: str, version: str, content: bytes, tag: str | None = None) -> Published:
-    """Publishes into the layout `name` below `folder`; the tag is the version unless another is given."""
+def publish(
+    folder: Path, name: str, version: str, content: bytes, tag: str | None = None, **annotations: str
+) -> Published:
+    """Publishes into the layout `name` below `folder`; the tag is the version unless another is given.
+
+    The annotations are `hardware` and `requires`.
+    """
     reference = layout_reference(f"oci-layout:{folder / name}:{tag or version}")
-    published = publish_to_layout(reference, io.BytesIO(content), {VERSION_ANNOTATION: version}, force=True)
+    ours = {f"io.drogue.firmware.{key}": value for key, value in annotations.items()}
+    published = publish_to_layout(reference, io.BytesIO(content), {VERSION_ANNOTATION: version, **ours}, force=True)
     return Published(version, content, published.digest)
 
 
