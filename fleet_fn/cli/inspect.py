@@ -1,28 +1,33 @@
 """`inspect`: show the firmware that a reference names, by the function's own code."""
 
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from pathlib import Path
+from typing import Final, Self
 
 import click
 
 from fleet_fn.cli.cures import cure_of_registry
 from fleet_fn.cli.failures import WRONG_USAGE, describe_os_error, fail
+from fleet_fn.cli.inspect_display import print_attached, print_firmware, print_signatures
 from fleet_fn.cli.options import access_options
 from fleet_fn.cli.tag_list import print_tags
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import PermanentError, UpstreamError, one_line
-from fleet_fn.firmware.store import Firmware, ImageStore, NotReadyError, Store
+from fleet_fn.errors import PermanentError, UpstreamError
+from fleet_fn.firmware.deny_list import load_deny_list
+from fleet_fn.firmware.store import ImageStore, NotReadyError, Store
+from fleet_fn.firmware.trust import Trust
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.fleet.rollout.target import ANSWER_SECONDS, resolve, verify
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
 from fleet_fn.oci.layout import NO_LAYOUT
 from fleet_fn.oci.layout_writer import layout_reference
-from fleet_fn.oci.publication import firmware_warnings
 from fleet_fn.oci.reference import LAYOUT_SCHEME, Reference
+from fleet_fn.oci.signature_keys import PublicKey, load_keys
 from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.messages import U32_MAX
 from fleet_fn.settings import Settings
@@ -34,9 +39,16 @@ _NO_TAG: Final = "_no_tag_"
 @click.command("inspect")
 @click.argument("reference", metavar="REF")
 @click.option("--platform", help="In an index, take the manifest for this platform: OS/ARCHITECTURE, or an annotation.")
+@click.option(
+    "--key",
+    metavar="PEM",
+    envvar="FIRMWARE_VERIFY_KEYS",
+    show_envvar=True,
+    help="Public keys; it has to be signed by one. A file or a folder.",
+)
 @access_options
-def command(reference: str, platform: str | None, insecure: bool, ca_file: str | None) -> None:
-    """Show the firmware that REF names, and verify its bytes.
+def command(reference: str, platform: str | None, key: str | None, insecure: bool, ca_file: str | None) -> None:
+    """Show the firmware that REF names, and verify its bytes and signatures.
 
     \b
     REF is one of
@@ -48,11 +60,15 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
     Credentials for a registry come from FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else from docker login
     or podman login. Credential helpers are not run.
 
+    With --key, a signature by one of the keys has to cover it. Without, signatures are listed and not checked. The
+    function's FIRMWARE_DENY counts, too.
+
     Exits with 1, and the function's own reason, if the function would refuse the firmware; with 2 if REF, an option or
     a setting is wrong.
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     try:
         place = _find(reference, insecure, ca_file)
+        verdict = _Verdict.of(key)
     except UpstreamError as error:
         fail("inspect", error.reason, WRONG_USAGE)
     except OSError as error:
@@ -61,9 +77,9 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
     try:
         with _open_store(place) as store:
             if place.is_bare:
-                _inspect_all(store, wanted)
+                _inspect_all(store, wanted, verdict)
             else:
-                _print_firmware(_verify(store, wanted))
+                _inspect(store, wanted, verdict)
     except UpstreamError as error:
         fail("inspect", f"{error.reason}{place.cure(error.reason)}")
     except NotReadyError as error:
@@ -72,7 +88,7 @@ def command(reference: str, platform: str | None, insecure: bool, ca_file: str |
         fail("inspect", describe_os_error(error))
 
 
-def _inspect_all(store: ImageStore, reference: Reference) -> None:
+def _inspect_all(store: ImageStore, reference: Reference, verdict: "_Verdict") -> None:
     """Print the firmware that a reference names, and a list of its repository's tags."""
     tags, problem = [], ""
     try:
@@ -80,7 +96,7 @@ def _inspect_all(store: ImageStore, reference: Reference) -> None:
     except PermanentError as error:  # some registries list no tags; if something else is wrong, the firmware tells
         problem = error.reason
     if not tags or reference.tag in tags:
-        _print_firmware(_verify(store, reference))
+        _inspect(store, reference, verdict)
     else:
         _warn(f"no tag {reference.tag} in {reference.name}: a device whose image names no tag finds nothing")
     if problem:
@@ -89,27 +105,47 @@ def _inspect_all(store: ImageStore, reference: Reference) -> None:
         print_tags(store, reference, tags, click.echo)
 
 
-def _verify(store: Store, reference: Reference) -> Firmware:
-    """Return the firmware that a reference names, after verifying its bytes."""
+def _inspect(store: Store, reference: Reference, verdict: "_Verdict") -> None:
+    """Print the firmware that a reference names.
+
+    Raises:
+        NotReadyError, PermanentError, TransientError: the function would refuse it, or could not serve it now.
+
+    """
     firmware = resolve(store, reference)
     verify(firmware)
-    return firmware
-
-
-def _print_firmware(firmware: Firmware) -> None:
-    for warning in firmware_warnings(firmware.version, firmware.size):
-        _warn(one_line(warning))
-    click.echo(f"shape      {firmware.shape}")
-    click.echo(f"digest     {firmware.manifest}")
-    click.echo(f"version    {one_line(firmware.version)}")
-    click.echo(f"size       {firmware.size}")
-    click.echo(f"sha256     {firmware.checksum.hex()} (verified)")
-    if firmware.authors:
-        click.echo(f"authors    {one_line(firmware.authors)}")
+    print_firmware(firmware, click.echo, _warn)
+    if firmware.signed:
+        print_signatures(firmware.signed, verdict.keys, click.echo, _warn)
+        print_attached(firmware.signed, click.echo, _warn)
+    verdict.trust.check(firmware, "", Deadline(ANSWER_SECONDS))
 
 
 def _warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """Keys to check signatures with, and what the function decides by them."""
+
+    keys: Sequence[PublicKey]
+    trust: Trust
+
+    @classmethod
+    def of(cls, key: str | None) -> Self:
+        """Return the verdict by the keys in a file or folder, and by FIRMWARE_DENY.
+
+        Raises:
+            PermanentError: the keys or the list cannot be used.
+
+        """
+        if key and "{application}" in key:
+            raise PermanentError(f"{key}: has {{application}} in it; name the application's own keys with --key")
+        deny = os.environ.get("FIRMWARE_DENY") or None
+        if deny:
+            load_deny_list(Path(deny))
+        return cls(load_keys(Path(key)) if key else (), Trust(key or None, deny))
 
 
 @dataclass(frozen=True, slots=True)

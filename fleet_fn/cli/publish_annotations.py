@@ -1,4 +1,4 @@
-"""Annotations of a firmware that is published: its version, its hardware, its origin.
+"""Annotations of a firmware to publish: its version, its hardware, its origin.
 
 They are part of the manifest, so the same firmware with the same options has to get the same ones: there is no time of
 publishing among them.
@@ -47,7 +47,7 @@ class Description:
     annotations: Sequence[str] = ()
 
     def annotate(self, folder: Path | None) -> dict[str, str]:
-        """Return the annotations of a firmware from `folder`; None if it comes from a pipe.
+        """Return the annotations of a firmware from `folder`; None for a pipe.
 
         Raises:
             PermanentError: an option or a variable is malformed; the reason names it.

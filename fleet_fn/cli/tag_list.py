@@ -8,6 +8,7 @@ from typing import Final
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, one_line
 from fleet_fn.firmware.store import NotReadyError, Store
+from fleet_fn.oci.attachment import is_attachment_tag
 from fleet_fn.oci.reference import Reference
 
 #: Rows at most, and the time after which no further row is begun.
@@ -22,11 +23,13 @@ _UNKNOWN: Final = "-"
 def print_tags(store: Store, reference: Reference, tags: Iterable[str], echo: Callable[[str], object]) -> None:
     """Print a row for each tag: `latest`, then the highest version first.
 
+    Tags of signatures and other attachments are left out.
+
     Raises:
         TransientError: the store is unavailable.
 
     """
-    ordered = sorted(tags, key=_newest_last, reverse=True)
+    ordered = sorted((tag for tag in tags if not is_attachment_tag(tag)), key=_newest_last, reverse=True)
     limit = Deadline(_SECONDS)
     rows = [_HEADER]
     for tag in ordered[:MAX_ROWS]:

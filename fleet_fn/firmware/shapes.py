@@ -22,12 +22,16 @@ from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.metadata import MAX_METADATA_BYTES, Metadata, read_metadata
 from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError, Reader, Signed
 from fleet_fn.oci.artifact import FIRMWARE_LAYER, IMAGE_CONFIGS, NoFirmwareError, artifact_in
+from fleet_fn.oci.attached import find_attached
 from fleet_fn.oci.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Allowance, Entry, Readable, root_entries
 from fleet_fn.oci.manifest import (
     AUTHORS_ANNOTATION,
+    CREATED_ANNOTATION,
     HARDWARE_ANNOTATION,
     MANIFESTS,
     REQUIRES_ANNOTATION,
+    REVISION_ANNOTATION,
+    SOURCE_ANNOTATION,
     Descriptor,
     Index,
     Manifest,
@@ -50,8 +54,9 @@ _MAX_LAYERS: Final = 128
 #: Upper bound for the manifests of an index that are read.
 _MAX_MANIFESTS: Final = 64
 _CHUNK_BYTES: Final = 64 * 1024
-#: Of the annotation that names the publisher; a manifest may be 4 MiB long.
-_MAX_AUTHORS_CHARS: Final = 200
+#: Of each annotation that is only shown; a manifest may be 4 MiB long.
+_MAX_SHOWN_CHARS: Final = 200
+_ORIGIN: Final = (SOURCE_ANNOTATION, REVISION_ANNOTATION, CREATED_ANNOTATION)
 #: Names of the firmware in a labelled image. If a layer has both, its first entry counts.
 _FIRMWARE_FILES: Final = frozenset(("firmware", _FIRMWARE_FILE))
 _NAME_ONE: Final = "name one in spec.firmware.container.platform"
@@ -108,7 +113,10 @@ class Shapes:
             digests: tuple[str, ...] = (digest, chosen.digest)
         else:
             firmware, digests = self._in_manifest(manifest, reference, repository, deadline), (digest,)
-        return replace(firmware, manifest=digest, signed=Signed(digests, partial(find_signatures, repository, digests)))
+        signed = Signed(
+            digests, partial(find_signatures, repository, digests), partial(find_attached, repository, digests)
+        )
+        return replace(firmware, manifest=digest, signed=signed)
 
     def _in_index(
         self, index: Index, reference: Reference, repository: Repository, deadline: Deadline
@@ -218,7 +226,8 @@ def _with_annotations(firmware: Firmware, annotations: Mapping[str, str]) -> Fir
         raise PermanentError(f"annotation {HARDWARE_ANNOTATION} names no hardware")
     return replace(
         firmware,
-        authors=annotations.get(AUTHORS_ANNOTATION, "")[:_MAX_AUTHORS_CHARS],
+        authors=annotations.get(AUTHORS_ANNOTATION, "")[:_MAX_SHOWN_CHARS],
+        origin={name: annotations[name][:_MAX_SHOWN_CHARS] for name in _ORIGIN if name in annotations},
         hardware=named,
         requires=annotations.get(REQUIRES_ANNOTATION, ""),
     )

@@ -3,13 +3,14 @@
 A store resolves a reference, and opens the firmware that it names.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
+from fleet_fn.oci.attached import Attached
 from fleet_fn.oci.reference import Reference
 from fleet_fn.oci.signature_keys import PublicKey
 from fleet_fn.oci.signature_search import Signature
@@ -51,6 +52,8 @@ class Signed(NamedTuple):
     digests: tuple[str, ...]
     #: Yields the signatures by some keys, and those that do not count; raises `TransientError`.
     search: Callable[[Sequence[PublicKey], Deadline], Iterator[Signature]]
+    #: Lists what is attached to them, for people; raises `PermanentError` and `TransientError`.
+    attached: Callable[[Deadline], list[Attached]] = lambda _: []
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class Firmware:
     manifest: str | None = None
     #: Who published it, in the words of the manifest, for people; empty if the manifest does not tell.
     authors: str = field(default="", compare=False)
+    #: Annotations that tell where it came from, for people.
+    origin: Mapping[str, str] = field(default_factory=dict, compare=False)
     #: Hardware that it is built for; empty if it names none.
     hardware: tuple[str, ...] = ()
     #: Range that a device's version must be in before it gets this one; empty for any, unchecked.

@@ -1,4 +1,4 @@
-"""Documents that are attached to a manifest when it is published: signatures, SBOMs.
+"""Documents to attach to a manifest when it is published: signatures, SBOMs.
 
 Each is a manifest of its own that names the other as its `subject` (OCI image specification 1.1, "Guidelines for
 Artifact Usage"). `fleet_fn.oci.referrers` finds them again.
@@ -58,7 +58,10 @@ class Attachment(NamedTuple):
 
     @property
     def entry(self) -> dict[str, Any]:
-        """Entry in a list of referrers (OCI distribution specification 1.1, "Listing Referrers")."""
+        """Entry in a list of referrers.
+
+        See the OCI distribution specification 1.1, "Listing Referrers".
+        """
         entry = {**describe(MANIFEST, self.manifest), "artifactType": self.document.media_type}
         return {**entry, "annotations": dict(self.document.annotations)} if self.document.annotations else entry
 
@@ -79,9 +82,9 @@ def attach(document: Document, subject: bytes) -> Attachment:
 
 
 def add_to_list(content: bytes | None, subject: str, added: Attachment) -> bytes:
-    """Return the list of referrers with one more, for registries that keep none themselves.
+    """Return the list of referrers with one more.
 
-    See the OCI distribution specification 1.1, "Referrers Tag Schema".
+    Registries that keep no lists themselves need it (OCI distribution specification 1.1, "Referrers Tag Schema").
 
     Args:
         content: the list so far; None if there is none.

@@ -117,7 +117,7 @@ def _conflicting_tags(
 
 
 def _tag(layout: Layout, manifest: Mapping[str, Any], tags: set[str], attachments: Sequence[Attachment]) -> None:
-    """Write the tags of a manifest, and entries without a tag of what is attached to it."""
+    """Write the tags of a manifest, and entries without a tag of its attachments."""
     index = json.loads((layout.folder / "index.json").read_bytes())
     kept = [entry for entry in index["manifests"] if tag_of(entry) not in tags]
     added = [{**manifest, "annotations": {TAG_ANNOTATION: tag}} for tag in sorted(tags)]

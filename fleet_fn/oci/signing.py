@@ -1,4 +1,4 @@
-"""Signing manifests with a private key, in the bundle form that `cosign sign --key` writes.
+"""Signing manifests with a private key: the bundle that `cosign sign --key` writes.
 
 The statement says nothing but the manifest's digest, and signatures are deterministic where `cryptography` can: signing
 a manifest again with the same key gives the same bundle, which is attached once.
@@ -63,7 +63,7 @@ class SigningKey:
         return Document(BUNDLE, compact_json(bundle), {CONTENT_ANNOTATION: CONTENT, PREDICATE_ANNOTATION: PREDICATE})
 
     def _sign(self, message: bytes) -> bytes:
-        """Return a signature with SHA-256; cosign verifies bundles with no other hash, not even on P-384."""
+        """Return a signature with SHA-256: cosign takes no other, not even on P-384."""
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
         from cryptography.hazmat.primitives.hashes import SHA256

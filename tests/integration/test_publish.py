@@ -170,6 +170,7 @@ def test_what_was_published_is_told_and_is_in_the_registry_byte_for_byte(
         "version": "1.2.3",
         "size": "5024",
         "sha256": f"{SHA256} (verified)",
+        "created": "2026-11-23T06:00:00+00:00",
     }
 
 
