@@ -339,7 +339,7 @@ def test_firmware_for_other_hardware_is_not_sent(
     assert (outcome, detail) == ('failed; reason="hardware"', f"hardware: {message}")
     assert (repository.condition["reason"], repository.condition["message"]) == ("hardware", message)
     assert drogue.reported(device)["target"] == "Unknown"
-    line = next(line for line in map(json.loads, reversed(hasty.log)) if line.get("device") == device)
+    line = json.loads(hasty.logged(f'"{device}"', '"outcome": "failed"', message)[-1])
     assert (line["outcome"], line["reason"], line["detail"]) == ("failed", "hardware", message)
     preview = hasty.post(event(device), cbor2.dumps(STATUS), path="/preview").json
     assert (preview["outcome"], preview["reason"], preview["message"]) == ("failed", "hardware", message)
