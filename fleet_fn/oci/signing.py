@@ -42,6 +42,21 @@ class SigningKey:
         #: SHA-256 of the public key's SubjectPublicKeyInfo (DER).
         self._fingerprint = hashlib.sha256(encoded).digest()
 
+    @classmethod
+    def generate(cls) -> "SigningKey":
+        """Return a new key on P-256."""
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        return cls(ec.generate_private_key(ec.SECP256R1()))
+
+    @property
+    def public(self) -> bytes:
+        """Public key, as `FIRMWARE_VERIFY_KEYS` takes it (PEM)."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        pem: bytes = self._key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        return pem
+
     def sign_manifest(self, digest: str) -> Document:
         """Return the bundle that signs the manifest with a digest."""
         statement = {

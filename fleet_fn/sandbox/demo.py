@@ -27,6 +27,7 @@ from fleet_fn.oci.manifest import VERSION_ANNOTATION
 from fleet_fn.oci.publication import Published
 from fleet_fn.oci.publishing import publish_to_registry
 from fleet_fn.oci.reference import LAYOUT_SCHEME
+from fleet_fn.oci.signing import SigningKey
 from fleet_fn.sandbox import demo_rollout
 from fleet_fn.sandbox.cloud import Sandbox
 from fleet_fn.sandbox.demo_rollout import RolloutDemo, RolloutResult
@@ -143,6 +144,7 @@ def run_demo(
     """
     with _publish(folder, in_registry, on_line) as (published, firmware), Sandbox(_objects()) as sandbox:
         on_line(f"firmware  {_IMAGE}:{NEW_VERSION}, {published.size} bytes, sha256 {published.sha256[:12]}…")
+        on_line("          signed with a new key; the function serves only what that key has signed")
         on_line(f"sandbox   {sandbox.url}")
         settings = _environment({**firmware, "DROGUE_API_URL": sandbox.url}, folder)
         with _run_function(settings, folder) as (url, log):
@@ -170,6 +172,9 @@ def _publish(
 ) -> Iterator[tuple[Published, dict[str, str]]]:
     """Publish all firmware; yield that of `DEVICES`, and the settings that name it."""
     firmware = hashlib.shake_256(b"the demo's firmware").digest(_SIZE_BYTES)
+    key, public = SigningKey.generate(), folder / "release.pub"
+    public.write_bytes(key.public)
+    documents, trust = [key.sign_manifest], {"FIRMWARE_VERIFY_KEYS": str(public)}
     others = {
         version: hashlib.shake_256(version.encode()).digest(demo_rollout.SIZE_BYTES)
         for version in demo_rollout.VERSIONS
@@ -184,21 +189,21 @@ def _publish(
 
         def publish_here(image: str, version: str, content: bytes) -> Published:
             layout = layout_reference(f"{LAYOUT_SCHEME}{folder / image}:{version}")
-            return publish_to_layout(layout, BytesIO(content), {VERSION_ANNOTATION: version})
+            return publish_to_layout(layout, BytesIO(content), {VERSION_ANNOTATION: version}, documents=documents)
 
-        yield publish_all(publish_here), {"FIRMWARE_REGISTRY": f"{LAYOUT_SCHEME}{folder}"}
+        yield publish_all(publish_here), {**trust, "FIRMWARE_REGISTRY": f"{LAYOUT_SCHEME}{folder}"}
         return
     with local_registry(folder) as host:
         on_line(f"registry  http://{host}/")
 
         def publish_there(image: str, version: str, content: bytes) -> Published:
             reference = registry_reference(f"{host}/{image}:{version}")
-            annotations = {VERSION_ANNOTATION: version}
-            return publish_to_registry(reference, BytesIO(content), annotations, access=Access(insecure=True))
+            annotations, access = {VERSION_ANNOTATION: version}, Access(insecure=True)
+            return publish_to_registry(reference, BytesIO(content), annotations, access=access, documents=documents)
 
         yield (
             publish_all(publish_there),
-            {"FIRMWARE_REGISTRY": f"{host}/", "FIRMWARE_REGISTRY_INSECURE": "true"},
+            {**trust, "FIRMWARE_REGISTRY": f"{host}/", "FIRMWARE_REGISTRY_INSECURE": "true"},
         )
 
 

@@ -69,6 +69,7 @@ def test_every_device_ends_on_the_new_version_and_nothing_is_left(
     assert re.search(r"1\.1\.0 halted after [34] devices rolled back, and \d+ got nothing of it; 20 of 20 run", output)
     assert re.search(r"^  held +\d+ +\d+ %  halted \d+$", output, re.MULTILINE)
     assert "  in-sync           20    100 %" in output
+    assert "the function serves only what that key has signed" in output
     lines = output.splitlines()
     well = [line for line in lines if line.startswith("ok ")]
     assert len(well) == DEVICES
