@@ -50,7 +50,7 @@ class FileStore:
             metadata.checksum,
             "file",
             partial(self._open, name, metadata.size, metadata.checksum),
-            signed=Signed((digest_of(description),), search),
+            signed=Signed(f"{self._folder}/{name}", (digest_of(description),), search),
         )
 
     def close(self) -> None:

@@ -114,7 +114,10 @@ class Shapes:
         else:
             firmware, digests = self._in_manifest(manifest, reference, repository, deadline), (digest,)
         signed = Signed(
-            digests, partial(find_signatures, repository, digests), partial(find_attached, repository, digests)
+            repository.name,
+            digests,
+            partial(find_signatures, repository, digests),
+            partial(find_attached, repository, digests),
         )
         return replace(firmware, manifest=digest, signed=signed)
 

@@ -48,6 +48,8 @@ class Reader(Protocol):
 class Signed(NamedTuple):
     """The parts of a firmware's source that can be signed."""
 
+    #: Unique name of the repository or the file.
+    place: str
     #: Digests of the index and of the manifest that was chosen in it, or of the description: one signature will do.
     digests: tuple[str, ...]
     #: Yields the signatures by some keys, and those that do not count; raises `TransientError`.

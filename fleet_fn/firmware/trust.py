@@ -5,6 +5,7 @@ private keys do. Everything here fails closed: unreadable keys, a malformed list
 an update.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -99,7 +100,8 @@ class Trust:
         def search() -> Signature:
             return self._find_proven(signed.digests, fingerprints) or self._search(firmware, keys, deadline)
 
-        return self._searches.get((firmware.checksum, *signed.digests, *fingerprints), float("inf"), search, deadline)
+        key = (signed.place, firmware.checksum, signed.digests, fingerprints)
+        return self._searches.get(key, math.inf, search, deadline)
 
     def keys(self, application: str, deadline: Deadline) -> tuple[PublicKey, ...]:
         """Return the keys that are trusted for an application's devices.

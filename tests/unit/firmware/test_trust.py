@@ -1,6 +1,7 @@
 """Trust: keys that are added and removed, the deny list, and signatures in image layouts."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_a_good_signature_is_searched_for_once(trust: Trust, release: Release) -
         searches += 1
         return search(*arguments)
 
-    watched = replace(firmware, signed=Signed(firmware.signed.digests, counted))
+    watched = replace(firmware, signed=Signed("sensor", firmware.signed.digests, counted))
     for _ in range(5):
         found = check(trust, watched)
         assert found is not None
@@ -340,6 +341,15 @@ def test_an_unavailable_source_is_not_taken_for_an_unsigned_one(trust: Trust, re
         yield Signature(release.digest, "bundle", None, "no answer")
         raise TransientError("no answer")
 
-    hung = Firmware("1", 3, bytes(32), "artifact", release.firmware.opener, signed=Signed((release.digest,), search))
+    hung = Firmware(
+        "1", 3, bytes(32), "artifact", release.firmware.opener, signed=Signed("sensor", (release.digest,), search)
+    )
     with pytest.raises(TransientError):
         check(trust, hung)
+
+
+def test_an_unsigned_copy_does_not_hide_the_signed_one(trust: Trust, release: Release, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "sensor", tmp_path / "copy")
+    release.attacher.sign(RELEASE, release.digest)
+    assert problem(trust, resolve(tmp_path, "copy", "1")) == f"{NOT_SIGNED}no signature"
+    assert check(trust, release.firmware)
