@@ -22,6 +22,7 @@ from tests.support.drogue import TOKEN, Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import ROOT
 from tests.support.http import Request, Response, closed_port
+from tests.support.signer import Attacher, Signer
 from tests.support.sink import sinking
 
 PATIENCE = 30.0
@@ -217,6 +218,23 @@ def test_start_refuses_bytes_that_are_not_the_published_ones(shop: Shop, tmp_pat
     ended = shop.run("start", "--image", "sensor:1.1.0", FIRMWARE_REGISTRY=f"oci-layout:{tmp_path}")
     assert "digest" in ended.refusal or "checksum" in ended.refusal
     assert shop.spec == container()
+
+
+def test_start_takes_only_what_the_function_would_serve(shop: Shop, tmp_path: Path) -> None:
+    """It checks signatures by the same keys, and says by which key the firmware is signed."""
+    signer, key = Signer(), tmp_path / "release.pub"
+    key.write_bytes(signer.public)
+    published = publish(tmp_path, "sensor", "1.1.0", random_bytes(2048, "1.1.0"))
+    shop.put(container())
+    variables = {"FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "FIRMWARE_VERIFY_KEYS": str(key)}
+    ended = shop.run("start", "--image", "sensor:1.1.0", **variables)
+    assert ended.refusal == "not signed by a trusted key: no signature"
+    assert shop.spec == container()
+    Attacher(tmp_path / "sensor").sign(signer, published.digest)
+    ended = shop.run("start", "--image", "sensor:1.1.0", **variables)
+    assert ended.code == 0
+    assert "signature  good, by release.pub" in ended.output.splitlines()
+    assert shop.spec == container("1.1.0")
 
 
 def test_start_needs_the_registry_of_the_function(shop: Shop) -> None:

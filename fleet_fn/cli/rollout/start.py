@@ -198,7 +198,7 @@ def _list(names: list[str]) -> str:
 def _print_firmware(candidate: Candidate) -> None:
     for warning in candidate.warnings:
         warn(warning)
-    firmware = candidate.firmware
+    firmware, signature = candidate.firmware, candidate.signature
     rows: Mapping[str, object] = {
         "image": candidate.reference,
         "digest": firmware.manifest,
@@ -208,6 +208,7 @@ def _print_firmware(candidate: Candidate) -> None:
         "authors": firmware.authors,
         "hardware": ", ".join(firmware.hardware),
         "requires": firmware.requires,
+        "signature": f"good, by {signature.key.name}" if signature and signature.key else "",
     }
     for name, value in rows.items():
         if value:

@@ -16,6 +16,7 @@ from fleet_fn.fleet.rollout.session import RolloutSession
 from fleet_fn.fleet.rollout.target import FirmwareFinder, verify
 from fleet_fn.oci.publication import firmware_warnings
 from fleet_fn.oci.reference import LAYOUT_SCHEME, fill_in
+from fleet_fn.oci.signature_search import Signature
 from fleet_fn.update.fitness import required_by
 from fleet_fn.version_range import Version
 
@@ -32,6 +33,8 @@ class Candidate:
     before: Target | None
     #: For people.
     warnings: tuple[str, ...] = ()
+    #: The signature for which the function serves it; None if it needs none.
+    signature: Signature | None = None
 
 
 def check_firmware(finder: FirmwareFinder, application: Application, image: str) -> Candidate:
@@ -58,7 +61,8 @@ def check_firmware(finder: FirmwareFinder, application: Application, image: str)
         if application.rollout.version is None:
             problem = "the application's firmware so far cannot be resolved, so its version is not known"
             warnings.append(f"{problem}: {error.reason}")
-    return Candidate(reference, firmware, finder.target_of(wanted, firmware), before, tuple(warnings))
+    target, signature = finder.target_of(wanted, firmware), finder.signature_of(firmware)
+    return Candidate(reference, firmware, target, before, tuple(warnings), signature)
 
 
 def _fit_warnings(application: Application, firmware: Firmware) -> list[str]:

@@ -19,6 +19,7 @@ from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.fleet.rollout.actions import Target
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.oci.reference import Reference, fill_in, image_reference
+from fleet_fn.oci.signature_search import Signature
 from fleet_fn.parts import make_image_store, make_trust
 from fleet_fn.protocol.dialects import MAX_VERSION_BYTES
 from fleet_fn.settings import Settings
@@ -53,13 +54,24 @@ class FirmwareFinder:
         wanted = source.version if isinstance(source, Image) else None
         tag = self._highest(reference, wanted) if wanted is not None else None
         firmware = resolve(store, replace(reference, tag=tag) if tag else reference)
-        signature = self._trust.check(firmware, self.application, Deadline(ANSWER_SECONDS))
+        signature = self.signature_of(firmware)
         if len(firmware.version.encode(errors="replace")) > MAX_VERSION_BYTES:
             raise PermanentError(f"the version has more than {MAX_VERSION_BYTES} bytes, so no device can be sent it")
         firmware = as_signed(firmware, signature) if signature else firmware
         if tag is not None:
             check_tag(firmware, tag, trusts_no_tag=self._trust.wants_signatures)
         return firmware
+
+    def signature_of(self, firmware: Firmware) -> Signature | None:
+        """Return the signature for which the function would serve a firmware.
+
+        None if it needs none: FIRMWARE_VERIFY_KEYS is not set.
+
+        Raises:
+            PermanentError, TransientError: see `Trust.check`.
+
+        """
+        return self._trust.check(firmware, self.application, Deadline(ANSWER_SECONDS))
 
     def _highest(self, reference: Reference, wanted: str) -> str:
         """Return the highest tag in a range, which the function leads devices to."""
