@@ -71,7 +71,8 @@ fuzz: .venv/.fuzz ## feed hostile bytes to each reader; FUZZ_SECONDS=60, TARGET=
 soak: .venv/.dev ## run 2,000 faulty devices, ten minutes; ARGS='--devices 100'
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-peers: .venv/.dev ## run device code in Rust; needs cargo; ARGS='--board plain'
+peers: .venv/.dev ## run Rust devices (cargo), cosign (go); ARGS='--board plain'
+	@$(if $(ARGS),,$(BIN)/python -m tests.peers.signatures)
 	@$(BIN)/python -m tests.peers $(ARGS)
 
 audit: .venv/.audit ## look up advisories about the dependencies

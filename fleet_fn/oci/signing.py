@@ -1,4 +1,4 @@
-"""Signing manifests with a private key: the bundle that `cosign sign --key` writes.
+"""Signing manifests with a private key: the bundle that cosign writes with a key.
 
 The statement says nothing but the manifest's digest, and signatures are deterministic where `cryptography` can: signing
 a manifest again with the same key gives the same bundle, which is attached once.
