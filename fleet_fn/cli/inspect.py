@@ -31,6 +31,7 @@ from fleet_fn.oci.signature_keys import PublicKey, load_keys
 from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.messages import U32_MAX
 from fleet_fn.settings import Settings
+from fleet_fn.update.fitness import required_by
 
 #: Stands for the tag of a reference without one.
 _NO_TAG: Final = "_no_tag_"
@@ -119,6 +120,8 @@ def _inspect(store: Store, reference: Reference, verdict: "_Verdict") -> None:
         print_signatures(firmware.signed, verdict.keys, click.echo, _warn)
         print_attached(firmware.signed, click.echo, _warn)
     verdict.trust.check(firmware, "", Deadline(ANSWER_SECONDS))
+    if firmware.requires:
+        required_by(firmware)
 
 
 def _warn(text: str) -> None:

@@ -16,6 +16,14 @@ from typing import Any
 import oras.provider
 import pytest
 import trustme
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from fleet_fn.oci.upload import ANSWER_TIMEOUT_SECONDS
 from tests.support.firmware import random_bytes
@@ -23,6 +31,7 @@ from tests.support.function import ROOT
 from tests.support.http import Response, Server, closed_port
 from tests.support.images import ImageLayout
 from tests.support.registry import PASSWORD, USER, DockerRegistry, Skopeo, need
+from tests.support.signed import P256
 
 CONTENT = random_bytes(5024)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -199,6 +208,44 @@ def test_a_firmware_can_come_out_of_a_pipe(user: User, registry: DockerRegistry,
 def test_a_digest_is_not_published_to(user: User, registry: DockerRegistry, name: str) -> None:
     reference = f"{registry.host}/{name}@sha256:{'0' * 64}"
     assert user.publish(reference).mistake == f"{reference!r}: name a tag, HOST/NAME:TAG"
+
+
+# --- Signatures and SBOMs ---------------------------------------------------------------------------------------------
+
+
+def test_signature_and_sbom_are_listed_under_the_fallback_tag(user: User, registry: DockerRegistry, name: str) -> None:
+    key, sbom = user.home / "key.pem", user.home / "sbom.json"
+    private = ec.generate_private_key(ec.SECP256R1())
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"s3cret")))
+    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (user.home / "key.pub").write_bytes(public)
+    sbom.write_text('{"bomFormat": "CycloneDX", "specVersion": "1.6"}')
+    reference, options = f"{registry.host}/{name}:1.2.3", ("--sign-key", str(key), "--sbom", str(sbom))
+    assert "the key is encrypted" in user.publish(reference, "1.2.3", *options).mistake
+    assert registry.tags(name) == set()
+    user.environment["FIRMWARE_SIGN_KEY_PASSWORD"] = "s3cret"
+    told = user.publish(reference, "1.2.3", *options).lines
+    assert user.publish(reference, "1.2.3", *options).lines == told
+    fallback = told["digest"].replace(":", "-")
+    assert registry.tags(name) == {"1.2.3", fallback}
+    listed = registry.manifest(name, fallback).json["manifests"]
+    assert [entry["digest"] for entry in listed] == [told["sbom"], told["signature"]]
+    attached = registry.manifest(name, told["sbom"]).json
+    assert registry.blob(name, attached["layers"][0]["digest"]) == sbom.read_bytes()
+    inspected = user.inspect(reference, "--key", str(user.home / "key.pub"))
+    assert (inspected.code, inspected.errors) == (0, "")
+    assert "signature  bundle of the manifest: good, by key.pub" in inspected.output.splitlines()
+    other = user.inspect(reference, "--key", str(P256))
+    assert (other.code, other.errors) == (1, "inspect: not signed by a trusted key: signed by another key\n")
+
+
+def test_a_registry_that_is_protected_takes_signatures(user: User, protected: DockerRegistry, name: str) -> None:
+    key = user.home / "key.pem"
+    private = ec.generate_private_key(ec.SECP256R1())
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    user.environment |= {"FIRMWARE_REGISTRY_USER": USER, "FIRMWARE_REGISTRY_TOKEN": PASSWORD}
+    told = user.publish(f"{protected.host}/{name}", "1.2.3", "--insecure", "--sign-key", str(key)).lines
+    assert told["digest"].replace(":", "-") in protected.tags(name)
 
 
 # --- Tags -------------------------------------------------------------------------------------------------------------

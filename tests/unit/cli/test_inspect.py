@@ -167,6 +167,15 @@ def test_origin_hardware_and_requirements_are_shown(keys: Path) -> None:
         assert said(result, name) == [value]
 
 
+def test_requirements_that_are_no_range_fail(keys: Path) -> None:
+    layout = ImageLayout(keys / "pump")
+    layout.tag(layout.artifact(bytes(1024), annotations={"io.drogue.firmware.requires": "new"}), "1")
+    result = inspect(f"oci-layout:{keys / 'pump'}:1")
+    assert result.exit_code == 1
+    assert said(result, "requires") == ["new"]
+    assert result.stderr.startswith("inspect: 1: annotation io.drogue.firmware.requires contains")
+
+
 def test_attached_documents_are_listed_with_kind_type_size_and_digest(keys: Path) -> None:
     (keys / "sbom.json").write_text('{"spdxVersion": "SPDX-2.3"}')
     to = publish(keys, "--sbom", str(keys / "sbom.json"), "--sign-key", str(keys / "mine.pem"))
