@@ -13,13 +13,15 @@ from prometheus_client.parser import text_string_to_metric_families as read_metr
 
 from fleet_fn.cli.main import main
 from fleet_fn.drogue.firmware_spec import Malformed, read_firmware_spec
-from fleet_fn.drogue.spec_policy import read_policy
+from fleet_fn.drogue.spec_policy import Policy, read_policy
+from fleet_fn.drogue.spec_source import Image
 from fleet_fn.drogue.spec_values import MalformedSpecError
 from fleet_fn.fleet.states import State
 from fleet_fn.observability import prometheus
 from fleet_fn.sandbox import demo
 from fleet_fn.settings import SETTINGS, Settings, SettingsError
 from fleet_fn.update.outcome import OutcomeName
+from fleet_fn.version_range import parse_range
 from fleet_fn.web import routes
 from tests.support.function import ROOT
 from tests.support.tekton import load
@@ -264,6 +266,16 @@ def test_rollouts_show_the_error_of_a_misspelt_key() -> None:
     (answer,) = re.findall(r"^## What if I misspell something\?\n(.*?)(?:^## |\Z)", POLICY, re.MULTILINE | re.DOTALL)
     (shown,) = re.findall(r"^```text\n(.*?) …\n```$", answer, re.MULTILINE | re.DOTALL)
     assert spec.policy.reason.startswith(shown)
+
+
+def test_version_examples_are_understood(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "versions.md").read_text(), re.MULTILINE | re.DOTALL)
+    spec = read_firmware_spec(_firmware(tmp_path, example), "spec.firmware")
+    assert spec.source == Image("my-firmware", version=">=1.2 <2")
+    assert spec.policy == Policy(hardware="rev-b", downgrades="refuse")
+    ranges = [text.replace("\\", "") for cell, _ in rows("versions.md", "range | holds") for text in code(cell)]
+    assert [str(parse_range(text)) for text in ranges] == ranges
+    assert "^1.2 || 3.0.1" in ranges
 
 
 def _firmware(folder: Path, example: str) -> dict[str, Any]:

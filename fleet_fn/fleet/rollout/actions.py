@@ -246,7 +246,7 @@ def _moves(application: Application) -> bool:
 
 
 def _with_reference(source: Mapping[str, Any], image: str) -> Object:
-    """Return a source with another image, which takes the place of a range of versions."""
+    """Return a source with another image, in the place of any range."""
     return {key: value for key, value in source.items() if key != "version"} | {"image": image}
 
 

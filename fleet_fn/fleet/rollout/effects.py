@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Final
 
+from fleet_fn.drogue.spec_policy import REFUSE
 from fleet_fn.fleet.rollout.actions import SELECTION_LABEL
 from fleet_fn.fleet.rollout.application import Application
 from fleet_fn.update.stages import Position
@@ -63,4 +64,7 @@ def effect_of_approval(application: Application, version: str) -> str:
 def effect_of_abort(application: Application) -> str:
     """Return what an abort does."""
     aborted = application.rollout.aborted[-1] if application.rollout.aborted else "the aborted version"
-    return f"all devices go back to {application.rollout.version}, and none gets anything of {aborted}, {_SOON}"
+    effect = f"all devices go back to {application.rollout.version}, and none gets anything of {aborted}, {_SOON}"
+    if application.policy.downgrades == REFUSE:
+        return f"{effect}; but devices that run {aborted} stay there, because downgrades is refuse"
+    return effect
