@@ -256,6 +256,9 @@ def test_a_tagged_commit_becomes_a_firmware_of_that_version(
         "shape": "artifact",
         "digest": digest,
         "version": "v1.2.3",
+        "source": pipeline.repository.url,
+        "revision": commit,
+        "created": "2026-11-23T06:00:00+00:00",
         "size": str(len(content)),
         "sha256": f"{hashlib.sha256(content).hexdigest()} (verified)",
     }
