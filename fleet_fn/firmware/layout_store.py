@@ -73,12 +73,15 @@ class _Repository:
     def referrers(self, digest: str, artifact_type: str, deadline: Deadline) -> list[Descriptor]:  # noqa: ARG002 - local files
         """Return what is attached to a manifest; see `Attachments.referrers`.
 
-        They stand in the layout's index, or in one under the fallback tag.
+        They stand in the layout's index, or in one under the fallback tag, if it was copied out of a registry. Such a
+        layout may have both: what is published into it later goes into the index.
         """
-        found = list(self._layout.referrers(digest))
-        if not found:
-            found = read_fallback(self._layout.tagged(fallback_tag(digest)), digest)
-        return of_type(found, artifact_type)
+        listed = [
+            *self._layout.referrers(digest),
+            *read_fallback(self._layout.tagged(fallback_tag(digest)), digest),
+        ]
+        found = {entry.digest: entry for entry in reversed(listed)}
+        return of_type(reversed(found.values()), artifact_type)
 
     @contextmanager
     def open(self, blob: Descriptor, deadline: Deadline) -> Iterator[Reader]:

@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from fleet_fn.cli.main import main
+from fleet_fn.oci.attachment import Document, attach
+from fleet_fn.oci.manifest import digest_of
 from tests.support.images import ImageLayout
 from tests.support.signed import FOLDER, KEYS, P256, reference
 
@@ -116,6 +118,23 @@ def test_signatures_are_no_firmware() -> None:
     for referrer in json.loads(blob.read_bytes())["manifests"]:
         result = inspect(f"oci-layout:{FOLDER / 'artifact'}@{referrer['digest']}")
         assert result.stderr == "inspect: no firmware: the manifest is attached to another one\n"
+
+
+def test_a_copied_layout_keeps_its_signatures_if_more_is_attached(tmp_path: Path) -> None:
+    """Its own are listed under the fallback tag, what `publish` attaches is in the layout's index."""
+    folder = tmp_path / "copy"
+    shutil.copytree(FOLDER / "annotated", folder)
+    index = json.loads((folder / "index.json").read_bytes())
+    blobs = folder / "blobs" / "sha256"
+    manifest = (blobs / index["manifests"][0]["digest"].removeprefix("sha256:")).read_bytes()
+    sbom = attach(Document("application/spdx+json", b"{}"), manifest)
+    for blob in (sbom.manifest, *sbom.blobs):
+        (blobs / digest_of(blob).removeprefix("sha256:")).write_bytes(blob)
+    (folder / "index.json").write_text(json.dumps({**index, "manifests": [*index["manifests"], sbom.entry]}))
+    told = inspect(f"oci-layout:{folder}:1.2.3", "--key", str(P256))
+    assert told.exit_code == 0
+    assert said(told, "signature")[0] == "bundle of the manifest: good, by p256.pub"
+    assert [line.split()[0] for line in said(told, "attached")] == ["SBOM", "signature"]
 
 
 # --- Signatures and attachments of ours -------------------------------------------------------------------------------

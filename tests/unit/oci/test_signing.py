@@ -18,9 +18,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fleet_fn.errors import PermanentError
-from fleet_fn.oci.signature_keys import read_keys
+from fleet_fn.oci.signature_keys import load_keys, read_keys
 from fleet_fn.oci.signatures import BadSignatureError, check_bundle
 from fleet_fn.oci.signing import load_signing_key
+from tests.support.signed import FOLDER
+from tests.support.signed import KEYS as KEYS_FOLDER
 
 DIGEST = f"sha256:{hashlib.sha256(b'manifest').hexdigest()}"
 PASSWORD = "s3cret-of-the-key"
@@ -97,6 +99,16 @@ def test_a_bundle_has_the_form_that_cosign_writes(tmp_path: Path) -> None:
         "predicateType": "https://sigstore.dev/cosign/sign/v1",
         "predicate": {},
     }
+
+
+def test_cosign_hints_at_keys_in_the_same_way() -> None:
+    """In the captured bundles."""
+    hints = set()
+    for blob in (FOLDER / "artifact" / "blobs" / "sha256").iterdir():
+        content = blob.read_bytes()
+        if content.startswith(b'{"mediaType":"application/vnd.dev.sigstore.bundle'):
+            hints.add(json.loads(content)["verificationMaterial"]["publicKey"]["hint"])
+    assert hints == {base64.b64encode(bytes.fromhex(key.fingerprint)).decode() for key in load_keys(KEYS_FOLDER)}
 
 
 @pytest.mark.parametrize("format", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
