@@ -819,3 +819,79 @@ def test_many_processes_change_one_application(shop: Shop) -> None:
         assert (process.returncode, errors) == (0, ""), output
     assert shop.rollout["approved"] is True
     assert shop.spec["rollout"]["paused"] is True
+
+
+# --- Ranges, hardware, requirements and downgrades --------------------------------------------------------------------
+
+
+RANGE = {"container": {"image": "sensor", "version": "1.x", "platform": "linux/arm"}}
+
+
+def test_the_target_of_a_range_is_its_highest_version(shop: Shop, tmp_path: Path) -> None:
+    for version in ("1.0.0", "1.9.0", "2.0.0"):
+        publish(tmp_path, "sensor", version, random_bytes(2048, version))
+    publish(tmp_path, "sensor", "1.10.0", random_bytes(2048), hardware="rev-a,rev-b", requires=">=1.9")
+    there = f"oci-layout:{tmp_path}"
+    shop.put({**RANGE, "rollout": {"stages": STAGES}})
+    shown = shop.run("show", FIRMWARE_REGISTRY=there).output
+    for row in ("firmware    sensor 1.x, version 1.10.0", "hardware    rev-a, rev-b", "requires    >=1.9"):
+        assert row in shown.splitlines()
+    told = json.loads(shop.run("show", "--json", FIRMWARE_REGISTRY=there).output)
+    assert (told["version"], told["hardware"], told["requires"]) == ("1.10.0", ["rev-a", "rev-b"], ">=1.9")
+    assert shop.run("advance", FIRMWARE_REGISTRY=there).code == 0
+    assert (shop.rollout["version"], shop.rollout["stage"]) == ("1.10.0", 0)
+    assert shop.rollout["image"].startswith("sensor@sha256:")
+
+
+def test_a_range_that_nothing_is_in_has_no_target(shop: Shop, tmp_path: Path) -> None:
+    shop.put({"container": {"image": "sensor", "version": ">=3"}})
+    ended = shop.run("show")
+    assert "problem     no tag is a semantic version in >=3" in ended.output.splitlines()
+    publish(tmp_path, "sensor", "0.9.0", random_bytes(2048), tag="3.1.0")
+    shown = shop.run("show", FIRMWARE_REGISTRY=f"oci-layout:{tmp_path}").output
+    assert "tag 3.1.0 names a firmware of version 0.9.0" in shown
+
+
+def test_an_image_takes_the_place_of_a_range_and_abort_pins_what_it_named(shop: Shop) -> None:
+    shop.put(RANGE)
+    assert shop.run("start", "--image", "sensor:1.1.0").code == 0
+    assert shop.spec == {"container": {"image": "sensor:1.1.0", "platform": "linux/arm"}}
+    previous = shop.rollout["previous"]
+    assert previous["version"] == "1.2.0"
+    assert previous["container"]["image"].startswith("sensor@sha256:")
+    assert "version" not in previous["container"]
+    assert shop.run("abort").code == 0
+    assert shop.spec == {"container": previous["container"]}
+
+
+def test_a_higher_version_in_a_range_can_be_aborted(shop: Shop, tmp_path: Path) -> None:
+    publish(tmp_path, "sensor", "1.0.0", random_bytes(2048, "1.0.0"))
+    there = f"oci-layout:{tmp_path}"
+    shop.put({**RANGE, "rollout": {"stages": STAGES}, "downgrades": "refuse"})
+    assert shop.run("advance", FIRMWARE_REGISTRY=there).code == 0
+    image = shop.rollout["image"]
+    publish(tmp_path, "sensor", "1.1.0", random_bytes(2048, "1.1.0"))
+    ended = shop.run("abort", FIRMWARE_REGISTRY=there)
+    assert ended.code == 0, ended.errors
+    assert shop.spec["container"] == {"image": image, "platform": "linux/arm"}
+    assert shop.rollout["aborted"] == ["1.1.0"]
+    assert "devices that run 1.1.0 stay there, because downgrades is refuse" in ended.output
+
+
+def test_start_tells_which_devices_do_not_get_the_firmware(shop: Shop, tmp_path: Path) -> None:
+    publish(tmp_path, "sensor", "1.1.0", random_bytes(2048, "1.1.0"), hardware="rev-a,rev-b", requires=">=1.0")
+    publish(tmp_path, "sensor", "1.2.0", random_bytes(2048, "1.2.0"), requires="newer")
+    publish(tmp_path, "sensor", "blue", random_bytes(2048, "blue"))
+    there = f"oci-layout:{tmp_path}"
+    shop.put()
+    ended = shop.run("start", "--image", "sensor:1.1.0", FIRMWARE_REGISTRY=there)
+    assert ended.code == 0
+    assert {"hardware   rev-a, rev-b", "requires   >=1.0"} <= set(ended.output.splitlines())
+    assert "warning: it is built for rev-a or rev-b, and the application names none" in ended.errors
+    assert "warning: devices that run another version than >=1.0 do not get it" in ended.errors
+    shop.put({"hardware": "rev-b", "downgrades": "refuse"})
+    assert "built for" not in shop.run("start", "--image", "sensor:1.1.0", FIRMWARE_REGISTRY=there).errors
+    errors = shop.run("start", "--image", "sensor:blue", FIRMWARE_REGISTRY=there).errors
+    assert "downgrades is refuse, and blue is no semantic version: devices do not get it" in errors
+    refused = shop.run("start", "--image", "sensor:1.2.0", FIRMWARE_REGISTRY=there)
+    assert (refused.code, "annotation io.drogue.firmware.requires contains" in refused.refusal) == (1, True)

@@ -211,3 +211,18 @@ def test_application_without_a_readable_rollout_has_no_numbers(firmware: object,
     assert counted.problem.startswith(problem)
     assert bool(counted.problem) == bool(problem)
     assert counted.numbers(NOON, "1.2.0") is None
+
+
+def test_the_rollout_of_a_range_is_of_the_highest_version() -> None:
+    """Devices that are led through other versions report those as their targets, later than the highest."""
+    found = {"metadata": {"name": "shop"}, "spec": {"firmware": {"container": {"image": "sensor", "version": "1.x"}}}}
+    targets = ["1.9.0", "1.10.0", "blue", "1.5.0"]
+    for recorded, expected in ((None, "1.10.0"), ("1.2.0", "1.10.0"), ("1.11.0", "1.11.0")):
+        status = {"firmware": {"rollout": {"version": recorded}}} if recorded else {}
+        counted = RolloutCount(read_object({**found, "status": status}, "application"))
+        for minute, target in enumerate(targets):
+            row = Row(target, State.UPDATING, current="1.0.0", target=target, reported=NOON + timedelta(hours=minute))
+            counted.add(Device(target, uid=target, labels={}), row)
+        numbers = counted.numbers(NOON + timedelta(days=1))
+        assert numbers
+        assert numbers.version == expected
