@@ -1,5 +1,6 @@
 """Ranges of versions, hardware, requirements and downgrades, over sockets, by what devices are told."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -8,12 +9,19 @@ from typing import Any
 
 import cbor2
 import pytest
+from click.testing import CliRunner
 
+from fleet_fn.cli.main import main
+from fleet_fn.firmware.trust import NOT_SIGNED
+from fleet_fn.oci.manifest import MANIFEST
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import FakeRegistry, running
 from tests.support.firmware import Published, publish, random_bytes
 from tests.support.function import Function, event
+from tests.support.function import running as running_function
 from tests.support.http import Request, Response
+from tests.support.registry import DockerRegistry
+from tests.support.signer import Attacher, Signer
 from tests.support.statuses import STATUS, blocks, in_sync, midway, post, told, update
 
 SIZE = 1300
@@ -388,6 +396,111 @@ def test_a_downgrade_may_be_refused(
 def test_a_malformed_range_names_the_key(hasty: Function, repository: Repository) -> None:
     repository.want(">=1.2,<2")
     assert 'spec.firmware.container.version is ">=1.2,<2"; it contains' in refusal(hasty, repository)[1]
+
+
+def test_a_device_that_came_up_hears_so_although_what_follows_does_not_fit(
+    hasty: Function, drogue: Drogue, repository: Repository, device: str
+) -> None:
+    repository.publish("1.1.0")
+    repository.want("1.x")
+    for status in (STATUS, midway("1.1.0", 512), midway("1.1.0", 1024), midway("1.1.0", SIZE)):
+        assert post(hasty, device, status).status == 204
+    repository.publish("1.2.0", hardware="rev-a")
+    repository.want(None, f"{device}:1.2.0")
+    time.sleep(MOMENT)
+    assert post(hasty, device, in_sync("1.1.0")).outcome == "sync"
+    assert told(drogue, device)[-1][0] == "sync"
+    assert repository.condition["reason"] == "hardware"
+    assert repository.condition["message"].startswith("1.2.0 is built for rev-a, and the device's hardware is unknown")
+
+
+# --- Signatures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def release() -> Signer:
+    return Signer()
+
+
+@pytest.fixture(scope="module")
+def trusting(
+    drogue: Drogue, registry: FakeRegistry, release: Signer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Function]:
+    folder = tmp_path_factory.mktemp("trusting")
+    (folder / "release.pub").write_bytes(release.public)
+    environment = {"FIRMWARE_VERIFY_KEYS": str(folder / "release.pub"), "SPEC_TTL_SECONDS": "0"}
+    with running(drogue, registry, folder / "cache", **environment) as function:
+        yield function
+
+
+def test_a_tag_that_nobody_signed_is_an_error_and_not_passed_over(
+    trusting: Function, repository: Repository, release: Signer, device: str
+) -> None:
+    signed = repository.publish("1.1.0")
+    Attacher(repository.registry.folder / device).sign(release, signed.digest)
+    repository.publish("1.2.0", hardware="another")
+    repository.want("<1.2")
+    assert post(trusting, device).outcome.startswith('write; version="1.1.0"; offset=0')
+    repository.want("<=1.2")
+    assert refusal(trusting, repository)[1] == f"{NOT_SIGNED}: no signature"
+    assert refusal(trusting, repository, in_sync("1.1.0"))[1] == f"{NOT_SIGNED}: no signature"
+
+
+def test_a_signed_firmware_does_not_come_back_under_a_higher_tag(
+    trusting: Function, repository: Repository, release: Signer, device: str
+) -> None:
+    signed = repository.publish("1.1.0")
+    Attacher(repository.registry.folder / device).sign(release, signed.digest)
+    index = repository.registry.folder / device / "index.json"
+    index.write_text(index.read_text().replace('"1.1.0"', '"1.9.0"'))
+    repository.want("1.x")
+    assert refusal(trusting, repository, in_sync("1.2.0"))[1].startswith("tag 1.9.0 names a firmware of version 1.1.0")
+
+
+@pytest.mark.parametrize("wanted", [None, "1.x"])
+def test_a_version_that_only_a_tag_tells_is_none_to_go_by(
+    trusting: Function, repository: Repository, release: Signer, device: str, wanted: str | None
+) -> None:
+    layout = repository.registry.folder / device
+    repository.publish("1.9.0")
+    index = json.loads((layout / "index.json").read_bytes())
+    (entry,) = index["manifests"]
+    manifest = json.loads((layout / "blobs" / entry["digest"].replace(":", "/")).read_bytes())
+    del manifest["annotations"]["org.opencontainers.image.version"]
+    content = json.dumps(manifest).encode()
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    (layout / "blobs" / digest.replace(":", "/")).write_bytes(content)
+    index["manifests"] = [{**entry, "digest": digest, "size": len(content)}]
+    (layout / "index.json").write_text(json.dumps(index))
+    Attacher(layout).sign(release, digest)
+    repository.want(wanted, device if wanted else f"{device}:1.9.0", downgrades="refuse")
+    assert "only its tag gives" in refusal(trusting, repository)[1]
+    if wanted is None:
+        repository.want(None, f"{device}:1.9.0")
+        assert post(trusting, device).outcome.startswith('write; version="1.9.0"')
+
+
+# --- A real registry --------------------------------------------------------------------------------------------------
+
+
+def test_a_real_registry_lists_its_tags_by_pages(
+    docker_registry: DockerRegistry, drogue: Drogue, device: str, tmp_path: Path
+) -> None:
+    file, content = tmp_path / "fw.bin", random_bytes(SIZE, device)
+    file.write_bytes(content)
+    place = f"{docker_registry.host}/{device}"
+    for version, requires in (("1.1.0", "*"), ("1.2.0", ">=1.1")):
+        words = ["publish", str(file), f"{place}:{version}", "--version", version, "--requires", requires, "--insecure"]
+        assert CliRunner().invoke(main, words).exit_code == 0
+    manifest = docker_registry.manifest(device, "1.1.0").body
+    for number in range(1050):
+        docker_registry.put_manifest(device, f"0.{number}.0", MANIFEST, manifest)
+    drogue.put("example", device, spec={"firmware": {"container": {"image": device, "version": ">=0.5"}}})
+    environment = {**drogue.environment, **docker_registry.environment, "FIRMWARE_CACHE_DIR": str(tmp_path / "cache")}
+    with running_function(environment) as function:
+        assert update(function, drogue, device) == ("1.1.0", content)
+        assert post(function, device, in_sync("1.1.0")).outcome == "sync"
+    assert docker_registry.log.count(f'"GET /v2/{device}/tags/list?') >= 2
 
 
 # --- Hostile and absent lists -----------------------------------------------------------------------------------------
