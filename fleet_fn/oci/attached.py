@@ -10,9 +10,14 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.oci.manifest import Descriptor, Manifest, media_type_of, read_descriptor, read_manifest
 from fleet_fn.oci.referrers import Attachments, is_attached
-from fleet_fn.oci.sbom import SBOM_TYPES
 from fleet_fn.oci.signatures import BUNDLE, PREDICATE, PREDICATE_ANNOTATION
 
+#: Media types of SBOMs: those of the two standards in JSON, then their other serializations.
+SPDX: Final = "application/spdx+json"
+CYCLONEDX: Final = "application/vnd.cyclonedx+json"
+SPDX_TAG_VALUE: Final = "text/spdx"
+CYCLONEDX_XML: Final = "application/vnd.cyclonedx+xml"
+_SBOMS: Final = frozenset((SPDX, CYCLONEDX, SPDX_TAG_VALUE, CYCLONEDX_XML))
 #: Attached manifests that are looked at, and the bound on each.
 MAX_ATTACHED: Final = 100
 _MAX_MANIFEST_BYTES: Final = 64 * 1024
@@ -70,4 +75,4 @@ def _kind(media_type: str, manifest: Manifest) -> str:
         return "signature"
     if media_type in _ATTESTATIONS:
         return "attestation"
-    return "SBOM" if media_type in SBOM_TYPES else "other"
+    return "SBOM" if media_type in _SBOMS else "other"

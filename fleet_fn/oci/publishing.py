@@ -88,7 +88,8 @@ def publish_to_registry(
 def _attach(client: "PushClient", attachment: Attachment, subject: str) -> None:
     """Upload an attachment, and list it if the registry does not do so itself.
 
-    Two publishers may change a list at the same time, and registries do not notice. So it is read again.
+    Two publishers may change a list at the same time, and registries do not notice. So it is read again, which makes
+    the loss of an entry unlikely; no registry can rule it out without the referrers API.
 
     Raises:
         PermanentError, TransientError: see `publish_to_registry`.

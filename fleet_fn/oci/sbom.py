@@ -10,14 +10,9 @@ from typing import Final
 
 from fleet_fn.errors import PermanentError
 from fleet_fn.files import read_small
+from fleet_fn.oci.attached import CYCLONEDX, CYCLONEDX_XML, SPDX, SPDX_TAG_VALUE
 from fleet_fn.oci.attachment import Document
 
-SPDX: Final = "application/spdx+json"
-CYCLONEDX: Final = "application/vnd.cyclonedx+json"
-#: The other serializations of both.
-SPDX_TAG_VALUE: Final = "text/spdx"
-CYCLONEDX_XML: Final = "application/vnd.cyclonedx+xml"
-SBOM_TYPES: Final = frozenset((SPDX, CYCLONEDX, SPDX_TAG_VALUE, CYCLONEDX_XML))
 _MAX_BYTES: Final = 64 * 1024 * 1024
 #: The element that such an XML document consists of, or an SPDX tag, is looked for in this many bytes.
 _MAX_HEAD_BYTES: Final = 64 * 1024

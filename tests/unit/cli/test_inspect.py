@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,14 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from fleet_fn.cli.inspect_display import print_attached, print_signatures
 from fleet_fn.cli.main import main
+from fleet_fn.errors import PermanentError, TransientError
+from fleet_fn.firmware.store import Signed
+from fleet_fn.oci.attached import Attached
 from fleet_fn.oci.attachment import Document, attach
 from fleet_fn.oci.manifest import digest_of
+from fleet_fn.oci.signature_search import Signature
 from tests.support.images import ImageLayout
 from tests.support.signed import FOLDER, KEYS, P256, reference
 
@@ -231,6 +237,39 @@ def test_other_documents_are_listed_and_unreadable_ones_are_not(keys: Path) -> N
     assert said(result, "attached") == [
         "other             4  application/x\N{REPLACEMENT CHARACTER}note",
         "other             8  application/vnd.example.config",
+    ]
+
+
+def test_a_long_list_of_attachments_is_cut(keys: Path) -> None:
+    layout = ImageLayout(keys / "pump")
+    firmware = layout.artifact(bytes(1024))
+    layout.tag(firmware, "1")
+    empty = layout.blob(b"{}", "application/vnd.oci.empty.v1+json")
+    attached = [layout.manifest(empty, [], subject=firmware, artifactType=f"application/{n}") for n in range(101)]
+    index = json.loads((keys / "pump" / "index.json").read_bytes())
+    (keys / "pump" / "index.json").write_text(json.dumps({**index, "manifests": [*index["manifests"], *attached]}))
+    result = inspect(f"oci-layout:{keys / 'pump'}:1")
+    assert len(said(result, "attached")) == 100
+    assert result.stdout.splitlines()[-1] == "and more; only the first 100 are listed"
+
+
+def test_a_registry_that_cannot_list_is_told() -> None:
+    """Signatures that were found are shown all the same."""
+
+    def search(_: object, __: object) -> Iterator[Signature]:
+        yield Signature("sha256:0", "bundle", None, "signed by another key")
+        raise TransientError("OCI registry HOST: no answer in time")
+
+    def attached(_: object) -> list[Attached]:
+        raise PermanentError("OCI registry HOST: answered 400")
+
+    signed, told = Signed("here", ("sha256:1",), search, attached), list[str]()
+    print_signatures(signed, [], told.append, told.append)
+    print_attached(signed, told.append, told.append)
+    assert told == [
+        "signature  bundle of the sha256:0: not checked; name its key with --key",
+        "not all signatures could be looked at: OCI registry HOST: no answer in time",
+        "what is attached cannot be listed: OCI registry HOST: answered 400",
     ]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.oci.access import Access, registry_reference
@@ -135,6 +137,29 @@ def test_a_list_that_is_full_is_not_lengthened() -> None:
     listed = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).encode()
     with pytest.raises(PermanentError, match="it has 1000 already"):
         add_to_list(listed, "", attach(NOTE, SUBJECT))
+
+
+@given(
+    st.binary(max_size=50)
+    | st.recursive(
+        st.none() | st.integers() | st.sampled_from([INDEX, MANIFEST, attach(NOTE, SUBJECT).digest]),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["mediaType", "manifests", "digest", "x"]), inner, max_size=4)
+        ),
+        max_leaves=10,
+    ).map(lambda value: json.dumps(value).encode())
+)
+def test_any_list_gets_the_entry_or_fails(content: bytes) -> None:
+    attachment = attach(NOTE, SUBJECT)
+    try:
+        listed = add_to_list(content, digest_of(SUBJECT), attachment)
+    except PermanentError as error:
+        assert error.reason.startswith("list of referrers")
+        return
+    assert add_to_list(listed, digest_of(SUBJECT), attachment) == listed
+    digests = [entry.get("digest") for entry in json.loads(listed)["manifests"] if isinstance(entry, dict)]
+    assert attachment.digest in digests
 
 
 # --- Registries -------------------------------------------------------------------------------------------------------
