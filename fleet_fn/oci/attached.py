@@ -59,15 +59,16 @@ def _read(repository: Attachments, entry: Descriptor, digest: str, deadline: Dea
         manifest = read_manifest(repository.manifest(entry.digest, deadline))
         if not isinstance(manifest, Manifest) or not is_attached(manifest, digest):
             return None
-        size = sum(read_descriptor(layer, "layer").size for layer in manifest.layers)
+        layers = [read_descriptor(layer, "layer") for layer in manifest.layers]
     except PermanentError:
         return None
     # Without a type of its own, it is of its config's (OCI image specification, "Guidelines for Artifact Usage").
     media_type = manifest.artifact_type or str(media_type_of(manifest.config) or "")
-    return Attached(_kind(media_type, manifest), media_type, entry.digest, size)
+    size = sum(layer.size for layer in layers)
+    return Attached(_kind(media_type, manifest, layers), media_type, entry.digest, size)
 
 
-def _kind(media_type: str, manifest: Manifest) -> str:
+def _kind(media_type: str, manifest: Manifest, layers: Sequence[Descriptor]) -> str:
     if media_type == BUNDLE:
         is_signature = manifest.annotations.get(PREDICATE_ANNOTATION, PREDICATE) == PREDICATE
         return "signature" if is_signature else "attestation"
@@ -75,4 +76,5 @@ def _kind(media_type: str, manifest: Manifest) -> str:
         return "signature"
     if media_type in _ATTESTATIONS:
         return "attestation"
-    return "SBOM" if media_type in _SBOMS else "other"
+    # Publishers may have types of their own for the artifact.
+    return "SBOM" if _SBOMS & {media_type, *(layer.media_type for layer in layers)} else "other"

@@ -227,6 +227,9 @@ def test_other_documents_are_listed_and_unreadable_ones_are_not(keys: Path) -> N
         layout.manifest(empty, [document], subject=firmware, artifactType="application/x\nnote"),
         layout.manifest(layout.blob(b"{}", "application/vnd.example.config"), [document, document], subject=firmware),
         layout.manifest(empty, [document], subject=document),
+        layout.manifest(
+            empty, [layout.blob(b"{}", "text/spdx")], subject=firmware, artifactType="application/vnd.example.sbom"
+        ),
         layout.manifest(empty, [5], subject=firmware),  # type: ignore[list-item]
         layout.blob(b"no JSON", "application/vnd.oci.image.manifest.v1+json"),
     ]
@@ -237,6 +240,7 @@ def test_other_documents_are_listed_and_unreadable_ones_are_not(keys: Path) -> N
     assert said(result, "attached") == [
         "other             4  application/x\N{REPLACEMENT CHARACTER}note",
         "other             8  application/vnd.example.config",
+        "SBOM              2  application/vnd.example.sbom",
     ]
 
 
