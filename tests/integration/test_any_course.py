@@ -57,6 +57,12 @@ PODS: Final = 3
 COURSES: Final = int(os.environ.get("COURSES", "60"))
 #: The seconds of the TTLs: of specs and records, and of tags.
 TTLS: Final = st.sampled_from([(0.0, 0.0), (10.0, 30.0), (300.0, 300.0)])
+#: Ranges that devices may follow, and the tags in them; the first versions are in each.
+RANGES: Final[dict[str, Callable[[str], bool]]] = {
+    "*": lambda _: True,
+    "~0.1": lambda tag: tag.startswith("0.1."),
+    "<0.3": lambda tag: not tag.startswith("0.3."),
+}
 #: Bytes of a firmware.
 SIZES: Final = st.sampled_from([4, 64, 132, 200, 256, 520])
 #: What kind of device, in which dialect, and the bytes of its blocks.
@@ -345,6 +351,12 @@ class FleetMachine(RuleBasedStateMachine):
         chosen = self.published[number % len(self.published)]
         image = {"tag": f":{chosen.version}", "digest": f"@{chosen.digest}", "stable": ":stable"}.get(by)
         device.source = {"container": {"image": self.name + image}} if image else {}
+        self._write_device(device)
+
+    @rule(device=devices, versions=st.sampled_from(sorted(RANGES)))
+    def name_range(self, device: Device, versions: str) -> None:
+        self._outlive_wipes()
+        device.source = {"container": {"image": self.name, "version": versions}}
         self._write_device(device)
 
     def _outlive_wipes(self) -> None:
@@ -776,6 +788,9 @@ class FleetMachine(RuleBasedStateMachine):
 
     def _named(self, source: dict[str, Any], tags: dict[str, Published]) -> Published | None:
         image = source["container"]["image"]
+        if versions := source["container"].get("version"):
+            found = [tag for tag in tags if tag != "stable" and RANGES[versions](tag)]
+            return tags[max(found, key=lambda tag: tuple(map(int, tag.split("."))))]
         name, separator, reference = image.partition("@") if "@" in image else image.partition(":")
         assert name == self.name
         if separator == "@":
