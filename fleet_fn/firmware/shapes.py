@@ -56,6 +56,8 @@ _MAX_MANIFESTS: Final = 64
 _CHUNK_BYTES: Final = 64 * 1024
 #: Of each annotation that is only shown; a manifest may be 4 MiB long.
 _MAX_SHOWN_CHARS: Final = 200
+#: Of the annotations that keep it from devices.
+_MAX_CONDITION_CHARS: Final = 1024
 _ORIGIN: Final = (SOURCE_ANNOTATION, REVISION_ANNOTATION, CREATED_ANNOTATION)
 #: Names of the firmware in a labelled image. If a layer has both, its first entry counts.
 _FIRMWARE_FILES: Final = frozenset(("firmware", _FIRMWARE_FILE))
@@ -222,8 +224,18 @@ class Shapes:
 
 
 def _with_annotations(firmware: Firmware, annotations: Mapping[str, str]) -> Firmware:
-    """Return a firmware with what the annotations of its manifest say of it."""
-    hardware = annotations.get(HARDWARE_ANNOTATION)
+    """Return a firmware with what the annotations of its manifest say of it.
+
+    Raises:
+        PermanentError: one that keeps it from devices is empty, or too long to be remembered.
+
+    """
+    hardware, requires = annotations.get(HARDWARE_ANNOTATION), annotations.get(REQUIRES_ANNOTATION)
+    for name, value in ((HARDWARE_ANNOTATION, hardware), (REQUIRES_ANNOTATION, requires)):
+        if value is not None and len(value) > _MAX_CONDITION_CHARS:
+            raise PermanentError(f"annotation {name} has {len(value)} characters; at most {_MAX_CONDITION_CHARS} count")
+    if requires is not None and not requires.strip():
+        raise PermanentError(f"annotation {REQUIRES_ANNOTATION} is empty; * stands for any release")
     named = tuple(name for part in (hardware or "").split(",") if (name := part.strip()))
     if hardware is not None and not named:
         raise PermanentError(f"annotation {HARDWARE_ANNOTATION} names no hardware")
@@ -232,7 +244,7 @@ def _with_annotations(firmware: Firmware, annotations: Mapping[str, str]) -> Fir
         authors=annotations.get(AUTHORS_ANNOTATION, "")[:_MAX_SHOWN_CHARS],
         origin={name: annotations[name][:_MAX_SHOWN_CHARS] for name in _ORIGIN if name in annotations},
         hardware=named,
-        requires=annotations.get(REQUIRES_ANNOTATION, ""),
+        requires=requires or "",
     )
 
 

@@ -192,6 +192,34 @@ def test_manifest_of_another_kind_has_no_firmware(shapes: Shapes, folder: Folder
     assert reason(shapes, folder, manifest) == f"no firmware: no layer of media type {OCTETS}, and no image"
 
 
+def annotated(folder: Folder, **annotations: str) -> bytes:
+    manifest = json.loads(folder.artifact(folder.put(FIRMWARE, OCTETS)))
+    named = {f"io.drogue.firmware.{name}": value for name, value in annotations.items()}
+    return json.dumps({**manifest, "annotations": named}).encode()
+
+
+def test_annotations_tell_whom_a_firmware_is_for(shapes: Shapes, folder: Folder) -> None:
+    firmware = find(shapes, folder, annotated(folder, hardware=" rev-a,rev-b ,", requires=">=1.2 <2"))
+    assert (firmware.hardware, firmware.requires) == (("rev-a", "rev-b"), ">=1.2 <2")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "told"),
+    [
+        ({"hardware": ""}, "annotation io.drogue.firmware.hardware names no hardware"),
+        ({"hardware": " ,"}, "annotation io.drogue.firmware.hardware names no hardware"),
+        ({"hardware": "a," * 1000}, "annotation io.drogue.firmware.hardware has 2000 characters; at most 1024 count"),
+        ({"requires": ""}, "annotation io.drogue.firmware.requires is empty; * stands for any release"),
+        ({"requires": " "}, "annotation io.drogue.firmware.requires is empty; * stands for any release"),
+        ({"requires": ">1 " * 500}, "annotation io.drogue.firmware.requires has 1500 characters; at most 1024 count"),
+    ],
+)
+def test_annotations_that_tell_nothing_are_no_permission(
+    shapes: Shapes, folder: Folder, annotations: dict[str, str], told: str
+) -> None:
+    assert reason(shapes, folder, annotated(folder, **annotations)) == told
+
+
 # --- Labelled images --------------------------------------------------------------------------------------------------
 
 
