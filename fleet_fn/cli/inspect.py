@@ -22,7 +22,7 @@ from fleet_fn.firmware.deny_list import load_deny_list
 from fleet_fn.firmware.store import ImageStore, NotReadyError, Store
 from fleet_fn.firmware.trust import Trust
 from fleet_fn.firmware.verified import VerifiedFiles
-from fleet_fn.fleet.rollout.target import ANSWER_SECONDS, resolve, verify
+from fleet_fn.fleet.rollout.target import ANSWER_SECONDS, refuse_long_version, resolve, verify
 from fleet_fn.oci.access import Access, find_credentials, registry_reference
 from fleet_fn.oci.layout import NO_LAYOUT
 from fleet_fn.oci.layout_writer import layout_reference
@@ -120,6 +120,7 @@ def _inspect(store: Store, reference: Reference, verdict: "_Verdict") -> None:
         print_signatures(firmware.signed, verdict.keys, click.echo, _warn)
         print_attached(firmware.signed, click.echo, _warn)
     verdict.trust.check(firmware, "", Deadline(ANSWER_SECONDS))
+    refuse_long_version(firmware)
     if firmware.requires:
         required_by(firmware)
 

@@ -55,8 +55,7 @@ class FirmwareFinder:
         tag = self._highest(reference, wanted) if wanted is not None else None
         firmware = resolve(store, replace(reference, tag=tag) if tag else reference)
         signature = self.signature_of(firmware)
-        if len(firmware.version.encode(errors="replace")) > MAX_VERSION_BYTES:
-            raise PermanentError(f"the version has more than {MAX_VERSION_BYTES} bytes, so no device can be sent it")
+        refuse_long_version(firmware)
         firmware = as_signed(firmware, signature) if signature else firmware
         if tag is not None:
             check_tag(firmware, tag, trusts_no_tag=self._trust.wants_signatures)
@@ -181,6 +180,17 @@ def resolve(store: Store, reference: Reference) -> Firmware:
             if not limit.remaining:
                 raise
         time.sleep(_PAUSE_SECONDS)
+
+
+def refuse_long_version(firmware: Firmware) -> None:
+    """Refuse a firmware whose version fits no command.
+
+    Raises:
+        PermanentError: it does not.
+
+    """
+    if len(firmware.version.encode(errors="replace")) > MAX_VERSION_BYTES:
+        raise PermanentError(f"the version has more than {MAX_VERSION_BYTES} bytes, so no device can be sent it")
 
 
 def verify(firmware: Firmware) -> None:

@@ -192,6 +192,16 @@ def test_origin_hardware_and_requirements_are_shown(keys: Path) -> None:
         assert said(result, name) == [value]
 
 
+def test_a_version_that_fits_no_command_fails(keys: Path) -> None:
+    layout = ImageLayout(keys / "pump")
+    for tag, length in (("fits", 255), ("long", 256)):
+        layout.tag(layout.artifact(bytes(1024), "1" * length), tag)
+    assert inspect(f"oci-layout:{keys / 'pump'}:fits").exit_code == 0
+    result = inspect(f"oci-layout:{keys / 'pump'}:long")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("inspect: the version has more than 255 bytes, so no device can be sent it\n")
+
+
 def test_requirements_that_are_no_range_fail(keys: Path) -> None:
     layout = ImageLayout(keys / "pump")
     layout.tag(layout.artifact(bytes(1024), annotations={"io.drogue.firmware.requires": "new"}), "1")
