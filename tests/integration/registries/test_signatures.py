@@ -11,7 +11,7 @@ import pytest
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import INDEX, FakeRegistry, less_host, release, running
 from tests.support.firmware import Published, publish, random_bytes
-from tests.support.function import Function
+from tests.support.function import Function, event
 from tests.support.hostile import always
 from tests.support.http import Request, Response
 from tests.support.signer import BUNDLE, MANIFEST, Attacher, Signer
@@ -319,3 +319,27 @@ def test_denied_bytes_are_not_served(
     settings = {"FIRMWARE_DENY": str(tmp_path / "denied")}
     with running(drogue, registry, tmp_path_factory.mktemp("cache"), **settings) as function:
         assert reason(function, drogue, device) == f"denied: {digest} is in FIRMWARE_DENY"
+
+
+def test_a_device_that_came_up_with_denied_firmware_hears_no_sync(
+    function: Function,
+    drogue: Drogue,
+    registry: FakeRegistry,
+    device: str,
+    released: Published,
+    attacher: Attacher,
+    tmp_path: Path,
+) -> None:
+    attacher.sign(RELEASE, released.digest)
+    assert update(function, drogue, device) == ("1", released.content)
+    (tmp_path / "denied").write_text(released.digest)
+    with running(drogue, registry, tmp_path / "cache", FIRMWARE_DENY=str(tmp_path / "denied")) as strict:
+        answer = post(strict, device, in_sync("1"))
+        assert (answer.status, answer.reason) == (422, f"denied: {released.digest} is in FIRMWARE_DENY")
+        assert told(drogue, device)[-1][0] == "wait"
+        # It runs the denied firmware still, and takes another only once it has heard SYNC.
+        publish(registry.folder, device, "2", random_bytes(3000, "mended"))
+        drogue.put_image("example", device, f"{device}:2")
+        strict.post(event(device, type="io.drogue.registry.v1", subject="devices"), b"")
+        assert post(strict, device, in_sync("1")).outcome == "sync"
+    assert told(drogue, device)[-1][0] == "sync"
