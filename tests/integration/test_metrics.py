@@ -36,7 +36,7 @@ VALUES: Final[Mapping[str, re.Pattern[str]]] = {
     "outcome": re.compile("|".join(OUTCOMES)),
     "upstream": re.compile("registry|command|oci|hawkbit|sink"),
     "status": re.compile(r"error|\d{3}"),
-    "cache": re.compile("spec|manifest|firmware"),
+    "cache": re.compile("spec|manifest|firmware|signature"),
     "result": re.compile("|".join(("hit", "miss", *RESULTS))),
     "le": re.compile(r"\d+\.\d+|\+Inf"),
 }
