@@ -39,6 +39,8 @@ _MAX_REDIRECTS: Final = 5
 MAX_TAGS: Final = 10_000
 _PAGE_TAGS: Final = 1000
 _MAX_PAGES: Final = 100
+#: Bound on the pages of a list together: clients that push choose the annotations in a list of referrers.
+_MAX_LIST_BYTES: Final = 8 * 1024 * 1024
 #: Link to the next page (OCI distribution specification 1.1, "Listing Tags"; RFC 8288).
 _NEXT: Final = re.compile(r"<([^>]*)>\s*;\s*rel=\"?next\"?")
 _ACCEPT_MANIFESTS: Final = {"Accept": ", ".join(MANIFESTS + INDEXES)}
@@ -232,13 +234,22 @@ class RegistryClient:
     def _pages(
         self, repository: str, of: str, query: str, headers: Mapping[str, str], deadline: Deadline
     ) -> Iterator[_Page]:
-        """Yield the pages of a list, `_MAX_PAGES` at most, of any status."""
+        """Yield the pages of a list, `_MAX_PAGES` at most, of any status.
+
+        Raises:
+            PermanentError, TransientError: see `resolve_tag`; or the list has more than `_MAX_LIST_BYTES`.
+
+        """
         first = f"/v2/{repository}/{of}"
         path: str | None = f"{first}?{query}" if query else first
+        size = 0
         for _ in range(_MAX_PAGES):
             if path is None:
                 return
             answer, authorization = self._ask("GET", path, repository, deadline, headers)
+            size += len(answer.body)
+            if size > _MAX_LIST_BYTES:
+                raise PermanentError(f"{self._name}: a list of more than {_MAX_LIST_BYTES} bytes in {repository}")
             path = _next_page(answer.headers, first, self._name)
             yield _Page(answer, authorization, path is None)
 

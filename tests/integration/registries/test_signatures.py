@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,6 +124,23 @@ def test_a_thousand_referrers_do_not_hide_a_signature(
 
     registry.answers[f"{device}/referrers"] = page
     assert update(function, drogue, device) == ("1", released.content)
+
+
+def test_a_list_of_huge_annotations_is_not_kept(
+    function: Function, drogue: Drogue, registry: FakeRegistry, device: str, released: Published
+) -> None:
+    numbers = count(1)
+
+    def page(_: Request) -> Response:
+        number = next(numbers)
+        entry = {"mediaType": MANIFEST, "size": 500, "artifactType": BUNDLE, "digest": f"sha256:{number:064x}"}
+        index = {"mediaType": INDEX, "manifests": [{**entry, "annotations": {"filler": "x" * 4_000_000}}]}
+        link = f'</v2/{device}/referrers/{released.digest}?last={number}>; rel="next"'
+        return Response(200, json.dumps(index).encode(), {"Content-Type": INDEX, "Link": link})
+
+    registry.answers[f"{device}/referrers"] = page
+    assert "a list of more than 8388608 bytes" in reason(function, drogue, device)
+    assert next(numbers) == 4, "three pages are enough"
 
 
 # --- What does not ----------------------------------------------------------------------------------------------------
