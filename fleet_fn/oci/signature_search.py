@@ -115,7 +115,10 @@ class _Search:
         """Return the bundle in an attached manifest; None if it holds something else."""
         if referrer.size > _MAX_MANIFEST_BYTES:
             raise BadSignatureError(f"its manifest has {referrer.size} bytes; at most {_MAX_MANIFEST_BYTES} are read")
-        manifest = read_manifest(self._repository.manifest(referrer.digest, self._deadline))
+        content = self._repository.manifest(referrer.digest, self._deadline)
+        if len(content) != referrer.size:  # parsing 4 MiB takes a second
+            raise BadSignatureError(f"its manifest has {len(content)} bytes, and its descriptor says {referrer.size}")
+        manifest = read_manifest(content)
         if not isinstance(manifest, Manifest) or [media_type_of(layer) for layer in manifest.layers] != [BUNDLE]:
             return None
         if not _may_sign(manifest.annotations):
@@ -137,6 +140,8 @@ class _Search:
     def _attempt(self, work: Callable[[], T]) -> tuple[T | None, str]:
         """Return the result of `work`, or None and why there is none."""
         try:
+            if not self._deadline.remaining:  # cached and local content does not look at it
+                raise TransientError("no time is left to look at all signatures")
             return work(), ""
         except BadSignatureError as error:
             return None, str(error)

@@ -324,6 +324,19 @@ def test_a_registry_that_answers_differently_each_time_serves_only_what_is_signe
             assert blocks(drogue, name) == ([(0, other.content[:512])] if is_signed else [])
 
 
+def test_a_large_manifest_that_is_listed_as_small_is_not_read(
+    function: Function, drogue: Drogue, registry: FakeRegistry, device: str, released: Published, attacher: Attacher
+) -> None:
+    entries = []
+    for number in range(2):
+        lists = b"[]," * 1_300_000
+        content = attacher.put(b'{"number": %d, "lists": [%b0]}' % (number, lists), MANIFEST)
+        entries.append({**content, "size": 500, "artifactType": BUNDLE})
+    registry.answers[f"{device}/referrers"] = always(Response(200, json.dumps({"manifests": entries}).encode()))
+    assert released
+    assert "bytes, and its descriptor says 500" in reason(function, drogue, device)
+
+
 # --- The deny list ----------------------------------------------------------------------------------------------------
 
 

@@ -278,6 +278,12 @@ def test_only_so_many_signatures_are_looked_at(trust: Trust, release: Release) -
     assert reason == f"{NOT_SIGNED}bundle of another media type; 65 signatures; only the first 64 are looked at"
 
 
+def test_a_search_without_time_is_not_finished(trust: Trust, release: Release) -> None:
+    release.attacher.sign(RELEASE, release.digest)
+    with pytest.raises(TransientError, match="no time is left"):
+        trust.check(release.firmware, "acme", Deadline(0))
+
+
 def test_a_claim_such_as_an_sbom_is_no_signature_and_takes_no_place(trust: Trust, keys: Path, release: Release) -> None:
     predicate = "https://spdx.dev/Document"
     for number in range(MAX_SIGNATURES + 1):
