@@ -114,18 +114,20 @@ def read_detached(content: bytes) -> bytes:
         BadSignatureError: it is malformed.
 
     """
-    if content.lstrip().startswith(b"{"):
+    try:
+        text = content.decode().strip()
+    except UnicodeDecodeError:  # also of raw bytes that begin like a bundle
+        return _raw(content)
+    if text.startswith("{"):
         value = _read(content, "bundle")
         message = value.get("messageSignature")
         if value.get("mediaType") != BUNDLE or not isinstance(message, dict):
             raise BadSignatureError("bundle without a signature of a file")
         return _decode(message.get("signature"))
     try:
-        return _decode(content.decode("ascii").strip())
-    except (UnicodeDecodeError, BadSignatureError):
-        if len(content) > _MAX_SIGNATURE_BYTES:
-            raise BadSignatureError(f"signature of more than {_MAX_SIGNATURE_BYTES} bytes") from None
-        return content
+        return _decode("".join(text.split()))  # base64(1) and openssl write lines
+    except BadSignatureError:
+        return _raw(content)
 
 
 def check_detached(signature: bytes, content: bytes, keys: Sequence[PublicKey]) -> PublicKey:
@@ -144,6 +146,12 @@ def check_digest(signature: bytes, sha256: bytes, keys: Sequence[PublicKey]) -> 
     The content is not needed, so Ed25519 cannot be checked, nor P-384 with SHA-384.
     """
     return next((key for key in keys if key.verifies_digest(signature, sha256)), None)
+
+
+def _raw(signature: bytes) -> bytes:
+    if len(signature) > _MAX_SIGNATURE_BYTES:
+        raise BadSignatureError(f"signature of more than {_MAX_SIGNATURE_BYTES} bytes")
+    return signature
 
 
 def _find_key(keys: Sequence[PublicKey], signatures: Sequence[bytes], signed: bytes) -> PublicKey:

@@ -225,6 +225,12 @@ def test_detached_signatures_are_base64_raw_or_a_bundle() -> None:
         read_detached(b"\xff" * 3000)
 
 
+def test_a_raw_signature_may_begin_like_a_bundle() -> None:
+    signatures = (SIGNERS["ed25519"].sign(b"%d" % number) for number in range(100_000))
+    signature = next(signature for signature in signatures if signature.startswith(b"{"))
+    assert read_detached(signature) == signature
+
+
 @pytest.mark.parametrize(("name", "can"), [("p256", True), ("rsa", True), ("ed25519", False), ("p384", False)])
 def test_bytes_are_checked_by_their_sha256_where_the_kind_of_key_allows_it(name: str, can: bool) -> None:
     signature, digest = SIGNERS[name].sign(b"content"), hashlib.sha256(b"content").digest()
