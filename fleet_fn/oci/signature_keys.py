@@ -111,6 +111,8 @@ def read_keys(content: bytes, name: str, path: str) -> list[PublicKey]:
     blocks = list(_BLOCK.finditer(content))
     if not blocks:
         raise PermanentError(f"{path}: has no public key (PEM)")
+    if content.count(b"-----BEGIN ") != len(blocks):
+        raise PermanentError(f"{path}: has a key without an end; the file was cut off, or is being written")
     if other := next((block[1] for block in blocks if block[1] not in _PUBLIC), None):
         raise PermanentError(f"{path}: has a {other.decode().lower()}; only public keys (PEM) are taken")
     return [_read_key(block[0], name, path) for block in blocks]

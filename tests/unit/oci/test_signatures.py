@@ -268,6 +268,10 @@ def test_a_file_may_have_several_keys_and_words_between_them() -> None:
     assert [key.name for key in read_keys(content, "keys.pem", "keys.pem")] == ["keys.pem"] * 2
 
 
+def test_a_file_that_was_cut_off_is_an_error_and_not_a_key_less() -> None:
+    assert "a key without an end" in key_problem(P256.public + STRANGER.public[:-20])
+
+
 def test_each_visible_file_of_a_folder_has_to_be_a_key(tmp_path: Path) -> None:
     (tmp_path / "a.pub").write_bytes(P256.public)
     (tmp_path / "b.pub").write_bytes(STRANGER.public + P256.public)
