@@ -77,7 +77,7 @@ class _Repository:
         layout may have both: what is published into it later goes into the index.
         """
         listed = [
-            *self._layout.referrers(digest),
+            *self._layout.referrers(digest, artifact_type),
             *read_fallback(self._layout.tagged(fallback_tag(digest)), digest),
         ]
         found = {entry.digest: entry for entry in reversed(listed)}

@@ -90,17 +90,21 @@ class Layout:
             return None
         return self.manifest(Reference("", self.folder.name, tag, None))
 
-    def referrers(self, digest: str) -> Iterator[Descriptor]:
+    def referrers(self, digest: str, artifact_type: str) -> Iterator[Descriptor]:
         """Yield the manifests in the index that are attached to the one with `digest`.
 
-        Only the first `MAX_REFERRERS` entries are looked at, those of large manifests are not.
+        Only `MAX_REFERRERS` entries are looked at, those of large manifests are not. A layout has the entries of all
+        its versions, so the latest are preferred, and those that tell their type: the tagged ones of firmware do not.
 
         Raises:
             PermanentError: the folder is no layout, or its index is malformed.
 
         """
         entries = [entry for entry in read_entries(self.index()) if entry.digest != digest]
-        for entry in entries[:MAX_REFERRERS]:
+        if artifact_type:
+            entries = [entry for entry in entries if entry.artifact_type in ("", artifact_type)]
+        preferred = sorted(range(len(entries)), key=lambda number: (not entries[number].artifact_type, -number))
+        for entry in [entries[number] for number in sorted(preferred[:MAX_REFERRERS])]:
             if entry.media_type not in MANIFESTS or entry.size > _MAX_REFERRER_BYTES:
                 continue
             try:

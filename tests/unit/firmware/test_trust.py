@@ -278,6 +278,18 @@ def test_only_so_many_signatures_are_looked_at(trust: Trust, release: Release) -
     assert reason == f"{NOT_SIGNED}bundle of another media type; 65 signatures; only the first 64 are looked at"
 
 
+@pytest.mark.parametrize("tells_type", [True, False])
+def test_a_layout_may_have_many_versions(trust: Trust, release: Release, tells_type: bool) -> None:
+    entry = release.attacher.sign(RELEASE, release.digest)
+    others = [{**entry, "digest": f"sha256:{number:064x}"} for number in range(1000)]
+    if tells_type:  # the signature is an old one
+        others = [{key: value for key, value in other.items() if key != "artifactType"} for other in others]
+    index = release.attacher.layout / "index.json"
+    known = json.loads(index.read_bytes())["manifests"]
+    index.write_text(json.dumps({"manifests": known + others if tells_type else others + known}))
+    assert check(trust, release.firmware)
+
+
 def test_a_search_without_time_is_not_finished(trust: Trust, release: Release) -> None:
     release.attacher.sign(RELEASE, release.digest)
     with pytest.raises(TransientError, match="no time is left"):
