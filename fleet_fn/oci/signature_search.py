@@ -79,7 +79,7 @@ class _Search:
         self._repository = repository
         self._keys = keys
         self._deadline = deadline
-        #: The last failure that may be over soon.
+        #: The first failure that may be over soon.
         self.unavailable: TransientError | None = None
 
     def bundles(self, digest: str) -> Iterator[Signature]:
@@ -148,7 +148,7 @@ class _Search:
         except PermanentError as error:
             return None, error.reason
         except TransientError as error:
-            self.unavailable = error
+            self.unavailable = self.unavailable or error
             return None, error.reason
 
 
