@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -125,6 +126,25 @@ def test_the_private_authority_is_mounted_where_the_settings_look(tmp_path: Path
             (tmp_path / folder / path.name).write_text(re.sub(r"^# (components:.*)$", r"\1", text, flags=re.MULTILINE))
     (container,) = next(found("containers", render(tmp_path / "rollout")))
     assert {"name": "ca", "mountPath": "/etc/fleet", "readOnly": True} in container["volumeMounts"]
+
+
+def test_it_takes_the_keys_and_the_deny_list_that_the_function_takes(tmp_path: Path) -> None:
+    shutil.copytree(KNATIVE, tmp_path / "knative")
+    for folder, component in ((".", "trust"), ("rollout", "../trust")):
+        file = tmp_path / "knative" / folder / "kustomization.yaml"
+        file.write_text(file.read_text() + f"components: [{component}]\n")
+    function = Rendered(tmp_path / "knative")
+    cron = one(render(tmp_path / "knative" / "rollout"), "CronJob")
+    pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    trusts = {"FIRMWARE_VERIFY_KEYS", "FIRMWARE_DENY"}
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    assert variables == {name: value for name, value in function.environment.items() if name in trusts}
+    for each in (volume for volume in function.pod["volumes"] if volume["name"] in ("keys", "denied")):
+        assert each in pod["volumes"]
+    for each in (mount for mount in function.container["volumeMounts"] if mount["name"] in ("keys", "denied")):
+        assert each in container["volumeMounts"]
+    assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
 
 
 def test_its_command_moves_a_rollout(container: Object, tmp_path: Path) -> None:
