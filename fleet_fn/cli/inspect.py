@@ -148,7 +148,10 @@ class _Verdict:
             raise PermanentError(f"{key}: has {{application}} in it; name the application's own keys with --key")
         deny = os.environ.get("FIRMWARE_DENY") or None
         if deny:
-            load_deny_list(Path(deny))
+            try:
+                load_deny_list(Path(deny))
+            except PermanentError as error:
+                raise PermanentError(f"FIRMWARE_DENY: {error.reason}") from error
         return cls(load_keys(Path(key)) if key else (), Trust(key or None, deny))
 
 

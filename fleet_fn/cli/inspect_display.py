@@ -26,6 +26,7 @@ def print_firmware(firmware: Firmware, echo: Echo, warn: Echo) -> None:
     facts = {
         "shape": firmware.shape,
         "digest": str(firmware.manifest),
+        "manifest": _chosen(firmware),
         "version": firmware.version,
         "size": str(firmware.size),
         "sha256": f"{firmware.checksum.hex()} (verified)",
@@ -48,7 +49,8 @@ def print_signatures(signed: Signed, keys: Sequence[PublicKey], echo: Echo, warn
             echo(_line("signature", _describe(signature, signed, has_keys=bool(keys))))
     except TransientError as error:
         warn(f"not all signatures could be looked at: {error.reason}")
-    if keys and not found:
+        return
+    if not found:
         echo(_line("signature", "none"))
 
 
@@ -64,6 +66,12 @@ def print_attached(signed: Signed, echo: Echo, warn: Echo) -> None:
         echo(f"  {entry.digest}")
     if len(attached) >= MAX_ATTACHED:
         echo(f"and more; only the first {MAX_ATTACHED} are listed")
+
+
+def _chosen(firmware: Firmware) -> str:
+    """Return the digest of the manifest chosen in an index; empty without one."""
+    digests = firmware.signed.digests if firmware.signed else ()
+    return digests[-1] if len(digests) > 1 else ""
 
 
 def _describe(signature: Signature, signed: Signed, *, has_keys: bool) -> str:

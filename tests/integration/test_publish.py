@@ -180,6 +180,7 @@ def test_what_was_published_is_told_and_is_in_the_registry_byte_for_byte(
         "size": "5024",
         "sha256": f"{SHA256} (verified)",
         "created": "2026-11-23T06:00:00+00:00",
+        "signature": "none",
     }
 
 
@@ -594,6 +595,7 @@ def test_images_of_the_first_pipelines_are_inspected(
             "version": version,
             "size": "5024",
             "sha256": f"{SHA256} (verified)",
+            "signature": "none",
         }
 
 

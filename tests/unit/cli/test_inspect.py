@@ -99,6 +99,17 @@ def test_a_signature_of_an_index_covers_the_index() -> None:
     assert (alone.exit_code, said(alone, "signature")) == (1, ["none"])
 
 
+def test_an_index_shows_the_digest_of_the_manifest_in_it() -> None:
+    """A signature may cover it alone, and FIRMWARE_DENY may name it."""
+    shown = [inspect(reference("index", "all"), "--platform", f"none/{name}") for name in ("arm", "arm64")]
+    assert said(shown[0], "digest") == said(shown[1], "digest")
+    (first,), (second,) = (said(result, "manifest") for result in shown)
+    assert first != second
+    for digest in (first, second):
+        chosen = inspect(f"oci-layout:{FOLDER / 'index'}@{digest}")
+        assert (said(chosen, "digest"), said(chosen, "manifest")) == ([digest], [])
+
+
 def test_an_attestation_is_no_signature() -> None:
     result = inspect(reference("attested"), "--key", str(P256))
     assert (result.exit_code, result.stderr) == (1, f"{NOT_SIGNED}no signature\n")
@@ -156,6 +167,7 @@ def test_what_publish_signed_is_good(keys: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_firmware_that_the_function_would_refuse_is_shown_and_fails(keys: Path) -> None:
     to = publish(keys)
+    assert said(inspect(to), "signature") == ["none"]
     result = inspect(to, "--key", str(keys / "trusted"))
     assert (result.exit_code, result.stderr) == (1, f"{NOT_SIGNED}no signature\n")
     assert said(result, "version") == ["1"]
@@ -176,7 +188,10 @@ def test_denied_firmware_fails(keys: Path, monkeypatch: pytest.MonkeyPatch) -> N
     denied.write_text("bad")
     result = inspect(to)
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"inspect: {denied}, line 1: ")
+    assert result.stderr.startswith(f"inspect: FIRMWARE_DENY: {denied}, line 1: ")
+    denied.unlink()
+    result = inspect(to)
+    assert (result.exit_code, result.stderr) == (2, f"inspect: FIRMWARE_DENY: {denied}: No such file or directory\n")
 
 
 def test_origin_hardware_and_requirements_are_shown(keys: Path) -> None:
@@ -277,6 +292,9 @@ def test_a_registry_that_cannot_list_is_told() -> None:
     def attached(_: object) -> list[Attached]:
         raise PermanentError("OCI registry HOST: answered 400")
 
+    def unavailable(_: object, __: object) -> Iterator[Signature]:
+        raise TransientError("OCI registry HOST: no answer in time")
+
     signed, told = Signed("here", ("sha256:1",), search, attached), list[str]()
     print_signatures(signed, [], told.append, told.append)
     print_attached(signed, told.append, told.append)
@@ -285,6 +303,9 @@ def test_a_registry_that_cannot_list_is_told() -> None:
         "not all signatures could be looked at: OCI registry HOST: no answer in time",
         "what is attached cannot be listed: OCI registry HOST: answered 400",
     ]
+    told.clear()
+    print_signatures(signed._replace(search=unavailable), [], told.append, told.append)
+    assert told == ["not all signatures could be looked at: OCI registry HOST: no answer in time"]
 
 
 # --- Mistakes ---------------------------------------------------------------------------------------------------------

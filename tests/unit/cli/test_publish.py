@@ -126,6 +126,7 @@ def test_what_was_published_is_told_and_found_by_inspect(layout: Layout) -> None
         "size": "1024",
         "sha256": f"{SHA256} (verified)",
         "created": "2026-11-23T06:00:00+00:00",
+        "signature": "none",
     }
     assert layout.inspect(":0.1.1") == expected
     assert layout.inspect(f"@{layout.tags()['0.1.1']}") == expected
