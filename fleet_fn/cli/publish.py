@@ -42,15 +42,15 @@ _NAMES = {BUNDLE: "signature"}
 @click.argument("reference", metavar="REF")
 @click.option("--version", required=True, help="Version that the firmware reports when it runs.")
 @click.option("--latest", is_flag=True, help="Also move the tag 'latest' to it.")
-@click.option("--force", is_flag=True, help="Move the tag even if it has other bytes already.")
+@click.option("--force", is_flag=True, help="Move the tag even from other bytes, hardware, or requirements.")
 @click.option("--pad-to", type=click.IntRange(1, 1 << 20), metavar="N", help="Fill with 0xff to a multiple of N bytes.")
-@click.option("--hardware", multiple=True, metavar="NAMES", help="Hardware that it is built for: rev-a,rev-b.")
+@click.option("--hardware", multiple=True, metavar="NAMES", help="Hardware that it is for: rev-a,rev-b. Repeatable.")
 @click.option("--requires", metavar="RANGE", help="Versions of a device that may get it: '>=1.4'.")
 @click.option("--source", metavar="URL", help="Repository that it was built from; else git tells.")
 @click.option("--revision", metavar="COMMIT", help="Commit that it was built from; else git tells.")
 @click.option("--sign-key", type=_FILE, metavar="PEM", help="Sign it with this private key.")
 @click.option("--sbom", type=_FILE, metavar="FILE", help="Attach this SBOM: SPDX or CycloneDX.")
-@click.option("--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="Annotate the manifest.")
+@click.option("--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="Annotate it. Repeatable.")
 @access_options
 def command(
     file: BinaryIO,

@@ -71,11 +71,11 @@ def publish_to_layout(
         annotations: annotations of the manifest.
         pad_to: pad the firmware with 0xff bytes to a multiple of this.
         latest: move the tag `latest`, too.
-        force: move the tag even if it names other bytes.
+        force: move the tag even from other bytes, hardware or requirements.
         documents: make the documents to attach.
 
     Raises:
-        PermanentError: the tag has other bytes, or the layout cannot be read.
+        PermanentError: the tag may not move, or the layout cannot be read.
         OSError: the layout cannot be written.
 
     """
@@ -90,7 +90,7 @@ def publish_to_layout(
         entries = layout.index()  # fails before anything is written if the folder is no layout
         is_new = force or reference.tag == "latest" or reference.tag not in map(tag_of, entries)
         content = Content(firmware, pad_to)
-        sha256 = _store_firmware(layout, content, None if is_new else reference)
+        sha256 = _store_firmware(layout, content, None if is_new else reference, annotations)
         _store(layout, EMPTY_CONFIG)
         manifest = make_manifest(content.size, sha256, annotations)
         attachments = [attach(make(digest_of(manifest)), manifest) for make in documents]
@@ -131,11 +131,11 @@ def _store(layout: Layout, content: bytes) -> None:
         _write(layout.blob(digest), content)
 
 
-def _store_firmware(layout: Layout, content: Content, same_as: Reference | None) -> str:
+def _store_firmware(layout: Layout, content: Content, same_as: Reference | None, annotations: Mapping[str, str]) -> str:
     """Store the firmware and return its SHA-256 in hexadecimal.
 
     Raises:
-        PermanentError: the tag `same_as` names other bytes; then nothing is stored.
+        PermanentError: the tag `same_as` may not move; then nothing is stored.
 
     """
     digest = hashlib.sha256()
@@ -145,7 +145,7 @@ def _store_firmware(layout: Layout, content: Content, same_as: Reference | None)
             digest.update(chunk)
         name = f"sha256:{digest.hexdigest()}"
         if same_as:
-            refuse_to_move(layout.manifest(same_as), same_as.tag, digest.hexdigest())
+            refuse_to_move(layout.manifest(same_as), same_as.tag, digest.hexdigest(), annotations)
         if not _has(layout, name):
             move_to(layout.blob(name))
     return digest.hexdigest()

@@ -10,12 +10,23 @@ from typing import Any, BinaryIO, Final
 
 from fleet_fn.errors import PermanentError
 from fleet_fn.oci.artifact import FIRMWARE_LAYER, FIRMWARE_TITLE, read_artifact
-from fleet_fn.oci.manifest import MANIFEST, TITLE_ANNOTATION, VERSION_ANNOTATION, digest_of
+from fleet_fn.oci.manifest import (
+    HARDWARE_ANNOTATION,
+    MANIFEST,
+    REQUIRES_ANNOTATION,
+    TITLE_ANNOTATION,
+    VERSION_ANNOTATION,
+    Manifest,
+    digest_of,
+    read_manifest,
+)
 from fleet_fn.protocol.dialects import EMBEDDED_VERSION_BYTES
 from fleet_fn.protocol.step import FLASH_WORD_BYTES
 
 #: Marks the manifest as an artifact, not an image (OCI image specification, "Guidelines for Artifact Usage").
 _ARTIFACT_TYPE: Final = "application/vnd.drogue.firmware.v1"
+#: What keeps a firmware from some devices.
+_CONDITIONS: Final = {"hardware": HARDWARE_ANNOTATION, "requires": REQUIRES_ANNOTATION}
 EMPTY_CONFIG_TYPE: Final = "application/vnd.oci.empty.v1+json"
 EMPTY_CONFIG: Final = b"{}"
 #: Erased flash memory reads as this byte.
@@ -153,14 +164,31 @@ def conflicts(manifest: bytes, tag: str, sha256: str, annotations: Mapping[str, 
     return False
 
 
-def refuse_to_move(manifest: bytes, tag: str | None, sha256: str) -> None:
-    """Check that the manifest at a tag already has the bytes to be published under it.
+def refuse_to_move(manifest: bytes, tag: str | None, sha256: str, annotations: Mapping[str, str]) -> None:
+    """Check that a tag may move from its manifest to the one to be published.
+
+    The bytes have to be the same, and so has what keeps them from some devices: an option that is forgotten would send
+    them to others.
 
     Raises:
-        PermanentError: it has other bytes, or is no firmware artifact.
+        PermanentError: the tag has other bytes, hardware or requirements, or is no firmware artifact.
 
     """
+    other = ["bytes"]
     with suppress(PermanentError):  # a manifest of another kind
         if read_artifact(manifest, tag).layer.checksum.hex() == sha256:
-            return
-    raise PermanentError(f"tag {tag} has other bytes already: publish another version, or move it with --force")
+            before = _annotations_of(manifest)
+            other = [
+                name
+                for name, annotation in _CONDITIONS.items()
+                if before.get(annotation, "") not in ("", annotations.get(annotation))
+            ]
+    if other:
+        raise PermanentError(
+            f"tag {tag} has other {' and '.join(other)} already: publish another version, or move it with --force"
+        )
+
+
+def _annotations_of(manifest: bytes) -> Mapping[str, str]:
+    read = read_manifest(manifest)
+    return read.annotations if isinstance(read, Manifest) else {}

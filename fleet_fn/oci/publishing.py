@@ -52,11 +52,11 @@ def publish_to_registry(
         access: connection options for the registry.
         pad_to: pad the firmware with 0xff bytes to a multiple of this.
         latest: move the tag `latest`, too, after the other tag.
-        force: move the tag even if it names other bytes.
+        force: move the tag even from other bytes, hardware or requirements.
         documents: make the documents to attach.
 
     Raises:
-        PermanentError: the tag names other bytes, or the registry refuses the firmware; the reason says why.
+        PermanentError: the tag may not move, or the registry refuses the firmware; the reason says why.
         TransientError: the registry is unavailable.
 
     """
@@ -70,7 +70,7 @@ def publish_to_registry(
     attachments = [attach(make(digest_of(manifest)), manifest) for make in documents]
     with PushClient(reference.prefix.rstrip("/"), reference.name, access) as client:
         if not force and reference.tag != "latest" and (there := client.manifest(reference.tag)) is not None:
-            refuse_to_move(there, reference.tag, sha256)
+            refuse_to_move(there, reference.tag, sha256, annotations)
         client.upload(f"sha256:{sha256}", content)
         client.upload(digest_of(EMPTY_CONFIG), EMPTY_CONFIG)
         conflicting_tags = tuple(_conflicting_tags(client, reference.tag, sha256, annotations))

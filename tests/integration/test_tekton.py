@@ -261,6 +261,7 @@ def test_a_tagged_commit_becomes_a_firmware_of_that_version(
         "created": "2026-11-23T06:00:00+00:00",
         "size": str(len(content)),
         "sha256": f"{hashlib.sha256(content).hexdigest()} (verified)",
+        "signature": "none",
     }
 
 

@@ -237,6 +237,35 @@ def test_a_tag_that_stands_at_an_image_is_not_moved_either(layout: Layout) -> No
     assert layout.publish("0.1.1", "--force").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        (["--hardware", "rev-a"], [], "hardware"),
+        (["--hardware", "rev-a"], ["--hardware", "rev-b"], "hardware"),
+        (["--requires", ">=1"], ["--hardware", "rev-a"], "requires"),
+        (["--requires", ">=1", "--hardware", "rev-a"], ["--requires", ">=2"], "hardware and requires"),
+    ],
+)
+def test_a_tag_keeps_what_keeps_its_firmware_from_devices(
+    layout: Layout, before: list[str], after: list[str], named: str
+) -> None:
+    """An option that is forgotten would send the firmware to devices that it is not for."""
+    assert layout.publish("0.1.1", *before).exit_code == 0
+    there = layout.index()
+    reason = f"tag 0.1.1 has other {named} already: publish another version, or move it with --force"
+    assert assert_refused(layout.publish("0.1.1", *after)) == reason
+    assert layout.index() == there
+    assert layout.publish("0.1.1", *before).exit_code == 0
+    assert layout.publish("0.1.1", "--force", *after).exit_code == 0
+    assert layout.index() != there
+
+
+def test_a_tag_may_name_hardware_later(layout: Layout) -> None:
+    layout.publish()
+    assert layout.publish("0.1.1", "--hardware", "rev-a", "--requires", ">=0.1").exit_code == 0
+    assert layout.inspect(":0.1.1")["hardware"] == "rev-a"
+
+
 def test_padding_makes_other_bytes(layout: Layout) -> None:
     layout.publish()
     assert "has other bytes already" in assert_refused(layout.publish("0.1.1", "--pad-to", "4096"))
@@ -676,7 +705,7 @@ def test_the_same_options_in_any_order_give_the_same_digest(layout: Layout, monk
     assert "org.opencontainers.image.created" not in layout.manifest("1")["annotations"]
     again = layout.publish("1", "--annotation", "b=2", "--requires", "*", "--annotation", "a=1")
     assert lines(again)["digest"] == first
-    assert lines(layout.publish("1"))["digest"] != first
+    assert lines(layout.publish("1", "--force"))["digest"] != first
 
 
 def test_git_tells_the_origin_unless_an_option_does(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

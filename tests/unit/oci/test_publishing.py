@@ -18,6 +18,7 @@ import pytest
 from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.oci.access import Access, registry_reference
 from fleet_fn.oci.docker_config import Credentials
+from fleet_fn.oci.manifest import HARDWARE_ANNOTATION
 from fleet_fn.oci.publication import Published
 from fleet_fn.oci.publishing import publish_to_registry
 from tests.support.firmware import random_bytes
@@ -104,12 +105,13 @@ def publish(
     credentials: Credentials | None = None,
     latest: bool = False,
     force: bool = False,
+    hardware: str | None = None,
 ) -> Published:
     port = registry if isinstance(registry, int) else registry.port
     return publish_to_registry(
         registry_reference(f"127.0.0.1:{port}/pump:{tag}"),
         BytesIO(content),
-        VERSION,
+        {**VERSION, HARDWARE_ANNOTATION: hardware} if hardware else VERSION,
         access=Access(insecure=True, credentials=credentials),
         latest=latest,
         force=force,
@@ -223,6 +225,17 @@ def test_tag_with_other_bytes_is_moved_only_by_force(registry: Registry, there: 
     assert registry.blobs == {}
     publish(registry, force=True)
     assert SHA256.encode() in registry.manifests["1.2.3"]
+
+
+def test_a_tag_keeps_its_hardware_unless_it_is_forced(registry: Registry) -> None:
+    publish(registry, hardware="rev-a")
+    there = registry.manifests["1.2.3"]
+    with pytest.raises(PermanentError, match=r"tag 1\.2\.3 has other hardware already"):
+        publish(registry)
+    assert registry.manifests["1.2.3"] == there
+    publish(registry, force=True)
+    publish(registry, hardware="rev-b")
+    assert b"rev-b" in registry.manifests["1.2.3"]
 
 
 def test_tags_where_the_version_has_other_bytes_are_reported(registry: Registry) -> None:
