@@ -126,6 +126,7 @@ REAL_EVENT = Page("docs/try-it.md", "How do I send a real event?")
 OWN_OBJECTS = Page("docs/try-it.md", "How do I try applications and devices of my own?")
 BAD_VERSION = Page("docs/try-it.md", "How do I try a bad version, and then its fix?")
 HALT = Page("docs/try-it.md", "How do I try a rollout that halts by itself?")
+SIGNATURES = Page("docs/try-it.md", "How do I try signatures, and a range of versions?")
 REGISTRY = Page("docs/try-it.md", "How do I try a real registry?")
 CHANGES = Page("docs/rollouts.md", "How do I change an object by hand?")
 OPENID = Page("docs/try-it.md", "How do I try OpenID without a provider?")
@@ -240,6 +241,33 @@ def test_a_rollout_is_changed_as_the_page_says(machine: Machine) -> None:
         changed = json.loads(machine.run(f'{change}curl -fsS -u sandbox:sandbox "$app"\n'))
         assert changed["spec"]["firmware"] == {"container": {"image": "example:latest"}, "rollout": {"paused": True}}
         assert json.loads(machine.run(report))["op"] == "SYNC"
+
+
+def test_a_range_leads_a_device_through_signed_versions_and_stops_at_an_unsigned_one(machine: Machine) -> None:
+    need("openssl")
+    publish, settings, *_ = QUICK_START("sh")
+    versions, sandbox, serve, update, unsigned, preview, sign = SIGNATURES("sh")
+    (told,) = SIGNATURES("json")
+    variables = settings.rpartition("fleet-fn serve")[0] + "export MANIFEST_TTL_SECONDS=1\n"
+    machine.run(publish.rpartition("fleet-fn sandbox")[0] + versions)
+    with machine.running(sandbox, SANDBOX), machine.running(variables + serve, FUNCTION):
+        seen, limit = [""], monotonic() + 2 * LIMIT
+        with machine.running(update, SANDBOX):
+            while seen[-1] != "2.0.0":
+                assert monotonic() < limit, seen
+                lamp = json.loads(machine.run(LIST_DEVICES.replace("/example/", "/lamps/")))[0]
+                seen.append(lamp.get("status", {}).get("firmware", {}).get("current", ""))
+                sleep(0.2)
+        assert "1.1.0" in seen
+        machine.run(unsigned)
+        while (shown := json.loads(machine.run(preview))) != json.loads(told):
+            assert monotonic() < limit, shown
+            sleep(0.2)
+        machine.run(sign)
+        while (shown := json.loads(machine.run(preview)))["outcome"] != "write":
+            assert monotonic() < limit, shown
+            sleep(0.2)
+        assert shown["command"]["version"] == "2.1.0"
 
 
 def test_a_device_is_updated_out_of_a_real_registry(machine: Machine) -> None:
