@@ -75,11 +75,12 @@ def run(devices: int, size: int, share: float, seed: int, seconds: int) -> list[
 @contextmanager
 def _soaking(size: int, share: float, seed: int) -> Iterator[tuple[Fleet, Deliveries, Served, IO[bytes]]]:
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as log:
-        layouts, files, cache = (Path(name, part) for part in ("layouts", "files", "cache"))
+        layouts, files, cache, key = (Path(name, part) for part in ("layouts", "files", "cache", "release.pub"))
         for folder in (layouts, files):
             folder.mkdir()
         faults, agenda = Faults(share, seed), Agenda()
         firmware = Firmware(layouts, files, size, seed)
+        key.write_bytes(firmware.signer.public)
 
         def through(answer: Answer) -> Answer:
             def telling(request: Request) -> Response | None:
@@ -103,6 +104,7 @@ def _soaking(size: int, share: float, seed: int) -> Iterator[tuple[Fleet, Delive
                 **drogue.environment,
                 **registry.environment,
                 "FIRMWARE_DIR": str(files),
+                "FIRMWARE_VERIFY_KEYS": str(key),
                 "FIRMWARE_CACHE_DIR": str(cache),
                 "WEB_CONCURRENCY": str(_WORKERS),
                 "PORT": "0",

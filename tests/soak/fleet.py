@@ -25,6 +25,7 @@ from tests.support.drogue import Drogue, SentCommand
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import event
 from tests.support.images import metadata
+from tests.support.signer import Attacher, Signer
 from tests.support.statuses import FORMS
 
 #: By block size in bytes: how many of a hundred devices ask for it, and how many updates each of these goes through, so
@@ -68,10 +69,11 @@ class Target:
 
 
 class Firmware:
-    """All that is published: layouts that a registry serves, and files."""
+    """All that is published: layouts that a registry serves, and files; signed with one key."""
 
     def __init__(self, layouts: Path, files: Path, size: int, seed: int) -> None:
         self._layouts = layouts
+        self.signer = Signer()
         self.targets: dict[Source, list[Target]] = {}
         for source in Source:
             name = source.name.lower().replace("_", "-")
@@ -89,9 +91,11 @@ class Firmware:
 
     def _publish(self, source: Source, name: str, version: str, content: bytes, files: Path) -> Target:
         published = publish(self._layouts, name, version, content)
+        Attacher(self._layouts / name).sign(self.signer, published.digest)
         if source is Source.FILE:
             (files / f"{version}.bin").write_bytes(content)
-            (files / f"{version}.json").write_text(metadata(content, version))
+            (files / f"{version}.json").write_text(described := metadata(content, version))
+            (files / f"{version}.sig").write_bytes(self.signer.sign(described.encode()))
             section: dict[str, Any] = {"file": {"name": version}}
         else:
             image = f"{name}@{published.digest}" if source is Source.DIGEST else f"{name}:{version}"
