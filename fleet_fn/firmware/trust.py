@@ -37,7 +37,7 @@ _MAX_FOLDERS: Final = 1024
 _MAX_PROBLEMS: Final = 3
 
 
-class UntrustedError(PermanentError):
+class UntrustedFirmwareError(PermanentError):
     """A firmware is denied, or no trusted key has signed it."""
 
     def __init__(self, reason: str, checksum: bytes = b"") -> None:
@@ -94,7 +94,7 @@ class Trust:
             deadline: bounds the search for a signature.
 
         Raises:
-            UntrustedError: no trusted key has signed it, or it is denied.
+            UntrustedFirmwareError: no trusted key has signed it, or it is denied.
             PermanentError: keys or list cannot be used.
             TransientError: where the signatures are is unavailable.
 
@@ -104,7 +104,7 @@ class Trust:
             return None
         keys = self.keys(application, deadline)
         if firmware.signed is None:
-            raise UntrustedError(f"{NOT_SIGNED}: its source has no signatures", firmware.checksum)
+            raise UntrustedFirmwareError(f"{NOT_SIGNED}: its source has no signatures", firmware.checksum)
         signed, fingerprints = firmware.signed, tuple(key.fingerprint for key in keys)
 
         def search() -> Signature:
@@ -136,7 +136,7 @@ class Trust:
             raise PermanentError(f"FIRMWARE_DENY: {error.reason}") from error
         own = (*(firmware.signed.digests if firmware.signed else ()), f"sha256:{firmware.checksum.hex()}")
         if digest := next((digest for digest in own if digest in denied), None):
-            raise UntrustedError(f"denied: {digest} is in FIRMWARE_DENY", firmware.checksum)
+            raise UntrustedFirmwareError(f"denied: {digest} is in FIRMWARE_DENY", firmware.checksum)
 
     def _find_proven(self, digests: tuple[str, ...], fingerprints: tuple[str, ...]) -> Signature | None:
         with self._lock:
@@ -156,7 +156,7 @@ class Trust:
                 return signature
             problems[signature.problem] = None
         told = list(problems)[:_MAX_PROBLEMS] or ["no signature"]
-        raise UntrustedError(f"{NOT_SIGNED}: {'; '.join(told)}", firmware.checksum)
+        raise UntrustedFirmwareError(f"{NOT_SIGNED}: {'; '.join(told)}", firmware.checksum)
 
 
 def as_signed(firmware: Firmware, signature: Signature) -> Firmware:

@@ -16,7 +16,7 @@ from fleet_fn.drogue.events import Event
 from fleet_fn.drogue.update_record import LastAnswered, Record
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.firmware.store import Firmware, NotReadyError
-from fleet_fn.firmware.trust import UntrustedError
+from fleet_fn.firmware.trust import UntrustedFirmwareError
 from fleet_fn.protocol.dialects import MAX_VERSION_BYTES, AnswerForm, Dialect, room_for_data
 from fleet_fn.protocol.messages import U32_MAX, Status, Swap
 from fleet_fn.protocol.step import FLASH_WORD_BYTES, Block, Target
@@ -118,7 +118,7 @@ class Assessor:
             firmware, context = choice.firmware, context._replace(rollout_version=choice.highest)
             served = self._targets.find_begun(received, desired, firmware, ages, until) or firmware
         except (UpstreamError, NotReadyError) as error:
-            if syncs_first is None or _distrusts_update(error, context.record):
+            if syncs_first is None or self._came_up_with_untrusted(received, error, context.record, ages, deadline):
                 raise
             warn("target not resolved", event, error)
             message = error.message if isinstance(error, PermanentError) else ""
@@ -139,6 +139,18 @@ class Assessor:
                 record=replace(decision.record, origin=self._targets.origin(event, desired, firmware))
             )
         return View(desired, firmware, served, decision)
+
+    def _came_up_with_untrusted(
+        self, received: DeviceStatus, error: Exception, record: Record | None, ages: Ages, deadline: Deadline
+    ) -> bool:
+        """Return whether a device must not hear SYNC for the version that it came up with.
+
+        SYNC would mark that version good. Without SYNC, many bootloaders go back to the one before. The target may be
+        untrusted, and the device's firmware not: then an unsigned push must not send the device back.
+        """
+        if not isinstance(error, UntrustedFirmwareError) or record is None:
+            return False
+        return self._targets.is_untrusted(received, record, ages, deadline)
 
     def _refuses_starts(self, event: Event, decision: Decision, form: AnswerForm) -> bool:
         """Return whether a device asks for its first block again and again.
@@ -200,14 +212,6 @@ class Assessor:
         offset = status.progress.offset if status.progress else 0
         room = room_for_data(form, version, offset, MAX_COMMAND_BYTES)
         return mtu if mtu <= room else room // _BLOCK_UNIT_BYTES * _BLOCK_UNIT_BYTES
-
-
-def _distrusts_update(error: Exception, record: Record | None) -> bool:
-    """Return whether the firmware that a device came up with is refused by now.
-
-    SYNC would mark it good. Without SYNC, many bootloaders go back to the version before.
-    """
-    return isinstance(error, UntrustedError) and record is not None and error.checksum.hex() == record.checksum
 
 
 def _fingerprint(status: Status, form: AnswerForm) -> str:

@@ -10,11 +10,11 @@ from fleet_fn.drogue.events import Event
 from fleet_fn.drogue.spec_policy import FINISH, REFUSE, RESTART
 from fleet_fn.drogue.spec_source import File, Image, Source
 from fleet_fn.drogue.update_record import Origin, Record
-from fleet_fn.errors import PermanentError
+from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.firmware.file_store import file_reference
 from fleet_fn.firmware.resolver import ImageResolver, Resolver
-from fleet_fn.firmware.store import Firmware
-from fleet_fn.firmware.trust import Trust, as_signed
+from fleet_fn.firmware.store import Firmware, NotReadyError
+from fleet_fn.firmware.trust import Trust, UntrustedFirmwareError, as_signed
 from fleet_fn.oci.reference import Reference, fill_in, image_reference
 from fleet_fn.protocol.dialects import Dialect
 from fleet_fn.settings import Settings
@@ -102,6 +102,21 @@ class TargetFinder:
             warn("firmware that the device has begun is gone", event, error)
             return None
         return begun if begun.checksum.hex() == record.checksum else None
+
+    def is_untrusted(self, received: DeviceStatus, record: Record, ages: Ages, deadline: Deadline) -> bool:
+        """Return whether a recorded update was to firmware that is refused by now.
+
+        It is denied, or its key was removed. False if that cannot be told: it was served once.
+        """
+        if record.origin is None:
+            return False
+        try:
+            self._resolve(received.event, _source_of(record.origin), ages, deadline)
+        except UntrustedFirmwareError as error:
+            return error.checksum.hex() == record.checksum
+        except (UpstreamError, NotReadyError):
+            return False
+        return False
 
     def origin(self, event: Event, desired: Desired, firmware: Firmware) -> Origin | None:
         """Return the place of the target's bytes, independent of tags."""

@@ -375,3 +375,27 @@ def test_a_device_that_came_up_with_denied_firmware_hears_no_sync(
         strict.post(event(device, type="io.drogue.registry.v1", subject="devices"), b"")
         assert post(strict, device, in_sync("1")).outcome == "sync"
     assert told(drogue, device)[-1][0] == "sync"
+
+
+def test_an_unsigned_push_of_the_same_bytes_withholds_no_sync(
+    function: Function,
+    drogue: Drogue,
+    registry: FakeRegistry,
+    device: str,
+    released: Published,
+    attacher: Attacher,
+    keys: Path,
+    tmp_path: Path,
+) -> None:
+    """Without SYNC, the bootloader would go back to the version before, and a token for pushing would be enough."""
+    attacher.sign(RELEASE, released.digest)
+    assert update(function, drogue, device) == ("1", released.content)
+    manifest = json.loads(attacher.read(released.digest))
+    manifest["annotations"]["pushed"] = "again"
+    index = json.loads((attacher.layout / "index.json").read_bytes())
+    kept = [entry for entry in index["manifests"] if entry["digest"] != released.digest]
+    (attacher.layout / "index.json").write_text(json.dumps({**index, "manifests": kept}))
+    attacher.tag("1", attacher.put(json.dumps(manifest).encode(), MANIFEST))
+    with running(drogue, registry, tmp_path / "cache", FIRMWARE_VERIFY_KEYS=str(keys)) as fresh:
+        assert post(fresh, device, in_sync("1")).outcome == "sync"
+        assert told(drogue, device)[-1][0] == "sync"
