@@ -100,6 +100,8 @@ def _firmware_layer(manifest: Manifest) -> Descriptor | None:
         return None
     layers = _layers(manifest, _may_be_firmware)
     if not layers:
+        if documents := _layers(manifest, lambda _: True):
+            raise NoFirmwareError(f"no firmware: {documents[0].media_type[:100]} is a document about one")
         return None
     is_only = len(manifest.layers) == 1
     if (layer := layers[0] if is_only else _titled(layers)) is None:

@@ -196,7 +196,7 @@ MALFORMED: dict[str, tuple[Shape, str]] = {
         lambda layout: layout.manifest(
             layout.config(), [layout.blob(b"{}", "application/vnd.dev.cosign.simplesigning.v1+json")]
         ),
-        "no firmware: neither a label io.drogue.metadata nor a file firmware.json in the image",
+        "no firmware: application/vnd.dev.cosign.simplesigning.v1+json is a document about one",
     ),
     "nothing": (
         lambda layout: layout.image([layout.layer({"README": b"x"})]),

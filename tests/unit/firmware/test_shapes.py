@@ -189,6 +189,8 @@ def test_an_artifact_is_one_even_in_an_image_with_a_label(shapes: Shapes, folder
 def test_manifest_of_another_kind_has_no_firmware(shapes: Shapes, folder: Folder) -> None:
     config = folder.put(b"{}", "application/vnd.oci.empty.v1+json")
     manifest = folder.artifact(folder.put(b"{}", "application/spdx+json"), config=config)
+    assert reason(shapes, folder, manifest) == "no firmware: application/spdx+json is a document about one"
+    manifest = folder.artifact(config=config)
     assert reason(shapes, folder, manifest) == f"no firmware: no layer of media type {OCTETS}, and no image"
 
 

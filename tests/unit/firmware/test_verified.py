@@ -442,7 +442,8 @@ def test_no_failure_leaves_a_descriptor_open(files: VerifiedFiles, odd: Path) ->
     before = open_descriptors()
     for _ in range(20):
         try_all()
-    assert open_descriptors() == before
+    # What earlier tests left may be closed meanwhile; a leak would be 20 or more.
+    assert open_descriptors() <= before
 
 
 # --- Time and company -------------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_a_manifest_without_a_media_type_is_taken_for_one() -> None:
     ("content", "reason"),
     [
         (manifest(), f"no firmware: no layer of media type {OCTETS}"),
-        (manifest(layer("application/spdx+json")), f"no firmware: no layer of media type {OCTETS}"),
+        (manifest(layer("application/spdx+json")), "no firmware: application/spdx+json is a document about one"),
         (manifest(layer(title="a.bin"), layer(title="b.bin")), "two firmware layers: a.bin, b.bin"),
         (manifest(*(layer(title=f"{n}.bin") for n in "abc")), "three firmware layers: a.bin, b.bin, c.bin"),
         (
