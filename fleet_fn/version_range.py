@@ -190,7 +190,7 @@ def _comparators(term: _Term) -> tuple[_Comparator, ...]:
     """Return the conditions that a term stands for."""
     given = len(term.parts)
     if not given:
-        return _NOTHING if term.operator in ("<", ">") else (_Comparator(_Is.AT_LEAST, Version(0, 0, 0)),)
+        return _NOTHING if term.operator in ("<", ">") else ()  # x is no condition: all releases meet it
     match term.operator:
         case "^":
             # The first part that is not 0 stays the same, or else the last one that is given.
@@ -219,12 +219,12 @@ def _up_to(term: _Term, fixed: int) -> tuple[_Comparator, ...]:
 
 def _between(first: _Term, last: _Term) -> tuple[_Comparator, ...]:
     """Return the conditions of `first - last`, both included."""
-    lower = _Comparator(_Is.AT_LEAST, first.lowest)
+    lower = (_Comparator(_Is.AT_LEAST, first.lowest),) if first.parts else ()
     if not last.parts:
-        return (lower,)
+        return lower
     if len(last.parts) < 3:
-        return lower, _Comparator(_Is.BELOW, last.following(len(last.parts) - 1))
-    return lower, _Comparator(_Is.AT_MOST, last.lowest)
+        return *lower, _Comparator(_Is.BELOW, last.following(len(last.parts) - 1))
+    return *lower, _Comparator(_Is.AT_MOST, last.lowest)
 
 
 def _read_identifiers(text: str | None) -> _Identifiers | None:

@@ -10,8 +10,8 @@ import pytest
 from tests.fuzz.__main__ import CORPUS, TARGETS
 from tests.fuzz.mutation import mutated
 
-#: Mutations of all inputs of a target together. A layout is written to files each time.
-MUTATIONS = {"layout": 150}
+#: Mutations of all inputs of a target together. A layout is written to files each time, and signatures are checked.
+MUTATIONS = {"layout": 150, "signature": 400}
 DEFAULT = 1500
 
 

@@ -6,7 +6,7 @@ from itertools import product
 from typing import Final
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fleet_fn.version_range import MAX_RANGE_CHARACTERS, MalformedRangeError, Version, parse_range
@@ -98,10 +98,14 @@ def _place_after_last(text: str) -> int:
 
 
 def _exactly(text: str) -> set[str]:
+    if not _parts(text):
+        return set(_WORLD)
     return set(_WORLD[_place_of_first(text) : _place_after_last(text)])
 
 
 def _from_first(text: str) -> set[str]:
+    if not _parts(text):
+        return set(_WORLD)
     return set(_WORLD[_place_of_first(text) :])
 
 
@@ -156,6 +160,8 @@ _ranges = st.lists(_alternatives, min_size=1, max_size=3).map(" || ".join)
 
 
 @given(_ranges)
+@example("0.0.0-0 || 0.0.0-1 <=x")
+@example("x - 0.0.0-1")
 def test_ranges_hold_what_the_oracle_counts(text: str) -> None:
     found = parse_range(text)
     assert {version for version in _WORLD if _read(version) in found} == _oracle(text)
