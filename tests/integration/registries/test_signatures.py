@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from tests.support.drogue import Drogue
 from tests.support.fake_registry import INDEX, FakeRegistry, less_host, release, running
@@ -21,6 +22,11 @@ from tests.support.timing import DEADLINE, SLACK, Gate
 
 RELEASE: Final = Signer()
 STRANGER: Final = Signer()
+SIGNERS: Final = {
+    "p384": Signer(ec.generate_private_key(ec.SECP384R1())),
+    "ed25519": Signer(ed25519.Ed25519PrivateKey.generate()),
+    "rsa": Signer(rsa.generate_private_key(65537, 2048)),
+}
 DENIED: Final = random_bytes(3000, "denied")
 NO_SIGNATURE: Final = "not signed by a trusted key: no signature"
 
@@ -29,6 +35,7 @@ NO_SIGNATURE: Final = "not signed by a trusted key: no signature"
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keys")
     (folder / "release.pub").write_bytes(RELEASE.public)
+    (folder / "others.pub").write_bytes(b"".join(signer.public for signer in SIGNERS.values()))
     return folder
 
 
@@ -81,6 +88,68 @@ def test_a_signed_firmware_is_served_whole(
 ) -> None:
     attach(attacher, released, RELEASE.bundle(released.digest), listed=lists_referrers)
     assert update(function, drogue, device) == ("1", released.content)
+
+
+@pytest.mark.parametrize("kind", SIGNERS)
+def test_each_kind_of_key_signs(
+    function: Function, drogue: Drogue, device: str, released: Published, attacher: Attacher, kind: str
+) -> None:
+    attacher.sign(SIGNERS[kind], released.digest)
+    assert update(function, drogue, device) == ("1", released.content)
+
+
+@pytest.mark.parametrize("signed", ["index", "manifest", None])
+def test_of_an_index_either_may_be_signed(
+    function: Function, drogue: Drogue, device: str, released: Published, attacher: Attacher, signed: str | None
+) -> None:
+    entry = attacher.put(attacher.read(released.digest), MANIFEST)
+    index = attacher.put(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}).encode(), INDEX)
+    attacher.tag("all", index)
+    drogue.put_image("example", device, f"{device}:all")
+    if signed is None:
+        assert reason(function, drogue, device) == NO_SIGNATURE
+        return
+    attacher.sign(RELEASE, {"index": index["digest"], "manifest": released.digest}[signed])
+    assert update(function, drogue, device) == ("1", released.content)
+
+
+def test_keys_of_one_application_do_not_count_for_another(
+    drogue: Drogue, registry: FakeRegistry, device: str, released: Published, attacher: Attacher, tmp_path: Path
+) -> None:
+    applications = {f"{device}-own": RELEASE, f"{device}-other": STRANGER}
+    for application, signer in applications.items():
+        (tmp_path / f"{application}.pub").write_bytes(signer.public)
+        drogue.put_image(application, None, f"{device}:1")
+        drogue.put(application, "thing", spec={})
+    attacher.sign(RELEASE, released.digest)
+    path = str(tmp_path / "{application}.pub")
+    with running(drogue, registry, tmp_path / "cache", FIRMWARE_VERIFY_KEYS=path) as function:
+        answers = [function.post(event("thing", name), b'{"version": "0"}') for name in applications]
+    assert answers[0].outcome.startswith('write; version="1"')
+    assert (answers[1].status, answers[1].reason) == (422, "not signed by a trusted key: signed by another key")
+
+
+def test_look_ups_of_signatures_are_counted(
+    drogue: Drogue,
+    registry: FakeRegistry,
+    device: str,
+    released: Published,
+    attacher: Attacher,
+    keys: Path,
+    tmp_path: Path,
+) -> None:
+    attacher.sign(RELEASE, released.digest)
+    with running(drogue, registry, tmp_path / "cache", FIRMWARE_VERIFY_KEYS=str(keys)) as function:
+        update(function, drogue, device)
+        shown = function.request("GET", "/metrics").body.decode()
+    counts = {
+        result: float(line.rpartition(" ")[2])
+        for result in ("hit", "miss")
+        for line in shown.splitlines()
+        if line.startswith(f'fleet_cache_requests_total{{cache="signature",result="{result}"}}')
+    }
+    assert counts["miss"] == 1
+    assert counts["hit"] >= len(released.content) // 512
 
 
 def test_the_older_form_counts_too(
