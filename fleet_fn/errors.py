@@ -39,6 +39,11 @@ class UpstreamError(Exception):
         """Reason, in one line."""
         return str(self)
 
+    @property
+    def negative_ttl(self) -> float:
+        """Seconds for which the same request is not repeated."""
+        return 10.0
+
 
 class TransientError(UpstreamError):
     """A retry within seconds can help: a time-out, a refused connection, 429, 5xx."""
@@ -71,6 +76,11 @@ class PermanentError(UpstreamError):
         super().__init__(reason)
         #: The particulars, in one line; empty if the reason has them.
         self.message = _cut(message)
+
+
+def negative_ttl(error: UpstreamError) -> float:
+    """Return the seconds for which the request that failed is not repeated."""
+    return error.negative_ttl
 
 
 class TooLargeError(PermanentError):

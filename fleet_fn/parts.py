@@ -64,8 +64,8 @@ class Parts:
         counts = StoreCounts(metrics.exchanges("oci"), metrics.lookups("firmware"))
         self._images = make_image_store(settings, files, self._single_flight, counts, clocks.monotonic)
         self._files = FileStore(settings.firmware_dir, files) if settings.firmware_dir else None
-        #: Answers events.
         self._sink = make_sink(settings)
+        #: Answers events.
         self.updater = self._make_handler(
             settings,
             LookupCounts(*map(metrics.lookups, LookupCounts._fields)),

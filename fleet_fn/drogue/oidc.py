@@ -10,13 +10,11 @@ from urllib.parse import quote_plus, urlencode
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.refusals import TOKEN_ENDPOINT
-from fleet_fn.errors import PermanentError, TransientError, UpstreamError
+from fleet_fn.errors import PermanentError, negative_ttl
 from fleet_fn.http.authorization import basic
 from fleet_fn.http.bearer_tokens import BearerTokens, Token, read_token
 from fleet_fn.http.client import HttpClient
 
-#: Time after a refusal for which the token endpoint is not asked again.
-_REFUSAL_TTL_SECONDS: Final = 10.0
 #: Drogue Cloud answers 403 both to expired tokens and to missing rights. A token of this age counts as expired.
 _MIN_EXPIRED_AGE_SECONDS: Final = 10.0
 
@@ -50,7 +48,7 @@ class ClientCredentials:
         # Both are form-encoded before they are joined (RFC 6749, section 2.3.1).
         self._basic = basic(quote_plus(client_id), quote_plus(client_secret))
         self._clock = clock
-        self._tokens = BearerTokens(TOKEN_ENDPOINT, _negative_ttl, clock)
+        self._tokens = BearerTokens(TOKEN_ENDPOINT, negative_ttl, clock)
 
     def header(self, deadline: Deadline) -> str:
         """Return the value of `Authorization`, with a valid token.
@@ -112,8 +110,3 @@ class ClientCredentials:
             raise PermanentError(f"{TOKEN_ENDPOINT}: the token is not of type Bearer")
         # A JSON number may have a fraction.
         return Token.issued(token, int(lifetime) if isinstance(lifetime, float) else lifetime, since)
-
-
-def _negative_ttl(error: UpstreamError) -> float:
-    """Return the seconds for which the token endpoint is left alone after a failure."""
-    return error.negative_ttl if isinstance(error, TransientError) else _REFUSAL_TTL_SECONDS

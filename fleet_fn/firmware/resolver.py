@@ -8,19 +8,17 @@ import time
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, TypeVar
 
 from fleet_fn.concurrency.single_flight import SingleFlight, StillRunningError
 from fleet_fn.concurrency.ttl_cache import Count, TTLCache
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import PermanentError, TransientError, UpstreamError
+from fleet_fn.errors import PermanentError, TransientError, negative_ttl
 from fleet_fn.firmware.store import Firmware, ImageStore, NotReadyError, Store
 from fleet_fn.firmware.tag_list import TagList
 from fleet_fn.observability.log import logger
 from fleet_fn.oci.reference import Reference
 
-#: A permanent failure to resolve a reference is remembered this long.
-_NEGATIVE_TTL_SECONDS: Final = 10.0
 #: Bound of the cached references; about 500 bytes each.
 _MAX_REFERENCES: Final = 4096
 #: Bounds of the cached lists of tags: their number, and their bytes together.
@@ -30,15 +28,6 @@ _MAX_LISTS_BYTES: Final = 16 * 1024 * 1024
 _KEPT_FOR_STALE: Final = 0.5
 
 V = TypeVar("V")
-
-
-class Ages(NamedTuple):
-    """How old a result may be, in seconds."""
-
-    #: If the store answers.
-    max_age: float
-    #: If the store is unavailable.
-    stale: float = 0.0
 
 
 class _Cache(Generic[V]):
@@ -57,19 +46,25 @@ class _Cache(Generic[V]):
     def get(
         self,
         reference: Reference,
-        ages: Ages,
         ask: Callable[[V | None, Deadline], V],
         deadline: Deadline,
+        *,
+        max_age: float,
+        stale_age: float,
     ) -> V:
         """Return the result for a reference.
 
-        `ask` gets the last one, if there is one, and is called if that is too old.
+        Args:
+            reference: what is looked up.
+            ask: asks the store; it gets the last result, or None.
+            deadline: bounds the look-up.
+            max_age: age in seconds up to which the last result is served.
+            stale_age: the same if the store is unavailable.
 
         Raises:
             NotReadyError, PermanentError, TransientError: those of `ask`.
 
         """
-        max_age, stale_age = ages
         stale = None if reference in self._removed else self._results.peek(reference, stale_age)
         if stale is None or (max_age > 0 and self._results.peek(reference, max_age) is not None):
             return self._look_up(reference, max_age, ask, deadline)
@@ -135,7 +130,7 @@ class Resolver:
         """
         self._store = store
         resolved: TTLCache[Reference, Firmware] = TTLCache(
-            _MAX_REFERENCES if remember else 0, negative_ttl=_negative_ttl, count=count, clock=clock
+            _MAX_REFERENCES if remember else 0, negative_ttl=negative_ttl, count=count, clock=clock
         )
         self._resolved = _Cache(resolved, single_flight, "manifest")
 
@@ -158,8 +153,8 @@ class Resolver:
         def ask(known: Firmware | None, until: Deadline) -> Firmware:
             return self._store.resolve(reference, until, known)
 
-        ages = Ages(math.inf if reference.digest else max_age, stale_age)
-        return self._resolved.get(reference, ages, ask, deadline)
+        max_age = math.inf if reference.digest else max_age
+        return self._resolved.get(reference, ask, deadline, max_age=max_age, stale_age=stale_age)
 
 
 class ImageResolver(Resolver):
@@ -180,7 +175,7 @@ class ImageResolver(Resolver):
         lists: TTLCache[Reference, TagList] = TTLCache(
             _MAX_LISTS if remember else 0,
             max_bytes=_MAX_LISTS_BYTES,
-            negative_ttl=_negative_ttl,
+            negative_ttl=negative_ttl,
             count=count,
             clock=clock,
         )
@@ -205,14 +200,10 @@ class ImageResolver(Resolver):
         def ask(_: TagList | None, until: Deadline) -> TagList:
             return TagList.of(self._images.tags(repository, until, whole=True))
 
-        return self._lists.get(repository, Ages(max_age, stale_age), ask, deadline)
+        return self._lists.get(repository, ask, deadline, max_age=max_age, stale_age=stale_age)
 
 
 def _add(references: set[Reference], reference: Reference) -> None:
     if len(references) >= _MAX_REFERENCES:
         references.clear()
     references.add(reference)
-
-
-def _negative_ttl(error: UpstreamError) -> float:
-    return error.negative_ttl if isinstance(error, TransientError) else _NEGATIVE_TTL_SECONDS

@@ -11,25 +11,21 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from fleet_fn.concurrency.ttl_cache import Bounded, Count, TTLCache
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import PermanentError, TransientError, UpstreamError
+from fleet_fn.errors import PermanentError, negative_ttl
 from fleet_fn.firmware.deny_list import load_deny_list
 from fleet_fn.firmware.store import Firmware
 from fleet_fn.oci.reference import fill_in
 from fleet_fn.oci.signature_keys import PublicKey, load_keys
 from fleet_fn.oci.signature_search import Signature
 
-T = TypeVar("T")
-
 #: Begins the reason of a firmware without a good signature.
 NOT_SIGNED: Final = "not signed by a trusted key"
 #: Keys and the deny list are read again after this time, so a removed key counts no longer.
 REREAD_SECONDS: Final = 10.0
-#: A search without result is remembered this long.
-_NEGATIVE_TTL_SECONDS: Final = 10.0
 #: Bounds of what is remembered: signatures, and folders of keys, which are the applications'.
 _MAX_SIGNATURES: Final = 4096
 _MAX_FOLDERS: Final = 1024
@@ -74,7 +70,7 @@ class Trust:
         self._keys: TTLCache[str, tuple[PublicKey, ...]] = TTLCache(_MAX_FOLDERS, clock=clock)
         self._denied: TTLCache[str, frozenset[str]] = TTLCache(1, clock=clock)
         self._searches: TTLCache[tuple[object, ...], Signature] = TTLCache(
-            _MAX_SIGNATURES, negative_ttl=_negative_ttl, count=count, clock=clock
+            _MAX_SIGNATURES, negative_ttl=negative_ttl, count=count, clock=clock
         )
         #: Good signatures by what they cover and by their keys. That a key signed a digest stays true for ever.
         self._proven: Bounded[tuple[str, str], Signature] = Bounded(_MAX_SIGNATURES)
@@ -167,7 +163,3 @@ def as_signed(firmware: Firmware, signature: Signature) -> Firmware:
     if firmware.signed and signature.covers in firmware.signed.digests:
         return firmware
     return replace(firmware, has_own_version=False)
-
-
-def _negative_ttl(error: UpstreamError) -> float:
-    return error.negative_ttl if isinstance(error, TransientError) else _NEGATIVE_TTL_SECONDS

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.oci.manifest import Descriptor, Manifest, media_type_of, read_descriptor, read_manifest
-from fleet_fn.oci.referrers import Attachments, is_attached
-from fleet_fn.oci.signatures import BUNDLE, PREDICATE, PREDICATE_ANNOTATION
+from fleet_fn.oci.referrers import MAX_REFERRER_BYTES, Attachments, is_attached
+from fleet_fn.oci.signatures import BUNDLE, may_sign
 
 #: Media types of SBOMs: those of the two standards in JSON, then their other serializations.
 SPDX: Final = "application/spdx+json"
@@ -18,9 +18,8 @@ CYCLONEDX: Final = "application/vnd.cyclonedx+json"
 SPDX_TAG_VALUE: Final = "text/spdx"
 CYCLONEDX_XML: Final = "application/vnd.cyclonedx+xml"
 _SBOMS: Final = frozenset((SPDX, CYCLONEDX, SPDX_TAG_VALUE, CYCLONEDX_XML))
-#: Attached manifests that are looked at, and the bound on each.
+#: Attached manifests that are looked at.
 MAX_ATTACHED: Final = 100
-_MAX_MANIFEST_BYTES: Final = 64 * 1024
 _NOTATION: Final = "application/vnd.cncf.notary.signature"
 _ATTESTATIONS: Final = ("application/vnd.in-toto+json", "application/vnd.dsse.envelope.v1+json")
 
@@ -53,7 +52,7 @@ def find_attached(repository: Attachments, digests: Sequence[str], deadline: Dea
 
 
 def _read(repository: Attachments, entry: Descriptor, digest: str, deadline: Deadline) -> Attached | None:
-    if entry.size > _MAX_MANIFEST_BYTES:
+    if entry.size > MAX_REFERRER_BYTES:
         return None
     try:
         manifest = read_manifest(repository.manifest(entry.digest, deadline))
@@ -70,8 +69,7 @@ def _read(repository: Attachments, entry: Descriptor, digest: str, deadline: Dea
 
 def _kind(media_type: str, manifest: Manifest, layers: Sequence[Descriptor]) -> str:
     if media_type == BUNDLE:
-        is_signature = manifest.annotations.get(PREDICATE_ANNOTATION, PREDICATE) == PREDICATE
-        return "signature" if is_signature else "attestation"
+        return "signature" if may_sign(manifest.annotations) else "attestation"
     if media_type == _NOTATION:
         return "signature"
     if media_type in _ATTESTATIONS:

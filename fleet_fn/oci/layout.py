@@ -17,14 +17,12 @@ from fleet_fn.oci.manifest import (
     read_manifest,
 )
 from fleet_fn.oci.reference import Reference
-from fleet_fn.oci.referrers import MAX_REFERRERS, is_attached, read_entries
+from fleet_fn.oci.referrers import MAX_REFERRER_BYTES, MAX_REFERRERS, is_attached, read_entries
 
 #: Annotation with the tag of an index's entry (OCI image layout specification, "index.json file").
 TAG_ANNOTATION: Final = "org.opencontainers.image.ref.name"
 LAYOUT_FILE: Final = "oci-layout"
 LAYOUT_VERSION: Final = "1.0.0"
-#: Larger manifests in a layout are not looked at for what they are attached to.
-_MAX_REFERRER_BYTES: Final = 64 * 1024
 #: Begins the reason if a folder is no layout.
 NO_LAYOUT: Final = "no image layout"
 
@@ -105,7 +103,7 @@ class Layout:
             entries = [entry for entry in entries if entry.artifact_type in ("", artifact_type)]
         preferred = sorted(range(len(entries)), key=lambda number: (not entries[number].artifact_type, -number))
         for entry in [entries[number] for number in sorted(preferred[:MAX_REFERRERS])]:
-            if entry.media_type not in MANIFESTS or entry.size > _MAX_REFERRER_BYTES:
+            if entry.media_type not in MANIFESTS or entry.size > MAX_REFERRER_BYTES:
                 continue
             try:
                 manifest = read_manifest(self.content(entry.digest))

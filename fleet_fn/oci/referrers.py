@@ -13,6 +13,8 @@ from fleet_fn.oci.manifest import Descriptor, Index, Manifest, digest_of, read_d
 
 #: Bound on the attached manifests that are looked at.
 MAX_REFERRERS: Final = 1000
+#: Bound on each of these manifests, which only name a document.
+MAX_REFERRER_BYTES: Final = 64 * 1024
 
 
 class Attachments(Protocol):

@@ -1,31 +1,29 @@
 """Find the signatures of a manifest in its repository, and check them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.oci.manifest import Descriptor, Manifest, media_type_of, read_descriptor, read_manifest
-from fleet_fn.oci.referrers import Attachments, fallback_tag, is_attached
+from fleet_fn.oci.referrers import MAX_REFERRER_BYTES, Attachments, fallback_tag, is_attached
 from fleet_fn.oci.signature_keys import PublicKey
 from fleet_fn.oci.signatures import (
     BUNDLE,
     MAX_SIGNED_BYTES,
-    PREDICATE,
-    PREDICATE_ANNOTATION,
     SIGNATURE_ANNOTATION,
     SIMPLE_SIGNING,
     BadSignatureError,
     check_bundle,
     check_simple_signing,
+    may_sign,
 )
 
 T = TypeVar("T")
 
-#: Signatures of one manifest that are looked at, in each form; and the bound on the manifest that has one.
+#: Signatures of one manifest that are looked at, in each form.
 MAX_SIGNATURES: Final = 64
-_MAX_MANIFEST_BYTES: Final = 64 * 1024
 BUNDLE_FORM: Final = "bundle"
 SIMPLE_FORM: Final = "simple signing"
 DETACHED_FORM: Final = "detached"
@@ -87,7 +85,7 @@ class _Search:
         referrers, problem = self._attempt(lambda: self._repository.referrers(digest, BUNDLE, self._deadline))
         if problem:
             yield Signature(digest, BUNDLE_FORM, None, problem)
-        found = [referrer for referrer in referrers or () if _may_sign(referrer.annotations)]
+        found = [referrer for referrer in referrers or () if may_sign(referrer.annotations)]
         for referrer in found[:MAX_SIGNATURES]:
             bundle, problem = self._attempt(partial(self._read_bundle, referrer, digest))
             if bundle is not None:
@@ -113,15 +111,15 @@ class _Search:
 
     def _read_bundle(self, referrer: Descriptor, digest: str) -> bytes | None:
         """Return the bundle in an attached manifest; None if it holds something else."""
-        if referrer.size > _MAX_MANIFEST_BYTES:
-            raise BadSignatureError(f"its manifest has {referrer.size} bytes; at most {_MAX_MANIFEST_BYTES} are read")
+        if referrer.size > MAX_REFERRER_BYTES:
+            raise BadSignatureError(f"its manifest has {referrer.size} bytes; at most {MAX_REFERRER_BYTES} are read")
         content = self._repository.manifest(referrer.digest, self._deadline)
         if len(content) != referrer.size:  # parsing 4 MiB takes a second
             raise BadSignatureError(f"its manifest has {len(content)} bytes, and its descriptor says {referrer.size}")
         manifest = read_manifest(content)
         if not isinstance(manifest, Manifest) or [media_type_of(layer) for layer in manifest.layers] != [BUNDLE]:
             return None
-        if not _may_sign(manifest.annotations):
+        if not may_sign(manifest.annotations):
             return None
         if not is_attached(manifest, digest):
             raise BadSignatureError("attached to another manifest")
@@ -150,11 +148,6 @@ class _Search:
         except TransientError as error:
             self.unavailable = self.unavailable or error
             return None, error.reason
-
-
-def _may_sign(annotations: Mapping[str, str]) -> bool:
-    """Return whether a bundle may be a signature, rather than a claim such as an SBOM."""
-    return annotations.get(PREDICATE_ANNOTATION, PREDICATE) == PREDICATE
 
 
 def _layers_of(content: bytes | None) -> Sequence[object]:

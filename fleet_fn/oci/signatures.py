@@ -11,7 +11,7 @@ never expires.
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fleet_fn.errors import PermanentError
@@ -49,6 +49,14 @@ def dsse_encoding(payload_type: str, payload: bytes) -> bytes:
     """Return the bytes that are signed for a payload (DSSE 1.0, "PAE")."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def may_sign(annotations: Mapping[str, str]) -> bool:
+    """Return whether a bundle may be a signature, rather than a claim such as an SBOM.
+
+    The annotations are those of the manifest that has it, or of its entry in a list.
+    """
+    return annotations.get(PREDICATE_ANNOTATION, PREDICATE) == PREDICATE
 
 
 def check_bundle(bundle: bytes, digest: str, keys: Sequence[PublicKey]) -> PublicKey:

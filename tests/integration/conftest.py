@@ -56,6 +56,16 @@ def docker_registry(_has_docker_registry: None) -> Iterator[DockerRegistry]:
 
 
 @pytest.fixture(scope="session")
+def host_with_api() -> Iterator[str]:
+    """The host of a registry that lists referrers itself, as docker-registry does not."""
+    from tests.support.cosign import PEER_REGISTRY, need_peer, peer_registry  # slow to import, for a few tests
+
+    need_peer(PEER_REGISTRY)
+    with peer_registry() as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
 def skopeo(tmp_path_factory: pytest.TempPathFactory) -> Skopeo:
     return Skopeo(tmp_path_factory.mktemp("skopeo"))
 

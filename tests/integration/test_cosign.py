@@ -6,14 +6,13 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from tests.support.cosign import KINDS, PEER_REGISTRY, Cosign, Keys, need_peer, peer_registry
+from tests.support.cosign import KINDS, Cosign, Keys, need_peer
 from tests.support.function import ROOT
 from tests.support.registry import DockerRegistry
 
@@ -98,13 +97,6 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 @pytest.fixture(scope="module")
 def cosign(keys: Keys) -> Cosign:
     return Cosign(keys)
-
-
-@pytest.fixture(scope="module")
-def host_with_api() -> Iterator[str]:
-    need_peer(PEER_REGISTRY)
-    with peer_registry() as host:
-        yield host
 
 
 @pytest.fixture(params=[False, True], ids=["fallback", "referrers API"])

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cosign import PEER_REGISTRY, need_peer, peer_registry
+from tests.support.cosign import need_peer
 from tests.support.function import ROOT
 from tests.support.registry import DockerRegistry
 
@@ -47,13 +47,6 @@ class Place:
             "FIRMWARE_REGISTRY_INSECURE": "true",
         }
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=100)
-
-
-@pytest.fixture(scope="module")
-def host_with_api() -> Iterator[str]:
-    need_peer(PEER_REGISTRY)
-    with peer_registry() as host:
-        yield host
 
 
 @pytest.fixture(params=[False, True], ids=["fallback", "referrers API"])
