@@ -106,10 +106,11 @@ def packages(image: Image) -> set[str]:
 
 
 def test_the_function_lacks_what_only_the_command_line_needs(image: Image, publisher: Image) -> None:
-    tools = {"oras", "requests", "rich"} | {
+    tools = {"authlib", "flask-wtf", "oras", "requests", "rich"} | {
         "certifi",
         "charset-normalizer",
         "idna",
+        "joserfc",
         "jsonschema",
         "pygments",
         "urllib3",
