@@ -4,18 +4,16 @@ The rows are the fields of `Settings`. `SETTINGS` lists them for the documentati
 """
 
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import Final
 
 from fleet_fn import setting_values as kinds
 from fleet_fn.oci.reference import LAYOUT_SCHEME
-from fleet_fn.setting_values import Kind, UnfitError, cache_folder, quote
+from fleet_fn.setting_table import Reader, Setting, SettingsError, required, row, rows_of
+from fleet_fn.setting_values import UnfitError, cache_folder
 
-__all__ = ["MAX_WAITING", "SETTINGS", "SPARE_THREADS", "WORK_SHARE", "Setting", "Settings", "SettingsError"]
-
-T = TypeVar("T")
+__all__ = ["MAX_WAITING", "SETTINGS", "SPARE_THREADS", "WORK_SHARE", "Settings", "SettingsError"]
 
 #: Events that may wait in a worker while THREADS others are in progress. Further threads answer health checks, and
 #: refuse further events, even if all of these hang.
@@ -23,47 +21,6 @@ MAX_WAITING: Final = 56
 SPARE_THREADS: Final = 8
 #: Share of EVENT_DEADLINE_SECONDS for the function's work; the rest is for the server and the network.
 WORK_SHARE: Final = 0.97
-
-_ROW: Final = "setting"
-
-
-class SettingsError(Exception):
-    """Settings are missing or invalid.
-
-    The text, one line, names each, its value, and what to set it to.
-    """
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One environment variable: a row of the table."""
-
-    variable: str
-    #: The value if the variable is not set, or empty.
-    default: object
-    kind: Kind[object]
-    #: Markdown for the documentation, like `default_text`.
-    meaning: str
-    default_text: str
-    is_required: bool = False
-
-
-def _row(variable: str, default: T, kind: Kind[T], meaning: str, *, default_text: str = "") -> T:
-    """Return a field of `Settings`; secrets do not show in `repr`."""
-    setting = Setting(variable, default, kind, meaning, default_text or _markdown(default))
-    return field(default=default, repr=not kind.is_secret, metadata={_ROW: setting})
-
-
-def _required(variable: str, kind: Kind[str], meaning: str) -> Any:
-    """Return a field of `Settings` without a default."""
-    return field(metadata={_ROW: Setting(variable, "", kind, meaning, "required", is_required=True)})
-
-
-def _markdown(default: object) -> str:
-    if default is None:
-        return "none"
-    shown = f"{default:g}" if isinstance(default, float) else str(default)
-    return f"`{shown.lower() if isinstance(default, bool) else shown}`"
 
 
 # --- The table --------------------------------------------------------------------------------------------------------
@@ -73,33 +30,33 @@ def _markdown(default: object) -> str:
 class Settings:
     """The function's settings, in the units of their variables."""
 
-    drogue_api_url: str = _required(
+    drogue_api_url: str = required(
         "DROGUE_API_URL",
         kinds.base_url("the base URL of Drogue Cloud, e.g. https://api.example.com"),
         "base URL of Drogue Cloud's registry and command APIs",
     )
-    drogue_user: str | None = _row(
+    drogue_user: str | None = row(
         "DROGUE_USER",
         None,
         kinds.user("the user of the access token, without a colon"),
         "user of the access token: with it HTTP Basic, without it Bearer",
     )
-    drogue_token: str | None = _row(
+    drogue_token: str | None = row(
         "DROGUE_TOKEN", None, kinds.secret("an access token of Drogue Cloud"), "access token"
     )
-    drogue_oidc_token_url: str | None = _row(
+    drogue_oidc_token_url: str | None = row(
         "DROGUE_OIDC_TOKEN_URL",
         None,
         kinds.endpoint("the URL of the token endpoint, e.g. https://sso.example.com/token"),
         "token endpoint of an OpenID client, instead of an access token (client credentials grant)",
     )
-    drogue_oidc_client_id: str | None = _row(
+    drogue_oidc_client_id: str | None = row(
         "DROGUE_OIDC_CLIENT_ID", None, kinds.identifier("the id of the OpenID client"), "its client id"
     )
-    drogue_oidc_client_secret: str | None = _row(
+    drogue_oidc_client_secret: str | None = row(
         "DROGUE_OIDC_CLIENT_SECRET", None, kinds.secret("the secret of the OpenID client"), "its secret"
     )
-    drogue_ca_file: str | None = _row(
+    drogue_ca_file: str | None = row(
         "DROGUE_CA_FILE",
         None,
         kinds.TRUST_ANCHORS,
@@ -107,148 +64,148 @@ class Settings:
         default_text="the system's",
     )
 
-    firmware_registry: str = _required(
+    firmware_registry: str = required(
         "FIRMWARE_REGISTRY",
         kinds.PREFIX,
         "prefix of each reference: `ghcr.io/acme/`, or `oci-layout:/srv/firmware` for OCI image layouts in the folders "
         "below; `{application}` is replaced",
     )
-    firmware_registry_user: str | None = _row(
+    firmware_registry_user: str | None = row(
         "FIRMWARE_REGISTRY_USER",
         None,
         kinds.user("the user of the OCI registry, without a colon"),
         "user of the registry's credentials",
     )
-    firmware_registry_token: str | None = _row(
+    firmware_registry_token: str | None = row(
         "FIRMWARE_REGISTRY_TOKEN",
         None,
         kinds.secret("the password or token of the OCI registry"),
         "password or token; alone it is a bearer token",
     )
-    firmware_registry_insecure: bool = _row(
+    firmware_registry_insecure: bool = row(
         "FIRMWARE_REGISTRY_INSECURE", False, kinds.BOOLEAN, "talk plain HTTP to the registry"
     )
-    firmware_registry_ca_file: str | None = _row(
+    firmware_registry_ca_file: str | None = row(
         "FIRMWARE_REGISTRY_CA_FILE",
         None,
         kinds.TRUST_ANCHORS,
         "PEM file of trust anchors for the registry",
         default_text="the system's",
     )
-    docker_config: str | None = _row(
+    docker_config: str | None = row(
         "DOCKER_CONFIG",
         None,
         kinds.DOCKER_CONFIG,
         "folder whose `config.json` has the registry's credentials, if `FIRMWARE_REGISTRY_TOKEN` is not set",
     )
-    firmware_default_image: str | None = _row(
+    firmware_default_image: str | None = row(
         "FIRMWARE_DEFAULT_IMAGE",
         None,
         kinds.IMAGE,
         "firmware if neither device nor application names one; `{application}` and `{device}` are replaced",
     )
-    firmware_verify_keys: str | None = _row(
+    firmware_verify_keys: str | None = row(
         "FIRMWARE_VERIFY_KEYS",
         None,
         kinds.KEYS,
         "file of public keys (PEM), or folder of such files; `{application}` is replaced. With it, only firmware that "
         "one of them [has signed](trust.md) is served",
     )
-    firmware_deny: str | None = _row(
+    firmware_deny: str | None = row(
         "FIRMWARE_DENY",
         None,
         kinds.DENY_LIST,
         "file of digests, one in a line, of firmware that no device gets, [signed or not](trust.md)",
     )
-    firmware_dir: str | None = _row("FIRMWARE_DIR", None, kinds.FOLDER, "folder of the firmware that `file` names")
-    firmware_cache_dir: str = _row(
+    firmware_dir: str | None = row("FIRMWARE_DIR", None, kinds.FOLDER, "folder of the firmware that `file` names")
+    firmware_cache_dir: str = row(
         "FIRMWARE_CACHE_DIR",
         "",
         kinds.CACHE_FOLDER,
         "folder of fetched firmware; shared by the pod's processes, and safe to lose. No other user may own it",
         default_text="`fleet-firmware-UID` in the system's temporary directory",
     )
-    firmware_cache_bytes: int = _row(
+    firmware_cache_bytes: int = row(
         "FIRMWARE_CACHE_BYTES",
         512 * 1024 * 1024,
         kinds.CACHE_BYTES,
         "bound on that folder; the least recently used firmware goes first. Larger firmware is refused",
     )
 
-    hawkbit_url: str | None = _row(
+    hawkbit_url: str | None = row(
         "HAWKBIT_URL",
         None,
         kinds.base_url("the base URL of hawkBit, e.g. https://hawkbit.example.com"),
         "no effect yet",
     )
-    hawkbit_tenant: str | None = _row("HAWKBIT_TENANT", None, kinds.text("the tenant in hawkBit"), "no effect yet")
-    hawkbit_gateway_token: str | None = _row(
+    hawkbit_tenant: str | None = row("HAWKBIT_TENANT", None, kinds.text("the tenant in hawkBit"), "no effect yet")
+    hawkbit_gateway_token: str | None = row(
         "HAWKBIT_GATEWAY_TOKEN", None, kinds.secret("the gateway token of the tenant"), "no effect yet"
     )
 
-    spec_ttl_seconds: float = _row("SPEC_TTL_SECONDS", 10.0, kinds.SECONDS, "how long the function remembers specs")
-    manifest_ttl_seconds: float = _row(
+    spec_ttl_seconds: float = row("SPEC_TTL_SECONDS", 10.0, kinds.SECONDS, "how long the function remembers specs")
+    manifest_ttl_seconds: float = row(
         "MANIFEST_TTL_SECONDS", 30.0, kinds.SECONDS, "how long it remembers tags' manifests"
     )
-    poll_seconds: int = _row(
+    poll_seconds: int = row(
         "POLL_SECONDS", 300, kinds.WHOLE_SECONDS, "when a device in sync, or one whose update failed, asks again"
     )
-    wait_seconds: int = _row(
+    wait_seconds: int = row(
         "WAIT_SECONDS", 10, kinds.WHOLE_SECONDS, "when a device asks again whose firmware is being verified"
     )
-    mtu_default_bytes: int = _row("MTU_DEFAULT", 512, kinds.BLOCK_BYTES, "bytes of a block if the device names no size")
-    mtu_max_bytes: int = _row("MTU_MAX", 65536, kinds.BLOCK_BYTES, "bytes of a block at most")
-    report_seen_seconds: float = _row(
+    mtu_default_bytes: int = row("MTU_DEFAULT", 512, kinds.BLOCK_BYTES, "bytes of a block if the device names no size")
+    mtu_max_bytes: int = row("MTU_MAX", 65536, kinds.BLOCK_BYTES, "bytes of a block at most")
+    report_seen_seconds: float = row(
         "REPORT_SEEN_SECONDS", 86400.0, kinds.SECONDS, "how often the object of a device in sync says that it was seen"
     )
-    event_deadline_seconds: float = _row(
+    event_deadline_seconds: float = row(
         "EVENT_DEADLINE_SECONDS", 4.0, kinds.DEADLINE_SECONDS, "every event is answered within this time"
     )
-    event_max_age_seconds: float = _row(
+    event_max_age_seconds: float = row(
         "EVENT_MAX_AGE_SECONDS", 25.0, kinds.SECONDS, "older events are `stale`; 0 answers them all"
     )
 
-    events_user: str | None = _row(
+    events_user: str | None = row(
         "EVENTS_USER",
         None,
         kinds.user("the user that events present, without a colon"),
         "user of the Basic credentials that events and previews must carry",
     )
-    events_password: str | None = _row(
+    events_password: str | None = row(
         "EVENTS_PASSWORD", None, kinds.secret("the password that events present"), "password of that user"
     )
-    events_token: str | None = _row(
+    events_token: str | None = row(
         "EVENTS_TOKEN",
         None,
         kinds.secret("the token that events present"),
         "Bearer token that events and previews must carry",
     )
-    preview: bool = _row("PREVIEW", True, kinds.BOOLEAN, "serve `/preview`")
-    report_status: bool = _row(
+    preview: bool = row("PREVIEW", True, kinds.BOOLEAN, "serve `/preview`")
+    report_status: bool = row(
         "REPORT_STATUS",
         True,
         kinds.BOOLEAN,
         "write `status.firmware`; without it there are no attempts, and nothing guards a device midway",
     )
-    sink_url: str | None = _row(
+    sink_url: str | None = row(
         "K_SINK",
         None,
         kinds.endpoint("the http or https URL of a sink for CloudEvents, which Knative's SinkBinding sets"),
         "URL that [update events](audit.md) are sent to; Knative's SinkBinding sets it",
     )
-    sink_overrides: Mapping[str, str] | None = _row(
+    sink_overrides: Mapping[str, str] | None = row(
         "K_CE_OVERRIDES",
         None,
         kinds.OVERRIDES,
         "extension attributes of these events, as JSON; SinkBinding sets it, too",
     )
-    log_level: str = _row("LOG_LEVEL", "INFO", kinds.LOG_LEVEL, "least level of the lines on stdout")
-    log_format: str = _row("LOG_FORMAT", "json", kinds.LOG_FORMAT, "`json`, or `text` for people")
+    log_level: str = row("LOG_LEVEL", "INFO", kinds.LOG_LEVEL, "least level of the lines on stdout")
+    log_format: str = row("LOG_FORMAT", "json", kinds.LOG_FORMAT, "`json`, or `text` for people")
 
-    host: str = _row("HOST", "0.0.0.0", kinds.ADDRESS, "IP address to listen on")  # noqa: S104 - a pod's is its own
-    port: int = _row("PORT", 8080, kinds.PORT, "TCP port to listen on")
-    workers: int = _row("WEB_CONCURRENCY", 1, kinds.PROCESSES, "worker processes")
-    threads: int = _row("THREADS", 8, kinds.THREADS, "events that each worker works on at once")
+    host: str = row("HOST", "0.0.0.0", kinds.ADDRESS, "IP address to listen on")  # noqa: S104 - a pod's is its own
+    port: int = row("PORT", 8080, kinds.PORT, "TCP port to listen on")
+    workers: int = row("WEB_CONCURRENCY", 1, kinds.PROCESSES, "worker processes")
+    threads: int = row("THREADS", 8, kinds.THREADS, "events that each worker works on at once")
 
     @property
     def has_layouts(self) -> bool:
@@ -282,9 +239,9 @@ class Settings:
             SettingsError: a variable is missing or invalid.
 
         """
-        read = _Reader(environment)
+        read = Reader(environment, SETTINGS)
         values = {name: read.value(setting) for name, setting in SETTINGS.items()}
-        values["firmware_cache_dir"] = values["firmware_cache_dir"] or read.default_cache_folder()
+        values["firmware_cache_dir"] = values["firmware_cache_dir"] or _default_cache_folder(read)
         _check_drogue(read)
         read.check_together("EVENTS_USER", "EVENTS_PASSWORD")
         _check_registry(read)
@@ -299,9 +256,9 @@ class Settings:
             SettingsError: a variable is missing or invalid.
 
         """
-        read = _Reader(environment)
-        rows = {name: setting for name, setting in SETTINGS.items() if setting.variable.startswith(("DROGUE_", "K_"))}
-        values = {name: read.value(setting) for name, setting in rows.items()}
+        read = Reader(environment, SETTINGS)
+        shown = ("DROGUE_", "K_")
+        values = {name: read.value(each) for name, each in SETTINGS.items() if each.variable.startswith(shown)}
         _check_drogue(read)
         read.finish()
         return cls(firmware_registry="", **values)
@@ -319,10 +276,10 @@ class Settings:
         """
         if not environment.get("FIRMWARE_REGISTRY"):
             return cls.for_drogue(environment)
-        read = _Reader(environment)
+        read = Reader(environment, SETTINGS)
         prefixes = ("DROGUE_", "K_", "FIRMWARE_", "DOCKER_CONFIG")
-        rows = {name: row for name, row in SETTINGS.items() if row.variable.startswith(prefixes)}
-        values = {name: read.value(row) for name, row in rows.items() if name != "firmware_cache_dir"}
+        rows = {name: each for name, each in SETTINGS.items() if each.variable.startswith(prefixes)}
+        values = {name: read.value(each) for name, each in rows.items() if name != "firmware_cache_dir"}
         _check_drogue(read)
         _check_registry(read)
         read.finish()
@@ -330,103 +287,33 @@ class Settings:
 
 
 #: Each variable, by the field of `Settings` that holds its value.
-SETTINGS: Final[Mapping[str, Setting]] = {row.name: row.metadata[_ROW] for row in fields(Settings)}
-_BY_VARIABLE: Final = {setting.variable: setting for setting in SETTINGS.values()}
+SETTINGS: Final[Mapping[str, Setting]] = rows_of(Settings)
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
-def _check_drogue(read: "_Reader") -> None:
+def _check_drogue(read: Reader) -> None:
     read.check_needs("DROGUE_USER", "DROGUE_TOKEN")
     read.check_together("DROGUE_OIDC_TOKEN_URL", "DROGUE_OIDC_CLIENT_ID", "DROGUE_OIDC_CLIENT_SECRET")
     read.check_apart("DROGUE_OIDC_TOKEN_URL", "DROGUE_TOKEN")
     read.check_bearer("DROGUE_TOKEN", unless="DROGUE_USER")
 
 
-def _check_registry(read: "_Reader") -> None:
+def _check_registry(read: Reader) -> None:
     read.check_needs("FIRMWARE_REGISTRY_USER", "FIRMWARE_REGISTRY_TOKEN")
     read.check_bearer("FIRMWARE_REGISTRY_TOKEN", unless="FIRMWARE_REGISTRY_USER")
 
 
-class _Reader:
-    """Reads variables and collects all violations.
-
-    An operator can then correct them all at once.
-    """
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
-        self._violations: list[str] = []
-
-    def value(self, setting: Setting) -> Any:
-        """Return a variable's value, or the default if it is not set or invalid."""
-        text = self._text(setting.variable)
-        if text is None:
-            if setting.is_required:
-                self._violate(setting.variable, "is not set")
-            return setting.default
-        try:
-            return setting.kind.parse(text)
-        except ValueError as error:
-            self._violate(setting.variable, _problem(setting.kind, text, error))
-        return setting.default
-
-    def default_cache_folder(self) -> str:
-        """Return the default folder for the cache; empty if the variable is set."""
-        variable = SETTINGS["firmware_cache_dir"].variable
-        if self._text(variable) is not None:
-            return ""
-        try:
-            return cache_folder()
-        except UnfitError as error:
-            self._violate(variable, f"is not set, and the default folder {error}")
-        except ValueError:
-            self._violate(variable, "is not set, and the default folder cannot be written")
+def _default_cache_folder(read: Reader) -> str:
+    """Return the default folder for the cache; empty if the variable is set."""
+    variable = SETTINGS["firmware_cache_dir"].variable
+    if read.text(variable) is not None:
         return ""
-
-    def check_together(self, *variables: str) -> None:
-        """Require all variables if one of them is set."""
-        for variable in variables:
-            if self._text(variable) is not None:
-                self.check_needs(variable, *variables)
-                return
-
-    def check_needs(self, variable: str, *needed: str) -> None:
-        """Require the variables that another one needs."""
-        for other in needed if self._text(variable) is not None else ():
-            if self._text(other) is None:
-                takes = f"{_BY_VARIABLE[other].kind.takes}, or unset {variable}"
-                self._violate(other, f"is not set, although {variable} is", takes)
-
-    def check_apart(self, variable: str, other: str) -> None:
-        """Refuse variables that exclude each other."""
-        text = self._text(variable)
-        if text is not None and self._text(other) is not None:
-            self._violations.append(f"{variable} is {quote(text)}, although {other} is set. Unset one of them")
-
-    def check_bearer(self, variable: str, unless: str) -> None:
-        """Require a token without a user to be valid for the Bearer scheme."""
-        token = self._text(variable)
-        if token and token.isprintable() and self._text(unless) is None and not re.fullmatch(r"[!-~]+", token):
-            problem = "contains a character that no bearer token can have (RFC 6750)"
-            self._violate(variable, problem, f"ASCII characters without spaces, or set {unless} as well")
-
-    def finish(self) -> None:
-        """Raise SettingsError if there were violations."""
-        if self._violations:
-            raise SettingsError("; ".join(self._violations))
-
-    def _text(self, variable: str) -> str | None:
-        return self._environment.get(variable) or None
-
-    def _violate(self, variable: str, problem: str, takes: str | None = None) -> None:
-        self._violations.append(f"{variable} {problem}. Set it to {takes or _BY_VARIABLE[variable].kind.takes}")
-
-
-def _problem(kind: Kind[object], text: str, error: ValueError) -> str:
-    """Return the problem with an invalid text, with the text unless it is a secret."""
-    why = str(error) if isinstance(error, UnfitError) else ""
-    if kind.is_secret:
-        return why or "is invalid"
-    return f"is {quote(text)}, which {why}" if why else f"is {quote(text)}"
+    try:
+        return cache_folder()
+    except UnfitError as error:
+        read.violate(variable, f"is not set, and the default folder {error}")
+    except ValueError:
+        read.violate(variable, "is not set, and the default folder cannot be written")
+    return ""

@@ -8,6 +8,8 @@ from fleet_fn.drogue.refusals import COMMAND_API, DEVICE_REGISTRY
 from fleet_fn.errors import PermanentError
 
 _REGISTRY: Final = "/api/registry/v1alpha1/apps"
+#: Path of the list of applications.
+APPLICATIONS_PATH: Final = _REGISTRY
 _COMMAND: Final = "/api/command/v1alpha1/apps"
 #: Names of unreserved characters need no encoding (RFC 3986, section 2.3); most names are such.
 _UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]+")

@@ -1,4 +1,4 @@
-"""The devices of an application, page by page: for operators, not for events."""
+"""Lists of devices and applications, page by page: for operators, not for events."""
 
 import json
 from collections import deque
@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.api_paths import listing_path
+from fleet_fn.drogue.api_paths import APPLICATIONS_PATH, listing_path
 from fleet_fn.drogue.device_registry_object import is_disabled, read_gateways
 from fleet_fn.drogue.firmware_spec import Malformed, read_firmware_spec
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY, refusal_for_application
@@ -18,8 +18,8 @@ from fleet_fn.drogue.spec_source import Source
 from fleet_fn.errors import PermanentError, TooLargeError
 from fleet_fn.http.client import HttpClient
 
-#: Devices of a page at most, and recent names that are remembered so that no device is listed twice.
-_PAGE_DEVICES: Final = 100
+#: Objects of a page at most, and recent names that are remembered so that no device is listed twice.
+_PAGE_OBJECTS: Final = 100
 #: Time for a page.
 _PAGE_SECONDS: Final = 15.0
 
@@ -63,53 +63,116 @@ def list_devices(
     """
     # The command line may hand over bytes that are not UTF-8, as lone surrogates. No application has such a name.
     path = listing_path(application.encode(errors="replace").decode())
-    recent: deque[str] = deque(maxlen=_PAGE_DEVICES)
-    limit, offset, repeated = _PAGE_DEVICES, 0, 0
-    while True:
-        query = {**({"labels": labels} if labels else {}), "limit": limit, "offset": offset}
-        target = f"{path}?{urlencode(query, quote_via=quote, errors='replace')}"
-        deadline = Deadline(patience)
-        try:
-            answer = upstream.request("GET", target, deadline)
-        except TooLargeError:
-            if limit == 1:
-                raise
-            limit //= 2
-            continue
-        if answer.status != HTTPStatus.OK:
-            message = _error_message(answer.body)
-            if message and upstream.reveals(message, deadline):
-                message = ""
-            raise _error(answer.status, application, message)
-        page = _devices(answer.body, application)
+    listing = _Listing(upstream, path, "devices", application, labels, patience)
+    recent: deque[str] = deque(maxlen=_PAGE_OBJECTS)
+    repeated = 0
+    for body in listing.pages():
+        page = _devices(body, application)
         unlisted = [device for device in page if device.name not in recent]
         recent.extend(device.name for device in unlisted)
         yield unlisted
-        if len(page) != limit:
+        if len(page) != listing.limit:
             return
         repeated = 0 if unlisted else repeated + len(page)
-        if repeated > _PAGE_DEVICES:
+        if repeated > _PAGE_OBJECTS:
             raise PermanentError(f"{DEVICE_REGISTRY}: lists the same devices again and again")
-        offset += limit
 
 
-def _error(status: int, application: str, message: str) -> PermanentError:
-    """Return the error for a status other than 200, with the registry's `message`."""
-    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
-        return PermanentError(refusal_for_application(DEVICE_REGISTRY, status, application))
-    return PermanentError(f"{DEVICE_REGISTRY}: answered {status} for the devices{message}")
+def list_applications(upstream: HttpClient, *, patience: float = _PAGE_SECONDS) -> list[str]:
+    """Return the sorted names of the applications that a user may see.
+
+    Args:
+        upstream: Drogue Cloud, with the user's credentials.
+        patience: seconds for each page.
+
+    Raises:
+        PermanentError: the credentials are refused, or an answer is malformed.
+        TransientError: the registry is unavailable.
+
+    """
+    found: set[str] = set()
+    listing = _Listing(upstream, APPLICATIONS_PATH, "applications", None, None, patience)
+    for body in listing.pages():
+        known, page = len(found), _objects(body, "applications")
+        found.update(name for entry in page if (name := _name(entry)) is not None)
+        if len(page) != listing.limit or len(found) == known:
+            break
+    return sorted(found)
+
+
+class _Listing:
+    """Reads a list page by page: bodies of answers, until the caller has enough."""
+
+    def __init__(
+        self,
+        upstream: HttpClient,
+        path: str,
+        kind: str,
+        application: str | None,
+        labels: str | None,
+        patience: float,
+    ) -> None:
+        self._upstream = upstream
+        self._path = path
+        self._kind = kind
+        self._application = application
+        self._labels = labels
+        self._patience = patience
+        #: Objects that were asked for last.
+        self.limit = _PAGE_OBJECTS
+
+    def pages(self) -> Iterator[bytes]:
+        """Yield the body of each page."""
+        offset = 0
+        while True:
+            query = {**({"labels": self._labels} if self._labels else {}), "limit": self.limit, "offset": offset}
+            target = f"{self._path}?{urlencode(query, quote_via=quote, errors='replace')}"
+            deadline = Deadline(self._patience)
+            try:
+                answer = self._upstream.request("GET", target, deadline)
+            except TooLargeError:
+                if self.limit == 1:
+                    raise
+                self.limit //= 2
+                continue
+            if answer.status != HTTPStatus.OK:
+                message = _error_message(answer.body)
+                if message and self._upstream.reveals(message, deadline):
+                    message = ""
+                raise self._error(answer.status, message)
+            yield answer.body
+            offset += self.limit
+
+    def _error(self, status: int, message: str) -> PermanentError:
+        """Return the error for a status other than 200, with the registry's `message`."""
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+            if self._application is None:
+                return PermanentError(f"{DEVICE_REGISTRY}: our credentials were refused ({status})")
+            return PermanentError(refusal_for_application(DEVICE_REGISTRY, status, self._application))
+        return PermanentError(f"{DEVICE_REGISTRY}: answered {status} for the {self._kind}{message}")
 
 
 def _devices(body: bytes, application: str) -> list[Device]:
     """Return the devices of a page."""
-    # Not `parse_json`, which is strict: one odd device must not hide all others.
+    return [read_device(entry, application) for entry in _objects(body, "devices")]
+
+
+def _objects(body: bytes, kind: str) -> list[Any]:
+    """Return the objects of a page."""
+    # Not `parse_json`, which is strict: one odd object must not hide all others.
     try:
         page = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices is not JSON") from error
+        raise PermanentError(f"{DEVICE_REGISTRY}: answer for the {kind} is not JSON") from error
     if not isinstance(page, list):
-        raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices is no list")
-    return [read_device(entry, application) for entry in page]
+        raise PermanentError(f"{DEVICE_REGISTRY}: answer for the {kind} is no list")
+    return page
+
+
+def _name(entry: object) -> str | None:
+    metadata = entry.get("metadata") if isinstance(entry, dict) else None
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def read_device(entry: object, application: str) -> Device:
@@ -119,9 +182,8 @@ def read_device(entry: object, application: str) -> Device:
         PermanentError: it is no object of such a device.
 
     """
-    metadata = entry.get("metadata") if isinstance(entry, dict) else None
-    name = metadata.get("name") if isinstance(metadata, dict) else None
-    if not isinstance(entry, dict) or not isinstance(metadata, dict) or not isinstance(name, str):
+    metadata, name = (entry.get("metadata") if isinstance(entry, dict) else None), _name(entry)
+    if not isinstance(entry, dict) or not isinstance(metadata, dict) or name is None:
         raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices has an entry that is no device")
     if metadata.get("application", application) != application:
         raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices is another application's")

@@ -68,6 +68,12 @@ class HttpClient:
         other.name = name
         return other
 
+    def with_authorization(self, authorization: Authorization) -> "HttpClient":
+        """Return a client with the same connections that sends other credentials."""
+        other = copy(self)
+        other._authorization = authorization
+        return other
+
     def with_count(self, metrics_name: str, count: Count) -> "HttpClient":
         """Return a client with the same connections that counts and traces its requests.
 

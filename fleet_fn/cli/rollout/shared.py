@@ -58,7 +58,10 @@ class Operation:
 
     def find_target(self, application: Application, *, strictly: bool = False) -> Target:
         """Return the application's firmware; warn if it may be another. See `find_target`."""
-        found = find_target(self.settings, application, strictly=strictly)
+        if not self.settings.firmware_registry:
+            return find_target(application, None).target
+        with self.open_finder() as finder:
+            found = find_target(application, finder, strictly=strictly)
         if found.problem:
             warn(f"{found.problem}; going by the recorded version, {found.target.version}")
         return found.target

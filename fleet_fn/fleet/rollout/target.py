@@ -109,21 +109,43 @@ class FirmwareFinder:
         return Image(fill_in(template, {"application": self.application}))
 
 
+class Finders:
+    """Finders of the firmware of several applications, with one cache."""
+
+    def __init__(self, settings: Settings, folder: str) -> None:
+        """Cache firmware in `folder`."""
+        self._settings = settings
+        single_flight = SingleFlight()
+        files = VerifiedFiles(single_flight)
+        #: The parts that resolve sources.
+        self.images: Final = make_image_store(replace(settings, firmware_cache_dir=folder), files, single_flight)
+        self.files: Final = FileStore(settings.firmware_dir, files) if settings.firmware_dir else None
+        self.trust: Final = make_trust(settings)
+
+    def of(self, application: str) -> FirmwareFinder:
+        """Return the finder of an application's firmware."""
+        return FirmwareFinder(self._settings, application, self.images, self.files, self.trust)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self.images.close()
+
+
+@contextmanager
+def open_finders(settings: Settings) -> Iterator[Finders]:
+    """Yield finders with a temporary cache."""
+    with (
+        tempfile.TemporaryDirectory(prefix="fleet-rollout-", ignore_cleanup_errors=True) as folder,
+        closing(Finders(settings, folder)) as finders,
+    ):
+        yield finders
+
+
 @contextmanager
 def open_finder(settings: Settings, application: str) -> Iterator[FirmwareFinder]:
-    """Yield a finder with a temporary cache."""
-    single_flight = SingleFlight()
-    files = VerifiedFiles(single_flight)
-    with tempfile.TemporaryDirectory(prefix="fleet-rollout-", ignore_cleanup_errors=True) as folder:
-        cached = replace(settings, firmware_cache_dir=folder)
-        with closing(make_image_store(cached, files, single_flight)) as images:
-            yield FirmwareFinder(
-                settings,
-                application,
-                images,
-                FileStore(settings.firmware_dir, files) if settings.firmware_dir else None,
-                make_trust(settings),
-            )
+    """Yield the finder of one application's firmware, with a temporary cache."""
+    with open_finders(settings) as finders:
+        yield finders.of(application)
 
 
 class FoundTarget(NamedTuple):
@@ -134,11 +156,16 @@ class FoundTarget(NamedTuple):
     problem: str = ""
 
 
-def find_target(settings: Settings, application: Application, *, strictly: bool = False) -> FoundTarget:
+def find_target(application: Application, finder: FirmwareFinder | None, *, strictly: bool = False) -> FoundTarget:
     """Return the firmware that an application names now, as far as is known.
 
-    Without FIRMWARE_REGISTRY, it is the one that the application's object names; and also without an answer of the
-    registry, unless `strictly` is true.
+    Without a finder, it is the one that the application's object names; and also without an answer of the registry,
+    unless `strictly` is true.
+
+    Args:
+        application: the application.
+        finder: finds its firmware; None without FIRMWARE_REGISTRY.
+        strictly: do not go by the object.
 
     Raises:
         RefusedError: the object names none, and there is no FIRMWARE_REGISTRY.
@@ -147,7 +174,7 @@ def find_target(settings: Settings, application: Application, *, strictly: bool 
     """
     known = application.rollout.version
     recorded = Target(known, application.image) if known is not None else None
-    if not settings.firmware_registry:
+    if finder is None:
         if recorded is None:
             raise RefusedError(
                 "the application's object does not tell the version of its firmware: set FIRMWARE_REGISTRY as the "
@@ -155,8 +182,7 @@ def find_target(settings: Settings, application: Application, *, strictly: bool 
             )
         return FoundTarget(recorded)
     try:
-        with open_finder(settings, application.name) as finder:
-            return FoundTarget(finder.target(application.source))
+        return FoundTarget(finder.target(application.source))
     except (UpstreamError, NotReadyError) as error:
         if strictly or recorded is None or isinstance(error, RefusedError):
             raise

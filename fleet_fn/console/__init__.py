@@ -1,0 +1,1 @@
+"""The web console: fleets on one screen."""

@@ -1,0 +1,70 @@
+"""The console's composition root: settings become parts, and parts a Flask app."""
+
+import secrets
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask, g, redirect, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response
+
+from fleet_fn import __version__
+from fleet_fn.console import rendering
+from fleet_fn.console.parts import Parts
+from fleet_fn.console.protection import protect
+from fleet_fn.console.settings import ConsoleSettings
+from fleet_fn.console.views import application, applications
+from fleet_fn.errors import PermanentError, UpstreamError
+
+#: Endpoints that need no user.
+_OPEN: tuple[str, ...] = ("static", "health")
+
+
+def make_console(settings: ConsoleSettings, parts: Parts) -> Flask:
+    """Return the app of the console that the settings describe."""
+    app = Flask(__name__)
+    app.secret_key = settings.sign_in.secret_key if settings.sign_in else secrets.token_bytes(32)
+    app.extensions["fleet"] = parts
+    protect(app, settings)
+    rendering.register(app)
+    users = parts.users
+
+    @app.before_request
+    def require_user() -> Response | None:
+        if request.endpoint is None or request.endpoint in _OPEN or request.endpoint.startswith("sign_in."):
+            return None
+        user = users.current()
+        if user is None:
+            if rendering.is_fragment():
+                return Response("sign in again", HTTPStatus.UNAUTHORIZED)
+            back = request.full_path.rstrip("?") if request.method == "GET" else "/"
+            return redirect(rendering.sign_in_url(back), HTTPStatus.SEE_OTHER)
+        g.user = user
+        return None
+
+    @app.context_processor
+    def add_values() -> dict[str, Any]:
+        return {"user": g.get("user"), "has_sessions": users.has_sessions, "version": __version__}
+
+    @app.get("/healthz", endpoint="health")
+    def report_health() -> Response:
+        return Response("ok\n", mimetype="text/plain")
+
+    app.register_error_handler(HTTPException, _show_http_error)
+    app.register_error_handler(UpstreamError, _show_upstream_error)
+    for view in (applications, application):
+        app.register_blueprint(view.blueprint)
+    return app
+
+
+def _show_http_error(error: HTTPException) -> Any:
+    status = HTTPStatus(error.code or 500)
+    return rendering.render("error.html", status, title=status.phrase, reason=error.description)
+
+
+def _show_upstream_error(error: UpstreamError) -> Any:
+    """Return the page for a failure of Drogue Cloud, or of the OCI registry."""
+    is_permanent = isinstance(error, PermanentError)
+    status = HTTPStatus.NOT_FOUND if is_permanent else HTTPStatus.SERVICE_UNAVAILABLE
+    title = "Not available to you" if is_permanent else "No answer"
+    return rendering.render("error.html", status, title=title, reason=error.reason)

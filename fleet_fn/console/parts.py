@@ -1,0 +1,83 @@
+"""Parts of the console, made from its settings."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flask import current_app, g
+
+from fleet_fn.console.access import Access
+from fleet_fn.console.settings import ConsoleSettings
+from fleet_fn.console.snapshots import Snapshots
+from fleet_fn.console.users import LocalUser, User, Users
+from fleet_fn.fleet.rollout.application import Application
+from fleet_fn.fleet.rollout.session import RolloutSession
+from fleet_fn.fleet.rollout.target import Finders, FirmwareFinder, FoundTarget, find_target
+from fleet_fn.fleet.rollout.user import user_of
+from fleet_fn.parts import make_drogue, make_sink
+from fleet_fn.settings import Settings
+
+if TYPE_CHECKING:
+    from fleet_fn.sink.client import Sink
+
+
+@dataclass(frozen=True, slots=True)
+class Firmware:
+    """Finds firmware as the function would, if FIRMWARE_REGISTRY is set."""
+
+    finders: Finders | None
+
+    def finder(self, application: str) -> FirmwareFinder | None:
+        """Return the finder of an application's firmware; None without FIRMWARE_REGISTRY."""
+        return self.finders.of(application) if self.finders else None
+
+    def find_target(self, application: Application) -> FoundTarget:
+        """Return the firmware that an application names; see `find_target` of rollouts."""
+        return find_target(application, self.finder(application.name))
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the pages work with."""
+
+    operator: Settings
+    users: Users
+    access: Access
+    snapshots: Snapshots
+    firmware: Firmware
+    sink: "Sink | None"
+
+    def session(self, application: str, *, dry_run: bool = False) -> RolloutSession:
+        """Return a session that changes a rollout with the user's own credentials."""
+        user: User = g.user
+        return RolloutSession(user.upstream, application, user.name, dry_run=dry_run, sink=self.sink)
+
+
+def parts() -> Parts:
+    """Return the parts of the current app."""
+    found: Parts = current_app.extensions["fleet"]
+    return found
+
+
+@contextmanager
+def open_parts(settings: ConsoleSettings) -> Iterator[Parts]:
+    """Yield the parts of a console, with a temporary cache of firmware."""
+    operator = settings.operator
+    with (
+        tempfile.TemporaryDirectory(prefix="fleet-console-", ignore_cleanup_errors=True) as folder,
+        closing(make_drogue(operator)) as drogue,
+    ):
+        firmware = Firmware(Finders(operator, folder) if operator.firmware_registry else None)
+        sink = make_sink(operator)
+        snapshots = Snapshots(firmware.find_target)
+        users = LocalUser(User("operator", user_of(operator) or "operator", drogue))
+        try:
+            yield Parts(operator, users, Access(), snapshots, firmware, sink)
+        finally:
+            snapshots.close()
+            if firmware.finders:
+                firmware.finders.close()
+            if sink:
+                sink.close()

@@ -1,0 +1,72 @@
+"""The console under gunicorn: one process, whose threads share its memory."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+
+from fleet_fn.console.app import make_console
+from fleet_fn.console.parts import open_parts
+from fleet_fn.console.settings import ConsoleSettings
+from fleet_fn.observability import log
+
+#: Requests that are answered at the same time; pages hardly wait for anything.
+_THREADS: Final = 16
+_KEEP_ALIVE_SECONDS: Final = 75
+_GRACE_SECONDS: Final = 5
+
+
+class _Console(BaseApplication):  # type: ignore[misc]
+    """gunicorn with the console's settings instead of a command line's."""
+
+    def __init__(self, settings: ConsoleSettings, listener: int, ready: Callable[[], None]) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._ready = ready
+        self._stack = ExitStack()
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Set gunicorn's settings."""
+        memory = "/dev/shm"  # noqa: S108 - gunicorn makes it safe
+        settings: dict[str, Any] = {
+            "bind": f"fd://{self._listener}",
+            "worker_class": "gthread",
+            "workers": 1,
+            "threads": _THREADS,
+            "keepalive": _KEEP_ALIVE_SECONDS,
+            "graceful_timeout": _GRACE_SECONDS,
+            "worker_tmp_dir": memory if Path(memory).is_dir() else None,
+            "forwarded_allow_ips": "",
+            "forwarder_headers": "",
+            "loglevel": "warning",
+            "when_ready": lambda _: self._ready(),
+            "worker_exit": lambda _server, _worker: self._stack.close(),
+            "control_socket_disable": True,
+        }
+        for name, value in settings.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        """Return the app, in the worker."""
+        parts = self._stack.enter_context(open_parts(self._settings))
+        return make_console(self._settings, parts)
+
+
+def serve_console(settings: ConsoleSettings, listener: int, ready: Callable[[], None]) -> None:
+    """Run a console until a signal ends it.
+
+    Args:
+        settings: the console's settings.
+        listener: descriptor of the socket that it listens on; gunicorn closes it.
+        ready: is called once it answers.
+
+    Raises:
+        SystemExit: always.
+
+    """
+    log.configure(settings.operator.log_level, "text")
+    _Console(settings, listener, ready).run()

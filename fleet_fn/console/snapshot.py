@@ -1,0 +1,148 @@
+"""One application's fleet as it was read: values that pages show."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from fleet_fn.drogue.device_registry_object import read_object
+from fleet_fn.drogue.listing import Device
+from fleet_fn.errors import UpstreamError
+from fleet_fn.firmware.store import NotReadyError
+from fleet_fn.fleet.rollout.application import Application, RefusedError
+from fleet_fn.fleet.rollout.overview import Overview
+from fleet_fn.fleet.rollout.progress import assess
+from fleet_fn.fleet.rollout.target import FoundTarget
+from fleet_fn.fleet.rollout_numbers import RolloutCount
+from fleet_fn.fleet.rows import Row, read_row
+from fleet_fn.fleet.totals import Totals
+
+FindTarget = Callable[[Application], FoundTarget]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A device of the fleet."""
+
+    row: Row
+    labels: Mapping[str, str]
+    #: It names a firmware of its own, so the application's rollout does not concern it.
+    has_own_firmware: bool
+    disabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """All devices of an application, read once."""
+
+    #: None if they were given up for other applications' devices; the numbers stay.
+    entries: Sequence[Entry] | None
+    totals: Totals
+    count: RolloutCount
+    #: When the reading began, and how many seconds it took.
+    at: datetime
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the console knows of an application."""
+
+    application: str
+    #: None before they were read for the first time.
+    devices: Devices | None = None
+    overview: Overview | None = None
+    #: Why the last reading failed; empty if it did not.
+    problem: str = ""
+    #: When `problem` came up.
+    problem_at: datetime | None = None
+    #: The rollout's target may be another by now, for this reason.
+    target_problem: str = ""
+    #: A reading goes on, and has seen this many devices.
+    is_reading: bool = False
+    seen: int = 0
+
+    @property
+    def at(self) -> datetime | None:
+        """The time that the devices are from."""
+        return self.devices.at if self.devices else None
+
+
+#: Distinct values that are shared between devices of a reading.
+_MAX_SHARED: Final = 10_000
+
+
+@dataclass(slots=True)
+class DeviceCollector:
+    """Collects the devices of a reading.
+
+    Devices share equal texts and labels: a fleet may have 100,000.
+    """
+
+    count: RolloutCount
+    now: datetime
+    entries: list[Entry] = field(default_factory=list)
+    totals: Totals = field(default_factory=Totals)
+    _shared: dict[object, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], now: datetime) -> "DeviceCollector":
+        """Return a collector for an application's object.
+
+        Raises:
+            RefusedError: the object is malformed.
+
+        """
+        try:
+            return cls(RolloutCount(read_object(found, "application")), now)
+        except ValueError as error:
+            raise RefusedError(f"the application's object is malformed: {error}") from error
+
+    def add(self, devices: Sequence[Device]) -> None:
+        """Add a page of devices."""
+        rows = [read_row(device, self.now) for device in devices]
+        self.totals.add(rows)
+        for device, row in zip(devices, rows, strict=True):
+            self.count.add(device, row)
+            self.entries.append(Entry(row, self._share(device), device.source is not None, device.disabled))
+
+    def _share(self, device: Device) -> Mapping[str, str]:
+        labels = {key: value for key, value in device.labels.items() if isinstance(value, str)}
+        key = tuple(sorted(labels.items()))
+        if key in self._shared or len(self._shared) < _MAX_SHARED:
+            shared: Mapping[str, str] = self._shared.setdefault(key, labels)
+            return shared
+        return labels
+
+
+def make_overview(
+    found: Mapping[str, Any], devices: Devices | None, find_target: FindTarget, now: datetime
+) -> tuple[Overview, str]:
+    """Return how the rollout stands, and why its target may be another.
+
+    Args:
+        found: the application's object.
+        devices: its devices, as they were last read.
+        find_target: finds its firmware.
+        now: the current time.
+
+    Raises:
+        RefusedError: the object is malformed.
+
+    """
+    application = Application.read(found)
+    try:
+        target, problem = find_target(application)
+    except (UpstreamError, NotReadyError) as error:
+        return Overview(application, now, None, None, None, error.reason), ""
+    numbers = None
+    if devices:
+        devices.count.application = read_object(found, "application")
+        numbers = devices.count.numbers(now, target.version)
+    try:
+        progress = (
+            assess(application, target.version, now, lambda: numbers, in_full=numbers is not None) if numbers else None
+        )
+    except RefusedError as error:
+        return Overview(application, now, target, None, None, error.reason), problem
+    return Overview(application, now, target, progress, numbers), problem
