@@ -14,10 +14,12 @@ import click
 from fleet_fn.cli.cures import cure_of_drogue
 from fleet_fn.cli.failures import FAILED, WRONG_USAGE, describe_os_error, fail
 from fleet_fn.drogue.refusals import DEVICE_REGISTRY, TOKEN_ENDPOINT
+from fleet_fn.drogue.spec_source import Source
 from fleet_fn.errors import UpstreamError, one_line
 from fleet_fn.firmware.store import NotReadyError
 from fleet_fn.fleet.rollout.actions import Target
 from fleet_fn.fleet.rollout.application import Application, RefusedError
+from fleet_fn.fleet.rollout.plans import Plan
 from fleet_fn.fleet.rollout.session import Change, RolloutSession
 from fleet_fn.fleet.rollout.target import FirmwareFinder, find_target, open_finder
 from fleet_fn.fleet.rollout.user import user_of
@@ -66,18 +68,25 @@ class Operation:
             warn(f"{found.problem}; going by the recorded version, {found.target.version}")
         return found.target
 
-    def print_change(self, change: Change, nothing: str, effect: Callable[[Application], str]) -> None:
-        """Print a change, and its effect in words; or `nothing`, if there is none."""
+    def find_version(self, source: Source | None) -> str:
+        """Return the version that a source names; see `FirmwareFinder.target`."""
+        with self.open_finder() as finder:
+            return finder.target(source).version
+
+    def carry_out(self, plan: Plan) -> Change:
+        """Make a change; print it and its effect, or that there is nothing to change."""
+        change = self.session.change(plan.action, plan.make)
         if not change.is_made:
-            click.echo(one_line(nothing))
-            return
+            click.echo(one_line(plan.nothing))
+            return change
         print_diff(change)
         click.echo()
-        click.echo(one_line(effect(Application.read(change.after))))
+        click.echo(one_line(plan.effect(Application.read(change.after))))
         if change.sink_problem:
             warn(f"the change is made, but no event of it was sent: {change.sink_problem}")
         if self.session.dry_run:
             click.echo("--dry-run: nothing was written")
+        return change
 
 
 @contextmanager

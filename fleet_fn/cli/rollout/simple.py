@@ -2,11 +2,8 @@
 
 import click
 
-from fleet_fn.cli.rollout.shared import Operation, change_options, operate
-from fleet_fn.fleet.rollout import actions
-from fleet_fn.fleet.rollout.application import Application, RefusedError
-from fleet_fn.fleet.rollout.effects import effect_of_abort, effect_of_approval, effect_of_pause, effect_of_resume
-from fleet_fn.update.stages import Position
+from fleet_fn.cli.rollout.shared import change_options, operate
+from fleet_fn.fleet.rollout.plans import plan_abort, plan_approval, plan_pause, plan_resume
 
 
 @click.command("pause")
@@ -18,8 +15,7 @@ def pause(application: str, dry_run: bool) -> None:
     spec.firmware.rollout.paused.
     """
     with operate("pause", application, dry_run=dry_run) as operation:
-        change = operation.session.change("pause", actions.pause)
-        operation.print_change(change, "nothing to change: updates are paused", lambda _: effect_of_pause())
+        operation.carry_out(plan_pause())
 
 
 @click.command("resume")
@@ -33,31 +29,7 @@ def resume(application: str, dry_run: bool, version: str | None) -> None:
     retry`. Other versions stay halted.
     """
     with operate("resume", application, dry_run=dry_run) as operation:
-        halted = _halted(operation, version)
-        change = operation.session.change("resume", lambda found, actor: actions.resume(found, halted, actor))
-        operation.print_change(
-            change,
-            _nothing_to_resume(operation.session.read(), halted),
-            lambda found: effect_of_resume(found, halted),
-        )
-
-
-def _halted(operation: Operation, version: str | None) -> str | None:
-    """Return the version whose halt is to be cleared; None if none is."""
-    application = operation.session.read()
-    halted = actions.halted_versions(application)
-    if version is not None and version not in halted:
-        raise RefusedError(f"{version} is not halted; halted are: {', '.join(halted) or 'none'}")
-    if version is not None or not halted:
-        return version
-    target = operation.find_target(application).version
-    return target if target in halted else None
-
-
-def _nothing_to_resume(application: Application, version: str | None) -> str:
-    halted = [name for name in actions.halted_versions(application) if name != version]
-    besides = f"; halted are {', '.join(halted)}, which is not the target (--version clears one)" if halted else ""
-    return f"nothing to change: updates are neither paused nor halted{besides}"
+        operation.carry_out(plan_resume(operation.session.read(), operation.find_target, version))
 
 
 @click.command("approve")
@@ -69,20 +41,7 @@ def approve(application: str, dry_run: bool) -> None:
     that the stage asks for is there.
     """
     with operate("approve", application, dry_run=dry_run) as operation:
-        found = operation.session.read()
-        target = operation.find_target(found)
-        position = (
-            Position.of(found.policy.stages or (), found.rollout, target.version) if found.policy.stages else None
-        )
-        stage = position.index if position else 0
-        change = operation.session.change(
-            "approve", lambda current, actor: actions.approve(current, target, stage, actor)
-        )
-        operation.print_change(
-            change,
-            "nothing to change: the stage is approved",
-            lambda current: effect_of_approval(current, target.version),
-        )
+        operation.carry_out(plan_approval(operation.session.read(), operation.find_target))
 
 
 @click.command("abort")
@@ -96,19 +55,5 @@ def abort(application: str, dry_run: bool) -> None:
     The rollout has to have been begun with `rollout start`, which records the previous firmware.
     """
     with operate("abort", application, dry_run=dry_run) as operation:
-        found = operation.session.read()
-        target = operation.find_target(found) if found.rollout.version is not None else None
-        version = _previous_version(operation, found)
-        change = operation.session.change(
-            "abort", lambda current, actor: actions.abort(current, target, version, actor)
-        )
-        operation.print_change(change, "nothing to change", effect_of_abort)
-
-
-def _previous_version(operation: Operation, application: Application) -> str | None:
-    """Return the previous firmware's version if the object does not tell it."""
-    previous = application.previous
-    if previous is None or previous.version is not None or not operation.settings.firmware_registry:
-        return None
-    with operation.open_finder() as finder:
-        return finder.target(previous.read_source()).version
+        find_version = operation.find_version if operation.settings.firmware_registry else None
+        operation.carry_out(plan_abort(operation.session.read(), operation.find_target, find_version))

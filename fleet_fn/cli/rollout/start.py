@@ -16,7 +16,7 @@ from fleet_fn.fleet.rollout import actions
 from fleet_fn.fleet.rollout.actions import Start
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.devices import Selection, label_value, with_label
-from fleet_fn.fleet.rollout.effects import effect_of_start
+from fleet_fn.fleet.rollout.plans import plan_start
 from fleet_fn.fleet.rollout.session import RolloutSession
 from fleet_fn.fleet.rollout.starting import Candidate, check_firmware, select_devices, start_notes
 from fleet_fn.fleet.states import State
@@ -158,13 +158,8 @@ def command(
         actions.start(found, wanted, operation.session.actor)  # refuses before any device is labelled
         if selection:
             _label_devices(operation.session, selection, label_value(target.version))
-        change = operation.session.change("start", lambda current, actor: actions.start(current, wanted, actor))
         now = operation.session.now()
-        operation.print_change(
-            change,
-            f"nothing to change: {target.version} is the target",
-            lambda current: effect_of_start(current, target.version, now),
-        )
+        change = operation.carry_out(plan_start(wanted, now))
         for note in start_notes(Application.read(change.after), target.version, now):
             warn(note)
 

@@ -8,6 +8,7 @@ from fleet_fn.fleet.rollout import actions
 from fleet_fn.fleet.rollout.actions import Actor, Object, Target
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.devices import read_rows
+from fleet_fn.fleet.rollout.plans import Make
 from fleet_fn.fleet.rollout.progress import Progress, Standing, assess
 from fleet_fn.fleet.rollout.session import Change, RolloutSession
 from fleet_fn.fleet.rollout_numbers import RolloutCount, RolloutNumbers
@@ -68,9 +69,27 @@ def advance_once(
     target = find_target(application)
     version = target.version
     progress = assess(application, version, session.now(), lambda: count_devices(session, application, version, seen))
-    position = progress.position
-    if position is None or progress.standing not in (Standing.NEW, Standing.READY):
+    move = plan_move(application, target, progress)
+    if move is None:
         return Pass(version, progress)
+    change = session.change("advance", move)
+    if not change.is_made:
+        return Pass(version, progress, change=change)
+    return Pass(version, progress, position_after(change, target), change)
+
+
+def plan_move(application: Application, target: Target, progress: Progress) -> Make | None:
+    """Return the change that moves a rollout on; None if it may not move.
+
+    Args:
+        application: the application.
+        target: its firmware.
+        progress: where the rollout stands.
+
+    """
+    position, version = progress.position, target.version
+    if position is None or progress.standing not in (Standing.NEW, Standing.READY):
+        return None
 
     def move(found: Application, actor: Actor) -> Object | None:
         if found.firmware != application.firmware or found.rollout.version != application.rollout.version:
@@ -81,11 +100,13 @@ def advance_once(
             return actions.begin(found, target, actor)
         return actions.advance(found, version, position.index, actor)
 
-    change = session.change("advance", move)
-    if not change.is_made:
-        return Pass(version, progress, change=change)
-    rollout = Application.read(change.after).rollout
-    return Pass(version, progress, Position.of(position.stages, rollout, version), change)
+    return move
+
+
+def position_after(change: Change, target: Target) -> Position:
+    """Return where a rollout stands after a move."""
+    application = Application.read(change.after)
+    return Position.of(application.policy.stages or (), application.rollout, target.version)
 
 
 def count_devices(
