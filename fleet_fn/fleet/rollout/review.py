@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from fleet_fn.fleet.rollout.actions import Actor, Object
 from fleet_fn.fleet.rollout.application import Application, RefusedError
-from fleet_fn.fleet.rollout.diff import change_of
+from fleet_fn.fleet.rollout.diff import parts_of
 from fleet_fn.fleet.rollout.plans import Make
 
 #: Parts of `status.firmware.rollout` that tell when and by whom it was changed.
@@ -24,12 +24,12 @@ class ChangedMeanwhileError(RefusedError):
 
 def fingerprint(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Return a text that is equal for equal changes, whenever they are made."""
-    changes: dict[str, Any] = {}
-    for part, change in change_of(before, after).items():
-        old, new = dict(_leaves((part,), change["before"])), dict(_leaves((part,), change["after"]))
-        for path in {*old, *new}:
-            if path[:2] not in _OF_MOMENT and old.get(path) != new.get(path):
-                changes[json.dumps(path)] = [old.get(path), new.get(path)]
+    old, new = dict(_leaves((), parts_of(before))), dict(_leaves((), parts_of(after)))
+    changes = {
+        json.dumps(path): [old.get(path), new.get(path)]
+        for path in {*old, *new}
+        if path[:2] not in _OF_MOMENT and old.get(path) != new.get(path)
+    }
     return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()
 
 
