@@ -13,7 +13,7 @@ from fleet_fn.console import rendering
 from fleet_fn.console.parts import Parts
 from fleet_fn.console.protection import protect
 from fleet_fn.console.settings import ConsoleSettings
-from fleet_fn.console.views import application, applications
+from fleet_fn.console.views import actions, advance, application, applications, retry, start
 from fleet_fn.errors import PermanentError, UpstreamError
 
 #: Endpoints that need no user.
@@ -52,7 +52,7 @@ def make_console(settings: ConsoleSettings, parts: Parts) -> Flask:
 
     app.register_error_handler(HTTPException, _show_http_error)
     app.register_error_handler(UpstreamError, _show_upstream_error)
-    for view in (applications, application):
+    for view in (applications, application, start, advance, actions, retry):
         app.register_blueprint(view.blueprint)
     return app
 
@@ -64,7 +64,12 @@ def _show_http_error(error: HTTPException) -> Any:
 
 def _show_upstream_error(error: UpstreamError) -> Any:
     """Return the page for a failure of Drogue Cloud, or of the OCI registry."""
-    is_permanent = isinstance(error, PermanentError)
-    status = HTTPStatus.NOT_FOUND if is_permanent else HTTPStatus.SERVICE_UNAVAILABLE
-    title = "Not available to you" if is_permanent else "No answer"
+    is_permanent, is_change = isinstance(error, PermanentError), request.method == "POST"
+    if not is_permanent:
+        note = "The change may have been made all the same: look before you try again." if is_change else ""
+        return rendering.render(
+            "error.html", HTTPStatus.SERVICE_UNAVAILABLE, title="No answer", reason=error.reason, note=note
+        )
+    status = HTTPStatus.FORBIDDEN if is_change else HTTPStatus.NOT_FOUND
+    title = "Nothing was changed" if is_change else "Not available to you"
     return rendering.render("error.html", status, title=title, reason=error.reason)

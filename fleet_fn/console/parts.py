@@ -3,12 +3,14 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flask import current_app, g
 
 from fleet_fn.console.access import Access
+from fleet_fn.console.checks import Checks
+from fleet_fn.console.jobs import Jobs
 from fleet_fn.console.settings import ConsoleSettings
 from fleet_fn.console.snapshots import Snapshots
 from fleet_fn.console.users import LocalUser, User, Users
@@ -33,9 +35,9 @@ class Firmware:
         """Return the finder of an application's firmware; None without FIRMWARE_REGISTRY."""
         return self.finders.of(application) if self.finders else None
 
-    def find_target(self, application: Application) -> FoundTarget:
+    def find_target(self, application: Application, *, strictly: bool = False) -> FoundTarget:
         """Return the firmware that an application names; see `find_target` of rollouts."""
-        return find_target(application, self.finder(application.name))
+        return find_target(application, self.finder(application.name), strictly=strictly)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Parts:
     snapshots: Snapshots
     firmware: Firmware
     sink: "Sink | None"
+    checks: Checks = field(default_factory=Checks)
+    jobs: Jobs = field(default_factory=Jobs)
 
     def session(self, application: str, *, dry_run: bool = False) -> RolloutSession:
         """Return a session that changes a rollout with the user's own credentials."""
@@ -74,8 +78,10 @@ def open_parts(settings: ConsoleSettings) -> Iterator[Parts]:
         snapshots = Snapshots(firmware.find_target)
         users = LocalUser(User("operator", user_of(operator) or "operator", drogue))
         try:
-            yield Parts(operator, users, Access(), snapshots, firmware, sink)
+            found = Parts(operator, users, Access(), snapshots, firmware, sink)
+            yield found
         finally:
+            found.checks.close()
             snapshots.close()
             if firmware.finders:
                 firmware.finders.close()

@@ -1,7 +1,7 @@
 """One application's fleet as it was read: values that pages show."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.overview import Overview
 from fleet_fn.fleet.rollout.progress import assess
 from fleet_fn.fleet.rollout.target import FoundTarget
-from fleet_fn.fleet.rollout_numbers import RolloutCount
+from fleet_fn.fleet.rollout_numbers import RolloutCount, RolloutNumbers
 from fleet_fn.fleet.rows import Row, read_row
 from fleet_fn.fleet.totals import Totals
 
@@ -42,6 +42,17 @@ class Devices:
     #: When the reading began, and how many seconds it took.
     at: datetime
     seconds: float
+
+    def numbers(self, found: Mapping[str, Any], version: str, now: datetime) -> RolloutNumbers | None:
+        """Return how a version fares on these devices.
+
+        Args:
+            found: the application's object, which may be newer than the devices.
+            version: the version.
+            now: the current time.
+
+        """
+        return replace(self.count, application=read_object(found, "application")).numbers(now, version)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,11 @@ from fleet_fn.drogue.listing import read_device
 from fleet_fn.drogue.update_record import timestamp
 from fleet_fn.fleet.rollout import actions
 from fleet_fn.fleet.rollout.application import RefusedError
-from fleet_fn.fleet.rollout.devices import needs_retry, read_rows, with_retry
+from fleet_fn.fleet.rollout.devices import needs_retry, read_rows, tell_retry, with_retry
 from fleet_fn.fleet.rows import read_row
 
 #: Time for reading a device.
 _DEVICE_SECONDS: Final = 15.0
-#: Names in an event.
-_MAX_TOLD: Final = 1000
 
 
 @click.command("retry")
@@ -43,12 +41,8 @@ def command(application: str, dry_run: bool, failed: bool, names: tuple[str, ...
         if changed.first:
             print_diff(changed.first)
         _print_result(operation, made, token, is_empty=not selected)
-        if made and not dry_run:
-            problem = session.tell(
-                "retry", {"devices": made[:_MAX_TOLD], "count": len(made), "spec.firmware.retry": token}
-            )
-            if problem:
-                warn(f"the change is made, but no event of it was sent: {problem}")
+        if made and not dry_run and (problem := tell_retry(session, made, token)):
+            warn(f"the change is made, but no event of it was sent: {problem}")
         for version in sorted({*actions.halted_versions(found)} & {*selected.values()}):
             warn(f"{version} is halted: its devices get it only after rollout resume")
         if selected and not made:

@@ -1,6 +1,5 @@
 """`rollout start`: make a firmware the target of an application's devices."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -9,8 +8,7 @@ import click
 from fleet_fn.cli.fleet_view import describe_devices
 from fleet_fn.cli.rollout.device_changes import change_devices
 from fleet_fn.cli.rollout.shared import change_options, operate, reading, warn
-from fleet_fn.drogue.spec_policy import MAX_FAILED, read_policy
-from fleet_fn.drogue.spec_values import MalformedSpecError
+from fleet_fn.drogue.spec_policy import MAX_FAILED
 from fleet_fn.errors import one_line
 from fleet_fn.fleet.rollout import actions
 from fleet_fn.fleet.rollout.actions import Start
@@ -18,13 +16,12 @@ from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.devices import Selection, label_value, with_label
 from fleet_fn.fleet.rollout.plans import plan_start
 from fleet_fn.fleet.rollout.session import RolloutSession
+from fleet_fn.fleet.rollout.stage_list import check_stages, parse_stage
 from fleet_fn.fleet.rollout.starting import Candidate, check_firmware, select_devices, start_notes
 from fleet_fn.fleet.states import State
 
 #: Names of devices that are listed.
 _MAX_NAMES: Final = 5
-#: A key of a stage in the function's reasons.
-_STAGE_PATH: Final = re.compile(r"rollout\.stages\[(?P<index>\d+)\]\.(?P<key>\w+)")
 
 
 def _read_stage(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -34,43 +31,12 @@ def _read_stage(_context: click.Context, _parameter: click.Parameter, values: tu
         click.BadParameter: the function would refuse them.
 
     """
-    stages = [_stage(value) for value in values]
     try:
-        read_policy({"rollout": {"stages": stages or None}})
-    except MalformedSpecError as error:
-        raise click.BadParameter(_STAGE_PATH.sub(_name_stage, error.reason)) from error
+        stages = [parse_stage(value) for value in values]
+        check_stages(stages)
+    except RefusedError as error:
+        raise click.BadParameter(error.reason) from error
     return stages
-
-
-def _name_stage(path: re.Match[str]) -> str:
-    """Return the words for a key of a stage; people count stages from 1."""
-    return f"{path['key']} of stage {int(path['index']) + 1}"
-
-
-def _stage(text: str) -> dict[str, Any]:
-    percent, *rest = text.split(",")
-    stage: dict[str, Any] = {"percent": _number(percent, text)}
-    for part in rest:
-        key, equals, value = part.strip().partition("=")
-        if key == "approval" and not equals:
-            stage[key] = True
-        elif key in ("after", "over") and value:
-            stage[key] = value
-        elif key == "success" and value:
-            stage[key] = _number(value, text)
-        else:
-            raise click.BadParameter(
-                f"{part!r} in {text!r}: expected approval, after=TIME, success=PERCENT or over=TIME"
-            )
-    return stage
-
-
-def _number(text: str, whole: str) -> float:
-    try:
-        number = float(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} in {whole!r} is no percentage") from error
-    return int(number) if number.is_integer() else number
 
 
 @click.command("start")

@@ -70,7 +70,12 @@ async function poll() {
     }
     if (response.status === 200) {
       etag = response.headers.get("ETag");
-      replaceLive(await response.text());
+      const html = await response.text();
+      if (live.querySelector("[data-waiting]") && !html.includes("data-waiting")) {
+        location.reload();
+        return;
+      }
+      replaceLive(html);
     }
     connection.hidden = response.ok || response.status === 304;
   } catch {

@@ -75,7 +75,7 @@ def advance_once(
     change = session.change("advance", move)
     if not change.is_made:
         return Pass(version, progress, change=change)
-    return Pass(version, progress, position_after(change, target), change)
+    return Pass(version, progress, position_in(Application.read(change.after), target), change)
 
 
 def plan_move(application: Application, target: Target, progress: Progress) -> Make | None:
@@ -103,9 +103,8 @@ def plan_move(application: Application, target: Target, progress: Progress) -> M
     return move
 
 
-def position_after(change: Change, target: Target) -> Position:
-    """Return where a rollout stands after a move."""
-    application = Application.read(change.after)
+def position_in(application: Application, target: Target) -> Position:
+    """Return where the rollout of a target stands; the application has stages."""
     return Position.of(application.policy.stages or (), application.rollout, target.version)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +26,8 @@ _HASH_CHARACTERS: Final = 8
 _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?")
 #: Devices that are changed at the same time: the cloud may be far away.
 _WORKERS: Final = 8
+#: Names in an event.
+_MAX_TOLD: Final = 1000
 #: Attempts to change a device while the registry is unavailable.
 _MAX_ATTEMPTS: Final = 4
 
@@ -156,6 +158,19 @@ def with_retry(found: Mapping[str, Any], token: str) -> Object | None:
         if isinstance(part, Malformed):
             raise RefusedError(part.reason)
     return {**found, "spec": {**spec, "firmware": firmware}}
+
+
+def tell_retry(session: RolloutSession, names: Sequence[str], token: str) -> str:
+    """Send an event of a retry to the sink; return why that failed.
+
+    Args:
+        session: of the application.
+        names: the devices that try again.
+        token: the new value of their `spec.firmware.retry`.
+
+    """
+    change = {"devices": list(names[:_MAX_TOLD]), "count": len(names), "spec.firmware.retry": token}
+    return session.tell("retry", change)
 
 
 def label_value(version: str) -> str:

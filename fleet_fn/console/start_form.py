@@ -1,0 +1,141 @@
+"""The form with which a user begins a rollout."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from werkzeug.datastructures import MultiDict
+
+from fleet_fn.console.command_line import command_line
+from fleet_fn.drogue.spec_policy import MAX_FAILED
+from fleet_fn.fleet.rollout.application import RefusedError
+from fleet_fn.fleet.rollout.devices import Selection
+from fleet_fn.fleet.rollout.stage_list import check_stages, parse_percent, write_stage
+from fleet_fn.fleet.states import State
+
+#: Stages that the form has room for.
+MAX_STAGES: Final = 8
+_STAGE_KEYS: Final = ("percent", "after", "success", "over", "approval")
+#: Stages that the form proposes.
+_PROPOSED: Final[tuple[Mapping[str, str], ...]] = (
+    {"percent": "1", "approval": "yes"},
+    {"percent": "10", "after": "24h", "success": "95"},
+    {"percent": "100"},
+)
+#: Fields that confirm a change, and choose nothing.
+_OF_CONFIRMATION: Final = ("shown", "csrf_token")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the user has chosen."""
+
+    values: Mapping[str, str]
+
+    @classmethod
+    def read(cls, sent: "MultiDict[str, str]") -> "Form":
+        """Read the form's fields, without those of the confirmation."""
+        own = {key: value.strip() for key, value in sent.items() if key not in _OF_CONFIRMATION}
+        return cls({key: value for key, value in own.items() if value})
+
+    def get(self, key: str) -> str:
+        """Return a field; empty if it is."""
+        return self.values.get(key, "")
+
+    @property
+    def image(self) -> str:
+        """The firmware's reference; empty before the user has chosen one."""
+        return self.get("image")
+
+    @property
+    def mode(self) -> str:
+        """Who gets it: `keep` for the policy as it is, `all`, `percent` or `stages`."""
+        return self.get("mode") or "keep"
+
+    @property
+    def stage_rows(self) -> list[Mapping[str, str]]:
+        """The rows of stages as typed; a proposal before any is."""
+        rows = self._rows()
+        return rows if any(row["percent"] for row in rows) else [*_PROPOSED, *rows[len(_PROPOSED) :]]
+
+    def _rows(self) -> list[Mapping[str, str]]:
+        return [{key: self.get(f"stage.{index}.{key}") for key in _STAGE_KEYS} for index in range(MAX_STAGES)]
+
+    def stages(self) -> list[dict[str, Any]] | None:
+        """Return the stages, as they stand in `spec.firmware`; None if others apply.
+
+        Raises:
+            RefusedError: they make no sense.
+
+        """
+        if self.mode != "stages":
+            return None
+        found: list[dict[str, Any]] = []
+        for row in self._rows():
+            if not row["percent"]:
+                continue
+            stage: dict[str, Any] = {"percent": parse_percent(row["percent"], row["percent"])}
+            stage |= {key: row[key] for key in ("after", "over") if row[key]}
+            if row["success"]:
+                stage["success"] = parse_percent(row["success"], row["success"])
+            if row["approval"] == "yes":
+                stage["approval"] = True
+            found.append(stage)
+        if not found:
+            raise RefusedError("the table of stages is empty: name at least one percentage")
+        check_stages(found)
+        return found
+
+    def percent(self) -> float | None:
+        """Return the percentage of devices; None if another policy applies.
+
+        Raises:
+            RefusedError: it is no percentage.
+
+        """
+        if self.mode == "all":
+            return 100
+        if self.mode != "percent":
+            return None
+        percent = parse_percent(self.get("percent"), self.get("percent"))
+        if not 0 <= percent <= 100:
+            raise RefusedError(f"{percent:.15g} is no percentage: it is from 0 to 100")
+        return percent
+
+    def max_failed(self) -> int | None:
+        """Return after how many failures the rollout halts; None leaves it as it is.
+
+        Raises:
+            RefusedError: it is no such number.
+
+        """
+        text = self.get("max_failed")
+        if not text:
+            return None
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_FAILED:
+            raise RefusedError(f"{text!r} devices: it is a number from 1 to {MAX_FAILED}")
+        return int(text)
+
+    @property
+    def selection(self) -> Selection:
+        """The devices that begin; all if it is empty."""
+        states = tuple(state for state in State if state == self.get("state"))
+        return Selection(
+            tuple(filter(None, [self.get("from_version")])), states, tuple(filter(None, [self.get("failed_version")]))
+        )
+
+    def equivalent(self, application: str) -> str:
+        """Return the command that does the same."""
+        return command_line(
+            "rollout",
+            "start",
+            application=application,
+            image=self.image,
+            stage=[write_stage(stage) for stage in self.stages() or ()],
+            percent=None if self.percent() is None else f"{self.percent():.15g}",
+            max_failed=self.max_failed(),
+            from_version=self.get("from_version"),
+            state=self.get("state"),
+            failed_version=self.get("failed_version"),
+            replace_source=bool(self.get("replace_source")),
+        )

@@ -1,0 +1,286 @@
+"""Changes by the console: what is shown is what is written, or nothing is."""
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from fleet_fn.sandbox.cloud import Sandbox
+from tests.support.console import Browser, Form, browsing, environment_of
+from tests.support.firmware import publish, random_bytes
+from tests.support.sink import Sink, sinking
+
+STAGES = [{"percent": 1, "approval": True}, {"percent": 100}]
+ROLLOUT = "/applications/shop/rollout"
+
+
+@dataclass
+class Shop:
+    """An application whose firmware lies in a layout, and a browser."""
+
+    sandbox: Sandbox
+    browser: Browser
+    sink: Sink
+
+    def url(self, device: str | None = None) -> str:
+        path = f"{self.sandbox.url}/api/registry/v1alpha1/apps/shop"
+        return path if device is None else f"{path}/devices/{device}"
+
+    def read(self, device: str | None = None) -> Any:
+        return requests.get(self.url(device), auth=("sandbox", "sandbox"), timeout=10).json()
+
+    def write(self, found: Any, device: str | None = None) -> None:
+        requests.put(self.url(device), json=found, auth=("sandbox", "sandbox"), timeout=10).raise_for_status()
+
+    @property
+    def firmware(self) -> Any:
+        return self.read()["spec"]["firmware"]
+
+    @property
+    def rollout(self) -> Any:
+        return self.read().get("status", {}).get("firmware", {}).get("rollout", {})
+
+    def set_rollout(self, **status: Any) -> None:
+        found = self.read()
+        found["status"] = {"firmware": {"rollout": status}}
+        self.write(found)
+
+    def set_failed(self, count: int) -> None:
+        self.set_rollout(version="1.0.0", stage=0, failed={"1.0.0": {"count": count, "devices": []}})
+
+    def set_policy(self, **policy: Any) -> None:
+        found = self.read()
+        found["spec"]["firmware"]["rollout"] = policy
+        self.write(found)
+
+    def event(self) -> Any:
+        (received,) = self.sink.received(1)
+        assert received.attributes["type"] == "io.drogue.fleet.rollout.v1"
+        return received.data
+
+
+def failed_device(name: str) -> dict[str, Any]:
+    """A device that has given 1.0.0 up."""
+    conditions = [
+        {"type": "InSync", "status": "False", "lastTransitionTime": "2026-11-29T10:00:00Z"},
+        {"type": "UpdateFailed", "status": "True", "lastTransitionTime": "2026-11-29T10:00:00Z", "reason": "gave-up"},
+    ]
+    status = {"current": "0.9.0", "target": "1.0.0", "conditions": conditions}
+    return {"metadata": {"application": "shop", "name": name}, "status": {"firmware": status}}
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    for version in ("1.0.0", "1.1.0"):
+        publish(tmp_path, "pump", version, random_bytes(4096, version))
+    application = {"metadata": {"name": "shop"}, "spec": {"firmware": {"container": {"image": "pump:1.0.0"}}}}
+    devices = [{"metadata": {"application": "shop", "name": f"device{number}"}} for number in range(3)]
+    failed = [failed_device("broken1"), failed_device("broken2")]
+    with Sandbox([application, *devices, *failed]) as sandbox, sinking() as sink:
+        environment = environment_of(sandbox.url, FIRMWARE_REGISTRY=f"oci-layout:{tmp_path}", K_SINK=sink.url())
+        with browsing(environment) as browser:
+            yield Shop(sandbox, browser, sink)
+
+
+def test_a_pause_is_shown_made_and_told(shop: Shop) -> None:
+    page = shop.browser.get(f"{ROLLOUT}/pause").text
+    assert "&#34;paused&#34;: true" in page
+    assert "fleet-fn rollout pause --application shop" in page
+    assert "paused" not in shop.firmware.get("rollout", {})  # nothing was written yet
+    response = shop.browser.confirm(f"{ROLLOUT}/pause")
+    assert response.status_code == 303
+    assert response.location == "/applications/shop"
+    assert shop.firmware["rollout"] == {"paused": True}
+    assert shop.rollout["last"]["user"] == "sandbox"
+    event = shop.event()
+    assert (event["action"], event["user"], event["application"]) == ("pause", "sandbox", "shop")
+    assert event["change"]["spec.firmware"]["after"]["rollout"] == {"paused": True}
+    assert "no device gets a block or a swap" in shop.browser.get(response.location).text
+
+
+def test_a_second_pause_has_nothing_to_change(shop: Shop) -> None:
+    shop.set_policy(paused=True)
+    page = shop.browser.get(f"{ROLLOUT}/pause")
+    assert "nothing to change: updates are paused" in page.text
+    assert "<form" not in page.text
+
+
+def test_a_change_without_token_is_refused(shop: Shop) -> None:
+    form = Form(shop.browser.get(f"{ROLLOUT}/pause").text).fields
+    for fields in ({}, {"shown": form["shown"]}, form | {"csrf_token": "x"}):
+        assert shop.browser.post(f"{ROLLOUT}/pause", fields).status_code == 400
+    other = shop.browser.post(f"{ROLLOUT}/pause", form, **{"Sec-Fetch-Site": "cross-site"})
+    assert other.status_code == 403
+    assert "rollout" not in shop.firmware
+
+
+def test_a_change_of_another_user_in_between_is_a_conflict(shop: Shop) -> None:
+    shop.set_policy(stages=STAGES, maxFailed=1)
+    shop.set_rollout(
+        version="1.0.0", stage=0, since="2026-11-28T10:00:00Z", failed={"1.0.0": {"count": 1, "devices": []}}
+    )
+    form = Form(shop.browser.get(f"{ROLLOUT}/resume").text).fields
+    shop.set_rollout(
+        version="1.0.0", stage=0, since="2026-11-28T10:00:00Z", failed={"1.0.0": {"count": 5, "devices": []}}
+    )
+    response = shop.browser.post(f"{ROLLOUT}/resume", form)
+    assert response.status_code == 409
+    assert "Nothing was changed" in response.text
+    assert shop.rollout["failed"]["1.0.0"]["count"] == 5
+    # The page shows the new change, which can be confirmed.
+    assert shop.browser.post(f"{ROLLOUT}/resume", Form(response.text).fields).status_code == 303
+    assert "failed" not in shop.rollout
+
+
+def test_failures_in_between_do_not_keep_a_user_from_pausing(shop: Shop) -> None:
+    form = Form(shop.browser.get(f"{ROLLOUT}/pause").text).fields
+    shop.set_rollout(version="1.0.0", failed={"1.0.0": {"count": 5, "devices": ["device1"]}})
+    assert shop.browser.post(f"{ROLLOUT}/pause", form).status_code == 303
+    assert shop.firmware["rollout"]["paused"] is True
+    assert shop.rollout["failed"]["1.0.0"]["count"] == 5
+
+
+def test_an_approval_and_an_advance(shop: Shop) -> None:
+    shop.set_policy(stages=STAGES)
+    shop.set_rollout(version="1.0.0", stage=0, since="2026-11-28T10:00:00Z")
+    waiting = shop.browser.get(f"{ROLLOUT}/advance").text
+    assert "approval: not given" in waiting
+    assert "<form" not in waiting
+    assert shop.browser.confirm(f"{ROLLOUT}/approve").status_code == 303
+    assert shop.browser.confirm(f"{ROLLOUT}/advance").status_code == 303
+    assert shop.rollout["stage"] == 1
+
+
+def test_an_advance_waits_for_the_devices_whose_success_it_needs(shop: Shop) -> None:
+    shop.set_policy(stages=[{"percent": 100, "success": 50}, {"percent": 100}])
+    shop.set_rollout(version="1.0.0", stage=0, since="2026-11-28T10:00:00Z")
+    page = shop.browser.wait(f"{ROLLOUT}/advance")
+    assert "failing: success: 0 of the 2 devices with a result are in sync" in page
+
+
+def test_a_start_in_stages(shop: Shop) -> None:
+    query = "image=pump:1.1.0&mode=stages&stage.0.percent=1&stage.0.approval=yes&stage.1.percent=100&max_failed=3"
+    form = shop.browser.get(f"{ROLLOUT}/start").text
+    assert "As the application says: 100 %; no limit of failures" in form
+    page = shop.browser.wait(f"{ROLLOUT}/start?{query}")
+    assert "verified" in page
+    assert "1.1.0 goes to 1 % of the devices, stage 1 of 2" in page
+    assert "--stage 1,approval --stage 100 --max-failed 3" in page
+    assert shop.firmware == {"container": {"image": "pump:1.0.0"}}
+    assert shop.browser.confirm(f"{ROLLOUT}/start?{query}").status_code == 303
+    assert shop.firmware["container"] == {"image": "pump:1.1.0"}
+    assert shop.firmware["rollout"] == {"stages": STAGES, "maxFailed": 3}
+    assert shop.rollout["previous"] == {"container": {"image": "pump:1.0.0"}, "version": "1.0.0"}
+    assert shop.event()["action"] == "start"
+    # And back.
+    assert shop.browser.confirm(f"{ROLLOUT}/abort").status_code == 303
+    assert shop.firmware["container"] == {"image": "pump:1.0.0"}
+
+
+@pytest.mark.parametrize(
+    ("query", "problem"),
+    [
+        ("mode=stages", "the table of stages is empty"),
+        ("mode=stages&stage.0.percent=x", "is no percentage"),
+        ("mode=stages&stage.0.percent=nan", "percent of stage 1"),
+        ("mode=stages&stage.0.percent=10&stage.1.percent=5", "stage 2"),
+        ("mode=stages&stage.0.percent=10&stage.0.after=soon", "after of stage 1"),
+        ("mode=percent&percent=101", "is no percentage"),
+        ("mode=percent", "is no percentage"),
+        ("max_failed=0", "it is a number from 1 to 1000"),
+    ],
+)
+def test_a_start_that_makes_no_sense_shows_the_form_again(shop: Shop, query: str, problem: str) -> None:
+    response = shop.browser.get(f"{ROLLOUT}/start?image=pump:1.1.0&{query}")
+    assert response.status_code == 400
+    assert problem in response.text
+    assert 'value="pump:1.1.0"' in response.text
+
+
+def test_a_firmware_that_the_function_would_refuse_cannot_be_started(shop: Shop) -> None:
+    response = shop.browser.get(f"{ROLLOUT}/start?image=pump:2.0.0")
+    assert response.status_code == 404
+    assert "2.0.0" in response.text
+    assert "<form" not in response.text
+
+
+def test_a_start_on_selected_devices_labels_them_first(shop: Shop) -> None:
+    path = f"{ROLLOUT}/start?image=pump:1.1.0&state=failed"
+    page = shop.browser.wait(path)
+    assert "Begins with 2 devices: failed" in page
+    assert "--state failed" in page
+    assert shop.browser.confirm(path).status_code == 303
+    wait_for_job(shop)
+    assert shop.read("broken1")["metadata"]["labels"] == {"fleet-rollout": "1.1.0"}
+    assert "labels" not in shop.read("device1")["metadata"] or not shop.read("device1")["metadata"]["labels"]
+    assert shop.firmware["rollout"]["labels"] == {"fleet-rollout": "1.1.0"}
+
+
+def test_one_device_is_retried(shop: Shop) -> None:
+    path = f"{ROLLOUT}/retry?device=broken1"
+    assert "broken1 will try 1.0.0 again" in shop.browser.get(path).text
+    response = shop.browser.confirm(path)
+    assert response.location == "/applications/shop/device?name=broken1"
+    assert shop.read("broken1")["spec"]["firmware"]["retry"]
+    assert "spec" not in shop.read("broken2") or "firmware" not in shop.read("broken2")["spec"]
+    event = shop.event()
+    assert (event["action"], event["change"]["devices"]) == ("retry", ["broken1"])
+
+
+def test_a_device_that_did_not_fail_is_not_retried(shop: Shop) -> None:
+    assert "device1 is unknown: there is nothing to retry" in shop.browser.get(f"{ROLLOUT}/retry?device=device1").text
+
+
+def test_all_failed_devices_are_retried(shop: Shop) -> None:
+    page = shop.browser.wait(f"{ROLLOUT}/retry")
+    assert "2 devices will try again" in page
+    assert "fleet-fn rollout retry --application shop --failed" in page
+    assert shop.browser.confirm(f"{ROLLOUT}/retry").status_code == 303
+    wait_for_job(shop)
+    tokens = {shop.read(name)["spec"]["firmware"]["retry"] for name in ("broken1", "broken2")}
+    assert len(tokens) == 1
+    assert shop.event()["change"]["count"] == 2
+
+
+def test_a_retry_of_other_devices_than_shown_is_a_conflict(shop: Shop) -> None:
+    shop.browser.wait(f"{ROLLOUT}/retry")
+    response = shop.browser.confirm(f"{ROLLOUT}/retry", shown="0" * 64)
+    assert response.status_code == 409
+    assert "firmware" not in shop.read("broken1").get("spec", {})
+
+
+def test_a_reader_is_told_that_the_role_may_not_write() -> None:
+    application = {"metadata": {"name": "shop"}, "spec": {"firmware": {"container": {"image": "pump:1.0.0"}}}}
+    with Sandbox([application], members={"rita": "reader"}) as sandbox:
+        environment = environment_of(sandbox.url) | {"DROGUE_USER": "rita"}
+        with browsing(environment) as browser:
+            response = browser.confirm(f"{ROLLOUT}/pause")
+    assert response.status_code == 403
+    assert "Nothing was changed" in response.text
+    assert "role" in response.text
+
+
+def test_another_application_does_not_exist(shop: Shop) -> None:
+    for action in ("pause", "resume", "approve", "abort", "advance", "start", "retry"):
+        assert shop.browser.get(f"/applications/nope/rollout/{action}").status_code == 404
+    assert shop.browser.get(f"{ROLLOUT}/explode").status_code == 404
+
+
+def wait_for_job(shop: Shop) -> None:
+    def is_over(_: str) -> bool:
+        job = shop.browser.parts.jobs.last("shop")
+        assert job is not None
+        assert not job.has_failed, job.result
+        return job.ended is not None
+
+    shop.browser.wait("/applications/shop", is_over)
+
+
+def test_no_page_has_the_token(shop: Shop) -> None:
+    secret = base64.b64encode(b"sandbox:sandbox").decode()
+    pages = [f"{ROLLOUT}/{action}" for action in ("pause", "start", "retry", "advance")]
+    assert not [page for page in pages if secret in shop.browser.get(page).text]
