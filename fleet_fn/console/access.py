@@ -72,7 +72,7 @@ class Access:
         if since is not None and now - since < _HOLDS_SECONDS:
             return
         try:
-            self._ask(user, lambda: DeviceRegistryAPI(user.upstream).fetch((application,), Deadline(_WAIT_SECONDS)))
+            self.ask(user, lambda: DeviceRegistryAPI(user.upstream).fetch((application,), Deadline(_WAIT_SECONDS)))
         except PermanentError:
             self.forget(user, application)
             raise
@@ -96,7 +96,7 @@ class Access:
         if known and now - known.since < _HOLDS_SECONDS:
             return Applications(known.names)
         try:
-            names = tuple(self._ask(user, lambda: list_applications(user.upstream, patience=_WAIT_SECONDS)))
+            names = tuple(self.ask(user, lambda: list_applications(user.upstream, patience=_WAIT_SECONDS)))
         except TransientError as error:
             if known and now - known.since < _HOLDS_IN_OUTAGE_SECONDS:
                 return Applications(known.names, error.reason)
@@ -112,10 +112,14 @@ class Access:
             self._admitted.pop((user.key, application), None)
             self._lists.pop(user.key, None)
 
-    def _ask(self, user: User, ask: Callable[[], T]) -> T:
+    def ask(self, user: User, ask: Callable[[], T]) -> T:
         """Ask the cloud, unless it failed to answer this user a moment ago.
 
         Pages must not queue up behind a cloud that hangs.
+
+        Raises:
+            PermanentError, TransientError: those of `ask`, now or a moment ago.
+
         """
         with self._lock:
             failed = self._failed.get(user.key)

@@ -13,7 +13,7 @@ from fleet_fn.console import rendering
 from fleet_fn.console.parts import Parts
 from fleet_fn.console.protection import protect
 from fleet_fn.console.settings import ConsoleSettings
-from fleet_fn.console.views import actions, advance, application, applications, retry, start
+from fleet_fn.console.views import actions, advance, application, applications, device, retry, start
 from fleet_fn.errors import PermanentError, UpstreamError
 
 #: Endpoints that need no user.
@@ -52,7 +52,7 @@ def make_console(settings: ConsoleSettings, parts: Parts) -> Flask:
 
     app.register_error_handler(HTTPException, _show_http_error)
     app.register_error_handler(UpstreamError, _show_upstream_error)
-    for view in (applications, application, start, advance, actions, retry):
+    for view in (applications, application, device, start, advance, actions, retry):
         app.register_blueprint(view.blueprint)
     return app
 
