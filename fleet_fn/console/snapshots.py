@@ -15,6 +15,8 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry_api import DeviceRegistryAPI
 from fleet_fn.drogue.listing import list_devices
 from fleet_fn.errors import PermanentError, UpstreamError
+from fleet_fn.fleet.rollout.application import Application
+from fleet_fn.fleet.rollout.target import FoundTarget, find_target
 from fleet_fn.observability.log import logger
 
 #: Applications that are read at the same time: the cloud serves devices, too.
@@ -101,9 +103,17 @@ class Snapshots:
             kept = self._kept.get(application)
         if kept is None:
             return
-        self._show(kept, found)
+        before = kept.snapshot.overview
+
+        def find_known_target(application: Application) -> FoundTarget:
+            """Return the target without a question to the OCI registry, which might hang."""
+            if application.rollout.version is not None or before is None or before.target is None:
+                return find_target(application, None)
+            return FoundTarget(before.target)
+
+        self._show(kept, found, find_known_target)
         with self._lock:
-            kept.devices_due = 0.0
+            kept.object_due = kept.devices_due = 0.0
 
     def close(self) -> None:
         """Stop reading."""
@@ -147,7 +157,7 @@ class Snapshots:
         """Read an application's object, and its devices if they are due."""
         application = kept.snapshot.application
         found, _ = DeviceRegistryAPI(user.upstream).fetch((application,), Deadline(_OBJECT_SECONDS))
-        self._show(kept, found)
+        self._show(kept, found, self._find_target)
         devices = kept.snapshot.devices
         if devices and devices.entries is not None and self._clock() < kept.devices_due:
             return
@@ -164,10 +174,10 @@ class Snapshots:
                 kept.snapshot,
                 devices=Devices(collector.entries, collector.totals, collector.count, collector.now, seconds),
             )
-        self._show(kept, found)
+        self._show(kept, found, self._find_target)
 
-    def _show(self, kept: _Kept, found: Mapping[str, Any]) -> None:
-        overview, problem = make_overview(found, kept.snapshot.devices, self._find_target, self._now())
+    def _show(self, kept: _Kept, found: Mapping[str, Any], find_target: FindTarget) -> None:
+        overview, problem = make_overview(found, kept.snapshot.devices, find_target, self._now())
         with self._lock:
             kept.snapshot = replace(kept.snapshot, overview=overview, target_problem=problem)
 

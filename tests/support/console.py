@@ -38,7 +38,7 @@ class Browser:
         self.parts = parts
 
     def get(self, path: str, **headers: str) -> TestResponse:
-        return self.client.get(path, headers=headers, base_url="http://127.0.0.1:8090")
+        return self.client.get(path, headers=headers, base_url="http://127.0.0.1:8090", buffered=True)
 
     def post(self, path: str, fields: dict[str, str], **headers: str) -> TestResponse:
         return self.client.post(path, data=fields, headers=headers, base_url="http://127.0.0.1:8090")

@@ -178,6 +178,8 @@ class Drogue:
         url = urlsplit(request.path)
         segments = [unquote(segment, errors="strict") for segment in url.path.split("/")[1:]]
         match (request.method, segments):
+            case ("GET", ["api", "registry", "v1alpha1", "apps"]):
+                return self._list_applications(parse_qs(url.query))
             case ("GET", ["api", "registry", "v1alpha1", "apps", application]):
                 return self._read(request, (application,))
             case ("GET", ["api", "registry", "v1alpha1", "apps", application, "devices"]):
@@ -215,6 +217,14 @@ class Drogue:
             found = [each for names, each in sorted(self._objects.items()) if names[0] == application and names[1:]]
         if not is_known or self._role(application) not in _READERS:
             return _error(404, "NotFound")
+        limit, offset = (int(query[key][0]) for key in ("limit", "offset"))
+        page = json.dumps(found[offset : offset + limit]).encode()
+        return Response(200, page, {"Content-Type": "application/json"})
+
+    def _list_applications(self, query: Mapping[str, list[str]]) -> Response:
+        with self._lock:
+            own = [each for names, each in sorted(self._objects.items()) if len(names) == 1]
+        found = [each for each in own if self._role(each["metadata"]["name"]) in _READERS]
         limit, offset = (int(query[key][0]) for key in ("limit", "offset"))
         page = json.dumps(found[offset : offset + limit]).encode()
         return Response(200, page, {"Content-Type": "application/json"})
