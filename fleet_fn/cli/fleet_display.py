@@ -11,8 +11,6 @@ from rich.cells import cell_len
 
 from fleet_fn.cli.fleet_view import (
     Selection,
-    describe_devices,
-    describe_percent,
     describe_rollout,
     describe_stop,
     describe_warnings,
@@ -25,6 +23,7 @@ from fleet_fn.fleet.rows import Row
 from fleet_fn.fleet.states import State
 from fleet_fn.fleet.survey import Summary
 from fleet_fn.fleet.totals import Totals
+from fleet_fn.fleet.wording import describe_devices, describe_percent
 
 #: Columns between two cells.
 _GAP: Final = "  "

@@ -19,8 +19,6 @@ from rich.text import Text
 from fleet_fn.cli.fleet_view import (
     Selection,
     describe_age,
-    describe_devices,
-    describe_percent,
     describe_rollout,
     describe_stop,
     describe_warnings,
@@ -31,6 +29,7 @@ from fleet_fn.fleet.rows import Row
 from fleet_fn.fleet.states import State
 from fleet_fn.fleet.survey import Summary
 from fleet_fn.fleet.totals import Totals
+from fleet_fn.fleet.wording import describe_devices, describe_percent
 
 #: Lines of a cell at most; a cut one ends with an ellipsis. In 80 columns, most errors in `spec.firmware` fit whole.
 _MOST_LINES: Final = 3

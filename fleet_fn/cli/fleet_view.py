@@ -1,6 +1,5 @@
 """The selection of devices to show, and words for their numbers and times."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,6 +10,7 @@ from fleet_fn.fleet.rollout_numbers import RolloutNumbers
 from fleet_fn.fleet.rows import STALLED_AFTER, Row
 from fleet_fn.fleet.states import ATTENTION, State
 from fleet_fn.fleet.survey import Summary
+from fleet_fn.fleet.wording import describe_devices, describe_percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +67,6 @@ def describe_age(since: datetime | None, now: datetime) -> str:
         if seconds < most * size:
             return f"{seconds // size:.0f}{unit}"
     return f"{seconds // 86400:.0f}d"
-
-
-def describe_devices(count: int) -> str:
-    """Return a number of devices, with its noun."""
-    return f"{count} device" if count == 1 else f"{count} devices"
-
-
-def describe_percent(percent: float) -> str:
-    """Return a percentage to two places, rounded down: only all devices are 100 %."""
-    return f"{math.floor(percent * 100) / 100:.15g} %"
 
 
 def describe_rollout(rollout: RolloutNumbers) -> str:

@@ -4,7 +4,6 @@ from typing import Final
 
 import click
 
-from fleet_fn.cli.fleet_view import describe_devices
 from fleet_fn.cli.rollout.device_changes import change_devices
 from fleet_fn.cli.rollout.shared import Operation, change_options, operate, print_diff, reading, warn
 from fleet_fn.deadline import Deadline
@@ -14,6 +13,7 @@ from fleet_fn.fleet.rollout import actions
 from fleet_fn.fleet.rollout.application import RefusedError
 from fleet_fn.fleet.rollout.devices import needs_retry, read_rows, tell_retry, with_retry
 from fleet_fn.fleet.rows import read_row
+from fleet_fn.fleet.wording import describe_devices
 
 #: Time for reading a device.
 _DEVICE_SECONDS: Final = 15.0

@@ -6,13 +6,13 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import click
 from rich.cells import cell_len
 
 from fleet_fn.cli.failures import WRONG_USAGE
-from fleet_fn.cli.fleet_view import describe_age, describe_devices, describe_rollout
+from fleet_fn.cli.fleet_view import describe_age, describe_rollout
 from fleet_fn.cli.rollout.shared import application_option, operate, reading
 from fleet_fn.drogue.rollout_status import Failures
 from fleet_fn.drogue.update_record import timestamp
@@ -20,6 +20,8 @@ from fleet_fn.errors import one_line
 from fleet_fn.fleet.rollout.actions import SELECTION_LABEL
 from fleet_fn.fleet.rollout.overview import Overview, failures_of, read_overview
 from fleet_fn.fleet.rollout.progress import Standing, describe_time
+from fleet_fn.fleet.rollout.wording import describe_conditions, describe_firmware, describe_source
+from fleet_fn.fleet.wording import describe_devices
 
 #: Names of failed devices, and versions, that are listed.
 _MAX_NAMES: Final = 10
@@ -68,7 +70,7 @@ def fit_row(name: str, text: str, width: int | None) -> str:
 def _rows(overview: Overview) -> Iterator[tuple[str, str]]:
     application, progress, now = overview.application, overview.progress, overview.now
     yield "application", application.name
-    yield "firmware", f"{_source(overview)}, version {overview.version or 'unknown'}"
+    yield "firmware", f"{describe_firmware(application)}, version {overview.version or 'unknown'}"
     if overview.target and overview.target.hardware:
         yield "hardware", ", ".join(overview.target.hardware)
     if overview.target and overview.target.requires:
@@ -93,7 +95,7 @@ def _rows(overview: Overview) -> Iterator[tuple[str, str]]:
     if application.rollout.aborted:
         yield "aborted", ", ".join(application.rollout.aborted)
     if previous := application.previous:
-        yield "previous", f"{_describe_source(previous.kind, previous.source)}, version {previous.version or 'unknown'}"
+        yield "previous", f"{describe_source(previous.kind, previous.source)}, version {previous.version or 'unknown'}"
     if last := application.last:
         age = describe_age(last.at, now)
         yield (
@@ -110,18 +112,12 @@ def _stages(overview: Overview) -> Iterator[tuple[str, str]]:
         return
     reached = overview.application.rollout.of(overview.version or "")
     for index, stage in enumerate(overview.application.rollout_policy("stages") or ()):
-        rest = ", ".join(
-            _condition(key, stage[key]) for key in ("approval", "after", "success", "over") if stage.get(key)
-        )
+        rest = ", ".join(describe_conditions(stage))
         is_reached = index == position.index and not reached.complete
         mark = ">" if is_reached else " "
         since = f"  since {_at(position.since)}" if is_reached and position.since else ""
         approved = ", approved" if is_reached and reached.approved else ""
         yield ("" if index else "stages"), f"{mark} {stage.get('percent')} %  {rest}{approved}{since}".rstrip()
-
-
-def _condition(key: str, value: object) -> str:
-    return key if key == "approval" else f"{key} {value}" + (" %" if key == "success" else "")
 
 
 def _policy(overview: Overview) -> Iterator[tuple[str, str]]:
@@ -133,17 +129,6 @@ def _policy(overview: Overview) -> Iterator[tuple[str, str]]:
         yield "labels", ", ".join(f"{key}={value}" for key, value in labels.items()) + selected
     if policy.max_failed is not None:
         yield "maxFailed", str(policy.max_failed)
-
-
-def _source(overview: Overview) -> str:
-    section = overview.application.source_section
-    return _describe_source(*section) if section else "the default image"
-
-
-def _describe_source(kind: str, source: Any) -> str:
-    if source.get("version") is not None:
-        return f"{source.get('image')} {source['version']}"
-    return str(source.get("image") or f"{kind} {source.get('name') or source.get('controller') or ''}".strip())
 
 
 def _failures(failures: Failures) -> str:

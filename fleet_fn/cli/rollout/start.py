@@ -5,7 +5,6 @@ from typing import Any, Final
 
 import click
 
-from fleet_fn.cli.fleet_view import describe_devices
 from fleet_fn.cli.rollout.device_changes import change_devices
 from fleet_fn.cli.rollout.shared import change_options, operate, reading, warn
 from fleet_fn.drogue.spec_policy import MAX_FAILED
@@ -19,6 +18,7 @@ from fleet_fn.fleet.rollout.session import RolloutSession
 from fleet_fn.fleet.rollout.stage_list import check_stages, parse_stage
 from fleet_fn.fleet.rollout.starting import Candidate, check_firmware, select_devices, start_notes
 from fleet_fn.fleet.states import State
+from fleet_fn.fleet.wording import describe_devices
 
 #: Names of devices that are listed.
 _MAX_NAMES: Final = 5

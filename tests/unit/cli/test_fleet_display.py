@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fleet_fn.cli.fleet_display import Document, Lines, SummaryLines
 from fleet_fn.cli.fleet_terminal import TerminalTable
-from fleet_fn.cli.fleet_view import Display, Selection, describe_age, describe_percent, describe_rollout
+from fleet_fn.cli.fleet_view import Display, Selection, describe_age, describe_rollout
 from fleet_fn.drogue.listing import Device
 from fleet_fn.drogue.status_report import FAILED, IN_SYNC, PROGRESS, UNKNOWN
 from fleet_fn.drogue.update_record import FailedVersion
@@ -22,6 +22,7 @@ from fleet_fn.fleet.states import State
 from fleet_fn.fleet.stops import Stop, StopKind
 from fleet_fn.fleet.survey import Summary
 from fleet_fn.fleet.totals import Totals
+from fleet_fn.fleet.wording import describe_percent
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 TIME = "2026-11-23T12:00:00Z"
