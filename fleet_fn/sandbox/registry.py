@@ -46,7 +46,8 @@ class Registry:
         """Hold `objects`.
 
         Args:
-            objects: applications and devices, in any order.
+            objects: applications and devices, in any order. A UID in their metadata stays, as it does when a cloud is
+                restored: rollouts draw devices by it.
             changed: is called with the application and the device, once for each section of a device that changed.
             owner: the owner of the applications.
 
@@ -63,7 +64,7 @@ class Registry:
         self._changed: Callable[[Object, Object], None] = lambda _application, _device: None
         for given in sorted(objects, key=lambda given: names(given)[1] is not None):
             try:
-                self.create(given, owner)
+                self.create(given, owner, keeps_uid=True)
             except RefusedError as refusal:
                 refusal.about = names(given)
                 raise
@@ -132,10 +133,10 @@ class Registry:
             self.application(application)
             return _page(self._devices[application], selector, offset, limit)
 
-    def create(self, given: Mapping[str, Any], owner: str | None = None) -> Object:
+    def create(self, given: Mapping[str, Any], owner: str | None = None, *, keeps_uid: bool = False) -> Object:
         """Create an application of `owner`, or a device.
 
-        An object with `metadata.application` is a device.
+        An object with `metadata.application` is a device. Without `keeps_uid`, it gets a new UID.
 
         Raises:
             RefusedError: the object is malformed or exists already, or the device's application is missing.
@@ -143,7 +144,7 @@ class Registry:
         """
         application, device = names(given)
         check_new(application, device)
-        stored = _to_stored(given, None)
+        stored = _to_stored(given, None, _uid(given) if keeps_uid else None)
         check_text(application, device or "")
         with self._lock:
             if device is None:
@@ -300,17 +301,25 @@ def _expect_version(current: Object, expected: Mapping[str, Any]) -> None:
             raise RefusedError.conflict()
 
 
-def _to_stored(given: Mapping[str, Any], current: Object | None) -> Object:
+def _uid(given: Mapping[str, Any]) -> str | None:
+    """Return the UID that an object has in its metadata; None if it has none."""
+    try:
+        return str(uuid.UUID(given["metadata"].get("uid", "")))
+    except ValueError:
+        return None
+
+
+def _to_stored(given: Mapping[str, Any], current: Object | None, uid: str | None = None) -> Object:
     """Return `given` in its stored form, as the successor of `current`.
 
-    The caller sets its generation.
+    The caller sets its generation. A new object has the UID `uid`, if there is one.
     """
     metadata = given["metadata"]
     then = current["metadata"] if current else {}
     managed: Object = {
         "metadata": {
             **{key: metadata[key] for key in ("name", "application") if key in metadata},
-            "uid": then.get("uid") or str(uuid.uuid4()),
+            "uid": then.get("uid") or uid or str(uuid.uuid4()),
             "creationTimestamp": then.get("creationTimestamp") or now(),
             "generation": 0,
             "resourceVersion": str(uuid.uuid4()),

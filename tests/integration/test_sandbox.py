@@ -572,6 +572,17 @@ class TestRegistry:
         assert call(sandbox, "GET", path).status_code == 404
         assert call(sandbox, "DELETE", path).status_code == 404
 
+    def test_given_objects_keep_their_uids_and_created_ones_get_new_ones(self) -> None:
+        uid = "5f0c2a54-6f5a-5a6e-9d3e-0c9f7c9e7a11"
+        lamp: Any = {"metadata": {"application": "shop", "name": "lamp", "uid": uid}}
+        odd: Any = {"metadata": {"application": "shop", "name": "odd", "uid": "x"}}
+        with Sandbox([{"metadata": {"name": "shop"}}, lamp, odd]) as sandbox:
+            assert sandbox.get("shop", "lamp")["metadata"]["uid"] == uid
+            assert sandbox.get("shop", "odd")["metadata"]["uid"] != "x"
+            sandbox.delete("shop", "lamp")
+            assert call(sandbox, "POST", f"{REGISTRY}/shop/devices", lamp).status_code == 201
+            assert sandbox.get("shop", "lamp")["metadata"]["uid"] != uid
+
     def test_an_application_goes_with_its_devices(self, sandbox: Sandbox) -> None:
         assert call(sandbox, "POST", REGISTRY, application("third")).status_code == 201
         sandbox.put(device("till", of="third"))
