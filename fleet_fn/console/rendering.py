@@ -8,7 +8,9 @@ from urllib.parse import quote, urlencode
 from flask import Flask, Response, make_response, render_template, request
 from markupsafe import Markup
 
+from fleet_fn.fleet.rollout.progress import describe_time
 from fleet_fn.fleet.states import State
+from fleet_fn.fleet.wording import describe_percent
 
 #: The script asks with this header for the live part of a page.
 FRAGMENT_HEADER: Final = "Fragment"
@@ -51,7 +53,16 @@ def render(template: str, status: int = 200, **values: Any) -> Response:
 def register(app: Flask) -> None:
     """Give templates what they need."""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    app.jinja_env.filters.update(when=when, age=age, number=number, state_name=STATE_NAMES.__getitem__)
+    app.jinja_env.filters.update(
+        when=when,
+        age=age,
+        number=number,
+        percent=describe_percent,
+        devices=devices,
+        duration=describe_time,
+        capitalize_first=capitalize_first,
+        state_name=STATE_NAMES.__getitem__,
+    )
     app.jinja_env.globals.update(
         application_url=application_url, device_url=device_url, firmware_url=firmware_url, action_url=action_url
     )
@@ -82,6 +93,16 @@ def _time(time: datetime | None, attribute: str) -> Markup:
 def number(value: float) -> str:
     """Return a number with thousands separated."""
     return f"{value:,.15g}" if isinstance(value, float) else f"{value:,}"
+
+
+def devices(count: int) -> str:
+    """Return a number of devices, with its noun."""
+    return f"{number(count)} {'device' if count == 1 else 'devices'}"
+
+
+def capitalize_first(text: str) -> str:
+    """Return a text that begins with a capital; the rest, which may be names, stays."""
+    return text[:1].upper() + text[1:]
 
 
 def application_url(application: str, **query: object) -> str:

@@ -1,22 +1,26 @@
 """One application's fleet as it was read: values that pages show."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fleet_fn.drogue.device_registry_object import read_object
 from fleet_fn.drogue.listing import Device
 from fleet_fn.errors import UpstreamError
 from fleet_fn.firmware.store import NotReadyError
+from fleet_fn.fleet.attention import Attention
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.overview import Overview
 from fleet_fn.fleet.rollout.progress import assess
 from fleet_fn.fleet.rollout.target import FoundTarget
 from fleet_fn.fleet.rollout_numbers import RolloutCount, RolloutNumbers
 from fleet_fn.fleet.rows import Row, read_row
+from fleet_fn.fleet.states import ATTENTION
 from fleet_fn.fleet.totals import Totals
 
+T = TypeVar("T")
 FindTarget = Callable[[Application], FoundTarget]
 
 
@@ -39,9 +43,22 @@ class Devices:
     entries: Sequence[Entry] | None
     totals: Totals
     count: RolloutCount
+    #: Those to look at first, and how many of them there are.
+    attention: Sequence[Row]
+    attention_count: int
+    #: The most frequent labels, `key=value`.
+    labels: Sequence[str]
     #: When the reading began, and how many seconds it took.
     at: datetime
     seconds: float
+    _remembered: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def remember(self, key: object, compute: Callable[[], T]) -> T:
+        """Return a value that depends on the devices and a key alone, computed once."""
+        if key not in self._remembered:
+            self._remembered[key] = compute()
+        found: T = self._remembered[key]
+        return found
 
     def numbers(self, found: Mapping[str, Any], version: str, now: datetime) -> RolloutNumbers | None:
         """Return how a version fares on these devices.
@@ -81,6 +98,9 @@ class Snapshot:
 
 #: Distinct values that are shared between devices of a reading.
 _MAX_SHARED: Final = 10_000
+#: Devices that need attention and are kept, and frequent labels.
+_MAX_ATTENTION: Final = 20
+_MAX_LABELS: Final = 50
 
 
 @dataclass(slots=True)
@@ -94,6 +114,8 @@ class DeviceCollector:
     now: datetime
     entries: list[Entry] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
+    _attention: Attention = field(default_factory=lambda: Attention(_MAX_ATTENTION))
+    _labels: Counter[str] = field(default_factory=Counter)
     _shared: dict[object, Any] = field(default_factory=dict)
 
     @classmethod
@@ -113,9 +135,26 @@ class DeviceCollector:
         """Add a page of devices."""
         rows = [read_row(device, self.now) for device in devices]
         self.totals.add(rows)
+        self._attention.add(row for row in rows if row.state in ATTENTION)
         for device, row in zip(devices, rows, strict=True):
             self.count.add(device, row)
-            self.entries.append(Entry(row, self._share(device), device.source is not None, device.disabled))
+            labels = self._share(device)
+            self._count_labels(labels)
+            self.entries.append(Entry(row, labels, device.source is not None, device.disabled))
+
+    def finish(self, seconds: float) -> Devices:
+        """Return what was collected in so many seconds."""
+        attention = self._attention
+        labels = [label for label, _ in self._labels.most_common(_MAX_LABELS)]
+        return Devices(
+            self.entries, self.totals, self.count, attention.rows, attention.count, labels, self.now, seconds
+        )
+
+    def _count_labels(self, labels: Mapping[str, str]) -> None:
+        for key, value in labels.items():
+            label = f"{key}={value}"
+            if label in self._labels or len(self._labels) < _MAX_SHARED:
+                self._labels[label] += 1
 
     def _share(self, device: Device) -> Mapping[str, str]:
         labels = {key: value for key, value in device.labels.items() if isinstance(value, str)}

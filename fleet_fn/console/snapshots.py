@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from fleet_fn.console.snapshot import DeviceCollector, Devices, FindTarget, Snapshot, make_overview
+from fleet_fn.console.snapshot import DeviceCollector, FindTarget, Snapshot, make_overview
 from fleet_fn.console.users import User
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry_api import DeviceRegistryAPI
@@ -170,10 +170,7 @@ class Snapshots:
         seconds = self._clock() - began
         with self._lock:
             kept.devices_due = self._clock() + max(_DEVICES_PAUSE_SECONDS, _PAUSE_SHARE * seconds)
-            kept.snapshot = replace(
-                kept.snapshot,
-                devices=Devices(collector.entries, collector.totals, collector.count, collector.now, seconds),
-            )
+            kept.snapshot = replace(kept.snapshot, devices=collector.finish(seconds))
         self._show(kept, found, self._find_target)
 
     def _show(self, kept: _Kept, found: Mapping[str, Any], find_target: FindTarget) -> None:

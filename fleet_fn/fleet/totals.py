@@ -12,7 +12,7 @@ from fleet_fn.fleet.rows import Row
 from fleet_fn.fleet.states import ATTENTION, State
 
 #: Versions and reasons are counted by this many characters: a device may report longer ones.
-_MAX_CHARS: Final = 255
+MAX_CHARS: Final = 255
 #: Different reasons that are counted; devices report them, and memory is bounded.
 _MAX_REASONS: Final = 1000
 
@@ -35,13 +35,13 @@ class Totals:
             if row.state in (*ATTENTION, State.HELD):
                 self._add_reason(row)
             if row.current is not None:
-                self.current[row.current[:_MAX_CHARS]] += 1
+                self.current[row.current[:MAX_CHARS]] += 1
             if row.target is not None and row.target != UNKNOWN:
-                self.target[row.target[:_MAX_CHARS]] += 1
+                self.target[row.target[:MAX_CHARS]] += 1
             self.gateways.add(row.device, row.gateways, is_updating=row.is_updating)
 
     def _add_reason(self, row: Row) -> None:
-        key = (row.state, (row.reason or row.message or "-")[:_MAX_CHARS])
+        key = (row.state, (row.reason or row.message or "-")[:MAX_CHARS])
         if key in self.reasons or len(self.reasons) < _MAX_REASONS:
             self.reasons[key] += 1
 
@@ -63,10 +63,10 @@ class Totals:
     @property
     def versions(self) -> list[str]:
         """All versions run or targeted by devices, highest first: 0.1.10 before 0.1.9."""
-        return sorted({*self.current, *self.target}, key=_natural, reverse=True)
+        return sorted({*self.current, *self.target}, key=version_key, reverse=True)
 
 
-def _natural(version: str) -> list[tuple[int, str]]:
+def version_key(version: str) -> list[tuple[int, str]]:
     """Return a key that sorts 0.1.10 above 0.1.9."""
     texts_and_numbers = re.split("([0-9]+)", version)
     return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in texts_and_numbers]

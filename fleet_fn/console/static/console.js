@@ -1,8 +1,10 @@
-// Makes times local, polls the live part of a page, and copies commands. Pages work without it.
+// Makes times local, polls the live parts of a page, filters as the user types, and copies commands.
+// Pages work without it.
 "use strict";
 
 const POLL_MILLISECONDS = 5000;
 const READING_MILLISECONDS = 1500;
+const TYPING_MILLISECONDS = 200;
 
 const dateAndTime = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
@@ -38,28 +40,61 @@ document.addEventListener("click", async (event) => {
   setTimeout(() => { button.textContent = label; }, 1500);
 });
 
-const live = document.getElementById("live");
+// --- Live parts ------------------------------------------------------------------------------------------------------
+
 const connection = document.getElementById("connection");
+// Each live part, with its children as the server made them: those that stay the same are left alone.
+const regions = new Map([...document.querySelectorAll("[data-live]")].map((region) => [region, sourcesOf(region)]));
+const isLive = [...regions.keys()].some((region) => region.children.length);
 let etag = null;
 let timer = null;
+let asked = 0;
 
-// Focus stays where it was: at the element with the same id, or the link to the same page.
+function sourcesOf(region) {
+  return [...region.children].map((child) => child.outerHTML);
+}
+
 function replaceLive(html) {
-  const focused = live.contains(document.activeElement) ? document.activeElement : null;
-  const open = [...live.querySelectorAll("details[open][id]")].map((element) => element.id);
-  live.innerHTML = html;
-  for (const id of open) document.getElementById(id)?.setAttribute("open", "");
-  if (focused) {
-    const same = (focused.id && document.getElementById(focused.id))
-      || (focused.href && [...live.querySelectorAll("a")].find((link) => link.href === focused.href));
-    if (same) same.focus({ preventScroll: true });
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  for (const region of regions.keys()) {
+    const fresh = template.content.querySelector(`#${region.id}`);
+    if (fresh) replaceChildren(region, [...fresh.children]);
   }
-  enableCopying(live);
+  showTimes(document);
+}
+
+function replaceChildren(region, fresh) {
+  const known = regions.get(region);
+  regions.set(region, fresh.map((child) => child.outerHTML));
+  if (fresh.length !== region.children.length) {
+    keepPlace(region, () => region.replaceChildren(...fresh));
+    enableCopying(region);
+    return;
+  }
+  for (const [index, old] of [...region.children].entries()) {
+    if (known[index] === regions.get(region)[index]) continue;
+    keepPlace(old, () => old.replaceWith(fresh[index]));
+    enableCopying(fresh[index]);
+  }
+}
+
+// Focus stays where it was: at the element with the same id, or the link to the same page. What is open stays open.
+function keepPlace(old, replace) {
+  const focused = old.contains(document.activeElement) ? document.activeElement : null;
+  const open = [...old.querySelectorAll("details[open][id]")].map((element) => element.id);
+  replace();
+  for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+  if (!focused) return;
+  const same = (focused.id && document.getElementById(focused.id))
+    || (focused.href && [...document.querySelectorAll("[data-live] a")].find((link) => link.href === focused.href));
+  if (same) same.focus({ preventScroll: true });
 }
 
 async function poll() {
   clearTimeout(timer);
   if (document.hidden) return;
+  const ask = ++asked;
   try {
     const headers = { Fragment: "1" };
     if (etag) headers["If-None-Match"] = etag;
@@ -68,10 +103,11 @@ async function poll() {
       location.reload();
       return;
     }
-    if (response.status === 200) {
+    const html = response.status === 200 ? await response.text() : null;
+    if (ask !== asked) return; // the user asked for something else meanwhile
+    if (html !== null) {
       etag = response.headers.get("ETag");
-      const html = await response.text();
-      if (live.querySelector("[data-waiting]") && !html.includes("data-waiting")) {
+      if (document.querySelector("[data-live] [data-waiting]") && !html.includes("data-waiting")) {
         location.reload();
         return;
       }
@@ -79,16 +115,47 @@ async function poll() {
     }
     connection.hidden = response.ok || response.status === 304;
   } catch {
+    if (ask !== asked) return;
     connection.hidden = false;
   }
-  showTimes(document);
-  timer = setTimeout(poll, live.querySelector("[data-reading]") ? READING_MILLISECONDS : POLL_MILLISECONDS);
+  schedule();
 }
+
+function schedule() {
+  clearTimeout(timer);
+  const isReading = document.querySelector("[data-live] [data-reading]");
+  timer = setTimeout(poll, isReading ? READING_MILLISECONDS : POLL_MILLISECONDS);
+}
+
+// --- Filters ---------------------------------------------------------------------------------------------------------
+
+let typing = null;
+let shown = location.search;
+
+// The address says what is shown, so that it can be shared; going back reloads.
+function applyFilter(form) {
+  const query = new URLSearchParams([...new FormData(form)].filter(([, value]) => value !== ""));
+  const search = query.size ? `?${query}` : "";
+  if (search === location.search) return;
+  const isFirst = !history.state?.isFiltered;
+  history[isFirst ? "pushState" : "replaceState"]({ isFiltered: true }, "", `${location.pathname}${search}`);
+  shown = search;
+  etag = null;
+  poll();
+}
+
+document.addEventListener("input", (event) => {
+  const form = event.target.closest("form[data-filter]");
+  if (!form) return;
+  clearTimeout(typing);
+  typing = setTimeout(() => applyFilter(form), event.target.matches("select") ? 0 : TYPING_MILLISECONDS);
+});
+window.addEventListener("popstate", () => { if (location.search !== shown) location.reload(); });
 
 showTimes(document);
 enableCopying(document);
 setInterval(() => showTimes(document), 5000);
-if (live.children.length) {
-  timer = setTimeout(poll, live.querySelector("[data-reading]") ? READING_MILLISECONDS : POLL_MILLISECONDS);
+if (isLive) {
+  schedule();
   document.addEventListener("visibilitychange", poll);
 }

@@ -21,7 +21,7 @@ def describe_firmware(application: Application) -> str:
 
 
 def describe_source(kind: str, source: Mapping[str, Any]) -> str:
-    """Return a firmware source as it stands in `spec.firmware`: its kind, and the map below it."""
+    """Return a firmware source: its kind, and the map below it in `spec.firmware`."""
     if source.get("version") is not None:
         return f"{source.get('image')} {source['version']}"
     return str(source.get("image") or f"{kind} {source.get('name') or source.get('controller') or ''}".strip())

@@ -1,0 +1,190 @@
+"""What the page of an application shows above its devices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from fleet_fn.console.charts import Curve, Part, trace
+from fleet_fn.console.rendering import STATE_NAMES, action_url, application_url
+from fleet_fn.console.snapshot import Devices, Snapshot
+from fleet_fn.drogue.firmware_spec import Malformed
+from fleet_fn.fleet.rollout.overview import Overview
+from fleet_fn.fleet.rollout.progress import Standing
+from fleet_fn.fleet.rollout.wording import describe_conditions
+from fleet_fn.fleet.states import State
+from fleet_fn.fleet.totals import Totals
+
+#: Versions that a bar shows by themselves.
+_MAX_VERSIONS: Final = 6
+#: Where the table of devices is in its page.
+DEVICES: Final = "#devices"
+#: Standings in words, and the badge of each.
+STANDINGS: Final[Mapping[Standing, tuple[str, str]]] = {
+    Standing.ABORTED: ("aborted", "failed"),
+    Standing.HALTED: ("halted", "failed"),
+    Standing.PAUSED: ("paused", "held"),
+    Standing.NO_STAGES: ("no stages", "unknown"),
+    Standing.COMPLETE: ("complete", "in-sync"),
+    Standing.NEW: ("begins", "updating"),
+    Standing.WAITING: ("waiting", "updating"),
+    Standing.FAILING: ("failing", "failed"),
+    Standing.READY: ("ready for the next stage", "in-sync"),
+}
+
+
+class Reach(StrEnum):
+    """How a stage lies to the one that the rollout has reached."""
+
+    PASSED = "passed"
+    CURRENT = "current"
+    NEXT = "next"
+    LATER = "later"
+
+
+@dataclass(frozen=True, slots=True)
+class StageView:
+    """A stage of the rollout, for people."""
+
+    percent: float
+    reach: Reach
+    #: What it asks for before the next one begins.
+    conditions: Sequence[str]
+    since: datetime | None = None
+    approved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A change of the rollout that makes sense now."""
+
+    label: str
+    url: str
+    #: `primary` for the one that the rollout waits for, `danger` for the one that goes back, or empty.
+    kind: str = ""
+
+
+def stages_of(overview: Overview) -> list[StageView]:
+    """Return the stages of a rollout; none if it has none."""
+    progress = overview.progress
+    position = progress.position if progress else None
+    if position is None:
+        return []
+    rollout = overview.application.rollout.of(overview.version or "")
+    reached = len(position.stages) if rollout.complete else position.index
+    found = []
+    for index, stage in enumerate(overview.application.rollout_policy("stages") or ()):
+        is_current = index == reached
+        reach = Reach.CURRENT if is_current else Reach.PASSED if index < reached else Reach.LATER
+        found.append(
+            StageView(
+                position.stages[index].percent,
+                Reach.NEXT if index == reached + 1 else reach,
+                describe_conditions(stage),
+                position.since if is_current else None,
+                is_current and position.approved,
+            )
+        )
+    return found
+
+
+def actions_of(snapshot: Snapshot) -> list[Action]:
+    """Return the changes that make sense now, the most likely first."""
+    overview, name = snapshot.overview, snapshot.application
+    if overview is None:
+        return []
+    progress = overview.progress
+    standing = progress.standing if progress else None
+    position = progress.position if progress else None
+    is_stopped = standing in (Standing.ABORTED, Standing.HALTED)
+    paused = is_paused(overview)
+    found = []
+    if standing in (Standing.READY, Standing.NEW):
+        found.append(Action("Advance", action_url(name, "advance"), "primary"))
+    if position and position.waits_for_approval and not is_stopped:
+        found.append(Action("Approve", action_url(name, "approve"), "" if found else "primary"))
+    found.append(Action("Start a rollout", action_url(name, "start"), "primary" if is_stopped else ""))
+    if paused or is_stopped:
+        found.append(Action("Resume", action_url(name, "resume"), "" if is_stopped else "primary"))
+    if not paused:
+        found.append(Action("Pause", action_url(name, "pause")))
+    if snapshot.devices and (failed := needing_retry(snapshot.devices.totals)):
+        found.append(Action(f"Retry {failed:,} failed", action_url(name, "retry")))
+    if overview.application.previous and standing is not Standing.ABORTED:
+        found.append(Action("Abort", action_url(name, "abort"), "danger"))
+    return found
+
+
+def is_paused(overview: Overview) -> bool:
+    """Return whether an operator paused all updates."""
+    policy = overview.application.spec.policy
+    return not isinstance(policy, Malformed) and bool(policy.paused)
+
+
+def needing_retry(totals: Totals) -> int:
+    """Return how many devices rolled back, or failed."""
+    return totals.states[State.ROLLED_BACK] + totals.states[State.FAILED]
+
+
+def state_parts(application: str, totals: Totals, **query: Any) -> list[Part]:
+    """Return the parts of a bar of states, the good one first."""
+    return [
+        Part(STATE_NAMES[state], totals.states[state], state.value, _filtered(application, state=state.value, **query))
+        for state in _BAR_STATES
+    ]
+
+
+#: From left to right: a bar fills from the left while a rollout goes well.
+_BAR_STATES: Final = (
+    State.IN_SYNC,
+    State.UPDATING,
+    State.HELD,
+    State.STALLED,
+    State.ROLLED_BACK,
+    State.FAILED,
+    State.UNKNOWN,
+)
+
+
+def version_parts(application: str, totals: Totals, target: str | None) -> list[Part]:
+    """Return the parts of a bar of versions.
+
+    The target comes first, then the most frequent, then all others as one.
+    """
+    counts = totals.current
+    frequent = sorted(counts, key=lambda version: (version != target, -counts[version], version))
+    shown, rest = frequent[:_MAX_VERSIONS], frequent[_MAX_VERSIONS:]
+    others = (kind for kind in (f"version-{number}" for number in range(1, _MAX_VERSIONS + 1)))
+    parts = [
+        Part(
+            version or "(empty)",
+            counts[version],
+            "target" if version == target else next(others),
+            _filtered(application, version=version) if version else "",
+        )
+        for version in shown
+    ]
+    if rest:
+        parts.append(Part(f"{len(rest):,} other versions", sum(counts[version] for version in rest), "version-rest"))
+    unknown = totals.devices - counts.total()
+    return [*parts, *([Part("not known", unknown, "unknown")] if unknown else [])]
+
+
+def curve_of(devices: Devices, overview: Overview) -> Curve | None:
+    """Return the curve of the rollout's version; None if there is none."""
+    version = overview.version
+    if devices.entries is None or version is None:
+        return None
+    last = overview.application.last
+    began = last.at if last and last.action == "start" else None
+    return devices.remember(("curve", version, began), lambda: _trace(devices, version, began))
+
+
+def _trace(devices: Devices, version: str, began: datetime | None) -> Curve | None:
+    rows = (entry.row for entry in devices.entries or () if not entry.has_own_firmware)
+    return trace(rows, version, began, devices.at)
+
+
+def _filtered(application: str, **query: Any) -> str:
+    return application_url(application, **query) + DEVICES

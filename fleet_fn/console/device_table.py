@@ -1,0 +1,209 @@
+"""The table of devices: which of them it shows, in which order, page by page."""
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, Final, Self
+
+from fleet_fn.console.command_line import command_line
+from fleet_fn.console.snapshot import Entry
+from fleet_fn.fleet.states import ATTENTION, State
+from fleet_fn.fleet.totals import MAX_CHARS, version_key
+
+#: Devices of a page.
+PAGE_DEVICES: Final = 50
+#: The value of `state` that stands for all states that an operator should look at.
+NEEDS_ATTENTION: Final = "attention"
+#: Characters of a text in the query that count; names have 255 bytes at most.
+_MAX_TEXT: Final = 1000
+_MAX_DIGITS: Final = 9
+#: A label that a selector of `fleet-fn fleet --labels` can name.
+_PLAIN_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*(=[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_STATES: Final = {state: position for position, state in enumerate(State)}
+_SETS_OF_STATES: Final[Mapping[str, tuple[State, ...]]] = {
+    **{state.value: (state,) for state in State},
+    NEEDS_ATTENTION: ATTENTION,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TableQuery:
+    """What a user wants to see of the devices. Empty texts ask for nothing."""
+
+    #: Part of the name, in any case.
+    text: str = ""
+    #: A state, or `NEEDS_ATTENTION`.
+    state: str = ""
+    #: The version that devices run.
+    version: str = ""
+    #: `key=value`, or `key` for devices that have the label at all.
+    label: str = ""
+    #: A column of `COLUMNS`, after `-` from the last to the first.
+    sort: str = "name"
+    #: From 1.
+    page: int = 1
+
+    @classmethod
+    def read(cls, arguments: Mapping[str, str]) -> Self:
+        """Read a query string; what makes no sense counts as missing."""
+        state, sort = arguments.get("state", ""), arguments.get("sort", "")
+        page = arguments.get("page", "")
+        return cls(
+            arguments.get("q", "").strip()[:_MAX_TEXT],
+            state if state in _SETS_OF_STATES else "",
+            arguments.get("version", "")[:_MAX_TEXT],
+            arguments.get("label", "").strip()[:_MAX_TEXT],
+            sort if sort.removeprefix("-") in COLUMNS else "name",
+            max(int(page), 1) if page.isascii() and page.isdigit() and len(page) <= _MAX_DIGITS else 1,
+        )
+
+    def arguments(self, **changes: Any) -> dict[str, Any]:
+        """Return the values for a query string, after changes.
+
+        Another filter or order begins at the first page.
+        """
+        changed = replace(self, **{"page": 1, **changes})
+        return {
+            "q": changed.text,
+            "state": changed.state,
+            "version": changed.version,
+            "label": changed.label,
+            "sort": changed.sort if changed.sort != "name" else "",
+            "page": changed.page if changed.page > 1 else "",
+        }
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether it may leave out devices."""
+        return bool(self.text or self.state or self.version or self.label)
+
+    @property
+    def column(self) -> str:
+        """The column that sorts the devices."""
+        return self.sort.removeprefix("-")
+
+    @property
+    def descends(self) -> bool:
+        """Whether the last comes first."""
+        return self.sort.startswith("-")
+
+    def command(self, application: str) -> str:
+        """Return the command line that shows these devices; empty if none can."""
+        if self.label and not _PLAIN_LABEL.fullmatch(self.label):
+            return ""
+        states = list(_SETS_OF_STATES.get(self.state, ()))
+        command = command_line("fleet", application=application, labels=self.label, state=states, version=self.version)
+        return f"{command} | grep -iF -- {shlex.quote(self.text)}" if self.text else command
+
+
+@dataclass(frozen=True, slots=True)
+class TablePage:
+    """A page of the table."""
+
+    entries: Sequence[Entry]
+    #: Devices on all pages.
+    total: int
+    #: From 1.
+    number: int
+    pages: int
+
+    @property
+    def first(self) -> int:
+        """Number of its first device, from 1; 0 if there is none."""
+        return (self.number - 1) * PAGE_DEVICES + 1 if self.entries else 0
+
+    @property
+    def last(self) -> int:
+        """Number of its last device."""
+        return self.first + len(self.entries) - 1 if self.entries else 0
+
+
+def read_page(entries: Sequence[Entry], query: TableQuery) -> TablePage:
+    """Return the page that a user wants to see, or the last one if there are fewer."""
+    found = order(select(entries, query), query)
+    pages = max(-(-len(found) // PAGE_DEVICES), 1)
+    number = min(query.page, pages)
+    start = (number - 1) * PAGE_DEVICES
+    return TablePage(found[start : start + PAGE_DEVICES], len(found), number, pages)
+
+
+def select(entries: Sequence[Entry], query: TableQuery) -> Sequence[Entry]:
+    """Return the devices that a filter leaves."""
+    found = entries
+    if query.state:
+        states = _SETS_OF_STATES[query.state]
+        found = [entry for entry in found if entry.row.state in states]
+    if query.version:
+        found = [entry for entry in found if (entry.row.current or "")[:MAX_CHARS] == query.version]
+    if query.label:
+        key, separator, value = query.label.partition("=")
+        found = [entry for entry in found if (entry.labels.get(key) == value if separator else key in entry.labels)]
+    if query.text:
+        text = query.text.casefold()
+        found = [entry for entry in found if text in entry.row.device.casefold()]
+    return found
+
+
+def order(entries: Sequence[Entry], query: TableQuery) -> Sequence[Entry]:
+    """Return devices in a column's order.
+
+    Those without a value come last in either direction. Equal ones are in the order of their names.
+    """
+    by_name = sorted(entries, key=_name)
+    if query.column == "name":
+        return by_name[::-1] if query.descends else by_name
+    key = COLUMNS[query.column]
+    known: list[tuple[Any, Entry]] = []
+    unknown: list[Entry] = []
+    for entry in by_name:
+        found = key(entry)
+        if found is None:
+            unknown.append(entry)
+        else:
+            known.append((found, entry))
+    known.sort(key=itemgetter(0), reverse=query.descends)
+    return [entry for _, entry in known] + unknown
+
+
+@lru_cache(4096)  # a fleet has few versions
+def _version(text: str | None) -> Any:
+    return None if text is None else version_key(text)
+
+
+def _name(entry: Entry) -> str:
+    return entry.row.device
+
+
+def _state(entry: Entry) -> int:
+    return _STATES[entry.row.state]
+
+
+def _current(entry: Entry) -> Any:
+    return _version(entry.row.current)
+
+
+def _target(entry: Entry) -> Any:
+    return _version(entry.row.target)
+
+
+def _since(entry: Entry) -> datetime | None:
+    return entry.row.since
+
+
+def _seen(entry: Entry) -> datetime | None:
+    return entry.row.seen
+
+
+#: The columns that can sort the devices, and what they sort by; None if a device has no value.
+COLUMNS: Final[Mapping[str, Callable[[Entry], Any]]] = {
+    "name": _name,
+    "state": _state,
+    "current": _current,
+    "target": _target,
+    "since": _since,
+    "seen": _seen,
+}
