@@ -33,6 +33,7 @@ from fleet_fn.http.messages import MAX_BODY_BYTES
 from fleet_fn.parts import make_drogue
 from fleet_fn.sandbox import Sandbox
 from fleet_fn.settings import Settings
+from tests.support import forks
 from tests.support.function import ROOT
 from tests.support.http import Request, Response, Server, closed_port
 from tests.support.timing import Gate
@@ -129,12 +130,12 @@ def arguments(*options: str, application: str = "shop") -> list[str]:
 
 def run(url: str, *options: str, application: str = "shop", **variables: str) -> Ended:
     """Runs the command to its end."""
-    ended = subprocess.run(
-        [sys.executable, *arguments(*options, application=application)],
-        env=environment(url, **variables),
-        capture_output=True,
-        timeout=PATIENCE,
-    )
+    words = arguments(*options, application=application)
+    if forks.needs_start(variables):
+        command = [sys.executable, *words]
+        ended = subprocess.run(command, env=environment(url, **variables), capture_output=True, timeout=PATIENCE)
+    else:
+        ended = forks.run(words[1:], environment(url, **variables), Path.cwd(), PATIENCE)
     told = Ended(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
     assert TOKEN not in told.output + told.errors
     assert "Traceback" not in told.errors

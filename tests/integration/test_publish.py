@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fleet_fn.oci.upload import ANSWER_TIMEOUT_SECONDS
+from tests.support import forks
 from tests.support.firmware import random_bytes
 from tests.support.function import ROOT
 from tests.support.http import Response, Server, closed_port
@@ -94,14 +95,13 @@ class User:
             "SOURCE_DATE_EPOCH": "1795413600",
             **self.environment,
         }
-        ended = subprocess.run(
-            [sys.executable, "-m", "fleet_fn", *arguments],
-            cwd=self.home,
-            env=environment,
-            input=stdin,
-            capture_output=True,
-            timeout=100,
-        )
+        if stdin is None:
+            ended = forks.run(["fleet_fn", *arguments], environment, self.home, 100)
+        else:
+            command = [sys.executable, "-m", "fleet_fn", *arguments]
+            ended = subprocess.run(
+                command, cwd=self.home, env=environment, input=stdin, capture_output=True, timeout=100
+            )
         output, errors = ended.stdout.decode(), ended.stderr.decode()
         assert not {secret for secret in (PASSWORD, BASIC) if secret in output + errors}
         assert "Traceback" not in errors

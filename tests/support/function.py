@@ -20,6 +20,8 @@ from typing import IO, Any
 
 import http_sf
 
+from tests.support.forks import Forked, needs_start
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -124,18 +126,7 @@ class Function(Client):
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._errors: IO[bytes] = tempfile.TemporaryFile()
-        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-        command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{self._socket.fileno()}"]
-        command.append("fleet_fn.app:create_app()")
-        self.process = subprocess.Popen(
-            [*self._within, *command],
-            cwd=ROOT,
-            env={**inherited, "LOG_LEVEL": "DEBUG", "PYTHONWARNINGS": "error", **self._environment},
-            pass_fds=[self._socket.fileno()],
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
+        self._start()
         self._reader = threading.Thread(target=self._read_log)
         self._reader.start()
         try:
@@ -145,6 +136,27 @@ class Function(Client):
             raise
         return self
 
+    def _start(self) -> None:
+        listener = self._socket.fileno()
+        arguments = ["gunicorn", "--bind", f"fd://{listener}", "fleet_fn.app:create_app()"]
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        environment = {**inherited, "LOG_LEVEL": "DEBUG", "PYTHONWARNINGS": "error", **self._environment}
+        read, write = os.pipe()
+        self._log = os.fdopen(read, encoding="utf-8")
+        self.process: subprocess.Popen[bytes] | Forked
+        if self._within or needs_start(self._environment):
+            self.process = subprocess.Popen(
+                [*self._within, sys.executable, "-m", *arguments],
+                cwd=ROOT,
+                env=environment,
+                pass_fds=[listener],
+                stdout=write,
+                stderr=self._errors,
+            )
+        else:
+            self.process = Forked(arguments, environment, ROOT, (0, write, self._errors.fileno()), [listener])
+        os.close(write)
+
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         try:
@@ -153,14 +165,12 @@ class Function(Client):
             self.process.kill()
             self.process.wait()
             self._reader.join()
-            assert self.process.stdout is not None
-            self.process.stdout.close()
+            self._log.close()
             self._socket.close()
             self._errors.close()
 
     def _read_log(self) -> None:
-        assert self.process.stdout is not None
-        self.log.extend(iter(self.process.stdout.readline, ""))
+        self.log.extend(iter(self._log.readline, ""))
 
     def logged(self, *texts: str, lines: int = 1) -> list[str]:
         """The lines with all `texts` in them, once there are so many: they come through a pipe, after the answer."""
