@@ -50,8 +50,8 @@ help: ## print this list
 	$(PIP) download --quiet -d .venv/wheels -r requirements.txt pip 'setuptools>=77' func-python hatchling
 	touch $@
 
-demo: .venv/.run ## update simulated devices here; REGISTRY=1: out of an OCI registry
-	@$(BIN)/python -m fleet_fn demo $(if $(REGISTRY),--registry)
+demo: .venv/.run ## update devices here; REGISTRY=1: from a registry; CONSOLE=1: look
+	@$(BIN)/python -m fleet_fn demo $(if $(REGISTRY),--registry) $(if $(CONSOLE),--console)
 
 # Each worker reads the tests: what one compiled is kept, whatever a container's environment says.
 test: export PYTHONDONTWRITEBYTECODE =

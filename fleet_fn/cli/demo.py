@@ -1,9 +1,11 @@
 """`demo`: run and print the demo; tell whether every device ended as it should."""
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +27,7 @@ devices of all dialects go through a real update. One of them needs three attemp
 prints the fleet as the device registry has it.
 
 Then an operator rolls out a version that fails on each third of {len(LIGHTS)} devices. The rollout halts by itself, and
-a fix follows in two stages. Leaves nothing behind.
+a fix follows in two stages. With --console, a console shows both fleets until Ctrl-C. Leaves nothing behind.
 
 Exits with 0 only if every device that is not held back runs the new version with the right bytes, the bad rollout
 halted in time, and the fix reached all devices.
@@ -34,7 +36,8 @@ halted in time, and the fix reached all devices.
 
 @click.command("demo", help=_HELP)
 @click.option("--registry", "in_registry", is_flag=True, help=f"Publish into a local OCI registry; needs {PROGRAM}.")
-def command(in_registry: bool) -> None:
+@click.option("--console", "with_console", is_flag=True, help="Serve the console at the end, until Ctrl-C.")
+def command(in_registry: bool, with_console: bool) -> None:
     """Run the demo."""
     end_on_sigterm()
     os.environ["NO_PROXY"] = "127.0.0.1"  # else the simulated devices would use the environment's proxy
@@ -46,6 +49,7 @@ def command(in_registry: bool) -> None:
                 in_registry=in_registry,
                 on_line=click.echo,
                 show_updates=_print_updates,
+                stay=_serve_console if with_console else lambda _: None,
             )
     except (DemoError, RolloutDemoError, UpstreamError) as error:
         click.echo(f"demo: {error}", err=True)
@@ -65,6 +69,18 @@ def _print_updates(result: UpdateResult, cloud: HttpClient, application: str) ->
     click.echo("\nwhat the device registry knows (fleet-fn fleet):\n")
     print_fleet(cloud, application)
     click.echo(f"\nA rollout that halts by itself: {BAD_VERSION} fails on each third device, which gets one attempt.\n")
+
+
+def _serve_console(environment: Mapping[str, str]) -> None:
+    """Run the console in a process of its own, until a signal ends it."""
+    click.echo("\nboth fleets in a browser:\n")
+    command = (sys.executable, "-m", "fleet_fn", "console", "--port", "0")
+    with subprocess.Popen(command, env=environment) as process:  # noqa: S603 - this interpreter, and nothing from outside
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            click.echo()
 
 
 def _print_result(result: DemoResult, seconds: float) -> None:

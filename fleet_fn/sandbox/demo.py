@@ -127,6 +127,7 @@ def run_demo(
     in_registry: bool,
     on_line: Callable[[str], None],
     show_updates: Callable[[UpdateResult, HttpClient, str], object],
+    stay: Callable[[Mapping[str, str]], object] = lambda _: None,
 ) -> DemoResult:
     """Publish firmware, start sandbox and function, update devices, roll out more.
 
@@ -135,6 +136,7 @@ def run_demo(
         in_registry: publish into a local registry, not into an image layout.
         on_line: takes the lines that tell how far the demo is.
         show_updates: is called after the updates of `DEVICES`, with a client of the sandbox and the application's name.
+        stay: is called at the end with the environment of an operator, while the sandbox still runs.
 
     Raises:
         UpstreamError: the firmware could not be published, or the fleet could not be read.
@@ -162,7 +164,9 @@ def run_demo(
         with _run_function(settings | {"SPEC_TTL_SECONDS": "0"}, folder) as (url, log):
             sandbox.sink = url
             rollout = RolloutDemo(sandbox, _PASSWORD, settings, on_line).run()
+        sandbox.sink = None
         result = DemoResult(successes, rollout, "")
+        stay(settings)
         return result if result.is_right else replace(result, log_tail=log.read_text()[-_LOG_TAIL_CHARS:])
 
 

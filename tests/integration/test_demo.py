@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.support.function import ROOT
 from tests.support.registry import need
@@ -56,14 +57,30 @@ def has_processes(group: int) -> bool:
     return True
 
 
-@either_place
+def look_at_console(process: "subprocess.Popen[str]") -> str:
+    """Wait for the demo's console, look at both applications, and press Ctrl-C; return the output so far."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if found := re.match(r"console: (http://\S+/) ", line):
+            applications = requests.get(found[1], timeout=30).text
+            assert re.findall(r'href="/applications/([a-z]+)"', applications) == ["example", "street"]
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("options", [("--console",), ("--registry",)], ids=["layout", "registry"])
 def test_every_device_ends_on_the_new_version_and_nothing_is_left(
     environment: dict[str, str], options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    if options:
+    if options == ("--registry",):
         need("docker-registry")
     process = start_demo(environment, options)
-    output, errors = process.communicate(timeout=100)
+    begin = look_at_console(process) if options == ("--console",) else ""
+    rest, errors = process.communicate(timeout=100)
+    output = begin + rest
     assert process.returncode == 0, errors
     assert "6 of 6 devices run 0.1.1 with the right bytes, 1 held back" in output
     assert re.search(r"1\.1\.0 halted after [34] devices rolled back, and \d+ got nothing of it; 20 of 20 run", output)
