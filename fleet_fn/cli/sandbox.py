@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 from urllib.parse import quote
 
 import click
@@ -19,6 +19,10 @@ from fleet_fn.sandbox.deliverers import DELIVERERS, Backoff, Policy
 from fleet_fn.sandbox.objects import credentials, names
 from fleet_fn.sandbox.refusal import RefusedError
 from fleet_fn.sandbox.rights import ROLES
+from fleet_fn.setting_values import endpoint
+
+if TYPE_CHECKING:
+    from fleet_fn.sandbox.openid import OpenIdUsers
 
 _EXAMPLE: Final = "example"
 #: The beginning of the names of its devices, and their password.
@@ -67,6 +71,12 @@ _EXAMPLES_DEVICE, _EXAMPLES_PASSWORD = "device", "password"
     help=f"Another user of the APIs, with the same token. ROLE, in all applications: {', '.join(ROLES)}. Repeatable.",
 )
 @click.option(
+    "--oidc-issuer",
+    metavar="URL",
+    help="OpenID provider whose access tokens the APIs take, too. Their users are members by preferred_username.",
+)
+@click.option("--oidc-client", metavar="ID", help="Client of that provider that the tokens have to be for.")
+@click.option(
     "--core-disabled",
     type=click.Choice(CORE_DISABLED),
     default="as-released",
@@ -96,6 +106,8 @@ def command(
     user: str,
     token: str,
     members: tuple[str, ...],
+    oidc_issuer: str | None,
+    oidc_client: str | None,
     core_disabled: str,
     speed: float,
 ) -> None:
@@ -134,6 +146,7 @@ def command(
             deliver_as=deliver_as,
             members=dict(map(_member, members)),
             core_disabled=core_disabled,
+            openid=_openid(oidc_issuer, oidc_client),
             delivery=_policy(deliver_as, retry, backoff_delay, backoff_policy, timeout),
             log=_print,
         )
@@ -186,6 +199,24 @@ def _member(text: str) -> tuple[str, str]:
     """Return the name and the role of a `--member`."""
     name, _, role = text.rpartition(":")
     return name, role
+
+
+def _openid(issuer: str | None, client: str | None) -> "OpenIdUsers | None":
+    """Return the users of an OpenID provider; None if none is given."""
+    if issuer is None and client is None:
+        return None
+    if issuer is None or client is None:
+        raise UnusableError("--oidc-issuer and --oidc-client belong together: give both, or leave out both")
+    from fleet_fn.openid.provider import Provider
+    from fleet_fn.sandbox.openid import OpenIdUsers
+
+    try:
+        url = endpoint("").parse(issuer)
+    except ValueError as error:
+        raise UnusableError(
+            f"--oidc-issuer is {issuer}. Give a URL, e.g. https://sso.example.com/realms/drogue"
+        ) from error
+    return OpenIdUsers(Provider(url, ca_file=None), client)
 
 
 def _policy(

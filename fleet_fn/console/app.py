@@ -13,6 +13,9 @@ from fleet_fn.console import rendering
 from fleet_fn.console.parts import Parts
 from fleet_fn.console.protection import protect
 from fleet_fn.console.settings import ConsoleSettings
+from fleet_fn.console.sign_in.user_token import SignedOutError
+from fleet_fn.console.sign_in.users import OidcUsers
+from fleet_fn.console.sign_in.views import make_blueprint
 from fleet_fn.console.views import actions, advance, application, applications, device, retry, start
 from fleet_fn.errors import PermanentError, UpstreamError
 
@@ -25,9 +28,13 @@ def make_console(settings: ConsoleSettings, parts: Parts) -> Flask:
     app = Flask(__name__)
     app.secret_key = settings.sign_in.secret_key if settings.sign_in else secrets.token_bytes(32)
     app.extensions["fleet"] = parts
-    protect(app, settings)
     rendering.register(app)
     users = parts.users
+    if settings.sign_in and isinstance(users, OidcUsers):
+        protect(app, settings, users.client.sign_out_origins)
+        app.register_blueprint(make_blueprint(users, settings.sign_in.issuer))
+    else:
+        protect(app, settings)
 
     @app.before_request
     def require_user() -> Response | None:
@@ -35,10 +42,7 @@ def make_console(settings: ConsoleSettings, parts: Parts) -> Flask:
             return None
         user = users.current()
         if user is None:
-            if rendering.is_fragment():
-                return Response("sign in again", HTTPStatus.UNAUTHORIZED)
-            back = request.full_path.rstrip("?") if request.method == "GET" else "/"
-            return redirect(rendering.sign_in_url(back), HTTPStatus.SEE_OTHER)
+            return _ask_to_sign_in()
         g.user = user
         return None
 
@@ -52,9 +56,21 @@ def make_console(settings: ConsoleSettings, parts: Parts) -> Flask:
 
     app.register_error_handler(HTTPException, _show_http_error)
     app.register_error_handler(UpstreamError, _show_upstream_error)
+    app.register_error_handler(SignedOutError, lambda _: _ask_to_sign_in())
     for view in (applications, application, device, start, advance, actions, retry):
         app.register_blueprint(view.blueprint)
     return app
+
+
+def _ask_to_sign_in() -> Response:
+    """Return the answer for a user without a session.
+
+    That for a fragment makes the script load the page again.
+    """
+    if rendering.is_fragment():
+        return Response("sign in again", HTTPStatus.UNAUTHORIZED)
+    back = request.full_path.rstrip("?") if request.method == "GET" else "/"
+    return redirect(rendering.sign_in_url(back), HTTPStatus.SEE_OTHER)
 
 
 def _show_http_error(error: HTTPException) -> Any:

@@ -12,12 +12,16 @@ from fleet_fn.console.access import Access
 from fleet_fn.console.checks import Checks
 from fleet_fn.console.jobs import Jobs
 from fleet_fn.console.settings import ConsoleSettings
+from fleet_fn.console.sign_in.client import Client
+from fleet_fn.console.sign_in.users import OidcUsers
 from fleet_fn.console.snapshots import Snapshots
 from fleet_fn.console.users import LocalUser, User, Users
 from fleet_fn.fleet.rollout.application import Application
 from fleet_fn.fleet.rollout.session import RolloutSession
 from fleet_fn.fleet.rollout.target import Finders, FirmwareFinder, FoundTarget, find_target
 from fleet_fn.fleet.rollout.user import user_of
+from fleet_fn.http.client import HttpClient
+from fleet_fn.openid.provider import Provider
 from fleet_fn.parts import make_drogue, make_sink
 from fleet_fn.settings import Settings
 
@@ -72,11 +76,11 @@ def open_parts(settings: ConsoleSettings) -> Iterator[Parts]:
     with (
         tempfile.TemporaryDirectory(prefix="fleet-console-", ignore_cleanup_errors=True) as folder,
         closing(make_drogue(operator)) as drogue,
+        _open_users(settings, drogue) as users,
     ):
         firmware = Firmware(Finders(operator, folder) if operator.firmware_registry else None)
         sink = make_sink(operator)
         snapshots = Snapshots(firmware.find_target)
-        users = LocalUser(User("operator", user_of(operator) or "operator", drogue))
         try:
             found = Parts(operator, users, Access(), snapshots, firmware, sink)
             yield found
@@ -87,3 +91,14 @@ def open_parts(settings: ConsoleSettings) -> Iterator[Parts]:
                 firmware.finders.close()
             if sink:
                 sink.close()
+
+
+@contextmanager
+def _open_users(settings: ConsoleSettings, drogue: HttpClient) -> Iterator[Users]:
+    """Yield the users: those who sign in, or else the operator alone."""
+    operator = settings.operator
+    if settings.sign_in is None:
+        yield LocalUser(User("operator", user_of(operator) or "operator", drogue))
+        return
+    with closing(Provider(settings.sign_in.issuer, ca_file=operator.drogue_ca_file)) as provider:
+        yield OidcUsers(Client(provider, settings.sign_in), drogue)

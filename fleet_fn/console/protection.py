@@ -1,5 +1,6 @@
 """Protection of the console in browsers: headers, hosts and forged requests."""
 
+from collections.abc import Callable, Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -29,13 +30,13 @@ _MAX_FORM_BYTES: Final = 64 * 1024
 _FORM_SECONDS: Final = 24 * 60 * 60
 
 
-def protect(app: Flask, settings: ConsoleSettings, form_targets: tuple[str, ...] = ()) -> None:
+def protect(app: Flask, settings: ConsoleSettings, form_targets: Callable[[], Iterable[str]] = lambda: ()) -> None:
     """Protect an app's users.
 
     Args:
         app: the app; its secret key is set.
         settings: tell the console's URL.
-        form_targets: further origins that the answer to a form may redirect to: the OpenID provider's.
+        form_targets: tells further origins that the answer to a form may redirect to: the OpenID provider's.
 
     """
     is_https = settings.sign_in is not None and settings.sign_in.url.startswith("https:")
@@ -50,8 +51,7 @@ def protect(app: Flask, settings: ConsoleSettings, form_targets: tuple[str, ...]
         WTF_CSRF_SSL_STRICT=False,
     )
     CSRFProtect(app)
-    policy = " ".join((_POLICY, *form_targets))
-    headers = {**_HEADERS, "Content-Security-Policy": policy}
+    headers = dict(_HEADERS)
     if is_https:
         headers["Strict-Transport-Security"] = f"max-age={_HTTPS_ONLY_SECONDS}"
 
@@ -65,6 +65,7 @@ def protect(app: Flask, settings: ConsoleSettings, form_targets: tuple[str, ...]
     @app.after_request
     def add_headers(response: Response) -> Response:
         response.headers.update(headers)
+        response.headers["Content-Security-Policy"] = " ".join((_POLICY, *form_targets()))
         if request.endpoint != "static":
             response.headers["Cache-Control"] = "no-store"
         return response

@@ -64,7 +64,11 @@ def register(app: Flask) -> None:
         state_name=STATE_NAMES.__getitem__,
     )
     app.jinja_env.globals.update(
-        application_url=application_url, device_url=device_url, firmware_url=firmware_url, action_url=action_url
+        application_url=application_url,
+        device_url=device_url,
+        firmware_url=firmware_url,
+        action_url=action_url,
+        sign_in_url=sign_in_url,
     )
 
 

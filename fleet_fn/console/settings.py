@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from fleet_fn import setting_values as kinds
-from fleet_fn.setting_table import Reader, Setting, SettingsError, required, rows_of
+from fleet_fn.setting_table import Reader, Setting, SettingsError, required, row, rows_of
 from fleet_fn.setting_values import Kind, UnfitError
 from fleet_fn.settings import SETTINGS, Settings
 
@@ -29,12 +29,23 @@ def _parse_console_url(value: str) -> str:
     Cookies and tokens must not cross a network in the clear.
     """
     origin = kinds.base_url("").parse(value)
-    url = urlsplit(origin)
-    if url.path:
+    if urlsplit(origin).path:
         raise UnfitError("has a path: the console needs a host name of its own")
-    if url.scheme != "https" and not is_loopback(url.hostname or ""):
-        raise UnfitError("is not https, and not of this machine")
+    _check_private(origin)
     return origin
+
+
+def _parse_issuer(value: str) -> str:
+    """Return the issuer unchanged: a slash at its end is part of its name."""
+    issuer = kinds.endpoint("").parse(value)
+    _check_private(issuer)
+    return issuer
+
+
+def _check_private(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        raise UnfitError("is not https, and not of this machine")
 
 
 def is_loopback(host: str) -> bool:
@@ -51,14 +62,11 @@ class SignInSettings:
 
     issuer: str = required(
         "CONSOLE_OIDC_ISSUER",
-        kinds.endpoint("the issuer of Drogue Cloud's tokens, e.g. https://sso.example.com/realms/drogue"),
+        Kind(_parse_issuer, "the issuer of Drogue Cloud's tokens, e.g. https://sso.example.com/realms/drogue"),
         "issuer (OpenID Connect) at which users sign in: the one whose tokens Drogue Cloud takes",
     )
     client_id: str = required(
         "CONSOLE_OIDC_CLIENT_ID", kinds.identifier("the id of the console's client"), "the console's client there"
-    )
-    client_secret: str = required(
-        "CONSOLE_OIDC_CLIENT_SECRET", kinds.secret("the secret of the console's client"), "its secret"
     )
     secret_key: str = required(
         "CONSOLE_SECRET_KEY",
@@ -69,6 +77,12 @@ class SignInSettings:
         "CONSOLE_URL",
         Kind(_parse_console_url, "the console's URL in browsers, e.g. https://fleet.example.com"),
         "the console's URL in browsers; https, unless it is this machine's",
+    )
+    client_secret: str | None = row(
+        "CONSOLE_OIDC_CLIENT_SECRET",
+        None,
+        kinds.secret("the secret of the console's client"),
+        "the client's secret; none if it is a public client",
     )
 
 
@@ -100,7 +114,7 @@ class ConsoleSettings:
         operator = Settings.for_operator(environment)
         sign_in = _read_sign_in(environment)
         if sign_in is None and not is_loopback(host):
-            names = ", ".join(setting.variable for setting in SIGN_IN_SETTINGS.values())
+            names = ", ".join(setting.variable for setting in SIGN_IN_SETTINGS.values() if setting.is_required)
             raise SettingsError(
                 f"--host is {host}, so others could act with your credentials. Leave it out, or let users sign in: "
                 f"set {names}"

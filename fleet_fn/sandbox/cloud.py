@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from fleet_fn.sandbox.deliverers import DELIVERERS, Policy
 from fleet_fn.sandbox.delivery import Delivery, Sink, authorization
@@ -16,6 +16,9 @@ from fleet_fn.sandbox.registry import Registry, copy_object
 from fleet_fn.sandbox.rights import Rights
 from fleet_fn.sandbox.server import Server
 from fleet_fn.sandbox.waiting import Commands
+
+if TYPE_CHECKING:
+    from fleet_fn.sandbox.openid import OpenIdUsers
 
 #: How to read `spec.core.disabled` of a device: as released clouds do, or as their documentation says.
 CORE_DISABLED: Final = ("as-released", "as-documented")
@@ -45,6 +48,7 @@ class Sandbox:
         delivery: Policy | None = None,
         members: Mapping[str, str] | None = None,
         core_disabled: str = "as-released",
+        openid: "OpenIdUsers | None" = None,
         log: Callable[[str], None] = _logger.info,
     ) -> None:
         """Make a sandbox with these objects.
@@ -63,6 +67,7 @@ class Sandbox:
             delivery: the deliverer's retries; None keeps its own.
             members: roles, keys of `ROLES`, of other users in all applications, by user name. They use the same token.
             core_disabled: how to read `spec.core.disabled`, one of `CORE_DISABLED`.
+            openid: knows users by the access tokens of an OpenID provider; None takes no such tokens.
             log: takes one line, without secrets, for each event in the sandbox.
 
         Raises:
@@ -94,7 +99,7 @@ class Sandbox:
             self._registry,
             self._commands,
             self._delivery.put,
-            Rights(user, token, members or {}),
+            Rights(user, token, members or {}, openid),
             self._log,
             inverts_core=core_disabled == "as-released",
         )

@@ -5,10 +5,13 @@ import binascii
 import hmac
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fleet_fn.sandbox.refusal import RefusedError
 from fleet_fn.sandbox.tokens import Tokens
+
+if TYPE_CHECKING:
+    from fleet_fn.sandbox.openid import OpenIdUsers  # few sandboxes need what it imports
 
 
 class Permission(IntEnum):
@@ -26,13 +29,14 @@ ROLES: Final[Mapping[str, int]] = {"none": 0, "reader": Permission.READ, "manage
 class Rights:
     """Knows users by their credentials, and their rights in applications."""
 
-    def __init__(self, user: str, token: str, members: Mapping[str, str]) -> None:
+    def __init__(self, user: str, token: str, members: Mapping[str, str], openid: "OpenIdUsers | None" = None) -> None:
         """Know the owner of the first objects, and the members of all applications.
 
         Args:
             user: the owner's name.
             token: access token of all users; as a Bearer token, it is the owner's.
             members: roles by user name.
+            openid: knows users by the access tokens of an OpenID provider, too.
 
         Raises:
             ValueError: a role or a name is invalid.
@@ -46,6 +50,7 @@ class Rights:
         self._owner = user
         self._token = token.encode()
         self._members = members
+        self._openid = openid
         self.tokens: Final = Tokens(dict.fromkeys((user, *members), token))
 
     def user(self, authorization: str | None) -> str | None:
@@ -60,6 +65,8 @@ class Rights:
             if hmac.compare_digest(value.strip().encode(), self._token):
                 return self._owner
             user = self.tokens.user(value.strip())
+            if user is None and self._openid:
+                user = self._openid.user(value.strip())
         elif (login := basic(authorization)) is not None:
             name, separator, token = login.partition(":")
             if not separator:

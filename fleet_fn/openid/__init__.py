@@ -1,0 +1,1 @@
+"""OpenID Connect: what a provider says of itself, and the tokens that it signs."""

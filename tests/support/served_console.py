@@ -1,0 +1,121 @@
+"""The console in its real gunicorn, and users who sign in without a browser."""
+
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from urllib.parse import parse_qs, urljoin, urlsplit
+
+import requests
+
+from tests.support.function import ROOT
+
+#: Serves at a socket that is bound already, so that CONSOLE_URL can name its port.
+_SERVE = """
+import os, sys
+import socket
+from fleet_fn.console.serve import serve_console
+from fleet_fn.console.settings import ConsoleSettings
+listener = socket.socket(fileno=int(sys.argv[1]))
+listener.listen(128)
+serve_console(ConsoleSettings.from_environment(os.environ, "127.0.0.1"), listener.detach(), lambda: None)
+"""
+_SECONDS = 20.0
+
+
+@dataclass
+class Console:
+    """A console that runs."""
+
+    url: str
+    process: "subprocess.Popen[str]"
+    _output: IO[str]
+
+    @property
+    def output(self) -> str:
+        """All that it has printed."""
+        return Path(self._output.name).read_text()
+
+
+@contextmanager
+def console(settings: Callable[[str], Mapping[str, str]], folder: Path) -> Iterator[Console]:
+    """Run a console with the settings for its URL; `folder` keeps what it prints."""
+    with socket.socket() as listener, (folder / "console.log").open("w") as output:
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE, str(listener.fileno())],
+            cwd=ROOT,
+            env={"PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1", **settings(url)},
+            pass_fds=[listener.fileno()],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        running = Console(url, process, output)
+        try:
+            _wait_until_healthy(running)
+            yield running
+        finally:
+            process.terminate()
+            process.wait(timeout=_SECONDS)
+
+
+def _wait_until_healthy(running: Console) -> None:
+    deadline = time.monotonic() + _SECONDS
+    while time.monotonic() < deadline and running.process.poll() is None:
+        try:
+            if requests.get(f"{running.url}/healthz", timeout=_SECONDS).status_code == 200:
+                return
+        except requests.ConnectionError:
+            time.sleep(0.02)  # between two looks; the deadline ends it
+    raise AssertionError(f"the console does not start: {running.output}")
+
+
+class Browser:
+    """A user's browser, without a screen: cookies, redirects, and the provider's form."""
+
+    def __init__(self, running: Console) -> None:
+        self.console = running
+        self.session = requests.Session()
+        self.session.trust_env = False
+
+    def get(self, path: str, *, follow: bool = True, fragment: bool = False) -> requests.Response:
+        headers = {"Fragment": "1"} if fragment else {}
+        url = urljoin(self.console.url, path)
+        return self.session.get(url, headers=headers, allow_redirects=follow, timeout=30)
+
+    def sign_in(self, name: str, path: str = "/") -> requests.Response:
+        """Ask for a path, sign in at the provider, and return the page that the user sees then."""
+        form = self.get(path)
+        assert "name=username" in form.text, form.text
+        return self.session.post(form.url, data={"username": name}, timeout=30)
+
+    def begin(self, path: str = "/") -> dict[str, str]:
+        """Begin to sign in; return the parameters with which the provider is asked."""
+        there = self.get(f"/sign-in?next={path}", follow=False)
+        assert there.status_code == 303, there.text
+        return {name: value for name, (value,) in parse_qs(urlsplit(there.headers["Location"]).query).items()}
+
+    def authorize(self, name: str, path: str = "/") -> str:
+        """Begin to sign in, and return the URL to which the provider sends the browser back."""
+        there = self.get(f"/sign-in?next={path}", follow=False).headers["Location"]
+        back = self.session.post(there, data={"username": name}, allow_redirects=False, timeout=30)
+        assert back.status_code == 302, back.text
+        return back.headers["Location"]
+
+    def sign_out(self, *, follow: bool = True, token: str | None = None) -> requests.Response:
+        token = self.csrf_token() if token is None else token
+        url = f"{self.console.url}/sign-out"
+        return self.session.post(url, data={"csrf_token": token}, allow_redirects=follow, timeout=30)
+
+    def csrf_token(self) -> str:
+        found = re.search(r'name="csrf_token" value="([^"]+)"', self.get("/").text)
+        assert found
+        return found[1]
