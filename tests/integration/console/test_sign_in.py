@@ -503,8 +503,16 @@ def test_while_the_provider_is_down_users_stay_signed_in(browser: Browser, provi
     provider.knobs.lifetime = 1
     browser.sign_in("owner")
     provider.knobs.answer_instead = lambda _: Response(503)
-    wait_for(lambda: bool(provider.refreshes))
-    assert browser.get("/", follow=False).status_code in (200, 503)
+    before = provider.refreshes
+    statuses: list[int] = []
+
+    def asks_for_a_token() -> bool:
+        statuses.append(browser.get("/", follow=False).status_code)
+        return provider.refreshes > before
+
+    wait_for(asks_for_a_token)
+    statuses.append(browser.get("/", follow=False).status_code)
+    assert set(statuses) <= {200, 503}
     provider.knobs.answer_instead = None
     wait_for(lambda: browser.get("/", follow=False).status_code == 200)
 

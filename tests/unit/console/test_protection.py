@@ -17,6 +17,7 @@ SIGN_IN = {
     "CONSOLE_SECRET_KEY": "0123456789abcdef0123456789abcdef",
     "CONSOLE_URL": "https://fleet.example",
 }
+REQUIRED = [variable for variable in SIGN_IN if variable != "CONSOLE_OIDC_CLIENT_SECRET"]
 DROGUE = {"DROGUE_API_URL": "https://api.example"}
 
 
@@ -70,21 +71,32 @@ def test_a_form_that_is_too_large_is_refused(browser: Browser) -> None:
 def test_other_addresses_need_sign_in(host: str) -> None:
     with pytest.raises(SettingsError, match="so others could act with your credentials") as caught:
         ConsoleSettings.from_environment(DROGUE, host)
-    assert all(variable in str(caught.value) for variable in SIGN_IN)
+    assert all(variable in str(caught.value) for variable in REQUIRED)
     assert ConsoleSettings.from_environment(DROGUE | SIGN_IN, host).sign_in
 
 
-@pytest.mark.parametrize("missing", SIGN_IN)
+@pytest.mark.parametrize("missing", REQUIRED)
 def test_sign_in_needs_all_its_settings(missing: str) -> None:
     environment = {key: value for key, value in SIGN_IN.items() if key != missing}
     with pytest.raises(SettingsError, match=f"^{missing} is not set"):
         ConsoleSettings.from_environment(DROGUE | environment)
 
 
+def test_a_public_client_has_no_secret() -> None:
+    environment = {key: SIGN_IN[key] for key in REQUIRED}
+    settings = ConsoleSettings.from_environment(DROGUE | environment)
+    assert settings.sign_in
+    assert settings.sign_in.client_secret is None
+    with pytest.raises(SettingsError, match=r"^CONSOLE_OIDC_ISSUER is not set"):
+        ConsoleSettings.from_environment(DROGUE | {"CONSOLE_OIDC_CLIENT_SECRET": "s3cr3t"})
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "problem"),
     [
         ("CONSOLE_URL", "http://fleet.example", "is not https, and not of this machine"),
+        ("CONSOLE_OIDC_ISSUER", "http://sso.example/realms/drogue", "is not https, and not of this machine"),
+        ("CONSOLE_OIDC_ISSUER", "sso.example", "is not an http:// or https:// URL"),
         ("CONSOLE_URL", "https://fleet.example/console", "has a path"),
         ("CONSOLE_URL", "fleet.example", "is not an http:// or https:// URL"),
         ("CONSOLE_SECRET_KEY", "short", "has fewer than 32 characters"),
