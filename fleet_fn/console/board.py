@@ -10,10 +10,11 @@ from fleet_fn.console.charts import Curve, Part, trace
 from fleet_fn.console.rendering import STATE_NAMES, action_url, application_url
 from fleet_fn.console.snapshot import Devices, Snapshot
 from fleet_fn.drogue.firmware_spec import Malformed
+from fleet_fn.drogue.status_report import GIVEN_UP
 from fleet_fn.fleet.rollout.overview import Overview
 from fleet_fn.fleet.rollout.progress import Standing
 from fleet_fn.fleet.rollout.wording import describe_conditions
-from fleet_fn.fleet.states import State
+from fleet_fn.fleet.states import ATTENTION, State
 from fleet_fn.fleet.totals import Totals
 
 #: Versions that a bar shows by themselves.
@@ -99,21 +100,21 @@ def actions_of(snapshot: Snapshot) -> list[Action]:
     position = progress.position if progress else None
     is_stopped = standing in (Standing.ABORTED, Standing.HALTED)
     paused = is_paused(overview)
-    found = []
-    if standing in (Standing.READY, Standing.NEW):
-        found.append(Action("Advance", action_url(name, "advance"), "primary"))
-    if position and position.waits_for_approval and not is_stopped:
-        found.append(Action("Approve", action_url(name, "approve"), "" if found else "primary"))
-    found.append(Action("Start a rollout", action_url(name, "start"), "primary" if is_stopped else ""))
-    if paused or is_stopped:
-        found.append(Action("Resume", action_url(name, "resume"), "" if is_stopped else "primary"))
-    if not paused:
-        found.append(Action("Pause", action_url(name, "pause")))
-    if snapshot.devices and (failed := needing_retry(snapshot.devices.totals)):
-        found.append(Action(f"Retry {failed:,} failed", action_url(name, "retry")))
-    if overview.application.previous and standing is not Standing.ABORTED:
-        found.append(Action("Abort", action_url(name, "abort"), "danger"))
-    return found
+    failed = _needing_retry(snapshot.devices.totals) if snapshot.devices else 0
+    offered: tuple[tuple[str, str, object], ...] = (
+        ("resume", "Resume", paused or is_stopped),
+        ("advance", "Advance", standing in (Standing.READY, Standing.NEW)),
+        ("approve", "Approve", position and position.waits_for_approval and not is_stopped),
+        ("start", "Start a rollout", True),
+        ("pause", "Pause", not paused),
+        ("retry", f"Retry {failed:,} failed", failed),
+        ("abort", "Abort", overview.application.previous and standing is not Standing.ABORTED),
+    )
+    found = [(action, label) for action, label, makes_sense in offered if makes_sense]
+    # A halted rollout needs a fix rather than to go on.
+    awaited = "start" if is_stopped else found[0][0] if found[0][0] != "start" else ""
+    kinds = {awaited: "primary", "abort": "danger"}
+    return [Action(label, action_url(name, action), kinds.get(action, "")) for action, label in found]
 
 
 def is_paused(overview: Overview) -> bool:
@@ -122,17 +123,18 @@ def is_paused(overview: Overview) -> bool:
     return not isinstance(policy, Malformed) and bool(policy.paused)
 
 
-def needing_retry(totals: Totals) -> int:
-    """Return how many devices rolled back, or failed."""
-    return totals.states[State.ROLLED_BACK] + totals.states[State.FAILED]
+def _needing_retry(totals: Totals) -> int:
+    """Return how many devices rolled back, or gave their target up."""
+    return totals.states[State.ROLLED_BACK] + totals.reasons[State.FAILED, GIVEN_UP]
 
 
-def state_parts(application: str, totals: Totals, **query: Any) -> list[Part]:
+def state_parts(application: str, totals: Totals) -> list[Part]:
     """Return the parts of a bar of states, the good one first."""
-    return [
-        Part(STATE_NAMES[state], totals.states[state], state.value, _filtered(application, state=state.value, **query))
-        for state in _BAR_STATES
-    ]
+    return [_part(application, totals, state) for state in _BAR_STATES]
+
+
+def _part(application: str, totals: Totals, state: State) -> Part:
+    return Part(STATE_NAMES[state], totals.states[state], state.value, _filtered(application, state=state.value))
 
 
 #: From left to right: a bar fills from the left while a rollout goes well.
@@ -145,6 +147,11 @@ _BAR_STATES: Final = (
     State.FAILED,
     State.UNKNOWN,
 )
+
+
+def attention_parts(application: str, totals: Totals) -> list[Part]:
+    """Return how many devices are in each state that an operator should look at."""
+    return [_part(application, totals, state) for state in ATTENTION if totals.states[state]]
 
 
 def version_parts(application: str, totals: Totals, target: str | None) -> list[Part]:
@@ -166,9 +173,11 @@ def version_parts(application: str, totals: Totals, target: str | None) -> list[
         for version in shown
     ]
     if rest:
-        parts.append(Part(f"{len(rest):,} other versions", sum(counts[version] for version in rest), "version-rest"))
-    unknown = totals.devices - counts.total()
-    return [*parts, *([Part("not known", unknown, "unknown")] if unknown else [])]
+        noun = "version" if len(rest) == 1 else "versions"
+        parts.append(Part(f"{len(rest):,} other {noun}", sum(counts[version] for version in rest), "version-rest"))
+    if unknown := totals.devices - counts.total():
+        parts.append(Part("not known", unknown, "unknown"))
+    return parts
 
 
 def curve_of(devices: Devices, overview: Overview) -> Curve | None:

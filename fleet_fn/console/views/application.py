@@ -1,5 +1,6 @@
 """The page of one application."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from flask import Blueprint, Response, g, request
@@ -17,6 +18,7 @@ from fleet_fn.console.board import (
 from fleet_fn.console.charts import draw_bar, draw_curve, draw_meter, top_of
 from fleet_fn.console.command_line import command_line
 from fleet_fn.console.device_table import TableQuery, read_page
+from fleet_fn.console.jobs import Job
 from fleet_fn.console.parts import parts
 from fleet_fn.console.rendering import application_url, render
 from fleet_fn.console.snapshot import Devices, Snapshot
@@ -42,6 +44,8 @@ _COLUMNS: Final = {
 #: Names of failed devices, and other versions that failed, that are shown.
 _MAX_NAMES: Final = 10
 _MAX_VERSIONS: Final = 5
+#: How long the end of a change of many devices is shown.
+_JOB_SHOWN: Final = timedelta(minutes=15)
 #: Versions to choose from.
 _MAX_CHOICES: Final = 200
 
@@ -57,7 +61,14 @@ def show(name: str) -> Response:
         values |= _rollout(snapshot.overview) | _curve(snapshot.devices, snapshot.overview)
     if snapshot.devices:
         values |= _fleet(snapshot, snapshot.devices)
+    values["job"] = _job(name)
     return render("application.html", name=name, snapshot=snapshot, **values, **_table(snapshot, query))
+
+
+def _job(name: str) -> Job | None:
+    """Return the change of many devices that goes on, or that has ended lately."""
+    job = parts().jobs.last(name)
+    return job if job and (job.ended is None or datetime.now(UTC) - job.ended < _JOB_SHOWN) else None
 
 
 def _rollout(overview: Overview) -> dict[str, Any]:

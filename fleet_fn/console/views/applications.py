@@ -1,27 +1,42 @@
 """The first page: all applications that the user may see."""
 
-from dataclasses import dataclass
-
 from flask import Blueprint, Response, g, request
 
+from fleet_fn.console.application_list import BY_NAME, Listed, Trouble, arrange, total_of
+from fleet_fn.console.board import state_parts
+from fleet_fn.console.charts import Part, draw_bar
 from fleet_fn.console.parts import parts
 from fleet_fn.console.rendering import render
-from fleet_fn.console.snapshot import Snapshot
 
 blueprint = Blueprint("applications", __name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    name: str
-    snapshot: Snapshot
 
 
 @blueprint.get("/")
 def show() -> Response:
     """Show one row for each application."""
     found = parts().access.applications(g.user)
-    sought = request.args.get("q", "").strip().lower()
-    names = [name for name in found.names if sought in name]
-    listed = [_Listed(name, parts().snapshots.look(g.user, name)) for name in names]
-    return render("applications.html", listed=listed, total=len(found.names), sought=sought, problem=found.problem)
+    sought, sort = request.args.get("q", "").strip(), request.args.get("sort", "")
+    all_listed = [Listed.of(parts().snapshots.look(g.user, name)) for name in found.names]
+    totals = total_of(each.snapshot for each in all_listed)
+    states = [Part(part.name, part.count, part.kind) for part in state_parts("", totals)]
+    return render(
+        "applications.html",
+        listed=arrange(all_listed, sought, sort),
+        total=len(all_listed),
+        devices=totals.devices,
+        troubled=sum(each.trouble in (Trouble.ROLLOUT, Trouble.DEVICES) for each in all_listed),
+        unread=sum(each.snapshot.devices is None for each in all_listed),
+        states=states,
+        state_bar=draw_bar(states, "Devices of all applications by state"),
+        bar_of=_bar_of,
+        sought=sought,
+        by_name=sort == BY_NAME,
+        problem=found.problem,
+    )
+
+
+def _bar_of(listed: Listed) -> str:
+    devices = listed.snapshot.devices
+    if devices is None or not devices.totals.devices:
+        return ""
+    return draw_bar(state_parts(listed.name, devices.totals), "Devices by state")
