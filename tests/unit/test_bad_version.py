@@ -14,7 +14,7 @@ from tests.support.function import ROOT
 DEVICES: Final = 2000
 DAY: Final = 86400.0
 #: Enough for each check at a seed, and few enough for a test.
-FEW: Final = {"DEVICES": 20_000, "HASTY_FLEETS": 2, "HASTY_DEVICES": 2000}
+FEW: Final = {"DEVICES": 10_000, "HASTY_FLEETS": 2, "HASTY_DEVICES": 1000}
 SVG: Final = "{http://www.w3.org/2000/svg}"
 MAX_COLUMNS: Final = 80
 
@@ -117,7 +117,7 @@ def test_the_benchmark_prints_its_tables(capsys: pytest.CaptureFixture[str]) -> 
     assert bad_version.run(seed=1) == []
     shown = capsys.readouterr().out.splitlines()
     assert max(map(len, shown)) <= MAX_COLUMNS
-    assert "a version that fails on 3 % of 20,000 devices, seed 1" in shown
+    assert "a version that fails on 3 % of 10,000 devices, seed 1" in shown
     for policy in bad_version.POLICIES:
         assert sum(line.startswith(f"{policy}  ") for line in shown) == 2, policy
 
@@ -134,7 +134,7 @@ def test_stages_that_do_not_hold_are_found(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(bad_version.POLICIES, bad_version.STAGES, {"stages": [{"percent": 100}]})
     wrong = bad_version.run(seed=1)
     assert f"{bad_version.STAGES}: the last pass did not see that it fails" in wrong
-    assert f"{bad_version.STAGES}: 20,000 devices booted it, more than 1 %" in wrong
+    assert f"{bad_version.STAGES}: 10,000 devices booted it, more than 1 %" in wrong
     assert f"{bad_version.STAGES}: a good version was on all devices before its stages were over" in wrong
 
 
