@@ -42,8 +42,8 @@ _APPLICATION: Final = "example"
 _IMAGE: Final = "demo-firmware"
 _PASSWORD: Final = "password"  # noqa: S105 - of a sandbox that lives for seconds
 _GATEWAY: Final = "gateway"
-#: 200 KiB and a little, so that the last block is a short one.
-_SIZE_BYTES: Final = 200 * 1024 + 32
+#: 100 KiB and a little, so that the last block is a short one.
+_SIZE_BYTES: Final = 100 * 1024 + 32
 #: Divides the devices' pauses: no user wants to wait for them.
 _SPEED: Final = 1000.0
 #: Variables that the function's process inherits: none of them is a setting.
