@@ -1,6 +1,9 @@
 """Heads of answers, line by line as libcurl hands them over."""
 
-from werkzeug.datastructures import Headers
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from werkzeug.datastructures import Headers
 
 
 class Head:
@@ -26,8 +29,10 @@ class Head:
             if self._is_interim:
                 self._lines.clear()
 
-    def headers(self) -> Headers:
+    def headers(self) -> "Headers":
         """Return the headers. Their values are decoded as ISO 8859-1."""
+        from werkzeug.datastructures import Headers  # slow to import, and most answers' headers are not read
+
         headers = Headers()
         for line in self._lines[1:]:
             name, colon, value = line.decode("iso-8859-1").partition(":")

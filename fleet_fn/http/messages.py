@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
-
-from werkzeug.datastructures import Headers
+from typing import TYPE_CHECKING, Final
 
 from fleet_fn.http.head import Head
+
+if TYPE_CHECKING:
+    from werkzeug.datastructures import Headers
 
 #: Largest body of an answer. No upstream has a reason to send a larger one.
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
@@ -85,6 +86,6 @@ class Answer:
     retry_after: int | None = None
 
     @property
-    def headers(self) -> Headers:
+    def headers(self) -> "Headers":
         """Headers of the head."""
         return self.head.headers()

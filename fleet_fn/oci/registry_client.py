@@ -6,10 +6,8 @@ It follows the OCI distribution specification 1.1.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
-
-from werkzeug.datastructures import Headers
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError
@@ -30,6 +28,9 @@ from fleet_fn.oci.manifest import (
 )
 from fleet_fn.oci.reference import api_host, is_digest, is_tag
 from fleet_fn.oci.referrers import MAX_REFERRERS, of_type, read_entries
+
+if TYPE_CHECKING:
+    from werkzeug.datastructures import Headers
 
 #: A download that brings less than `_MIN_PROGRESS_BYTES` bytes in this time is given up.
 STALL_TIMEOUT_SECONDS: Final = 30.0
@@ -298,7 +299,7 @@ class RegistryClient:
                 )
             yield stream
 
-    def _authorize(self, repository: str, refused: str | None, headers: Headers, deadline: Deadline) -> str:
+    def _authorize(self, repository: str, refused: str | None, headers: "Headers", deadline: Deadline) -> str:
         challenges = headers.getlist("WWW-Authenticate")
         return self._authorization.answer_challenge(repository, refused, challenges, deadline)
 
@@ -377,7 +378,7 @@ def _with_authorization(headers: Mapping[str, str], authorization: str | None) -
     return {**headers, "Authorization": authorization} if authorization else headers
 
 
-def _digest_header(headers: Headers) -> str | None:
+def _digest_header(headers: "Headers") -> str | None:
     digest = headers.get("Docker-Content-Digest", "")
     return digest if is_digest(digest) else None
 
@@ -399,7 +400,7 @@ def _read_list(body: bytes, what: str, member: str, registry: str) -> list[objec
     return entries or []
 
 
-def _next_page(headers: Headers, first: str, registry: str) -> str | None:
+def _next_page(headers: "Headers", first: str, registry: str) -> str | None:
     """Return path and query of the next page of a list, or None after the last one.
 
     The link's host is ignored: our credentials go to the registry's own only.

@@ -24,6 +24,15 @@ def test_help_shows_the_name_that_was_called(command: list[str], name: str, argu
     assert shown.stdout.startswith(" ".join(["Usage:", name, *arguments, "[OPTIONS]"]))
 
 
+def test_commands_import_no_web_framework() -> None:
+    """A start would take a fifth longer with it."""
+    commands = [f"fleet_fn.cli.{name}" for name in ("publish", "inspect", "fleet", "rollout", "device", "sandbox")]
+    unwanted = "{'flask', 'jinja2', 'werkzeug', 'oras'}"
+    program = f"import sys, {', '.join(commands)}\nprint(*sorted({unwanted} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout == "\n"
+
+
 @pytest.mark.parametrize(("command", "name"), [(ENTRY_POINT, "fleet-fn"), (MODULE, "python -m fleet_fn")])
 def test_version_is_that_of_the_project(command: list[str], name: str) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
