@@ -21,7 +21,7 @@ from fleet_fn.firmware.layout_store import LayoutStore
 from fleet_fn.firmware.registry_store import RegistryStore
 from fleet_fn.firmware.resolver import ImageResolver, Resolver
 from fleet_fn.firmware.shapes import Shapes
-from fleet_fn.firmware.store import ImageStore
+from fleet_fn.firmware.store import ImageStore, Store
 from fleet_fn.firmware.trust import Trust
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.http.authorization import Authorization, Fixed, basic
@@ -48,6 +48,15 @@ class LookupCounts(NamedTuple):
     signature: LookupCount
 
 
+class Stores(NamedTuple):
+    """Stores of firmware by kind of source, and who decides whether a firmware may be served."""
+
+    images: ImageStore
+    #: None if there are no files.
+    files: Store | None
+    trust: Trust
+
+
 class Parts:
     """Parts that the settings describe, up to the handlers of events and previews.
 
@@ -66,13 +75,15 @@ class Parts:
         self._files = FileStore(settings.firmware_dir, files) if settings.firmware_dir else None
         self._sink = make_sink(settings)
         #: Answers events.
-        self.updater = self._make_handler(
+        self.updater = self._make_updater(settings, LookupCounts(*map(metrics.lookups, LookupCounts._fields)))
+        #: Answers previews; remembers neither specs nor manifests.
+        self.previewer = make_previewer(
             settings,
-            LookupCounts(*map(metrics.lookups, LookupCounts._fields)),
-            consumers=self._consumers(),
+            self._make_device_registry(settings, remember=False),
+            make_resolvers(self._stores(settings), self._single_flight, remember=False, clock=clocks.monotonic),
+            Commands(self._command_api),
+            clocks,
         )
-        #: Answers previews: ignores the age of events, and remembers neither specs nor manifests.
-        self.previewer = self._make_handler(replace(settings, event_max_age_seconds=0), remember=False)
 
     def close(self) -> None:
         """Close idle connections; the handlers open new ones if they are used again."""
@@ -89,34 +100,67 @@ class Parts:
 
         return (_transition_counter(), log_failures, UpdateEvents(self._sink, self._clocks))
 
-    def _make_handler(
-        self,
-        settings: Settings,
-        counts: LookupCounts | None = None,
-        *,
-        remember: bool = True,
-        consumers: Sequence[Consumer] = (),
-    ) -> UpdateHandler:
-        specs, manifests, signatures = counts or (None, None, None)
-        single_flight, clock = self._single_flight, self._clocks.monotonic
+    def _make_updater(self, settings: Settings, counts: LookupCounts) -> UpdateHandler:
+        stores, clock = self._stores(settings, counts.signature), self._clocks.monotonic
         return UpdateHandler(
             settings,
-            DeviceRegistry(
-                self._device_registry,
-                anonymous=settings.is_anonymous,
-                remember=remember,
-                count=specs,
-                clock=self._clocks.monotonic,
-            ),
-            Resolvers(
-                ImageResolver(self._images, single_flight, remember=remember, count=manifests, clock=clock),
-                Resolver(self._files, single_flight, remember=remember, clock=clock) if self._files else None,
-                make_trust(settings, signatures, clock),
-            ),
+            self._make_device_registry(settings, count=counts.spec),
+            make_resolvers(stores, self._single_flight, count=counts.manifest, clock=clock),
             Commands(self._command_api),
             self._clocks,
-            consumers,
+            self._consumers(),
         )
+
+    def _make_device_registry(
+        self, settings: Settings, *, remember: bool = True, count: LookupCount | None = None
+    ) -> DeviceRegistry:
+        return DeviceRegistry(
+            self._device_registry,
+            anonymous=settings.is_anonymous,
+            remember=remember,
+            count=count,
+            clock=self._clocks.monotonic,
+        )
+
+    def _stores(self, settings: Settings, count: LookupCount | None = None) -> Stores:
+        return Stores(self._images, self._files, make_trust(settings, count, self._clocks.monotonic))
+
+
+def make_previewer(
+    settings: Settings,
+    device_registry: DeviceRegistry,
+    resolvers: Resolvers,
+    commands: Commands,
+    clocks: Clocks = SYSTEM_CLOCKS,
+) -> UpdateHandler:
+    """Return a handler for previews: `decide` on events of any age."""
+    return UpdateHandler(replace(settings, event_max_age_seconds=0), device_registry, resolvers, commands, clocks)
+
+
+def make_resolvers(
+    stores: Stores,
+    single_flight: SingleFlight,
+    *,
+    remember: bool = True,
+    count: LookupCount | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Resolvers:
+    """Return the resolvers of stores.
+
+    Args:
+        stores: resolve the references that are not cached.
+        single_flight: runs look-ups that a stale firmware can replace.
+        remember: cache resolved references.
+        count: is called for each look-up of an image.
+        clock: monotonic seconds.
+
+    """
+    images, files, trust = stores
+    return Resolvers(
+        ImageResolver(images, single_flight, remember=remember, count=count, clock=clock),
+        Resolver(files, single_flight, remember=remember, clock=clock) if files else None,
+        trust,
+    )
 
 
 def _transition_counter() -> Consumer:

@@ -11,6 +11,7 @@ from flask import current_app, g
 from fleet_fn.console.access import Access
 from fleet_fn.console.checks import Checks
 from fleet_fn.console.jobs import Jobs
+from fleet_fn.console.next_command import NextCommands
 from fleet_fn.console.settings import ConsoleSettings
 from fleet_fn.console.sign_in.client import Client
 from fleet_fn.console.sign_in.users import OidcUsers
@@ -53,6 +54,7 @@ class Parts:
     access: Access
     snapshots: Snapshots
     firmware: Firmware
+    next_commands: NextCommands
     sink: "Sink | None"
     checks: Checks = field(default_factory=Checks)
     jobs: Jobs = field(default_factory=Jobs)
@@ -81,8 +83,9 @@ def open_parts(settings: ConsoleSettings) -> Iterator[Parts]:
         firmware = Firmware(Finders(operator, folder) if operator.firmware_registry else None)
         sink = make_sink(operator)
         snapshots = Snapshots(firmware.find_target)
+        next_commands = NextCommands(operator, firmware.finders)
         try:
-            found = Parts(operator, users, Access(), snapshots, firmware, sink)
+            found = Parts(operator, users, Access(), snapshots, firmware, next_commands, sink)
             yield found
         finally:
             found.checks.close()

@@ -173,6 +173,16 @@ class DeviceRegistry:
             self._unreadable.put(names, since, True)
             return None
 
+    def put(self, application: str, device: str, found: Mapping[str, Any]) -> None:
+        """Remember a device that the caller has just read.
+
+        Raises:
+            DeviceNotFoundError: it is no device object.
+
+        """
+        names = (application, device)
+        self._objects.put(names, self._objects.now(), _read(found, names))
+
     def forget(self, application: str, device: str) -> None:
         """Drop a device from the cache, or the application if `device` is empty."""
         self._objects.invalidate((application, device) if device else (application,))

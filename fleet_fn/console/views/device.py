@@ -5,11 +5,16 @@ from http import HTTPStatus
 from flask import Blueprint, Response, abort, g, request
 
 from fleet_fn.console.advice import ACTIONS, Advice, advise, advise_on
+from fleet_fn.console.command_line import command_line
 from fleet_fn.console.device import KnownDevice, ReadDevice, core_is_disabled, find_in, read_now
 from fleet_fn.console.parts import parts
 from fleet_fn.console.rendering import action_url, firmware_url, render
+from fleet_fn.drogue.update_record import parse_timestamp
 from fleet_fn.errors import TransientError
+from fleet_fn.fleet.rollout.application import Application
 from fleet_fn.fleet.rollout.devices import needs_retry
+from fleet_fn.fleet.rows import Row
+from fleet_fn.fleet.states import State
 
 blueprint = Blueprint("device", __name__)
 
@@ -46,8 +51,30 @@ def show(name: str) -> Response:
         action=_link(advice, name, device) if advice.action != "retry" or needs_retry(row) else None,
         problems=[(reason, advise(reason)) for reason in (read.problems if read else ())],
         needs_retry=needs_retry(row),
-        max_attempts=read.max_attempts(application) if read else None,
+        forecast=parts().next_commands.forecast(g.user, name, read) if read else None,
+        equivalent=command_line("rollout", "retry", application=name, device=device) if needs_retry(row) else "",
+        facts=_facts(row, read, application),
     )
+
+
+def _facts(row: Row, read: ReadDevice | None, application: Application | None) -> list[tuple[str, str, object]]:
+    """Return facts about the update: term, kind, and value."""
+    record = read.record if read else None
+    most = f" of {read.max_attempts(application)}" if read else ""
+    facts: list[tuple[str, str, object]] = [
+        ("Attempts", "text", f"{row.attempts}{most}" if row.state is not State.IN_SYNC and row.target else ""),
+        ("Last change", "time", row.last_change),
+    ]
+    if record:
+        facts += [
+            ("Version of the record", "text", record.version if record.version != row.target else ""),
+            ("Began", "time", parse_timestamp(record.started)),
+            ("Told to swap", "time", parse_timestamp(record.swapped)),
+            ("Told to keep it", "time", record.synced_at()),
+            ("SHA-256", "digest", record.checksum),
+            ("From", "code", (record.origin.image or record.origin.file or "") if record.origin else ""),
+        ]
+    return [fact for fact in facts if fact[2]]
 
 
 def _link(advice: Advice, application: str, device: str) -> tuple[str, str] | None:

@@ -20,7 +20,7 @@ from fleet_fn.fleet.rollout.actions import Target
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.oci.reference import Reference, fill_in, image_reference
 from fleet_fn.oci.signature_search import Signature
-from fleet_fn.parts import make_image_store, make_trust
+from fleet_fn.parts import Stores, make_image_store, make_trust
 from fleet_fn.protocol.dialects import MAX_VERSION_BYTES
 from fleet_fn.settings import Settings
 from fleet_fn.update.choice import check_tag
@@ -125,6 +125,11 @@ class Finders:
     def of(self, application: str) -> FirmwareFinder:
         """Return the finder of an application's firmware."""
         return FirmwareFinder(self._settings, application, self.images, self.files, self.trust)
+
+    @property
+    def stores(self) -> Stores:
+        """The parts, for a handler of previews."""
+        return Stores(self.images, self.files, self.trust)
 
     def close(self) -> None:
         """Close idle connections."""

@@ -1,51 +1,21 @@
 """The page of a device: each state in words, with what to do; nothing that a device says does anything."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 import pytest
 
 from fleet_fn.sandbox.cloud import Sandbox
 from tests.support.console import Browser, browsing, environment_of
+from tests.support.devices import SHA, Object, ago, behind, condition, device, update
 from tests.support.html import Element, read_html
 
-Object = dict[str, Any]
-SHA: Final = "3f1d" * 16
 HOSTILE: Final = "<script>alert('x')</script>"
 APPLICATION: Final[Object] = {
     "metadata": {"name": "pumps"},
     "spec": {"firmware": {"container": {"image": "pump:1.2.0"}, "maxAttempts": 5}},
 }
-
-
-def ago(**time: int) -> str:
-    return (datetime.now(UTC) - timedelta(**time)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def condition(kind: str, status: str, reason: str = "", message: str = "", minutes: int = 9) -> Object:
-    since = ago(minutes=minutes)
-    return {"type": kind, "status": status, "lastTransitionTime": since, "reason": reason, "message": message}
-
-
-def behind(reason: str = "", message: str = "", percent: str = "", minutes: int = 9) -> list[Object]:
-    """The conditions of a device that is not on its target."""
-    progress = [condition("UpdateProgress", "Unknown", "", percent, minutes)] if percent else []
-    return [condition("InSync", "False", reason, message, minutes), *progress]
-
-
-def device(name: str, conditions: list[Object], spec: Object | None = None, **status: Any) -> Object:
-    firmware = {"current": "1.1.0", "target": "1.2.0", "reported": ago(minutes=2), "seen": ago(minutes=1)}
-    return {
-        "metadata": {"application": "pumps", "name": name, "labels": {"site": "oslo"}},
-        "spec": spec or {},
-        "status": {"firmware": {**firmware, "conditions": conditions, **status}} if conditions else {},
-    }
-
-
-def update(**record: Any) -> Object:
-    return {"version": "1.2.0", "checksum": SHA, "attempts": 0, **record}
 
 
 FAILED: Final = [{"version": "1.2.0", "checksum": SHA, "attempts": 5, "at": ago(minutes=9)}]
