@@ -1,4 +1,4 @@
-"""The command that a device would get if it reported now, decided by the function's own code.
+"""The next command of a device, decided by the function's own code.
 
 The function is not asked, so that the page needs no access to it. Nothing is written, and nothing is sent. Blocks are
 not fetched, since a page shows their place only.
@@ -91,12 +91,18 @@ class _Status(NamedTuple):
 
 
 class NextCommands:
-    """Tells devices' next commands, and remembers them for a moment. Safe to use from several threads."""
+    """Tells devices' next commands, and remembers them for a moment.
+
+    Safe to use from several threads.
+    """
 
     def __init__(
         self, settings: Settings, finders: Finders | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Decide with the operator's `settings`; `finders` is None without FIRMWARE_REGISTRY."""
+        """Decide with the operator's settings.
+
+        `finders` is None without FIRMWARE_REGISTRY.
+        """
         self._settings = settings
         self._finders = finders
         self._clock = clock
@@ -184,7 +190,10 @@ class _Decision:
             yield plain._replace(words=f"It has lost its progress, and reports that it runs {current}")
 
     def _midway(self, record: Record, current: str) -> _Status | None:
-        """Return the status of a device that goes on with its update; None if its offset is unknown."""
+        """Return the status of a device that goes on with its update.
+
+        None if its offset is unknown.
+        """
         if restart := record.restart:
             offset = restart.midway if restart.stuck else restart.sent
             words = (
@@ -294,7 +303,7 @@ def _reason(reply: Reply) -> str:
 
 
 def _condition(reply: Reply) -> Condition | None:
-    """Return whether the device is in sync, as its object would say; None if that is no news."""
+    """Return the condition InSync that would be reported; None without news."""
     return next((each for each in reply.report.conditions if each.type == IN_SYNC), None) if reply.report else None
 
 
