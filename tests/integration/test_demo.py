@@ -61,13 +61,15 @@ def look_at_console(process: "subprocess.Popen[str]") -> str:
     """Wait for the demo's console, look at both applications, and press Ctrl-C; return the output so far."""
     assert process.stdout is not None
     lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if found := re.match(r"console: (http://\S+/) ", line):
-            applications = requests.get(found[1], timeout=30).text
-            assert re.findall(r'href="/applications/([a-z]+)"', applications) == ["example", "street"]
-            break
-    os.killpg(process.pid, signal.SIGINT)
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if found := re.match(r"console: (http://\S+/) ", line):
+                applications = requests.get(found[1], timeout=30).text
+                assert re.findall(r'href="/applications/([a-z]+)"', applications) == ["example", "street"]
+                break
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
     return "".join(lines)
 
 
