@@ -1,6 +1,7 @@
 """Pages, and the parts of them that browsers poll."""
 
 import hashlib
+import re
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -14,6 +15,8 @@ from fleet_fn.fleet.wording import describe_percent
 
 #: The script asks with this header for the live part of a page.
 FRAGMENT_HEADER: Final = "Fragment"
+#: Commands in reasons, and their options.
+_COMMANDS: Final = re.compile(r"`?\brollout (?P<action>start|pause|resume|advance|approve|abort|retry)\b( --failed)?`?")
 #: Names of states, for people.
 STATE_NAMES: Final = {
     State.FAILED: "failed",
@@ -61,6 +64,7 @@ def register(app: Flask) -> None:
         devices=devices,
         duration=describe_time,
         capitalize_first=capitalize_first,
+        sentence=sentence,
         state_name=STATE_NAMES.__getitem__,
     )
     app.jinja_env.globals.update(
@@ -102,6 +106,12 @@ def number(value: float) -> str:
 def devices(count: int) -> str:
     """Return a number of devices, with its noun."""
     return f"{number(count)} {'device' if count == 1 else 'devices'}"
+
+
+def sentence(text: str) -> str:
+    """Return a reason as a sentence of a page, which has buttons instead of commands."""
+    with_buttons = _COMMANDS.sub(lambda found: found["action"].capitalize(), text)
+    return f"{capitalize_first(with_buttons).rstrip('.')}."
 
 
 def capitalize_first(text: str) -> str:

@@ -1,6 +1,6 @@
 """The form with which a user begins a rollout."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,8 +13,9 @@ from fleet_fn.fleet.rollout.devices import Selection
 from fleet_fn.fleet.rollout.stage_list import check_stages, parse_percent, write_stage
 from fleet_fn.fleet.states import State
 
-#: Stages that the form has room for.
-MAX_STAGES: Final = 8
+#: Rows of stages that the form has at least, and stages that are read.
+_MIN_ROWS: Final = 5
+_MAX_STAGES: Final = 100
 _STAGE_KEYS: Final = ("percent", "after", "success", "over", "approval")
 #: Stages that the form proposes.
 _PROPOSED: Final[tuple[Mapping[str, str], ...]] = (
@@ -52,14 +53,17 @@ class Form:
         """Who gets it: `keep` for the policy as it is, `all`, `percent` or `stages`."""
         return self.get("mode") or "keep"
 
-    @property
-    def stage_rows(self) -> list[Mapping[str, str]]:
-        """The rows of stages as typed; a proposal before any is."""
-        rows = self._rows()
-        return rows if any(row["percent"] for row in rows) else [*_PROPOSED, *rows[len(_PROPOSED) :]]
+    def stage_rows(self, present: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, str]]:
+        """Return the rows of stages as typed, and some that are empty.
+
+        Before any is typed, they are the present stages, or a proposal.
+        """
+        typed = [row for row in self._rows() if row["percent"]]
+        known = typed or [_row_of(stage) for stage in present or ()] or list(_PROPOSED)
+        return [*known, *[dict.fromkeys(_STAGE_KEYS, "")] * max(_MIN_ROWS - len(known), 1)]
 
     def _rows(self) -> list[Mapping[str, str]]:
-        return [{key: self.get(f"stage.{index}.{key}") for key in _STAGE_KEYS} for index in range(MAX_STAGES)]
+        return [{key: self.get(f"stage.{index}.{key}") for key in _STAGE_KEYS} for index in range(_MAX_STAGES)]
 
     def stages(self) -> list[dict[str, Any]] | None:
         """Return the stages, as they stand in `spec.firmware`; None if others apply.
@@ -139,3 +143,9 @@ class Form:
             failed_version=self.get("failed_version"),
             replace_source=bool(self.get("replace_source")),
         )
+
+
+def _row_of(stage: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the row of a stage that stands in `spec.firmware`."""
+    row = {key: f"{stage[key]}" for key in _STAGE_KEYS if stage.get(key) is not None}
+    return {**row, "approval": "yes" if stage.get("approval") else ""}

@@ -56,7 +56,11 @@ def show(name: str) -> Response:
     parts().access.check(g.user, name)
     snapshot = parts().snapshots.look(g.user, name)
     query = TableQuery.read(request.args)
-    values: dict[str, Any] = {"actions": actions_of(snapshot), "standings": STANDINGS}
+    values: dict[str, Any] = {
+        "actions": actions_of(snapshot),
+        "standings": STANDINGS,
+        "job": parts().jobs.last(name),
+    }
     if snapshot.overview:
         values |= _rollout(snapshot.overview) | _curve(snapshot.devices, snapshot.overview)
     if snapshot.devices:

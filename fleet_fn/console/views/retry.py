@@ -12,7 +12,7 @@ from werkzeug.wrappers import Response
 from fleet_fn.console.command_line import command_line
 from fleet_fn.console.jobs import Job
 from fleet_fn.console.parts import parts
-from fleet_fn.console.rendering import application_url, device_url
+from fleet_fn.console.rendering import STATE_NAMES, application_url, device_url
 from fleet_fn.console.selected import fingerprint_of
 from fleet_fn.console.views.changing import SHOWN, ActionPage, NotReadYetError, Wording
 from fleet_fn.deadline import Deadline
@@ -72,13 +72,13 @@ def _retry_one(page: ActionPage, device: str, token: str) -> Response:
     found, _ = session.api.fetch(names, Deadline(_DEVICE_SECONDS))
     row = read_row(read_device(found, page.name), session.now())
     if not needs_retry(row):
-        return page.refuse(f"{device} is {row.state}: there is nothing to retry")
+        return page.refuse(f"device {device} is {STATE_NAMES[row.state]}: there is nothing to retry")
     change = session.edit(names, f"device {device}", lambda each: with_retry(each, token))
     if not is_made:
         warned = replace(page, values={**page.values, "warnings": _warnings(session, {device: row.target})})
-        return warned.show_change(change, f"{device} will try {row.target} again")
+        return warned.show_change(change, f"device {device} will try {row.target} again")
     _tell(session, [device], token)
-    flash(f"{device} will try {row.target} again.", "good")
+    flash(f"device {device} will try {row.target} again", "good")
     return redirect(device_url(page.name, device), HTTPStatus.SEE_OTHER)
 
 

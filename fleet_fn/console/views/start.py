@@ -13,7 +13,7 @@ from fleet_fn.console.parts import parts
 from fleet_fn.console.rendering import application_url, render
 from fleet_fn.console.selected import Selected
 from fleet_fn.console.snapshot import Entry
-from fleet_fn.console.start_form import MAX_STAGES, Form
+from fleet_fn.console.start_form import Form
 from fleet_fn.console.views.changing import SHOWN, ActionPage, NotReadYetError, Wording
 from fleet_fn.drogue.spec_source import Image
 from fleet_fn.fleet.rollout.actions import SELECTION_LABEL, Start
@@ -66,10 +66,10 @@ def _show_form(name: str, form: Form, problem: str = "") -> Response:
         image=form.image or (source.reference if isinstance(source, Image) else ""),
         problem=problem,
         policy=_describe_policy(application),
+        rows=form.stage_rows(application.rollout_policy("stages")),
         replaces=source is not None and not isinstance(source, Image),
         states=list(State),
         versions=devices.totals.versions if devices else (),
-        max_stages=MAX_STAGES,
     )
 
 
