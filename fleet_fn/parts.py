@@ -49,7 +49,7 @@ class LookupCounts(NamedTuple):
 
 
 class Stores(NamedTuple):
-    """Stores of firmware by kind of source, and who decides whether a firmware may be served."""
+    """Stores of firmware by kind of source, and the trust in what they have."""
 
     images: ImageStore
     #: None if there are no files.

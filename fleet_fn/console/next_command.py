@@ -210,7 +210,7 @@ class _Decision:
         return _Status(words, current, (record.version, offset))
 
     def _size_of(self, record: Record) -> int | None:
-        """Return the size of the firmware that a device has begun; None if it cannot be told."""
+        """Return the bytes of the firmware that a device has begun; None if unknown."""
         origin = record.origin
         try:
             if origin and origin.image:

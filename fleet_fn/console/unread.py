@@ -29,7 +29,7 @@ class _Described:
         self._store = store
 
     def resolve(self, reference: Reference, deadline: Deadline, known: Firmware | None = None) -> Firmware:
-        """Return the firmware that a reference names, without its bytes; see `Store.resolve`."""
+        """Return the firmware that a reference names; see `Store.resolve`."""
         return replace(self._store.resolve(reference, deadline, known), opener=_open_blank)
 
     def close(self) -> None:
