@@ -174,7 +174,8 @@ def test_own_applications_and_devices_are_updated(machine: Machine) -> None:
         assert "bed-7: in sync with 1.2.3" in machine.run(update)
 
 
-LIST_DEVICES = "curl -fsS -u sandbox:sandbox http://127.0.0.1:8081/api/registry/v1alpha1/apps/example/devices"
+SHOW_APPLICATION = "curl -fsS -u sandbox:sandbox http://127.0.0.1:8081/api/registry/v1alpha1/apps/example"
+LIST_DEVICES = f"{SHOW_APPLICATION}/devices"
 
 
 def await_devices(machine: Machine, is_so: Callable[[Any], bool]) -> None:
@@ -188,6 +189,17 @@ def await_devices(machine: Machine, is_so: Callable[[Any], bool]) -> None:
             return
         sleep(0.2)
     raise AssertionError(found)
+
+
+def await_failures(machine: Machine, version: str, count: int) -> None:
+    """Wait until the application's status knows of so many devices on which a version failed."""
+    limit = monotonic() + LIMIT
+    rollout: Any = {}
+    while rollout.get("failed", {}).get(version, {}).get("count", 0) < count:
+        assert monotonic() < limit, rollout
+        sleep(0.2)
+        application = json.loads(machine.run(SHOW_APPLICATION))
+        rollout = application.get("status", {}).get("firmware", {}).get("rollout", {})
 
 
 def test_devices_roll_back_from_a_bad_version_and_take_its_fix(machine: Machine) -> None:
@@ -224,10 +236,8 @@ def test_a_bad_rollout_halts_and_its_fix_goes_to_the_broken_devices_first(machin
     ):
         await_devices(machine, lambda firmware: firmware.get("current") == "0.1.1")
         machine.run(start)
-        limit = monotonic() + LIMIT
-        while "halted: 1.1.0 failed on" not in (told := machine.run(variables + show)):
-            assert monotonic() < limit, told
-            sleep(0.2)
+        await_failures(machine, "1.1.0", 2)
+        assert "halted: 1.1.0 failed on" in machine.run(variables + show)
         machine.run(variables + broken)
         await_devices(machine, lambda firmware: is_fixed(firmware) or not firmware.get("update", {}).get("failed"))
         machine.run(variables + others)
