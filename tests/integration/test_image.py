@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cbor2
 import pytest
+import requests
 
 from tests.support.containerfile import Image, build
 from tests.support.drogue import Drogue
@@ -206,8 +207,8 @@ def test_tests_and_other_things_of_the_repository_are_not_in_it(image: Image, pu
 # --- As a platform runs it
 
 
-def contained(image: Image, cache: Path) -> list[str]:
-    """What runs the image's command as its own user without any privilege, with nothing to write to but `cache`."""
+def contained(image: Image, cache: Path, *command: str) -> list[str]:
+    """What runs a command, else the image's own, as its user without privileges, with only `cache` to write to."""
     if os.geteuid() != 0 or _anyones_python() is None:
         pytest.skip("only root can start a process as another user, with a Python that this one may run")
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
@@ -221,7 +222,17 @@ def contained(image: Image, cache: Path) -> list[str]:
         exec setpriv --reuid "$1" --regid "$1" --clear-groups --no-new-privs --bounding-set=-all "${@:2}"
     """
     user = image.user.partition(":")[0]
-    return ["unshare", "--mount", "bash", "-ec", contain, str(cache), user, *image.entrypoint, *image.command]
+    return [
+        "unshare",
+        "--mount",
+        "bash",
+        "-ec",
+        contain,
+        str(cache),
+        user,
+        *image.entrypoint,
+        *(command or image.command),
+    ]
 
 
 @pytest.fixture
@@ -263,6 +274,31 @@ def test_it_updates_devices_without_privileges_on_a_read_only_root(
         function.end()
     assert b"".join(cbor2.loads(sent.payload)["data"] for sent in drogue.commands_for(device)) == content
     assert not list(cache.iterdir()), "it was written beside the mount"
+
+
+def test_the_console_serves_without_privileges_on_a_read_only_root(publisher: Image) -> None:
+    """With the packages, templates and static files that it needs, and one folder to write to."""
+    folder = publisher.root / "tmp"
+    folder.mkdir(exist_ok=True)
+    command = contained(publisher, folder, "console", "--port", "0")
+    variables = {"DROGUE_API_URL": "http://127.0.0.1:1", "TMPDIR": str(folder)}
+    with subprocess.Popen(
+        command,
+        cwd=publisher.path(publisher.folder),
+        env={**publisher.environment, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout
+        try:
+            line = process.stdout.readline()
+            assert (found := re.fullmatch(r"console: (http://127\.0\.0\.1:\d+)/ .*\n", line)), line
+            for path, status in (("/healthz", 200), ("/static/base.css", 200), ("/sign-out", 404), ("/", 503)):
+                assert requests.get(found[1] + path, timeout=30).status_code == status
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def test_without_a_folder_that_can_be_written_it_says_which_one_it_lacks(image: Image, cache: Path) -> None:
