@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as read_metrics
 
 from fleet_fn.cli.main import main
+from fleet_fn.console.settings import SIGN_IN_SETTINGS
 from fleet_fn.drogue.firmware_spec import Malformed, read_firmware_spec
 from fleet_fn.drogue.spec_policy import Policy, read_policy
 from fleet_fn.drogue.spec_source import Image
@@ -131,6 +132,13 @@ def test_settings_table_says_what_is_required_and_what_is_not() -> None:
     for name in REQUIRED:
         with pytest.raises(SettingsError, match=name):
             Settings.from_environment({**REQUIRED, name: ""})
+
+
+def test_settings_table_of_the_console_says_what_the_code_says() -> None:
+    told = rows("settings.md", "console variable | default | meaning")
+    assert told == [
+        [f"`{setting.variable}`", setting.default_text, setting.meaning] for setting in SIGN_IN_SETTINGS.values()
+    ]
 
 
 # --- Outcomes ---------------------------------------------------------------------------------------------------------
