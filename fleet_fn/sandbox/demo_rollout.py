@@ -93,19 +93,19 @@ class RolloutDemo:
 
         """
         self._operate("rollout", "start", "--image", f"{IMAGE}:{BAD_VERSION}", "--max-failed", str(MAX_FAILED))
-        bad = self._report(BAD_VERSION)
+        bad = self.report(BAD_VERSION)
         self._operate("fleet", "--summary", code=1)
         stages = ("--stage", "25,approval", "--stage", "100")
         self._operate("rollout", "start", "--image", f"{IMAGE}:{FIXED_VERSION}", *stages)
-        self._report(FIXED_VERSION)
+        self.report(FIXED_VERSION)
         self._operate("rollout", "approve")
         self._operate("rollout", "advance")
-        self._report(FIXED_VERSION)
+        self.report(FIXED_VERSION)
         self._operate("fleet", "--summary")
         fixed = sum(version == FIXED_VERSION.encode() for version in self._versions.values())
         return RolloutResult(sum(end.rollbacks > 0 for end in bad), sum(end.blocks == 0 for end in bad), fixed)
 
-    def _report(self, version: str) -> list[_Round]:
+    def report(self, version: str) -> list[_Round]:
         """Let each device report until it is told to stay with its version."""
         stop = threading.Event()
         with ThreadPoolExecutor(_AT_ONCE) as pool:
