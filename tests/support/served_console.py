@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 import requests
 
+from fleet_fn.openid.provider import Provider
+from fleet_fn.sandbox import Sandbox
+from fleet_fn.sandbox.openid import OpenIdUsers
 from tests.support.function import ROOT
+from tests.support.openid import OpenIdProvider
 
 #: Serves at a socket that is bound already, so that CONSOLE_URL can name its port.
 _SERVE = """
@@ -27,6 +31,10 @@ listener.listen(128)
 serve_console(ConsoleSettings.from_environment(os.environ, "127.0.0.1"), listener.detach(), lambda: None)
 """
 _SECONDS = 20.0
+_OBJECTS: list[dict[str, Any]] = [
+    {"metadata": {"name": "example"}, "spec": {"firmware": {"container": {"image": "example:latest"}}}},
+    {"metadata": {"application": "example", "name": "device1"}},
+]
 
 
 @dataclass
@@ -65,6 +73,21 @@ def console(settings: Callable[[str], Mapping[str, str]], folder: Path) -> Itera
         finally:
             process.terminate()
             process.wait(timeout=_SECONDS)
+
+
+@contextmanager
+def signing_in(provider: OpenIdProvider, folder: Path, **settings: str) -> Iterator[Console]:
+    """Run a console over a sandbox, with users of the provider: owner, manager, reader, and a stranger."""
+    users = OpenIdUsers(Provider(provider.issuer, ca_file=settings.get("DROGUE_CA_FILE")), provider.client.client_id)
+    members = {"reader": "reader", "manager": "manager", "stranger": "none"}
+    with Sandbox(_OBJECTS, user="owner", members=members, openid=users) as sandbox:
+
+        def settings_for(url: str) -> dict[str, str]:
+            provider.register(url)
+            return {**provider.environment(url), "DROGUE_API_URL": sandbox.url, **settings}
+
+        with console(settings_for, folder) as running:
+            yield running
 
 
 def _wait_until_healthy(running: Console) -> None:

@@ -179,12 +179,12 @@ class Client:
         url: str = add_params_to_uri(endpoint, list(parameters.items()))
         return url
 
-    def sign_out_origins(self) -> set[str]:
+    def sign_out_origins(self) -> list[str]:
         """Return the origins to which a sign-out may lead, as far as they are known."""
         known = self._provider.known_metadata
         urls = (self._provider.issuer, known.end_session_endpoint if known else None)
         parts = [urlsplit(url) for url in urls if url]
-        return {f"{each.scheme}://{each.netloc}" for each in parts}
+        return sorted({f"{each.scheme}://{each.netloc}" for each in parts})
 
     def _ask_for_tokens(self, form: Mapping[str, str], deadline: Deadline) -> tuple[Tokens, Mapping[str, Any]]:
         since = self._clock()

@@ -4,29 +4,22 @@ import base64
 import hmac
 import json
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 import requests
+import trustme
 from joserfc.jwk import RSAKey
 
-from fleet_fn.openid.provider import Provider
-from fleet_fn.sandbox import Sandbox
-from fleet_fn.sandbox.openid import OpenIdUsers
 from tests.support.http import Request, Response
 from tests.support.openid import CLIENT, Knobs, OpenIdProvider
-from tests.support.served_console import Browser, Console, console
-
-OBJECTS: list[dict[str, Any]] = [
-    {"metadata": {"name": "example"}, "spec": {"firmware": {"container": {"image": "example:latest"}}}},
-    {"metadata": {"application": "example", "name": "device1"}},
-]
+from tests.support.served_console import Browser, Console, signing_in
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +31,8 @@ def shared_provider() -> Iterator[OpenIdProvider]:
 @pytest.fixture(scope="module")
 def running(shared_provider: OpenIdProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     """A console, whose users Drogue Cloud knows by the provider's tokens."""
-    with _running(shared_provider, tmp_path_factory.mktemp("console")) as running:
+    with signing_in(shared_provider, tmp_path_factory.mktemp("console")) as running:
         yield running
-
-
-@contextmanager
-def _running(provider: OpenIdProvider, folder: Path) -> Iterator[Console]:
-    users = OpenIdUsers(Provider(provider.issuer, ca_file=None), CLIENT)
-    members = {"reader": "reader", "manager": "manager", "stranger": "none"}
-    with ExitStack() as stack:
-        sandbox = stack.enter_context(Sandbox(OBJECTS, user="owner", members=members, openid=users))
-
-        def settings(url: str) -> dict[str, str]:
-            provider.register(url)
-            return {**provider.environment(url), "DROGUE_API_URL": sandbox.url}
-
-        yield stack.enter_context(console(settings, folder))
 
 
 @pytest.fixture
@@ -187,10 +166,9 @@ def test_the_provider_itself_refuses_a_client_without_pkce(browser: Browser, pro
     form = {"grant_type": "authorization_code", "code": code, "redirect_uri": provider.client.redirect_uris[0]}
     credentials = (quote(CLIENT), quote(provider.client.secret or ""))
     for verifier in ({}, {"code_verifier": "x" * 43}):
-        token = provider.asked("/token")[-1].path if provider.asked("/token") else ""
         url = f"{provider.issuer}/protocol/openid-connect/token"
         answer = requests.post(url, data={**form, **verifier}, auth=credentials, timeout=30)
-        assert answer.status_code == 400, (token, answer.text)
+        assert (answer.status_code, answer.json()["error"]) in ((400, "invalid_request"), (400, "invalid_grant"))
 
 
 def forged(**claims: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -447,7 +425,7 @@ def test_users_have_sessions_of_their_own(running: Console, browser: Browser) ->
 def test_a_console_starts_without_its_provider_and_asks_it_again(tmp_path: Path) -> None:
     with OpenIdProvider() as provider:
         provider.server.stop_listening()
-        with _running(provider, tmp_path) as running:
+        with signing_in(provider, tmp_path) as running:
             browser = Browser(running)
             page = browser.get("/")
             assert (page.status_code, "OpenID provider: connection refused" in page.text) == (503, True)
@@ -524,3 +502,49 @@ def test_sign_out_works_while_the_provider_is_down(browser: Browser, provider: O
     answer = browser.sign_out(follow=False, token=token)
     assert answer.status_code == 303
     assert browser.get("/", follow=False).status_code == 303
+
+
+# --- Other settings ---------------------------------------------------------------------------------------------------
+
+
+def test_a_public_client_proves_itself_by_pkce_alone(tmp_path: Path) -> None:
+    with OpenIdProvider() as provider:
+        provider.client.secret = None
+        provider.knobs.lifetime = 1
+        with signing_in(provider, tmp_path) as running:
+            browser = Browser(running)
+            assert browser.sign_in("owner").url == f"{running.url}/"
+            wait_for(lambda: browser.get("/", follow=False).status_code == 200 and bool(provider.refreshes))
+            assert browser.sign_out().url == f"{running.url}/signed-out"
+    assert all("Authorization" not in asked.headers for asked in provider.asked("/token"))
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_a_provider_by_https_is_trusted_by_drogue_clouds_authorities(tmp_path: Path, is_trusted: bool) -> None:
+    authority, another = trustme.CA(), trustme.CA()
+    certified = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(certified)
+    trusted, own = str(tmp_path / "trusted.pem"), str(tmp_path / "own.pem")
+    (authority if is_trusted else another).cert_pem.write_to_path(trusted)
+    authority.cert_pem.write_to_path(own)
+    with OpenIdProvider(tls=certified) as provider, signing_in(provider, tmp_path, DROGUE_CA_FILE=trusted) as running:
+        browser = Browser(running)
+        browser.session.verify = own
+        if is_trusted:
+            assert browser.sign_in("owner").url == f"{running.url}/"
+        else:
+            page = browser.get("/")
+            assert (page.status_code, "OpenID provider: certificate not trusted" in page.text) == (502, True)
+
+
+def test_by_https_the_cookie_is_for_https_and_this_host_only(tmp_path: Path) -> None:
+    with OpenIdProvider() as provider, signing_in(provider, tmp_path, CONSOLE_URL="https://fleet.example") as running:
+        url = f"{running.url}/sign-in"
+        answer = requests.get(url, headers={"Host": "fleet.example"}, allow_redirects=False, timeout=30)
+        cookie = answer.headers["Set-Cookie"]
+        assert cookie.startswith("__Host-fleet=")
+        assert {"Secure", "HttpOnly", "Path=/", "SameSite=Lax"} <= set(cookie.split("; "))
+        assert "Domain" not in cookie
+        assert "redirect_uri=https%3A%2F%2Ffleet.example%2Fsign-in%2Fcallback" in answer.headers["Location"]
+        assert answer.headers["Strict-Transport-Security"]
+        assert requests.get(url, allow_redirects=False, timeout=30).status_code == 421
