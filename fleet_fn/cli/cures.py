@@ -4,12 +4,22 @@ A reason states facts: devices' reports and logs have it, too. A cure names a co
 """
 
 import re
+from typing import Final
 
 from fleet_fn.drogue.refusals import NO_CREDENTIALS, TOKEN_ENDPOINT
+from fleet_fn.fleet.cures import Means, cure_of_registry
 from fleet_fn.oci.access import Access, credential_helper
 from fleet_fn.oci.publication import WANTS_CREDENTIALS
 from fleet_fn.oci.token_realm import NONE_CONFIGURED, REFUSED
 from fleet_fn.settings import Settings
+
+#: What a command line can set about an OCI registry.
+_OPTIONS: Final = Means(
+    "--ca-file or FIRMWARE_REGISTRY_CA_FILE",
+    "--insecure (FIRMWARE_REGISTRY_INSECURE=true)",
+    "--insecure (FIRMWARE_REGISTRY_INSECURE)",
+    "log in as docker does",
+)
 
 
 def cure_of_drogue(reason: str, settings: Settings) -> str:
@@ -42,21 +52,10 @@ def _cure_of_url(reason: str, url: str, settings: Settings) -> str:
     return ""
 
 
-def cure_of_registry(reason: str, host: str, access: Access) -> str:
+def cure_of_access(reason: str, host: str, access: Access) -> str:
     """Return the cure that follows a reason of the OCI registry at `host`, or ""."""
-    if "certificate not trusted" in reason:
-        return "; name the trust anchors with --ca-file or FIRMWARE_REGISTRY_CA_FILE"
-    if "does not speak TLS" in reason:
-        return "; --insecure (FIRMWARE_REGISTRY_INSECURE=true) is for plain HTTP"
-    if "answered 400" in reason and access.insecure:
-        return "; if it speaks TLS, leave out --insecure (FIRMWARE_REGISTRY_INSECURE)"
-    if NONE_CONFIGURED in reason:
-        return f"; set FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or log in as docker does{_note_on_helper()}"
-    if REFUSED in reason:
-        return "; check FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or log in as docker does again"
-    if re.match(r"manifest(:| is not)", reason):
-        return f"; is {host} an OCI registry? It answered with something else"
-    return ""
+    cure = cure_of_registry(reason, host, _OPTIONS, is_insecure=access.insecure)
+    return f"{cure}{_note_on_helper()}" if NONE_CONFIGURED in reason else cure
 
 
 def cure_of_publishing(reason: str) -> str:

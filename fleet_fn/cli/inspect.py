@@ -10,7 +10,7 @@ from typing import Final, Self
 
 import click
 
-from fleet_fn.cli.cures import cure_of_registry
+from fleet_fn.cli.cures import cure_of_access
 from fleet_fn.cli.failures import WRONG_USAGE, describe_os_error, fail
 from fleet_fn.cli.inspect_display import print_attached, print_firmware, print_signatures
 from fleet_fn.cli.options import access_options
@@ -170,7 +170,7 @@ class _Place:
     def cure(self, reason: str) -> str:
         """Return the cure that follows a reason; empty if none is likely."""
         if self.access:
-            return cure_of_registry(reason, self.reference.prefix.rstrip("/"), self.access)
+            return cure_of_access(reason, self.reference.prefix.rstrip("/"), self.access)
         if reason.startswith(NO_LAYOUT):
             return f" in {self.reference.prefix}: publish one there, or correct the folder"
         return ""

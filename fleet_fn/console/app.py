@@ -16,7 +16,7 @@ from fleet_fn.console.settings import ConsoleSettings
 from fleet_fn.console.sign_in.user_token import SignedOutError
 from fleet_fn.console.sign_in.users import OidcUsers
 from fleet_fn.console.sign_in.views import make_blueprint
-from fleet_fn.console.views import actions, advance, application, applications, device, retry, start
+from fleet_fn.console.views import actions, advance, application, applications, device, firmware, retry, start
 from fleet_fn.errors import PermanentError, UpstreamError
 
 #: Endpoints that need no user.
@@ -57,7 +57,7 @@ def make_console(settings: ConsoleSettings, parts: Parts) -> Flask:
     app.register_error_handler(HTTPException, _show_http_error)
     app.register_error_handler(UpstreamError, _show_upstream_error)
     app.register_error_handler(SignedOutError, lambda _: _ask_to_sign_in())
-    for view in (applications, application, device, start, advance, actions, retry):
+    for view in (applications, application, device, firmware, start, advance, actions, retry):
         app.register_blueprint(view.blueprint)
     return app
 

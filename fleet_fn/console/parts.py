@@ -12,6 +12,7 @@ from fleet_fn.console.access import Access
 from fleet_fn.console.checks import Checks
 from fleet_fn.console.jobs import Jobs
 from fleet_fn.console.next_command import NextCommands
+from fleet_fn.console.repositories import Repositories
 from fleet_fn.console.settings import ConsoleSettings
 from fleet_fn.console.sign_in.client import Client
 from fleet_fn.console.sign_in.users import OidcUsers
@@ -55,6 +56,8 @@ class Parts:
     snapshots: Snapshots
     firmware: Firmware
     next_commands: NextCommands
+    #: None without FIRMWARE_REGISTRY.
+    repositories: Repositories | None
     sink: "Sink | None"
     checks: Checks = field(default_factory=Checks)
     jobs: Jobs = field(default_factory=Jobs)
@@ -84,12 +87,15 @@ def open_parts(settings: ConsoleSettings) -> Iterator[Parts]:
         sink = make_sink(operator)
         snapshots = Snapshots(firmware.find_target)
         next_commands = NextCommands(operator, firmware.finders)
+        repositories = Repositories(firmware.finders) if firmware.finders else None
         try:
-            found = Parts(operator, users, Access(), snapshots, firmware, next_commands, sink)
+            found = Parts(operator, users, Access(), snapshots, firmware, next_commands, repositories, sink)
             yield found
         finally:
             found.checks.close()
             snapshots.close()
+            if repositories:
+                repositories.close()
             if firmware.finders:
                 firmware.finders.close()
             if sink:

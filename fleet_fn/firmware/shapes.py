@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from fleet_fn.concurrency.single_flight import SingleFlight, StillRunningError
 from fleet_fn.concurrency.ttl_cache import TTLCache
@@ -184,7 +184,8 @@ class Shapes:
             raise NoFirmwareError(f"no firmware: no layer of media type {FIRMWARE_LAYER}, and no image")
         layers = _tar_layers(manifest)
         config = read_descriptor(manifest.config, "config")
-        if label := _read_label(repository.config(config, deadline)):
+        described = read_json_object(repository.config(config, deadline), "image config")
+        if label := _read_label(described):
             metadata, names, shape = read_metadata(label.encode(), f"label {_LABEL}"), _FIRMWARE_FILES, "labelled image"
         else:
             metadata = self._metadata_in_layers(layers, repository, deadline)
@@ -192,7 +193,9 @@ class Shapes:
         fill = partial(_unpack, layers, repository, names, metadata)
         source = _layers_key(layers, repository)
         opener = partial(self._cache.open, metadata.size, metadata.checksum, source, fill, is_claim=True)
-        return Firmware(metadata.version, metadata.size, metadata.checksum, shape, opener)
+        created = described.get("created")
+        origin = {CREATED_ANNOTATION: created[:_MAX_SHOWN_CHARS]} if isinstance(created, str) else {}
+        return Firmware(metadata.version, metadata.size, metadata.checksum, shape, opener, origin=origin)
 
     def _metadata_in_layers(self, layers: Sequence[Descriptor], repository: Repository, deadline: Deadline) -> Metadata:
         """Return the content of `firmware.json`.
@@ -242,7 +245,10 @@ def _with_annotations(firmware: Firmware, annotations: Mapping[str, str]) -> Fir
     return replace(
         firmware,
         authors=annotations.get(AUTHORS_ANNOTATION, "")[:_MAX_SHOWN_CHARS],
-        origin={name: annotations[name][:_MAX_SHOWN_CHARS] for name in _ORIGIN if name in annotations},
+        origin={
+            **firmware.origin,
+            **{name: annotations[name][:_MAX_SHOWN_CHARS] for name in _ORIGIN if name in annotations},
+        },
         hardware=named,
         requires=requires or "",
     )
@@ -262,9 +268,9 @@ def _tar_layers(manifest: Manifest) -> list[Descriptor]:
     ]
 
 
-def _read_label(config: bytes) -> str | None:
+def _read_label(config: Mapping[str, Any]) -> str | None:
     """Return the label that describes firmware from an image's `config.Labels`."""
-    section = read_json_object(config, "image config").get("config")
+    section = config.get("config")
     labels = section.get("Labels") if isinstance(section, dict) else None
     label = labels.get(_LABEL) if isinstance(labels, dict) else None
     if label is not None and not isinstance(label, str):

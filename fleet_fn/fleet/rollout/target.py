@@ -50,7 +50,7 @@ class FirmwareFinder:
             NotReadyError, PermanentError, TransientError: it cannot be had, and neither could the function have it.
 
         """
-        store, reference = self._place(source)
+        store, reference = self.place(source)
         wanted = source.version if isinstance(source, Image) else None
         tag = self._highest(reference, wanted) if wanted is not None else None
         firmware = resolve(store, replace(reference, tag=tag) if tag else reference)
@@ -86,11 +86,17 @@ class FirmwareFinder:
 
     def target_of(self, source: Source | None, firmware: Firmware) -> Target:
         """Return the target that a source makes of its firmware."""
-        image = self._place(source)[1].name if isinstance(source, Image) and firmware.manifest else None
+        image = self.place(source)[1].name if isinstance(source, Image) and firmware.manifest else None
         pinned = f"{image}@{firmware.manifest}" if image else None
         return Target(firmware.version, pinned, firmware.hardware, firmware.requires)
 
-    def _place(self, source: Source | None) -> tuple[Store, Reference]:
+    def place(self, source: Source | None) -> tuple[Store, Reference]:
+        """Return the store and the reference that a source names.
+
+        Raises:
+            PermanentError: it names none.
+
+        """
         if source is None and self.settings.firmware_default_image:
             source = self._default()
         if isinstance(source, Image):

@@ -672,7 +672,7 @@ def test_a_list_tells_what_no_device_could_be_sent(layout: Layout) -> None:
 
 
 def test_a_long_list_is_cut(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet_fn.cli.tag_list.MAX_ROWS", 2)
+    monkeypatch.setattr("fleet_fn.cli.tag_list.MAX_TAGS", 2)
     for version in ("0.1.1", "0.1.2", "0.1.3"):
         layout.publish(version, "--latest", "--force")
     rows = table(layout.run("inspect", f"oci-layout:{layout.folder}"))

@@ -157,6 +157,6 @@ def test_an_outage_shows_the_last_snapshot() -> None:
         sandbox.stop()
         page = page_of(browser, "back")
         assert page.one("h1").text == "back"
-        assert "No news: device registry: connection refused" in page.text
+        assert "No news: Device registry: connection refused." in page.text
         assert "It gets the update again after a pause" in page.text
         page_of(browser, "unheard of", status=503)
