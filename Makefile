@@ -8,7 +8,7 @@ COMPILE := UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-https://pypi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench plots soak fuzz peers audit sbom lock lint format clean
+.PHONY: help demo test bench plots pictures soak fuzz peers audit sbom lock lint format clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,10 @@ test: .venv/.dev .venv/.wheels ## run every test; under five minutes
 
 bench: .venv/.dev ## measure the function and check rollouts; SEED=7: other devices
 	@$(BIN)/python -m tests.bench $(if $(SEED),--seed $(SEED))
+
+pictures: .venv/.dev ## take docs/images/*.png of the console, in a browser
+	@tests/install-peers
+	@$(BIN)/python -m tests.screenshots docs/images
 
 plots: .venv/.dev ## draw docs/rollout-simulation.svg, a plot of a benchmark
 	$(BIN)/python -m tests.bench.plot docs/rollout-simulation.svg

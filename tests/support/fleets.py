@@ -58,7 +58,6 @@ HOSTILE: Final = (
     "\N{SNOWMAN}" * 85,
 )
 _SITES: Final = ("oslo", "bergen", "porto", "lyon", "graz")
-_IMAGE: Final = "ghcr.io/acme/thermostat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +67,8 @@ class Story:
     application: str = "thermostats"
     devices: int = 400
     seed: int = 1
+    #: Name of its firmware below FIRMWARE_REGISTRY.
+    image: str = "thermostat"
     before: str = "1.4.2"
     version: str = "1.5.0"
     #: Stages of the rollout, and the index of the one that it has reached; None for no stages.
@@ -118,12 +119,12 @@ class _Teller:
         story = self._story
         found: Object = {
             "metadata": {"name": story.application, "uid": _uid(story.application)},
-            "spec": {"firmware": {"container": {"image": f"{_IMAGE}:{story.before}"}}},
+            "spec": {"firmware": {"container": {"image": f"{story.image}:{story.before}"}}},
         }
         if story.started:
             found = self._start(found)
         elif policy := self._rollout_policy():
-            found["spec"]["firmware"] = {"container": {"image": f"{_IMAGE}:{story.version}"}, "rollout": policy}
+            found["spec"]["firmware"] = {"container": {"image": f"{story.image}:{story.version}"}, "rollout": policy}
         section = found.get("status", {}).get("firmware", {}).get("rollout")
         for device in self._failed:
             section = with_failure(section, story.version, device, is_first=True, room_bytes=32_768) or section
@@ -134,10 +135,10 @@ class _Teller:
     def _start(self, found: Object) -> Object:
         story = self._story
         source = ("container", found["spec"]["firmware"]["container"])
-        target = Target(story.version, f"{_IMAGE}@sha256:{_digest(story.version)}")
-        before = Target(story.before, f"{_IMAGE}@sha256:{_digest(story.before)}")
+        target = Target(story.version, f"{self._story.image}@sha256:{_digest(story.version)}")
+        before = Target(story.before, f"{self._story.image}@sha256:{_digest(story.before)}")
         wanted = Start(
-            f"{_IMAGE}:{story.version}", target, source, before, stages=story.stages, max_failed=story.max_failed
+            f"{story.image}:{story.version}", target, source, before, stages=story.stages, max_failed=story.max_failed
         )
         began = story.now - story.began
         found = actions.start(Application.read(found), wanted, Actor("ada", began)) or found
@@ -332,7 +333,7 @@ class _Past:
         return self._behind(
             self._ago(timedelta(hours=3)),
             reason,
-            f"no key of FIRMWARE_VERIFY_KEYS has signed {_IMAGE}",
+            f"no key of FIRMWARE_VERIFY_KEYS has signed {self._story.image}",
             target=UNKNOWN,
             record=replace(Record.read(self._section["update"]) or Record("", "")),
         )
