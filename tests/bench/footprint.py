@@ -35,6 +35,7 @@ def run(seed: int) -> list[str]:
             drogue.put("example", device, spec={})
         settings = {"FIRMWARE_REGISTRY": f"oci-layout:{folder}", "THREADS": str(THREADS), "LOG_LEVEL": "INFO"}
         began = time.monotonic()
+        # With a setting of Python's it is no fork, in whose memory there would be more.
         with Function({**drogue.environment, **settings, "PYTHONWARNINGS": "ignore"}) as function:
             ready = time.monotonic() - began
             idle = _master(function) + resident(function)

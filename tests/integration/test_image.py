@@ -76,10 +76,9 @@ def run(image: Image, *command: str, folder: str | None = None) -> "subprocess.C
 
 
 def test_the_publishers_command_line_is_the_projects_in_any_folder(publisher: Image) -> None:
-    for folder in (None, "/"):
-        for command in COMMANDS:
-            shown = run(publisher, command, "--help", folder=folder).stdout
-            assert shown.startswith(f"Usage: python -m fleet_fn {command}")
+    for command in COMMANDS:
+        shown = run(publisher, command, "--help", folder="/").stdout
+        assert shown.startswith(f"Usage: python -m fleet_fn {command}")
     assert "publish" in run(publisher, *publisher.command).stdout
 
 

@@ -116,7 +116,10 @@ class Function(Client):
     """A gunicorn with the project's own configuration, on a socket that is bound before it starts."""
 
     def __init__(self, environment: Mapping[str, str], within: Sequence[str] = ()) -> None:
-        """One with these settings, started by the command `within`, which is to become it, where one is given."""
+        """One with these settings, started by the command `within`, which is to become it, where one is given.
+
+        Without that, and without settings of Python's, it is a fork: more is in its memory than after a start.
+        """
         self._environment = environment
         self._within = within
         self.log: list[str] = []

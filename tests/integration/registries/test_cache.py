@@ -377,10 +377,10 @@ def test_thirty_events_at_two_processes_fetch_a_blob_once(
 
 @pytest.fixture(scope="module")
 def used(drogue: Drogue, registry: FakeRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Function]:
-    """A function that has served before."""
+    """A function that has served before, in a Python of its own: a fork has more in its memory."""
     drogue.put("example", spec={})
     release_begun(registry, drogue, "used")
-    with running(drogue, registry, tmp_path_factory.mktemp("cache")) as function:
+    with running(drogue, registry, tmp_path_factory.mktemp("cache"), PYTHONWARNINGS="error") as function:
         for status in (STATUS, *(midway("1", 512 * number) for number in range(1, 5))):
             assert post(function, "used", status).outcome.startswith("write")
         yield function
