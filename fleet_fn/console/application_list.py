@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from fleet_fn.console.board import STANDINGS, attention_parts, is_paused
+from fleet_fn.console.board import STANDINGS, attention_parts
 from fleet_fn.console.charts import Part
+from fleet_fn.console.rollout_view import is_paused
 from fleet_fn.console.snapshot import Snapshot
 from fleet_fn.fleet.rollout.progress import TROUBLED, Standing
 from fleet_fn.fleet.totals import Totals

@@ -1,19 +1,17 @@
 """What the page of an application shows above its devices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Final
 
 from fleet_fn.console.charts import Curve, Part, trace
 from fleet_fn.console.rendering import STATE_NAMES, action_url, application_url
+from fleet_fn.console.rollout_view import is_paused
 from fleet_fn.console.snapshot import Devices, Snapshot
-from fleet_fn.drogue.firmware_spec import Malformed
 from fleet_fn.drogue.status_report import GIVEN_UP
 from fleet_fn.fleet.rollout.overview import Overview
 from fleet_fn.fleet.rollout.progress import Standing
-from fleet_fn.fleet.rollout.wording import describe_conditions
 from fleet_fn.fleet.states import ATTENTION, State
 from fleet_fn.fleet.totals import Totals
 
@@ -35,27 +33,6 @@ STANDINGS: Final[Mapping[Standing, tuple[str, str]]] = {
 }
 
 
-class Reach(StrEnum):
-    """How a stage lies to the one that the rollout has reached."""
-
-    PASSED = "passed"
-    CURRENT = "current"
-    NEXT = "next"
-    LATER = "later"
-
-
-@dataclass(frozen=True, slots=True)
-class StageView:
-    """A stage of the rollout, for people."""
-
-    percent: float
-    reach: Reach
-    #: What it asks for before the next one begins.
-    conditions: Sequence[str]
-    since: datetime | None = None
-    approved: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Action:
     """A change of the rollout that makes sense now."""
@@ -64,30 +41,6 @@ class Action:
     url: str
     #: `primary` for the one that the rollout waits for, `danger` for the one that goes back, or empty.
     kind: str = ""
-
-
-def stages_of(overview: Overview) -> list[StageView]:
-    """Return the stages of a rollout; none if it has none."""
-    progress = overview.progress
-    position = progress.position if progress else None
-    if position is None:
-        return []
-    rollout = overview.application.rollout.of(overview.version or "")
-    reached = len(position.stages) if rollout.complete else position.index
-    found = []
-    for index, stage in enumerate(overview.application.rollout_policy("stages") or ()):
-        is_current = index == reached
-        reach = Reach.CURRENT if is_current else Reach.PASSED if index < reached else Reach.LATER
-        found.append(
-            StageView(
-                position.stages[index].percent,
-                Reach.NEXT if index == reached + 1 else reach,
-                describe_conditions(stage),
-                position.since if is_current else None,
-                is_current and position.approved,
-            )
-        )
-    return found
 
 
 def actions_of(snapshot: Snapshot) -> list[Action]:
@@ -115,12 +68,6 @@ def actions_of(snapshot: Snapshot) -> list[Action]:
     awaited = "start" if is_stopped else found[0][0] if found[0][0] != "start" else ""
     kinds = {awaited: "primary", "abort": "danger"}
     return [Action(label, action_url(name, action), kinds.get(action, "")) for action, label in found]
-
-
-def is_paused(overview: Overview) -> bool:
-    """Return whether an operator paused all updates."""
-    policy = overview.application.spec.policy
-    return not isinstance(policy, Malformed) and bool(policy.paused)
 
 
 def _needing_retry(totals: Totals) -> int:

@@ -4,9 +4,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
-from functools import lru_cache
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any, Final, Self
 
 from fleet_fn.console.command_line import command_line
@@ -23,7 +21,21 @@ _MAX_TEXT: Final = 1000
 _MAX_DIGITS: Final = 9
 #: A label that a selector of `fleet-fn fleet --labels` can name.
 _PLAIN_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*(=[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_STATES: Final = {state: position for position, state in enumerate(State)}
+#: The columns that can sort the devices, and their values; None if a device has none.
+COLUMNS: Final[Mapping[str, Callable[[Entry], Any]]] = {
+    "name": attrgetter("row.device"),
+    "state": attrgetter("row.state"),
+    "current": attrgetter("row.current"),
+    "target": attrgetter("row.target"),
+    "since": attrgetter("row.since"),
+    "seen": attrgetter("row.seen"),
+}
+#: How the few values of some columns rank; those of the others are compared themselves.
+_RANKED: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "state": list(State).index,
+    "current": version_key,
+    "target": version_key,
+}
 _SETS_OF_STATES: Final[Mapping[str, tuple[State, ...]]] = {
     **{state.value: (state,) for state in State},
     NEEDS_ATTENTION: ATTENTION,
@@ -153,57 +165,16 @@ def order(entries: Sequence[Entry], query: TableQuery) -> Sequence[Entry]:
 
     Those without a value come last in either direction. Equal ones are in the order of their names.
     """
-    by_name = sorted(entries, key=_name)
+    by_name = sorted(entries, key=COLUMNS["name"])
     if query.column == "name":
         return by_name[::-1] if query.descends else by_name
-    key = COLUMNS[query.column]
-    known: list[tuple[Any, Entry]] = []
-    unknown: list[Entry] = []
-    for entry in by_name:
-        found = key(entry)
-        if found is None:
-            unknown.append(entry)
-        else:
-            known.append((found, entry))
-    known.sort(key=itemgetter(0), reverse=query.descends)
-    return [entry for _, entry in known] + unknown
-
-
-@lru_cache(4096)  # a fleet has few versions
-def _version(text: str | None) -> Any:
-    return None if text is None else version_key(text)
-
-
-def _name(entry: Entry) -> str:
-    return entry.row.device
-
-
-def _state(entry: Entry) -> int:
-    return _STATES[entry.row.state]
-
-
-def _current(entry: Entry) -> Any:
-    return _version(entry.row.current)
-
-
-def _target(entry: Entry) -> Any:
-    return _version(entry.row.target)
-
-
-def _since(entry: Entry) -> datetime | None:
-    return entry.row.since
-
-
-def _seen(entry: Entry) -> datetime | None:
-    return entry.row.seen
-
-
-#: The columns that can sort the devices, and what they sort by; None if a device has no value.
-COLUMNS: Final[Mapping[str, Callable[[Entry], Any]]] = {
-    "name": _name,
-    "state": _state,
-    "current": _current,
-    "target": _target,
-    "since": _since,
-    "seen": _seen,
-}
+    value = COLUMNS[query.column]
+    known = [entry for entry in by_name if value(entry) is not None]
+    unknown = [entry for entry in by_name if value(entry) is None]
+    if rank := _RANKED.get(query.column):
+        found = sorted({value(entry) for entry in known}, key=lambda each: (rank(each), each))
+        ranks = {each: position for position, each in enumerate(found)}
+        known.sort(key=lambda entry: ranks[value(entry)], reverse=query.descends)
+    else:
+        known.sort(key=value, reverse=query.descends)
+    return known + unknown

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
+from fleet_fn.console.sharing import Sharing
 from fleet_fn.drogue.device_registry_object import read_object
 from fleet_fn.drogue.listing import Device
 from fleet_fn.errors import UpstreamError
@@ -96,19 +97,16 @@ class Snapshot:
         return self.devices.at if self.devices else None
 
 
-#: Distinct values that are shared between devices of a reading.
-_MAX_SHARED: Final = 10_000
 #: Devices that need attention and are kept, and frequent labels.
 _MAX_ATTENTION: Final = 20
 _MAX_LABELS: Final = 50
+#: Different labels that are counted.
+_MAX_COUNTED: Final = 10_000
 
 
 @dataclass(slots=True)
 class DeviceCollector:
-    """Collects the devices of a reading.
-
-    Devices share equal texts and labels: a fleet may have 100,000.
-    """
+    """Collects the devices of a reading."""
 
     count: RolloutCount
     now: datetime
@@ -116,7 +114,7 @@ class DeviceCollector:
     totals: Totals = field(default_factory=Totals)
     _attention: Attention = field(default_factory=lambda: Attention(_MAX_ATTENTION))
     _labels: Counter[str] = field(default_factory=Counter)
-    _shared: dict[object, Any] = field(default_factory=dict)
+    _sharing: Sharing = field(default_factory=Sharing)
 
     @classmethod
     def of(cls, found: Mapping[str, Any], now: datetime) -> "DeviceCollector":
@@ -133,18 +131,19 @@ class DeviceCollector:
 
     def add(self, devices: Sequence[Device]) -> None:
         """Add a page of devices."""
-        rows = [read_row(device, self.now) for device in devices]
+        rows = [self._sharing.row(read_row(device, self.now)) for device in devices]
         self.totals.add(rows)
         self._attention.add(row for row in rows if row.state in ATTENTION)
         for device, row in zip(devices, rows, strict=True):
             self.count.add(device, row)
-            labels = self._share(device)
+            labels = self._sharing.labels(device.labels)
             self._count_labels(labels)
             self.entries.append(Entry(row, labels, device.source is not None, device.disabled))
 
     def finish(self, seconds: float) -> Devices:
         """Return what was collected in so many seconds."""
         attention = self._attention
+        self.entries.sort(key=lambda entry: entry.row.device)  # so that the table sorts fast
         labels = [label for label, _ in self._labels.most_common(_MAX_LABELS)]
         return Devices(
             self.entries, self.totals, self.count, attention.rows, attention.count, labels, self.now, seconds
@@ -153,16 +152,8 @@ class DeviceCollector:
     def _count_labels(self, labels: Mapping[str, str]) -> None:
         for key, value in labels.items():
             label = f"{key}={value}"
-            if label in self._labels or len(self._labels) < _MAX_SHARED:
+            if label in self._labels or len(self._labels) < _MAX_COUNTED:
                 self._labels[label] += 1
-
-    def _share(self, device: Device) -> Mapping[str, str]:
-        labels = {key: value for key, value in device.labels.items() if isinstance(value, str)}
-        key = tuple(sorted(labels.items()))
-        if key in self._shared or len(self._shared) < _MAX_SHARED:
-            shared: Mapping[str, str] = self._shared.setdefault(key, labels)
-            return shared
-        return labels
 
 
 def make_overview(
