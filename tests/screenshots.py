@@ -30,7 +30,6 @@ _SHOTS: Final = {
     "application": ("/applications/thermostats", False),
     "application-phone": ("/applications/thermostats", True),
     "device": ("/applications/thermostats/device?name={failed}", False),
-    "firmware": ("/applications/thermostats/firmware", False),
     "change": ("/applications/thermostats/rollout/pause", False),
 }
 

@@ -388,3 +388,10 @@ def test_readme_quotes_the_last_line_of_the_demo() -> None:
     held = len(demo.DEVICES) - updated
     last = f"{updated} of {updated} devices run {demo.NEW_VERSION} with the right bytes, {held} held back"
     assert last in " ".join((ROOT / "README.md").read_text().split())
+
+
+def test_each_image_is_shown_and_small() -> None:
+    shown = {name for page in PAGES for name in re.findall(r"!\[[^]]+\]\((?:docs/)?images/([^)]+)\)", page.read_text())}
+    images = {image.name: image.stat().st_size for image in (ROOT / "docs" / "images").iterdir()}
+    assert shown == images.keys()
+    assert not {name: size for name, size in images.items() if size > 200_000}
