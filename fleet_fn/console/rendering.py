@@ -44,11 +44,12 @@ def render(template: str, status: int = 200, **values: Any) -> Response:
 
     """
     layout = "fragment.html" if is_fragment() else "page.html"
-    html = render_template(template, layout=layout, **values)
+    # JSON can spell lone surrogates, and UTF-8 cannot.
+    html = render_template(template, layout=layout, **values).encode(errors="replace")
     response = make_response(html, status)
     response.vary.add(FRAGMENT_HEADER)
     if is_fragment() and status == 200:
-        response.set_etag(hashlib.sha256(html.encode()).hexdigest())
+        response.set_etag(hashlib.sha256(html).hexdigest())
         response.make_conditional(request)
     return response
 

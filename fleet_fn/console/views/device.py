@@ -72,8 +72,10 @@ def _facts(row: Row, read: ReadDevice | None, application: Application | None) -
             ("Told to swap", "time", parse_timestamp(record.swapped)),
             ("Told to keep it", "time", record.synced_at()),
             ("SHA-256", "digest", record.checksum),
-            ("From", "code", (record.origin.image or record.origin.file or "") if record.origin else ""),
         ]
+    if record and record.origin:
+        image = record.origin.image or ""
+        facts.append(("From", "image" if "@" in image else "text", image or record.origin.file))
     return [fact for fact in facts if fact[2]]
 
 

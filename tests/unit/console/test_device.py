@@ -1,5 +1,6 @@
 """The page of a device: each state in words, with what to do; nothing that a device says does anything."""
 
+import json
 from collections.abc import Iterator
 from typing import Final
 from urllib.parse import quote
@@ -9,7 +10,9 @@ import pytest
 from fleet_fn.sandbox.cloud import Sandbox
 from tests.support.console import Browser, browsing, environment_of
 from tests.support.devices import SHA, Object, ago, behind, condition, device, update
+from tests.support.fleets import HOSTILE as HOSTILE_NAMES
 from tests.support.html import Element, read_html
+from tests.support.http import Request, Response, Server
 
 HOSTILE: Final = "<script>alert('x')</script>"
 APPLICATION: Final[Object] = {
@@ -160,3 +163,28 @@ def test_an_outage_shows_the_last_snapshot() -> None:
         assert "No news: Device registry: connection refused." in page.text
         assert "It gets the update again after a pause" in page.text
         page_of(browser, "unheard of", status=503)
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_each_name_has_a_page(name: str) -> None:
+    objects = [APPLICATION, {"metadata": {"application": "pumps", "name": name}}]
+    with Sandbox(objects) as sandbox, browsing(environment_of(sandbox.url)) as browser:
+        html = browser.wait("/applications/pumps", lambda html: "device?name=" in html)
+        links = [a.attributes["href"] for a in read_html(html).all("a") if "device?name=" in a.attributes["href"]]
+        page = read_html(browser.get(links[0]).text)
+        assert page.one("h1").text == " ".join(name.split())
+
+
+def test_texts_that_are_not_unicode_are_shown() -> None:
+    """The registry's JSON may spell lone surrogates, which no page can have."""
+    odd = device("odd", behind("\ud800"), current="1\udc00")
+
+    def answer(request: Request) -> Response:
+        if request.path.endswith("/apps/pumps"):
+            return Response(200, json.dumps(APPLICATION).encode())
+        return Response(200, json.dumps([odd]).encode()) if "/devices?" in request.path else Response(503)
+
+    with Server(answer) as server, browsing(environment_of(server.url)) as browser:
+        browser.wait("/applications/pumps", lambda html: "odd" in html)
+        page = page_of(browser, "odd")
+        assert page.all(class_="version")[0].text == "1?"

@@ -249,6 +249,24 @@ def test_labelled_image_has_the_firmware_of_its_label(
     assert len(folder.streamed) == streamed == 1
 
 
+@pytest.mark.parametrize(
+    ("created", "annotations", "told"),
+    [
+        ("2026-11-23T06:00:00Z", {}, "2026-11-23T06:00:00Z"),
+        ("2026-11-23T06:00:00Z", {"org.opencontainers.image.created": "2026-11-24"}, "2026-11-24"),
+        (17, {}, None),
+        ("x" * 1000, {}, "x" * 200),
+    ],
+)
+def test_an_image_tells_when_it_was_made(
+    shapes: Shapes, folder: Folder, created: object, annotations: dict[str, str], told: str | None
+) -> None:
+    labels = {"io.drogue.metadata": json.dumps(described())}
+    config = folder.put(json.dumps({"created": created, "config": {"Labels": labels}}).encode(), OCI_CONFIG)
+    image = folder.artifact(folder.layer({"firmware": FIRMWARE}), config=config, annotations=annotations)
+    assert find(shapes, folder, image).origin.get("org.opencontainers.image.created") == told
+
+
 def test_the_last_layer_that_has_it_wins_and_the_others_are_not_fetched(shapes: Shapes, folder: Folder) -> None:
     base = folder.layer({"firmware": b"x" * len(FIRMWARE)})
     image = folder.image(base, folder.layer({"firmware": FIRMWARE}), label=json.dumps(described()))
