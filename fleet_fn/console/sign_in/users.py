@@ -53,8 +53,7 @@ class OidcUsers:
         return session.user
 
     def begin(self, identity: Identity, tokens: Tokens) -> None:
-        """Begin a session for the browser, in the place of an earlier one."""
-        self.end()
+        """Begin a session for the browser."""
         token = UserToken(self.client, tokens)
         user = User(secrets.token_hex(16), identity.name, self._drogue.with_authorization(token))
         cookie.replace_session(self._sessions.begin(user, token, identity.id_token))

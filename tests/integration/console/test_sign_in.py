@@ -145,6 +145,8 @@ def test_a_code_of_another_browser_is_refused(running: Console, browser: Browser
     answer = browser.get(f"/sign-in/callback?code={stolen}&state={state}")
     assert (answer.status_code, "does not hold any more" in answer.text) == (502, True)
     assert stolen not in answer.text
+    again = browser.get(f"/sign-in/callback?code={stolen}&state={state}")
+    assert (again.status_code, "did not begin in this browser" in again.text) == (400, True)
 
 
 def test_an_answer_counts_once(browser: Browser, provider: OpenIdProvider) -> None:
@@ -403,6 +405,15 @@ def test_sign_out_needs_the_pages_own_token(browser: Browser, running: Console) 
     other = Browser(running)
     other.sign_in("reader")
     assert browser.sign_out(token=other.csrf_token()).status_code == 400
+    assert browser.get("/", follow=False).status_code == 200
+
+
+def test_forms_of_an_earlier_session_are_worth_nothing(browser: Browser) -> None:
+    browser.sign_in("owner")
+    earlier = browser.csrf_token()
+    browser.sign_out()
+    browser.sign_in("reader")
+    assert browser.sign_out(token=earlier).status_code == 400
     assert browser.get("/", follow=False).status_code == 200
 
 
