@@ -17,6 +17,8 @@ from fleet_fn.fleet.totals import Totals
 
 #: Versions that a bar shows by themselves.
 _MAX_VERSIONS: Final = 6
+#: Groups of devices that need attention.
+_MAX_REASONS: Final = 8
 #: Where the table of devices is in its page.
 DEVICES: Final = "#devices"
 #: Standings in words, and the badge of each.
@@ -41,6 +43,15 @@ class Action:
     url: str
     #: `primary` for the one that the rollout waits for, `danger` for the one that goes back, or empty.
     kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonGroup:
+    """Devices that need attention for one reason."""
+
+    state: State
+    reason: str
+    count: int
 
 
 def actions_of(snapshot: Snapshot) -> list[Action]:
@@ -99,6 +110,12 @@ _BAR_STATES: Final = (
 def attention_parts(application: str, totals: Totals) -> list[Part]:
     """Return how many devices are in each state that an operator should look at."""
     return [_part(application, totals, state) for state in ATTENTION if totals.states[state]]
+
+
+def reasons_of(totals: Totals) -> list[ReasonGroup]:
+    """Return why devices need attention, the worst and most frequent reasons first."""
+    groups = [ReasonGroup(state, reason, count) for state in ATTENTION for reason, count in totals.reasons_of(state)]
+    return groups[:_MAX_REASONS]
 
 
 def version_parts(application: str, totals: Totals, target: str | None) -> list[Part]:

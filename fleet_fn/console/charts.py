@@ -113,14 +113,24 @@ def _accumulate(times: Iterable[datetime], start: datetime, end: datetime) -> li
     return sums
 
 
-def draw_curve(curve: Curve, drawn: int) -> Markup:
-    """Return a curve as stacked areas, and a line for the devices that were let in."""
+def draw_curve(curve: Curve, drawn: int, stage_since: datetime | None = None) -> Markup:
+    """Return a curve as stacked areas.
+
+    Args:
+        curve: the curve.
+        drawn: devices that the rollout has let in; a line across.
+        stage_since: when its stage began; a line upright. None if that is not known.
+
+    """
     top = top_of(curve, drawn)
     both = [good + bad for good, bad in zip(curve.in_sync, curve.failed, strict=True)]
     lines = Markup()
     for share in (0.0, 0.5, 1.0):
         y = f"{100 * (1 - share):.0f}%"
         lines += Markup('<line class="grid" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(y)
+    if stage_since and curve.began < stage_since < curve.ended:
+        x = f"{100 * ((stage_since - curve.began) / (curve.ended - curve.began)):.2f}%"
+        lines += Markup('<line class="line-stage" x1="{0}" x2="{0}" y1="0" y2="100%"/>').format(x)
     label = (
         f"{curve.in_sync[-1]:,} devices in sync, {curve.failed[-1]:,} rolled back or failed, "
         f"{drawn:,} let in by the rollout"

@@ -10,6 +10,7 @@ from fleet_fn.console.board import (
     STANDINGS,
     actions_of,
     curve_of,
+    reasons_of,
     state_parts,
     version_parts,
 )
@@ -70,7 +71,14 @@ def _curve(devices: Devices | None, overview: Overview) -> dict[str, Any]:
     curve = curve_of(devices, overview) if devices and numbers else None
     if curve is None or numbers is None:
         return {"curve": None}
-    return {"curve": curve, "curve_chart": draw_curve(curve, numbers.drawn), "curve_top": top_of(curve, numbers.drawn)}
+    position = overview.progress.position if overview.progress else None
+    since = position.since if position and position.index else None
+    return {
+        "curve": curve,
+        "curve_chart": draw_curve(curve, numbers.drawn, since),
+        "curve_top": top_of(curve, numbers.drawn),
+        "stage_since": since,
+    }
 
 
 def _fleet(snapshot: Snapshot, devices: Devices) -> dict[str, Any]:
@@ -82,6 +90,7 @@ def _fleet(snapshot: Snapshot, devices: Devices) -> dict[str, Any]:
         "state_bar": draw_bar(states, "Devices by state"),
         "version_parts": versions,
         "version_bar": draw_bar(versions, "Devices by version"),
+        "reasons": reasons_of(totals),
         "conflicts": [conflict.describe() for conflict in totals.gateways.conflicts()],
     }
 

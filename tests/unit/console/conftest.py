@@ -19,7 +19,7 @@ def stories(now: datetime) -> list[Story]:
     hours = {count: timedelta(hours=count) for count in (1, 3)}
     return [
         Story("thermostats", DEVICES["thermostats"], 1, now=now),
-        Story("lights", DEVICES["lights"], 2, "1.0.0", "1.1.0", failing=0.45, max_failed=5, now=now),
+        Story("lights", DEVICES["lights"], 2, before="1.0.0", version="1.1.0", failing=0.45, max_failed=5, now=now),
         Story("hostile", DEVICES["hostile"], 3, hostile=True, failing=0.2, paused=True, now=now),
         Story("vending", DEVICES["vending"], 4, stages=None, max_failed=None, failing=0, began=hours[3], now=now),
     ]

@@ -66,11 +66,11 @@ def actions(page: Element) -> dict[str, str]:
 def test_head_says_what_is_rolled_out_and_how_that_stands(fleets: Browser) -> None:
     page = page_of(fleets)
     assert page.one(class_="title").one(class_="badge").text == "waiting"
-    assert tile(page, "Target").startswith("Target 1.5.0 ghcr.io/acme/thermostat:1.5.0")
+    assert tile(page, "Target").startswith("Target 1.5.0 thermostat:1.5.0")
     assert "50 % of 260 devices may have it" in tile(page, "In sync")
     assert "the stage needs 97 %" in tile(page, "Success")
     facts = page.one("dl", class_="facts").text
-    assert "ghcr.io/acme/thermostat:1.4.2, version 1.4.2" in facts
+    assert "thermostat:1.4.2, version 1.4.2" in facts
     assert "advance by cron" in facts
 
 
@@ -82,7 +82,7 @@ def test_stages_say_what_is_reached_and_what_the_next_one_needs(fleets: Browser)
     assert found[2].attributes["aria-current"] == "step"
     assert found[3].text.endswith("next: over 6h")
     needs = {each.attributes["class"]: each.text for each in found[2].one("ul").all("li")}
-    assert "approval: not given" in found[2].text
+    assert "Approval: not given (Approve)." in found[2].text
     assert needs["open"]
     assert found[2].one("ul").all("time")  # when the stage is over
 
@@ -184,14 +184,23 @@ def test_target_is_the_first_of_the_versions(fleets: Browser) -> None:
 
 def test_attention_shows_the_worst_first_and_leads_to_all(fleets: Browser) -> None:
     page = page_of(fleets, "/applications/lights")
-    rows = page.one("ul", class_="attention").all("li")
+    rows = [row for part in page.all("ul", class_="attention") for row in part.all("li")]
     states = [row.one(class_="badge").attributes["class"].removeprefix("badge ") for row in rows]
     assert len(rows) == 20
     assert states == sorted(states, key=[state.value for state in ATTENTION].index)
-    assert "did not come up" in page.one("ul", class_="attention").text
+    assert any("did not come up" in row.text for row in rows)
     heading = next(each for each in page.all("h2") if each.text.startswith("Needs attention"))
     link = heading.one("a")
     assert f"of {link.text} device" in shown(page_of(fleets, link.attributes["href"].partition("#")[0]))
+
+
+def test_attention_is_told_by_reason(fleets: Browser) -> None:
+    page = page_of(fleets, "/applications/lights")
+    groups = page.one("p", class_="reasons")
+    counts = [int(group.text.split()[0]) for group in groups.all(class_="badge")]
+    heading = next(each for each in page.all("h2") if each.text.startswith("Needs attention"))
+    assert sum(counts) == int(heading.one("a").text)
+    assert "attempts" in groups.text
 
 
 def test_gateways_that_are_updated_with_their_devices_are_told() -> None:

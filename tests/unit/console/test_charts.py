@@ -135,6 +135,14 @@ def test_drawing_stays_in_its_frame(hours: list[float], drawn: int) -> None:
     assert label == f"{len(hours):,} devices in sync, 0 rolled back or failed, {drawn:,} let in by the rollout"
 
 
+@pytest.mark.parametrize(
+    ("hours", "places"), [(12, []), (6, ["50.00%"]), (0, []), (-1, []), (100, [])], ids=lambda value: str(value)
+)
+def test_beginning_of_a_stage_is_marked_within_the_frame(hours: float, places: list[str]) -> None:
+    drawing = read_html(draw_curve(curve_of(in_sync(1)), 1, NOON - timedelta(hours=hours)))
+    assert [line.attributes["x1"] for line in drawing.all("line", class_="line-stage")] == places
+
+
 @given(st.integers(0, 10**9))
 def test_top_of_an_axis_is_even_and_near(number: int) -> None:
     top = nice_top(number)
