@@ -7,7 +7,7 @@ from typing import Any, Final
 from fleet_fn.fleet.rows import Row
 
 #: Distinct values that are shared. Others cost memory, but they are right, too.
-_MAX_VALUES: Final = 100_000
+MAX_VALUES: Final = 100_000
 #: The fields of a row that are often equal: in one row, or in those of several devices.
 _FIELDS: Final = (
     "reason",
@@ -30,6 +30,9 @@ class Sharing:
 
     _known: dict[Any, Any] = field(default_factory=dict)
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def row(self, row: Row) -> Row:
         """Return an equal row."""
         return replace(row, **{name: self._value(getattr(row, name)) for name in _FIELDS})
@@ -44,6 +47,6 @@ class Sharing:
         return self._known_as(value, value)
 
     def _known_as(self, key: Any, value: Any) -> Any:
-        if len(self._known) < _MAX_VALUES:
+        if len(self._known) < MAX_VALUES:
             return self._known.setdefault(key, value)
         return self._known.get(key, value)
