@@ -35,7 +35,8 @@ def command(host: str, port: int) -> None:
     try:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
-        fail("console", f"cannot listen on {host}, port {port}: {error.strerror}. Name another with --port or --host")
+        problem = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        fail("console", f"cannot listen on {host}, port {port}: {problem}. Name others with --host and --port")
     shown = f"[{host}]" if ":" in host else host
     url = settings.sign_in.url if settings.sign_in else f"http://{shown}:{listener.getsockname()[1]}"
     serve_console(settings, listener.detach(), lambda: click.echo(f"console: {url}/ (Ctrl-C ends it)"))

@@ -3,15 +3,12 @@
 A reason states facts: devices' reports and logs have it, too. A cure names a command's options and its environment.
 """
 
-import re
 from typing import Final
 
-from fleet_fn.drogue.refusals import NO_CREDENTIALS, TOKEN_ENDPOINT
 from fleet_fn.fleet.cures import Means, cure_of_registry
 from fleet_fn.oci.access import Access, credential_helper
 from fleet_fn.oci.publication import WANTS_CREDENTIALS
-from fleet_fn.oci.token_realm import NONE_CONFIGURED, REFUSED
-from fleet_fn.settings import Settings
+from fleet_fn.oci.token_realm import NONE_CONFIGURED
 
 #: What a command line can set about an OCI registry.
 _OPTIONS: Final = Means(
@@ -20,36 +17,6 @@ _OPTIONS: Final = Means(
     "--insecure (FIRMWARE_REGISTRY_INSECURE)",
     "log in as docker does",
 )
-
-
-def cure_of_drogue(reason: str, settings: Settings) -> str:
-    """Return what follows a reason of Drogue Cloud.
-
-    It is the variable of the URL in question, its value, and a cure, if there is a likely one.
-    """
-    if reason.startswith(TOKEN_ENDPOINT):
-        variable, url = "DROGUE_OIDC_TOKEN_URL", settings.drogue_oidc_token_url or ""
-        if REFUSED in reason:
-            return f"; {variable} is {url}: check DROGUE_OIDC_CLIENT_ID and DROGUE_OIDC_CLIENT_SECRET"
-    else:
-        variable, url = "DROGUE_API_URL", settings.drogue_api_url
-    if settings.is_anonymous and re.search(r": 40[134] for ", reason):
-        return f"{NO_CREDENTIALS}: set it and DROGUE_USER, or an OpenID client; {variable} is {url}"
-    return f"; {variable} is {url}{_cure_of_url(reason, url, settings)}"
-
-
-def _cure_of_url(reason: str, url: str, settings: Settings) -> str:
-    if "certificate not trusted" in reason:
-        if settings.drogue_ca_file:
-            return f": the trust anchors in DROGUE_CA_FILE ({settings.drogue_ca_file}) are not those of its certificate"
-        return ": name its trust anchors with DROGUE_CA_FILE"
-    if "does not speak TLS" in reason:
-        return ": for plain HTTP it begins with http://"
-    if reason.endswith("answered 400 for the devices") and url.startswith("http:"):  # the registry says nothing
-        return ": if it speaks TLS, it begins with https://"
-    if re.search(r"not JSON|no JSON|is no list", reason):
-        return ": is that the right URL?"
-    return ""
 
 
 def cure_of_access(reason: str, host: str, access: Access) -> str:

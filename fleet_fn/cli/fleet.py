@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import click
 
-from fleet_fn.cli.cures import cure_of_drogue
 from fleet_fn.cli.fleet_display import Document, Lines, SummaryLines
 from fleet_fn.cli.fleet_view import Display, Selection
 from fleet_fn.cli.signals import end_on_sigterm
 from fleet_fn.drogue.spec_values import MalformedSpecError, read_time
 from fleet_fn.errors import TransientError, UpstreamError
+from fleet_fn.fleet.cures import cure_of_drogue
 from fleet_fn.fleet.states import State
 from fleet_fn.fleet.survey import Survey
 from fleet_fn.http.client import HttpClient

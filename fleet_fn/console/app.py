@@ -18,6 +18,7 @@ from fleet_fn.console.sign_in.users import OidcUsers
 from fleet_fn.console.sign_in.views import make_blueprint
 from fleet_fn.console.views import actions, advance, application, applications, device, firmware, retry, start
 from fleet_fn.errors import PermanentError, UpstreamError
+from fleet_fn.fleet.cures import cure_of_drogue
 
 #: Endpoints that need no user.
 _OPEN: tuple[str, ...] = ("static", "health")
@@ -45,6 +46,11 @@ def make_console(settings: ConsoleSettings, parts: Parts) -> Flask:
             return _ask_to_sign_in()
         g.user = user
         return None
+
+    @app.template_filter("with_cure")
+    def add_cure(reason: str) -> str:
+        """Return a reason and its cure, if the user is the operator who can set the console's variables."""
+        return reason if users.has_sessions else reason + cure_of_drogue(reason, settings.operator)
 
     @app.context_processor
     def add_values() -> dict[str, Any]:

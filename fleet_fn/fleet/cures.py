@@ -1,4 +1,4 @@
-"""Cures of an OCI registry's failures, for people.
+"""Cures of upstreams' failures, for people.
 
 A reason states facts: devices' reports and logs have it, too. A cure names what its reader can set.
 """
@@ -6,7 +6,9 @@ A reason states facts: devices' reports and logs have it, too. A cure names what
 import re
 from typing import Final, NamedTuple
 
+from fleet_fn.drogue.refusals import DEVICE_REGISTRY, NO_CREDENTIALS, TOKEN_ENDPOINT
 from fleet_fn.oci.token_realm import NONE_CONFIGURED, REFUSED
+from fleet_fn.settings import Settings
 
 
 class Means(NamedTuple):
@@ -47,4 +49,36 @@ def cure_of_registry(reason: str, host: str, means: Means = VARIABLES, *, is_ins
         return f"; check FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or {means.log_in} again"
     if re.match(r"manifest(:| is not)", reason):
         return f"; is {host} an OCI registry? It answered with something else"
+    return ""
+
+
+def cure_of_drogue(reason: str, settings: Settings) -> str:
+    """Return what follows a reason of Drogue Cloud; empty for a reason of another upstream.
+
+    It is the variable of the URL in question, its value, and a cure, if there is a likely one.
+    """
+    if not reason.startswith((DEVICE_REGISTRY, TOKEN_ENDPOINT)):
+        return ""
+    if reason.startswith(TOKEN_ENDPOINT):
+        variable, url = "DROGUE_OIDC_TOKEN_URL", settings.drogue_oidc_token_url or ""
+        if REFUSED in reason:
+            return f"; {variable} is {url}: check DROGUE_OIDC_CLIENT_ID and DROGUE_OIDC_CLIENT_SECRET"
+    else:
+        variable, url = "DROGUE_API_URL", settings.drogue_api_url
+    if settings.is_anonymous and re.search(r": 40[134] for ", reason):
+        return f"{NO_CREDENTIALS}: set it and DROGUE_USER, or an OpenID client; {variable} is {url}"
+    return f"; {variable} is {url}{_cure_of_url(reason, url, settings)}"
+
+
+def _cure_of_url(reason: str, url: str, settings: Settings) -> str:
+    if "certificate not trusted" in reason:
+        if settings.drogue_ca_file:
+            return f": the trust anchors in DROGUE_CA_FILE ({settings.drogue_ca_file}) are not those of its certificate"
+        return ": name its trust anchors with DROGUE_CA_FILE"
+    if "does not speak TLS" in reason:
+        return ": for plain HTTP it begins with http://"
+    if reason.endswith("answered 400 for the devices") and url.startswith("http:"):  # the registry says nothing
+        return ": if it speaks TLS, it begins with https://"
+    if re.search(r"not JSON|no JSON|is no list", reason):
+        return ": is that the right URL?"
     return ""

@@ -7,9 +7,10 @@ from typing import Final
 import click
 
 from fleet_fn.cli.failures import FAILED, WRONG_USAGE
-from fleet_fn.cli.rollout.shared import Operation, change_options, cure_of, operate, print_diff, reading, warn
+from fleet_fn.cli.rollout.shared import Operation, change_options, operate, print_diff, reading, warn
 from fleet_fn.cli.signals import end_on_sigterm
 from fleet_fn.errors import TransientError, one_line
+from fleet_fn.fleet.cures import cure_of_drogue
 from fleet_fn.fleet.rollout.advancing import Pass, advance_once
 from fleet_fn.fleet.rollout.progress import TROUBLED, Standing
 
@@ -106,7 +107,7 @@ def _watch(operation: Operation, interval: int) -> int:
                     return code
             except TransientError as error:
                 pause = max(interval, error.negative_ttl)
-                cure = cure_of(error.reason, operation.settings)
+                cure = cure_of_drogue(error.reason, operation.settings)
                 click.echo(f"rollout advance: {error.reason}{cure}; trying again in {pause:.0f} s", err=True)
             time.sleep(pause)
     except KeyboardInterrupt:

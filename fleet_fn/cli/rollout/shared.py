@@ -11,12 +11,11 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from fleet_fn.cli.cures import cure_of_drogue
 from fleet_fn.cli.failures import FAILED, WRONG_USAGE, describe_os_error, fail
-from fleet_fn.drogue.refusals import DEVICE_REGISTRY, TOKEN_ENDPOINT
 from fleet_fn.drogue.spec_source import Source
 from fleet_fn.errors import UpstreamError, one_line
 from fleet_fn.firmware.store import NotReadyError
+from fleet_fn.fleet.cures import cure_of_drogue
 from fleet_fn.fleet.rollout.actions import Target
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.plans import Plan
@@ -120,7 +119,7 @@ def operate(name: str, application: str, *, dry_run: bool = False, failure: int 
             )
             yield Operation(settings, session)
     except UpstreamError as error:
-        fail(command, f"{error.reason}{cure_of(error.reason, settings)}", failure)
+        fail(command, f"{error.reason}{cure_of_drogue(error.reason, settings)}", failure)
     except NotReadyError as error:
         fail(command, error.reason, failure)
     except BrokenPipeError:  # click ends quietly then
@@ -147,11 +146,6 @@ def reading() -> Iterator[Callable[[int], object]]:
 
     with reading_progress() as show:
         yield show
-
-
-def cure_of(reason: str, settings: Settings) -> str:
-    """Return the cure that follows a reason; empty if none is likely."""
-    return cure_of_drogue(reason, settings) if reason.startswith((DEVICE_REGISTRY, TOKEN_ENDPOINT)) else ""
 
 
 def print_diff(change: Change) -> None:
