@@ -49,7 +49,7 @@ def make_console(settings: ConsoleSettings, parts: Parts) -> Flask:
 
     @app.template_filter("with_cure")
     def add_cure(reason: str) -> str:
-        """Return a reason and its cure, if the user is the operator who can set the console's variables."""
+        """Return a reason, and its cure if the user can set the console's variables."""
         return reason if users.has_sessions else reason + cure_of_drogue(reason, settings.operator)
 
     @app.context_processor

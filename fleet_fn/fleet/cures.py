@@ -53,7 +53,7 @@ def cure_of_registry(reason: str, host: str, means: Means = VARIABLES, *, is_ins
 
 
 def cure_of_drogue(reason: str, settings: Settings) -> str:
-    """Return what follows a reason of Drogue Cloud; empty for a reason of another upstream.
+    """Return what follows a reason of Drogue Cloud; "" for one of another upstream.
 
     It is the variable of the URL in question, its value, and a cure, if there is a likely one.
     """

@@ -67,8 +67,6 @@ class Story:
     application: str = "thermostats"
     devices: int = 400
     seed: int = 1
-    #: Name of its firmware below FIRMWARE_REGISTRY.
-    image: str = "thermostat"
     before: str = "1.4.2"
     version: str = "1.5.0"
     #: Stages of the rollout, and the index of the one that it has reached; None for no stages.
@@ -86,6 +84,8 @@ class Story:
     #: Begun with `rollout start`; else the application only names an image.
     started: bool = True
     now: datetime = NOON
+    #: Name of its firmware below FIRMWARE_REGISTRY.
+    image: str = "thermostat"
 
 
 def make_fleet(story: Story) -> list[Object]:

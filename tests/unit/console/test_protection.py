@@ -117,3 +117,10 @@ def test_secrets_are_kept_out_of_the_representation() -> None:
     shown = repr(ConsoleSettings.from_environment(DROGUE | SIGN_IN))
     assert SIGN_IN["CONSOLE_OIDC_CLIENT_SECRET"] not in shown
     assert SIGN_IN["CONSOLE_SECRET_KEY"] not in shown
+
+
+def test_the_operator_is_told_what_to_set(browser: Browser) -> None:
+    with browsing({"DROGUE_API_URL": browser.parts.operator.drogue_api_url}) as anonymous:
+        page = anonymous.get("/applications/shop")
+    assert page.status_code == 404
+    assert "no DROGUE_TOKEN is set: set it and DROGUE_USER" in page.text
