@@ -19,6 +19,9 @@ from fleet_fn.fleet.rollout.wording import describe_conditions, describe_firmwar
 #: Names of failed devices, and other versions that failed, that are shown.
 _MAX_NAMES: Final = 10
 _MAX_VERSIONS: Final = 5
+#: Stages that are shown at most, and those before the one that is reached if there are more.
+_MAX_STAGES: Final = 8
+_STAGES_BEFORE: Final = 2
 
 
 class Reach(StrEnum):
@@ -50,7 +53,10 @@ class RolloutView:
     firmware: str
     #: The firmware before; empty if it is not recorded.
     previous: str
+    #: The stages around the one that is reached, and how many there are before and after these.
     stages: Sequence[StageView]
+    stages_before: int
+    stages_after: int
     is_paused: bool
     #: The devices on which the version failed, names of the first ones, and the number that halts it.
     failed: int
@@ -74,12 +80,16 @@ class RolloutView:
         position = overview.progress.position if overview.progress else None
         least = position.stage.success if position else None
         previous = application.previous
+        stages = _stages(overview)
+        window = _window(stages)
         return cls(
             _describe_firmware(application),
             f"{describe_source(previous.kind, previous.source)}, version {previous.version or 'unknown'}"
             if previous
             else "",
-            _stages(overview),
+            stages[window],
+            window.start,
+            len(stages) - window.stop,
             is_paused(overview),
             failures.count,
             failures.devices[:_MAX_NAMES],
@@ -129,6 +139,15 @@ def _stages(overview: Overview) -> list[StageView]:
             )
         )
     return found
+
+
+def _window(stages: Sequence[StageView]) -> slice:
+    """Return the stages to show: all, or those around the one that is reached."""
+    if len(stages) <= _MAX_STAGES:
+        return slice(0, len(stages))
+    reached = next((index for index, stage in enumerate(stages) if stage.reach is Reach.CURRENT), len(stages))
+    start = min(max(reached - _STAGES_BEFORE, 0), len(stages) - _MAX_STAGES)
+    return slice(start, start + _MAX_STAGES)
 
 
 def _reach(distance: int) -> Reach:
