@@ -75,7 +75,7 @@ fuzz: .venv/.fuzz ## feed hostile bytes to each reader; FUZZ_SECONDS=60, TARGET=
 soak: .venv/.dev ## run 2,000 faulty devices, ten minutes; ARGS='--devices 100'
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-peers: .venv/.dev ## run Rust devices (cargo), cosign, oras (go); ARGS='--board plain'
+peers: .venv/.dev ## run Rust devices (cargo), cosign, oras (go), Keycloak (java)
 	@$(if $(ARGS),,$(BIN)/python -m tests.peers.tools)
 	@$(BIN)/python -m tests.peers $(ARGS)
 

@@ -1,4 +1,6 @@
-"""Tests artifacts against the real cosign and oras, which it builds, and a registry with the referrers API.
+"""Tests against programs of others, which it builds or fetches.
+
+Those are cosign, oras and a registry with the referrers API for artifacts, and Keycloak for the console's sign-in.
 
 python -m tests.peers.tools [--seconds N]
 """
@@ -19,7 +21,10 @@ from tests.support.function import ROOT
 
 _TOOLS: Final = {"cosign": "github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3", "oras": "oras.land/oras/cmd/oras@v1.3.6"}
 _REGISTRY: Final = Path(__file__).parent / "registry"
-_TESTS: Final = ("tests/integration/test_cosign.py", "tests/integration/test_oras.py")
+_GO_TESTS: Final = ("tests/integration/test_cosign.py", "tests/integration/test_oras.py")
+_KEYCLOAK: Final = "26.4.7"
+_KEYCLOAK_TESTS: Final = ("tests/integration/console/test_keycloak.py",)
+_MAVEN_PLUGIN: Final = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
 #: Built programs, in a folder for each version; `make clean` removes them.
 _PROGRAMS: Final = ROOT / ".venv" / "peers"
 
@@ -27,22 +32,51 @@ _PROGRAMS: Final = ROOT / ".venv" / "peers"
 @click.command()
 @click.option("--seconds", type=click.IntRange(min=1), default=1800, show_default=True, help="Bound on building.")
 def main(seconds: int) -> None:
-    """Builds the tools from the Go module proxy, and runs the tests that need them."""
-    go = shutil.which("go")
-    if go is None:
-        click.echo("cosign and oras: skipped; they are built with Go (https://go.dev), which is not there")
-        return
+    """Builds the tools from the Go module proxy, fetches Keycloak, and runs the tests that need them."""
     limit = time.monotonic() + seconds
-    folders = [_PROGRAMS]
+    folders: list[Path] = [_PROGRAMS]
+    tests: list[str] = []
+    if go := shutil.which("go"):
+        folders += _build_tools(go, limit)
+        tests += _GO_TESTS
+    else:
+        click.echo("cosign and oras: skipped; they are built with Go (https://go.dev), which is not there")
+    if shutil.which("java") and (maven := shutil.which("mvn")):
+        folders.append(_fetch_keycloak(maven, limit))
+        tests += _KEYCLOAK_TESTS
+    else:
+        click.echo("Keycloak: skipped; it needs Java 17, and Maven to fetch it, which are not there")
+    if tests:
+        environment = {**os.environ, "PATH": ":".join([*map(str, folders), os.environ["PATH"]])}
+        command = [sys.executable, "-m", "pytest", "-q", "-n0", *tests]
+        sys.exit(subprocess.run(command, cwd=ROOT, env=environment).returncode)
+
+
+def _build_tools(go: str, limit: float) -> list[Path]:
+    """Builds what Go builds, and returns the folders that the programs are in."""
+    folders = []
     for program, module in _TOOLS.items():
         folders.append(_PROGRAMS / module.rpartition("/")[2])
         if not (folders[-1] / program).exists():
             click.echo(f"go builds {module}: minutes, the first time")
             _build([go, "install", module], ROOT, folders[-1], limit)
     _build([go, "build", "-o", str(_PROGRAMS / PEER_REGISTRY), "."], _REGISTRY, _PROGRAMS, limit)
-    environment = {**os.environ, "PATH": ":".join([*map(str, folders), os.environ["PATH"]])}
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-n0", *_TESTS], cwd=ROOT, env=environment)
-    sys.exit(tests.returncode)
+    return folders
+
+
+def _fetch_keycloak(maven: str, limit: float) -> Path:
+    """Fetches Keycloak from Maven's repository, and returns the folder that its program is in."""
+    folder = _PROGRAMS / f"keycloak-{_KEYCLOAK}" / "bin"
+    if not folder.exists():
+        click.echo(f"Maven fetches Keycloak {_KEYCLOAK}: 160 MB, the first time")
+        artifact = f"-Dartifact=org.keycloak:keycloak-quarkus-dist:{_KEYCLOAK}:zip"
+        command = [maven, "-q", "-B", f"{_MAVEN_PLUGIN}:copy", artifact, f"-DoutputDirectory={_PROGRAMS}"]
+        _build(command, _REGISTRY, _PROGRAMS, limit)
+        archive = _PROGRAMS / f"keycloak-quarkus-dist-{_KEYCLOAK}.zip"
+        shutil.unpack_archive(archive, _PROGRAMS)
+        archive.unlink()
+        (folder / "kc.sh").chmod(0o755)  # a ZIP file's permissions are lost
+    return folder
 
 
 def _build(command: Sequence[str], folder: Path, programs: Path, limit: float) -> None:
@@ -53,7 +87,9 @@ def _build(command: Sequence[str], folder: Path, programs: Path, limit: float) -
     except subprocess.TimeoutExpired as error:
         raise click.ClickException(f"{' '.join(command[:2])} took too long: name more time with --seconds") from error
     if built.returncode:
-        raise click.ClickException("go could not build it: it needs the Go module proxy")
+        raise click.ClickException(
+            f"{Path(command[0]).name} failed: it needs the Go module proxy, or Maven's repository"
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ _SECONDS: Final = 60
 def need_peer(program: str) -> None:
     """For tests that need a program of `make peers`, which builds it; elsewhere it need not be there."""
     if shutil.which(program) is None:
-        pytest.skip(f"{program} is not on PATH; make peers builds it, if Go is there")
+        pytest.skip(f"{program} is not on PATH; make peers gets it, if Go is there, or Java for Keycloak")
 
 
 class Keys:
