@@ -200,11 +200,14 @@ def fastest(fleet: Sequence[Entry], query: TableQuery) -> float:
     return min(seconds)
 
 
-@pytest.mark.parametrize(("count", "most_seconds"), [(10_000, 0.05), (100_000, 0.5)])
-def test_pages_of_large_fleets_are_fast(count: int, most_seconds: float) -> None:
-    fleet = make_entries(count)
+#: For a page of 10,000 devices, of CPU time; it takes a tenth. `make bench` measures larger fleets.
+MOST_SECONDS = 0.05
+
+
+def test_pages_of_large_fleets_are_fast() -> None:
+    fleet = make_entries(10_000)
     for column in COLUMNS:
         for sort in (column, f"-{column}"):
-            assert fastest(fleet, TableQuery(sort=sort)) < most_seconds, sort
+            assert fastest(fleet, TableQuery(sort=sort)) < MOST_SECONDS, sort
     filtered = TableQuery("1", NEEDS_ATTENTION, "1.1.0", "site=oslo", "-since", 2)
-    assert fastest(fleet, filtered) < most_seconds
+    assert fastest(fleet, filtered) < MOST_SECONDS
