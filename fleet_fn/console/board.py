@@ -77,6 +77,7 @@ def actions_of(snapshot: Snapshot) -> list[Action]:
     found = [(action, label) for action, label, makes_sense in offered if makes_sense]
     # A halted rollout needs a fix rather than to go on.
     awaited = "start" if is_stopped else found[0][0] if found[0][0] != "start" else ""
+    found.sort(key=lambda each: each[0] != awaited)
     kinds = {awaited: "primary", "abort": "danger"}
     return [Action(label, action_url(name, action), kinds.get(action, "")) for action, label in found]
 

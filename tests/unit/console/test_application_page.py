@@ -123,6 +123,7 @@ def test_actions_are_those_that_make_sense(fleets: Browser, application: str, of
     found = actions(page_of(fleets, f"/applications/{application}"))
     assert found.pop("Firmware") == ""
     assert {label: kind for label, kind in found.items() if not label.startswith("Retry")} == offered
+    assert "primary" not in list(found.values())[1:]
 
 
 def test_each_action_leads_to_its_page(fleets: Browser) -> None:
