@@ -59,6 +59,8 @@ def protect(app: Flask, settings: ConsoleSettings, form_targets: Callable[[], It
     def refuse_others() -> None:
         if request.endpoint != "health":  # the platform asks by the pod's address
             _check_host(settings)
+        if any("\0" in text for text in (request.path, *request.values.values())):
+            abort(400, "No name has a NUL character.")  # Drogue Cloud would answer as if it were down
         if request.method == "POST" and request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
             abort(403, "The request comes from another site.")
 

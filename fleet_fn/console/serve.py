@@ -1,5 +1,6 @@
 """The console under gunicorn: one process, whose threads share its memory."""
 
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,8 +14,10 @@ from fleet_fn.console.parts import open_parts
 from fleet_fn.console.settings import ConsoleSettings
 from fleet_fn.observability import log
 
-#: Requests that are answered at the same time; pages hardly wait for anything.
-_THREADS: Final = 16
+#: Requests that are answered at the same time. Pages hardly wait for anything, except for a cloud that hangs.
+_THREADS: Final = 32
+#: Time for a request to arrive. No thread waits for it.
+_REQUEST_SECONDS: Final = 15.0
 _KEEP_ALIVE_SECONDS: Final = 75
 _GRACE_SECONDS: Final = 5
 
@@ -34,7 +37,7 @@ class _Console(BaseApplication):  # type: ignore[misc]
         memory = "/dev/shm"  # noqa: S108 - gunicorn makes it safe
         settings: dict[str, Any] = {
             "bind": f"fd://{self._listener}",
-            "worker_class": "gthread",
+            "worker_class": "fleet_fn.web.worker.ThreadWorker",
             "workers": 1,
             "threads": _THREADS,
             "keepalive": _KEEP_ALIVE_SECONDS,
@@ -43,17 +46,30 @@ class _Console(BaseApplication):  # type: ignore[misc]
             "forwarded_allow_ips": "",
             "forwarder_headers": "",
             "loglevel": "warning",
-            "when_ready": lambda _: self._ready(),
+            "when_ready": self._begin,
+            "post_fork": _set_request_time,
             "worker_exit": lambda _server, _worker: self._stack.close(),
             "control_socket_disable": True,
         }
         for name, value in settings.items():
             self.cfg.set(name, value)
 
+    def _begin(self, server: Any) -> None:
+        """Let the console end with its terminal.
+
+        gunicorn would load the app anew, and go on with the operator's credentials.
+        """
+        signal.signal(signal.SIGHUP, lambda _number, frame: server.signal(signal.SIGTERM, frame))
+        self._ready()
+
     def load(self) -> Flask:
         """Return the app, in the worker."""
         parts = self._stack.enter_context(open_parts(self._settings))
         return make_console(self._settings, parts)
+
+
+def _set_request_time(_: object, worker: Any) -> None:
+    worker.request_seconds = _REQUEST_SECONDS
 
 
 def serve_console(settings: ConsoleSettings, listener: int, ready: Callable[[], None]) -> None:

@@ -124,3 +124,19 @@ def test_the_operator_is_told_what_to_set(browser: Browser) -> None:
         page = anonymous.get("/applications/shop")
     assert page.status_code == 404
     assert "no DROGUE_TOKEN is set: set it and DROGUE_USER" in page.text
+
+
+@pytest.mark.parametrize(
+    "name", ["a%2Fb", "..%2Fshop", "%00", "shop%00", "%ff", "%ed%a0%80", "x" * 1000, "shop%20", "%0A", "."]
+)
+@pytest.mark.parametrize(
+    "page", ["", "/device?name=x", "/firmware", "/rollout/pause", "/rollout/start", "/rollout/retry"]
+)
+def test_odd_names_are_no_application(browser: Browser, name: str, page: str) -> None:
+    assert browser.get(f"/applications/{name}{page}").status_code in (400, 404)
+
+
+@pytest.mark.parametrize("name", ["%2F", "%2E%2E", "%00", "%ff", "x" * 1000, "..%2Fshop"])
+@pytest.mark.parametrize("page", ["device?name=", "rollout/retry?device="])
+def test_odd_names_are_no_device(browser: Browser, name: str, page: str) -> None:
+    assert browser.get(f"/applications/shop/{page}{name}").status_code in (400, 404)
