@@ -8,20 +8,19 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Final
 
-from fleet_fn.errors import UpstreamError
-from fleet_fn.firmware.store import NotReadyError
 from fleet_fn.fleet.rollout.application import Application
 from fleet_fn.fleet.rollout.starting import Candidate, check_firmware
 from fleet_fn.fleet.rollout.target import FirmwareFinder
 
 #: Firmware that is checked at the same time.
-_WORKERS: Final = 2
-#: How long a page waits for a check before it shows that it goes on.
+_WORKERS: Final = 4
+#: How long a page waits for a check before it shows that it goes on; and how long the confirmation of a change does.
 _WAIT_SECONDS: Final = 1.0
+_CONFIRM_SECONDS: Final = 10.0
 #: How long a check holds: tags move.
 _HOLDS_SECONDS: Final = 60.0
 _MAX_CHECKS: Final = 64
@@ -43,8 +42,16 @@ class Checks:
         self._checks: OrderedDict[str, _Check] = OrderedDict()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="check")
 
-    def check(self, finder: FirmwareFinder, application: Application, image: str) -> Candidate | None:
+    def check(
+        self, finder: FirmwareFinder, application: Application, image: str, *, anew: bool = False
+    ) -> Candidate | None:
         """Return a checked firmware; None while the check goes on.
+
+        Args:
+            finder: finds firmware.
+            application: the application that it is for.
+            image: a reference.
+            anew: check again, because its tag may have moved since it was shown.
 
         Raises:
             NotReadyError, PermanentError, TransientError: see `check_firmware`.
@@ -53,22 +60,29 @@ class Checks:
         key = json.dumps([application.name, application.firmware, image], sort_keys=True)
         with self._lock:
             known = self._checks.get(key)
-            if known is None or (known.ended is not None and self._clock() - known.ended > _HOLDS_SECONDS):
-                known = self._checks[key] = _Check(self._pool.submit(check_firmware, finder, application, image))
+            if known is None or anew or self._is_old(known):
+                known = self._checks[key] = self._begin(finder, application, image)
             self._checks.move_to_end(key)
             while len(self._checks) > _MAX_CHECKS:
                 self._checks.popitem(last=False)
-        try:
-            candidate = known.result.result(_WAIT_SECONDS)
-        except TimeoutError:
+        if not wait([known.result], _CONFIRM_SECONDS if anew else _WAIT_SECONDS).done:
             return None
-        except (UpstreamError, NotReadyError):
+        if known.result.exception():
             with self._lock:
                 self._checks.pop(key, None)  # another look tries again
-            raise
-        if known.ended is None:
-            known.ended = self._clock()
-        return candidate
+        return known.result.result()
+
+    def _begin(self, finder: FirmwareFinder, application: Application, image: str) -> _Check:
+        begun = _Check(self._pool.submit(check_firmware, finder, application, image))
+
+        def note_end(_: object) -> None:
+            begun.ended = self._clock()
+
+        begun.result.add_done_callback(note_end)
+        return begun
+
+    def _is_old(self, known: _Check) -> bool:
+        return known.ended is not None and self._clock() - known.ended > _HOLDS_SECONDS
 
     def close(self) -> None:
         """Begin no more checks."""

@@ -17,6 +17,8 @@ from fleet_fn.fleet.states import State
 _MIN_ROWS: Final = 5
 _MAX_STAGES: Final = 100
 _STAGE_KEYS: Final = ("percent", "after", "success", "over", "approval")
+_MODES: Final = ("keep", "all", "percent", "stages")
+_APPROVALS: Final = ("", "yes")
 #: Stages that the form proposes.
 _PROPOSED: Final[tuple[Mapping[str, str], ...]] = (
     {"percent": "1", "approval": "yes"},
@@ -72,8 +74,12 @@ class Form:
             RefusedError: they make no sense.
 
         """
+        if self.mode not in _MODES:
+            raise RefusedError(f"{self.mode!r} is no mode: it is {', '.join(_MODES)}")
         if self.mode != "stages":
             return None
+        if self.get(f"stage.{_MAX_STAGES}.percent"):
+            raise RefusedError(f"there are more than {_MAX_STAGES} stages")
         found: list[dict[str, Any]] = []
         for row in self._rows():
             if not row["percent"]:
@@ -82,7 +88,9 @@ class Form:
             stage |= {key: row[key] for key in ("after", "over") if row[key]}
             if row["success"]:
                 stage["success"] = parse_percent(row["success"], row["success"])
-            if row["approval"] == "yes":
+            if row["approval"] not in _APPROVALS:
+                raise RefusedError(f"{row['approval']!r} is no approval: it is yes, or empty")
+            if row["approval"]:
                 stage["approval"] = True
             found.append(stage)
         if not found:
@@ -122,14 +130,27 @@ class Form:
 
     @property
     def selection(self) -> Selection:
-        """The devices that begin; all if it is empty."""
+        """The devices that begin; all if it is empty.
+
+        Raises:
+            RefusedError: there is no such state.
+
+        """
         states = tuple(state for state in State if state == self.get("state"))
+        if self.get("state") and not states:
+            raise RefusedError(f"{self.get('state')!r} is no state: it is {', '.join(State)}")
         return Selection(
             tuple(filter(None, [self.get("from_version")])), states, tuple(filter(None, [self.get("failed_version")]))
         )
 
     def equivalent(self, application: str) -> str:
-        """Return the command that does the same."""
+        """Return the command that does the same.
+
+        Raises:
+            RefusedError: the form makes no sense.
+
+        """
+        selection = self.selection
         return command_line(
             "rollout",
             "start",
@@ -138,9 +159,9 @@ class Form:
             stage=[write_stage(stage) for stage in self.stages() or ()],
             percent=None if self.percent() is None else f"{self.percent():.15g}",
             max_failed=self.max_failed(),
-            from_version=self.get("from_version"),
-            state=self.get("state"),
-            failed_version=self.get("failed_version"),
+            from_version=selection.versions,
+            state=selection.states,
+            failed_version=selection.failed,
             replace_source=bool(self.get("replace_source")),
         )
 

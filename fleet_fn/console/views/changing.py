@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
-from flask import flash, redirect, request
+from flask import flash, redirect, request, url_for
 from werkzeug.wrappers import Response
 
 from fleet_fn.console.parts import parts
@@ -60,6 +60,8 @@ class ActionPage:
         try:
             return answer()
         except NotReadYetError as error:
+            if request.method == "POST":
+                return _show_again(error.reason)
             return render("waiting.html", name=self.name, wording=self.wording, reason=error.reason)
         except RefusedError as error:
             return self.refuse(error.reason)
@@ -121,6 +123,14 @@ class ActionPage:
         if request.method == "POST" and status is HTTPStatus.OK:
             status = HTTPStatus.CONFLICT
         return render("refused.html", status, name=self.name, wording=self.wording, reason=reason)
+
+
+def _show_again(reason: str) -> Response:
+    """Lead to the page of the change, which waits: the result of a form cannot be loaded again."""
+    flash(f"Nothing was changed yet, because {reason}. Look at the change again, and confirm it", "warning")
+    path = url_for(request.endpoint or "", **(request.view_args or {}))
+    query = request.query_string.decode("ascii", "replace")
+    return redirect(f"{path}?{query}" if query else path, HTTPStatus.SEE_OTHER)
 
 
 def find_target(application: Application) -> Target:

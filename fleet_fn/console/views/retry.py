@@ -1,10 +1,11 @@
 """Let devices try again that rolled back, or gave a version up."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from flask import Blueprint, flash, g, redirect, request
 from werkzeug.wrappers import Response
@@ -18,9 +19,12 @@ from fleet_fn.console.views.changing import SHOWN, ActionPage, NotReadYetError, 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.listing import read_device
 from fleet_fn.drogue.update_record import parse_timestamp, timestamp
+from fleet_fn.errors import UpstreamError
 from fleet_fn.fleet.rollout import actions
+from fleet_fn.fleet.rollout.actions import Object
 from fleet_fn.fleet.rollout.application import RefusedError
 from fleet_fn.fleet.rollout.devices import edit_devices, needs_retry, tell_retry, with_retry
+from fleet_fn.fleet.rollout.review import ChangedMeanwhileError, fingerprint
 from fleet_fn.fleet.rollout.session import Change, RolloutSession
 from fleet_fn.fleet.rows import read_row
 
@@ -66,20 +70,45 @@ def _token() -> str:
 
 
 def _retry_one(page: ActionPage, device: str, token: str) -> Response:
-    is_made = request.method == "POST"
-    session = parts().session(page.name, dry_run=not is_made)
-    names = (page.name, device)
-    found, _ = session.api.fetch(names, Deadline(_DEVICE_SECONDS))
+    session = parts().session(page.name, dry_run=request.method != "POST")
+    found, _ = session.api.fetch((page.name, device), Deadline(_DEVICE_SECONDS))
     row = read_row(read_device(found, page.name), session.now())
     if not needs_retry(row):
         return page.refuse(f"device {device} is {STATE_NAMES[row.state]}: there is nothing to retry")
-    change = session.edit(names, f"device {device}", lambda each: with_retry(each, token))
-    if not is_made:
-        warned = replace(page, values={**page.values, "warnings": _warnings(session, {device: row.target})})
-        return warned.show_change(change, f"device {device} will try {row.target} again")
+    if session.dry_run:
+        return _show_one(page, device, token, row.target)
+
+    def retry_as_shown(found: Object) -> Object | None:
+        changed = with_retry(found, token)
+        if changed is not None and _print_of(found, changed, page.name) != request.form.get(SHOWN):
+            raise ChangedMeanwhileError("by now the change is another one, because the device has changed")
+        return changed
+
+    try:
+        made = session.edit((page.name, device), f"device {device}", retry_as_shown)
+    except ChangedMeanwhileError as error:
+        return _show_one(page, device, token, row.target, error.reason)
+    if not made.is_made:
+        return page.refuse(f"nothing to change: device {device} has been told to try again")
     _tell(session, [device], token)
     flash(f"device {device} will try {row.target} again", "good")
     return redirect(device_url(page.name, device), HTTPStatus.SEE_OTHER)
+
+
+def _show_one(page: ActionPage, device: str, token: str, target: str | None, conflict: str = "") -> Response:
+    session = parts().session(page.name, dry_run=True)
+    change = session.edit((page.name, device), f"device {device}", lambda found: with_retry(found, token))
+    if not change.is_made:
+        return page.refuse(f"nothing to change: device {device} has been told to try again")
+    warned = replace(page, values={**page.values, "warnings": _warnings(session, {device: target})})
+    shown = _print_of(change.before, change.after, page.name)
+    return warned.show_change(change, f"device {device} will try {target} again", conflict, shown)
+
+
+def _print_of(before: Mapping[str, Any], after: Mapping[str, Any], application: str) -> str:
+    """Return a text that is equal for equal changes that lead a device to the same version."""
+    target = read_row(read_device(before, application), datetime.now(UTC)).target
+    return f"{fingerprint(before, after)}.{fingerprint_of([target or ''])}"
 
 
 # --- All that failed --------------------------------------------------------------------------------------------------
@@ -89,7 +118,7 @@ def _retry_failed(page: ActionPage, token: str) -> Response:
     failed = _failed(page.name)
     if not failed:
         return page.refuse("No device rolled back or gave up.")
-    shown = fingerprint_of(failed)
+    shown = fingerprint_of(json.dumps(each) for each in failed.items())
     if request.method == "POST" and request.form.get(SHOWN) == shown:
         session = parts().session(page.name)
         names = list(failed)
@@ -97,7 +126,7 @@ def _retry_failed(page: ActionPage, token: str) -> Response:
         parts().jobs.start(page.name, title, g.user.name, len(names), lambda job: _run(job, session, names, token))
         return redirect(application_url(page.name), HTTPStatus.SEE_OTHER)
     session = parts().session(page.name, dry_run=True)
-    conflict = "other devices have failed by now, or fewer" if request.method == "POST" else ""
+    conflict = "other devices have failed by now, or with another version" if request.method == "POST" else ""
     first = _first_change(session, list(failed), token)
     values = {
         **page.values,
@@ -141,18 +170,24 @@ def _first_change(session: RolloutSession, names: Sequence[str], token: str) -> 
 
 def _run(job: Job, session: RolloutSession, names: Sequence[str], token: str) -> str:
     """Let devices try again; return what came of it."""
-    made = []
-    for edit in edit_devices(session, names, lambda device: with_retry(device, token)):
-        job.done += 1
-        if edit.change:
-            made.append(edit.device)
-        else:
-            job.add_problem(edit.device, edit.problem)
+    made, stopped = [], ""
+    try:
+        for edit in edit_devices(session, names, lambda device: with_retry(device, token)):
+            job.done += 1
+            if edit.change is None:
+                job.add_problem(edit.device, edit.problem)
+            elif edit.change.is_made:
+                made.append(edit.device)
+    except UpstreamError as error:
+        stopped = f"{error.reason}; "
     if not made:
-        raise RefusedError("none of the devices could be changed")
+        raise RefusedError(f"{stopped}none of the devices could be changed")
     problem = tell_retry(session, made, token)
     untold = f"; no event of it was sent: {problem}" if problem else ""
-    return f"{len(made):,} of {len(names):,} devices will try again{untold}"
+    result = f"{stopped}{len(made):,} of {len(names):,} devices will try again{untold}"
+    if stopped:
+        raise RefusedError(result)
+    return result
 
 
 def _warnings(session: RolloutSession, failed: Mapping[str, str | None]) -> list[str]:

@@ -107,9 +107,14 @@ def _answer(page: ActionPage, form: Form) -> Response:
     if devices != (review.selected.fingerprint if review.selected else ""):
         return _show(page, review, "other devices are selected by now")
     plan = replace(review.plan, make=only_as_shown(review.plan.make, change))
-    if review.selected:
-        return _begin_job(page, review, plan, session)
-    return _make(page, review, plan, session)
+    try:
+        if review.selected:
+            parts().session(page.name, dry_run=True).change(plan.action, plan.make)  # before any device is labeled
+            return _begin_job(page, review, plan, session)
+        made = session.change(plan.action, plan.make)
+    except ChangedMeanwhileError as error:
+        return _show(page, review, error.reason)
+    return page.finish(made, plan) if made.is_made else page.refuse(plan.nothing)
 
 
 def _review(name: str, application: Application, form: Form, session: RolloutSession) -> _Review:
@@ -123,7 +128,7 @@ def _review(name: str, application: Application, form: Form, session: RolloutSes
     finder = parts().firmware.finder(name)
     if finder is None:
         raise RefusedError("FIRMWARE_REGISTRY is not set. Set it as the function has it, e.g. ghcr.io/acme/")
-    candidate = parts().checks.check(finder, application, form.image)
+    candidate = parts().checks.check(finder, application, form.image, anew=request.method == "POST")
     if candidate is None:
         raise NotReadYetError(f"{form.image} is being downloaded and verified, as the function would")
     version, selection = candidate.target.version, form.selection
@@ -178,14 +183,6 @@ def _show(page: ActionPage, review: _Review, conflict: str = "") -> Response:
     }
     shown = review.fingerprint(found.before, found.after)
     return replace(page, values=values).show_change(found, review.plan.effect(changed), conflict, shown)
-
-
-def _make(page: ActionPage, review: _Review, plan: Plan, session: RolloutSession) -> Response:
-    try:
-        made = session.change(plan.action, plan.make)
-    except ChangedMeanwhileError as error:
-        return _show(page, review, error.reason)
-    return page.finish(made, plan) if made.is_made else page.refuse(plan.nothing)
 
 
 def _begin_job(page: ActionPage, review: _Review, plan: Plan, session: RolloutSession) -> Response:

@@ -153,7 +153,10 @@ def with_retry(found: Mapping[str, Any], token: str) -> Object | None:
 
     """
     spec = _part(found, "spec")
-    firmware = {**_part(spec, "firmware"), "retry": token}
+    before = _part(spec, "firmware")
+    if before.get("retry") == token:
+        return None
+    firmware = {**before, "retry": token}
     for part in read_firmware_spec(firmware, "the device's spec.firmware"):
         if isinstance(part, Malformed):
             raise RefusedError(part.reason)

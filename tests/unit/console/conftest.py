@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from fleet_fn.sandbox.cloud import Sandbox
 from tests.support.console import Browser, browsing, environment_of
 from tests.support.fleets import Story, make_fleet
+from tests.support.shop import Shop, opening_shop
 
 #: The applications' devices; `bare` names no firmware and has no device.
 DEVICES: Final = {"thermostats": 260, "lights": 150, "hostile": 60, "vending": 40, "bare": 0}
@@ -35,3 +37,9 @@ def fleets() -> Iterator[Browser]:
     ):
         browser.wait("/")
         yield browser
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    with opening_shop(tmp_path) as found:
+        yield found
