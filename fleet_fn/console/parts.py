@@ -1,10 +1,11 @@
 """Parts of the console, made from its settings."""
 
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
 
 from flask import current_app, g
 
@@ -31,19 +32,49 @@ if TYPE_CHECKING:
     from fleet_fn.sink.client import Sink
 
 
-@dataclass(frozen=True, slots=True)
+#: How long a page, or a reading of an application, waits for the OCI registry to name a firmware.
+_QUICK_SECONDS: Final = 4.0
+#: How long readings do not ask again after the registry kept one waiting.
+_REGISTRY_PAUSE_SECONDS: Final = 30.0
+
+
+@dataclass(slots=True)
 class Firmware:
     """Finds firmware as the function would, if FIRMWARE_REGISTRY is set."""
 
     finders: Finders | None
+    #: Why the registry is not asked by readings, and until when.
+    _problem: str = ""
+    _asked_again: float = 0.0
 
     def finder(self, application: str) -> FirmwareFinder | None:
-        """Return the finder of an application's firmware; None without FIRMWARE_REGISTRY."""
+        """Return the finder of an application's firmware; None without FIRMWARE_REGISTRY.
+
+        It may take an hour.
+        """
         return self.finders.of(application) if self.finders else None
+
+    def quick_finder(self, application: str) -> FirmwareFinder | None:
+        """Return the finder for a page, which does not wait for long."""
+        finder = self.finder(application)
+        return replace(finder, patience=_QUICK_SECONDS) if finder else None
 
     def find_target(self, application: Application, *, strictly: bool = False) -> FoundTarget:
         """Return the firmware that an application names; see `find_target` of rollouts."""
-        return find_target(application, self.finder(application.name), strictly=strictly)
+        return find_target(application, self.quick_finder(application.name), strictly=strictly)
+
+    def find_shown_target(self, application: Application) -> FoundTarget:
+        """Return the same for a reading in the background.
+
+        A registry that hangs must not keep users from seeing rollouts, so it is not asked again for a while.
+        """
+        began = time.monotonic()
+        if application.rollout.version is not None and began < self._asked_again:
+            return FoundTarget(find_target(application, None).target, self._problem)
+        found = self.find_target(application)
+        if found.problem and time.monotonic() - began > _QUICK_SECONDS / 2:
+            self._problem, self._asked_again = found.problem, time.monotonic() + _REGISTRY_PAUSE_SECONDS
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +116,7 @@ def open_parts(settings: ConsoleSettings) -> Iterator[Parts]:
     ):
         firmware = Firmware(Finders(operator, folder) if operator.firmware_registry else None)
         sink = make_sink(operator)
-        snapshots = Snapshots(firmware.find_target)
+        snapshots = Snapshots(firmware.find_shown_target)
         next_commands = NextCommands(operator, firmware.finders)
         repositories = Repositories(firmware.finders) if firmware.finders else None
         try:

@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,7 +15,7 @@ from fleet_fn.console.users import User
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry_api import DeviceRegistryAPI
 from fleet_fn.drogue.listing import list_devices
-from fleet_fn.errors import PermanentError, UpstreamError
+from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.fleet.rollout.application import Application
 from fleet_fn.fleet.rollout.target import FoundTarget, find_target
 from fleet_fn.observability.log import logger
@@ -44,6 +45,9 @@ class _Kept:
     viewers: OrderedDict[str, User] = field(default_factory=OrderedDict)
     object_due: float = 0.0
     devices_due: float = 0.0
+    #: The application's object as it was last read, or changed by a user; and how often users changed it.
+    found: Mapping[str, Any] = field(default_factory=dict)
+    changes: int = 0
 
 
 class Snapshots:
@@ -101,8 +105,9 @@ class Snapshots:
         """Show a changed application at once, and read its devices soon."""
         with self._lock:
             kept = self._kept.get(application)
-        if kept is None:
-            return
+            if kept is None:
+                return
+            kept.found, kept.changes = found, kept.changes + 1
         before = kept.snapshot.overview
 
         def find_known_target(application: Application) -> FoundTarget:
@@ -111,7 +116,7 @@ class Snapshots:
                 return find_target(application, None)
             return FoundTarget(before.target)
 
-        self._show(kept, found, find_known_target)
+        self._show(kept, find_known_target)
         with self._lock:
             kept.object_due = kept.devices_due = 0.0
 
@@ -156,27 +161,44 @@ class Snapshots:
     def _read(self, kept: _Kept, user: User) -> None:
         """Read an application's object, and its devices if they are due."""
         application = kept.snapshot.application
-        found, _ = DeviceRegistryAPI(user.upstream).fetch((application,), Deadline(_OBJECT_SECONDS))
-        self._show(kept, found, self._find_target)
+        self._read_object(kept, user)
         devices = kept.snapshot.devices
         if devices and devices.entries is not None and self._clock() < kept.devices_due:
             return
-        began, collector = self._clock(), DeviceCollector.of(found, self._now())
+        began, collector = self._clock(), DeviceCollector.of(kept.found, self._now())
         for page in list_devices(user.upstream, application):
             if self._is_closed:
                 return
             collector.add(page)
-            kept.snapshot = replace(kept.snapshot, seen=len(collector.entries))
+            with self._lock:
+                kept.snapshot = replace(kept.snapshot, seen=len(collector.entries))
+            if self._clock() >= kept.object_due:
+                with suppress(TransientError):  # a large fleet takes minutes; its rollout may halt meanwhile
+                    self._read_object(kept, user)
         seconds = self._clock() - began
         with self._lock:
             kept.devices_due = self._clock() + max(_DEVICES_PAUSE_SECONDS, _PAUSE_SHARE * seconds)
             kept.snapshot = replace(kept.snapshot, devices=collector.finish(seconds))
-        self._show(kept, found, self._find_target)
+        self._show(kept, self._find_target)
 
-    def _show(self, kept: _Kept, found: Mapping[str, Any], find_target: FindTarget) -> None:
+    def _read_object(self, kept: _Kept, user: User) -> None:
+        """Read an application's object, and show it unless a user has changed it meanwhile."""
+        changes = kept.changes
+        with self._lock:
+            kept.object_due = self._clock() + _OBJECT_PAUSE_SECONDS
+        names = (kept.snapshot.application,)
+        found, _ = DeviceRegistryAPI(user.upstream).fetch(names, Deadline(_OBJECT_SECONDS))
+        with self._lock:
+            if kept.changes == changes:
+                kept.found = found
+        self._show(kept, self._find_target)
+
+    def _show(self, kept: _Kept, find_target: FindTarget) -> None:
+        found = kept.found
         overview, problem = make_overview(found, kept.snapshot.devices, find_target, self._now())
         with self._lock:
-            kept.snapshot = replace(kept.snapshot, overview=overview, target_problem=problem)
+            if kept.found is found:  # else another thread shows a newer one
+                kept.snapshot = replace(kept.snapshot, overview=overview, target_problem=problem)
 
     def _trim(self) -> None:
         """Give up devices, and snapshots, that were looked at longest ago."""

@@ -62,5 +62,5 @@ def _plan(action: str, application: Application, version: str | None) -> Plan:
         return plan_resume(application, find_target, version)
     if action == "approve":
         return plan_approval(application, find_target)
-    finder = parts().firmware.finder(application.name)
+    finder = parts().firmware.quick_finder(application.name)
     return plan_abort(application, find_target, (lambda source: finder.target(source).version) if finder else None)

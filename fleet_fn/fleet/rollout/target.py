@@ -42,6 +42,8 @@ class FirmwareFinder:
     _images: ImageStore
     _files: FileStore | None
     _trust: Trust
+    #: Seconds for finding a firmware, the search of an image's layers included.
+    patience: float = _VERIFY_SECONDS
 
     def resolve(self, source: Source | None) -> Firmware:
         """Return the firmware that a source names; None stands for the configured default.
@@ -53,7 +55,7 @@ class FirmwareFinder:
         store, reference = self.place(source)
         wanted = source.version if isinstance(source, Image) else None
         tag = self._highest(reference, wanted) if wanted is not None else None
-        firmware = resolve(store, replace(reference, tag=tag) if tag else reference)
+        firmware = resolve(store, replace(reference, tag=tag) if tag else reference, self.patience)
         signature = self.signature_of(firmware)
         refuse_long_version(firmware)
         firmware = as_signed(firmware, signature) if signature else firmware
@@ -70,15 +72,19 @@ class FirmwareFinder:
             PermanentError, TransientError: see `Trust.check`.
 
         """
-        return self._trust.check(firmware, self.application, Deadline(ANSWER_SECONDS))
+        return self._trust.check(firmware, self.application, self._deadline)
 
     def _highest(self, reference: Reference, wanted: str) -> str:
         """Return the highest tag in a range, which the function leads devices to."""
-        tags = TagList.of(self._images.tags(reference, Deadline(ANSWER_SECONDS), whole=True))
+        tags = TagList.of(self._images.tags(reference, self._deadline, whole=True))
         found = tags.within(parse_range(wanted))
         if not found:
             raise PermanentError(f"no tag is a semantic version in {wanted}")
         return found[0]
+
+    @property
+    def _deadline(self) -> Deadline:
+        return Deadline(min(ANSWER_SECONDS, self.patience))
 
     def target(self, source: Source | None) -> Target:
         """Return the version that a source names; see `resolve`."""
@@ -200,21 +206,26 @@ def find_target(application: Application, finder: FirmwareFinder | None, *, stri
         return FoundTarget(recorded, error.reason)
 
 
-def resolve(store: Store, reference: Reference) -> Firmware:
+def resolve(store: Store, reference: Reference, patience: float = _VERIFY_SECONDS) -> Firmware:
     """Return the firmware that a reference names.
 
     An image's layers may have to be searched for it, which takes as long as it takes.
+
+    Args:
+        store: finds it.
+        reference: names it.
+        patience: seconds.
 
     Raises:
         NotReadyError, PermanentError, TransientError: see `Store.resolve`.
 
     """
-    limit = Deadline(_VERIFY_SECONDS)
+    limit = Deadline(patience)
     while True:
         try:
-            return store.resolve(reference, Deadline(ANSWER_SECONDS))
+            return store.resolve(reference, limit.within(ANSWER_SECONDS))
         except NotReadyError:  # the store still searches the image's layers
-            if not limit.remaining:
+            if limit.remaining <= _PAUSE_SECONDS:
                 raise
         time.sleep(_PAUSE_SECONDS)
 

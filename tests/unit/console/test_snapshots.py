@@ -204,3 +204,58 @@ def test_an_error_of_ours_is_a_problem_and_not_the_end(world: World, monkeypatch
     monkeypatch.setattr(world.snapshots, "_find_target", lambda application: find_target(application, None))
     world.now = 60
     world.wait(lambda each: not each.problem and not each.is_reading)
+
+
+def pages_of(world: World, answers: dict[str, Callable[[], object]]) -> None:
+    """Give the application 253 devices, and call a function before the page at an offset is answered."""
+    for number in range(250):
+        world.cloud.put("shop", f"x{number:03}")
+    answer = world.cloud._server.answer
+
+    def answer_after(request: Request) -> Response | None:
+        for offset, before in answers.items():
+            if offset in request.path:
+                before()
+        return answer(request)
+
+    world.cloud._server.answer = answer_after
+
+
+def is_paused(snapshot: Snapshot) -> bool:
+    return bool(snapshot.overview and snapshot.overview.application.policy.paused)
+
+
+PAUSED: dict[str, Any] = {"firmware": {"container": {"image": "pump:1.0.0"}, "rollout": {"paused": True}}}
+
+
+def test_news_of_the_rollout_are_shown_while_a_large_fleet_is_read(world: World) -> None:
+    release = threading.Event()
+
+    def halt() -> None:
+        world.cloud.put("shop", spec=PAUSED)
+        world.now = 6
+
+    pages_of(world, {"offset=100": halt, "offset=200": lambda: release.wait(PATIENCE)})
+    found = world.wait(is_paused)
+    assert (found.is_reading, found.devices) == (True, None)
+    release.set()
+    assert len(devices_of(world.wait(is_read))) == 253
+
+
+def test_a_change_stays_shown_after_a_reading_that_began_before_it(world: World) -> None:
+    asked, release = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        asked.set()
+        release.wait(PATIENCE)
+
+    pages_of(world, {"offset=100": hang})
+    world.look()
+    assert asked.wait(PATIENCE)
+    found = world.cloud.object("shop")
+    found["spec"] = PAUSED
+    world.cloud.put("shop", spec=PAUSED)
+    world.snapshots.put("shop", found)
+    assert is_paused(world.look())
+    release.set()
+    assert is_paused(world.wait(is_read))
