@@ -182,7 +182,7 @@ class Snapshots:
         self._show(kept, self._find_target)
 
     def _read_object(self, kept: _Kept, user: User) -> None:
-        """Read an application's object, and show it unless a user has changed it meanwhile."""
+        """Read an application's object; show it unless a user has changed it."""
         changes = kept.changes
         with self._lock:
             kept.object_due = self._clock() + _OBJECT_PAUSE_SECONDS

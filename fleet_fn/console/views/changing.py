@@ -126,7 +126,10 @@ class ActionPage:
 
 
 def _show_again(reason: str) -> Response:
-    """Lead to the page of the change, which waits: the result of a form cannot be loaded again."""
+    """Lead to the page of the change, which waits.
+
+    The result of a form cannot be loaded again.
+    """
     flash(f"Nothing was changed yet, because {reason}. Look at the change again, and confirm it", "warning")
     path = url_for(request.endpoint or "", **(request.view_args or {}))
     query = request.query_string.decode("ascii", "replace")

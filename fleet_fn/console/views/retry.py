@@ -106,7 +106,7 @@ def _show_one(page: ActionPage, device: str, token: str, target: str | None, con
 
 
 def _print_of(before: Mapping[str, Any], after: Mapping[str, Any], application: str) -> str:
-    """Return a text that is equal for equal changes that lead a device to the same version."""
+    """Return a text that is equal for equal changes of a device with equal targets."""
     target = read_row(read_device(before, application), datetime.now(UTC)).target
     return f"{fingerprint(before, after)}.{fingerprint_of([target or ''])}"
 
