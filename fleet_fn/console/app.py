@@ -86,12 +86,12 @@ def _show_http_error(error: HTTPException) -> Any:
 
 def _show_upstream_error(error: UpstreamError) -> Any:
     """Return the page for a failure of Drogue Cloud, or of the OCI registry."""
-    is_permanent, is_change = isinstance(error, PermanentError), request.method == "POST"
-    if not is_permanent:
+    is_change = request.method == "POST"
+    note = ""
+    if isinstance(error, PermanentError):
+        status = HTTPStatus.FORBIDDEN if is_change else HTTPStatus.NOT_FOUND
+        title = "Nothing was changed" if is_change else "Not available to you"
+    else:
+        status, title = HTTPStatus.SERVICE_UNAVAILABLE, "No answer"
         note = "The change may have been made all the same: look before you try again." if is_change else ""
-        return rendering.render(
-            "error.html", HTTPStatus.SERVICE_UNAVAILABLE, title="No answer", reason=error.reason, note=note
-        )
-    status = HTTPStatus.FORBIDDEN if is_change else HTTPStatus.NOT_FOUND
-    title = "Nothing was changed" if is_change else "Not available to you"
-    return rendering.render("error.html", status, title=title, reason=error.reason)
+    return rendering.render("error.html", status, title=title, reason=error.reason, note=note, waits=not is_change)

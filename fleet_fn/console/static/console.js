@@ -99,7 +99,9 @@ async function poll() {
     const headers = { Fragment: "1" };
     if (etag) headers["If-None-Match"] = etag;
     const response = await fetch(location.href, { headers, cache: "no-store", redirect: "error" });
-    if (response.status === 401) {
+    const isWaiting = document.querySelector("[data-live] [data-waiting]") !== null;
+    // The session has ended, or the user may not see this any more: the page says so.
+    if (response.status === 401 || (response.status === 404 && !isWaiting)) {
       location.reload();
       return;
     }
@@ -107,13 +109,13 @@ async function poll() {
     if (ask !== asked) return; // the user asked for something else meanwhile
     if (html !== null) {
       etag = response.headers.get("ETag");
-      if (document.querySelector("[data-live] [data-waiting]") && !html.includes("data-waiting")) {
+      if (isWaiting && !html.includes("data-waiting")) {
         location.reload();
         return;
       }
       replaceLive(html);
     }
-    connection.hidden = response.ok || response.status === 304;
+    connection.hidden = response.ok || response.status === 304 || isWaiting;
   } catch {
     if (ask !== asked) return;
     connection.hidden = false;

@@ -15,7 +15,9 @@ from fleet_fn.sandbox.cloud import Sandbox
 from tests.support.chromium import PATIENCE_MILLISECONDS
 from tests.support.console import environment_of
 from tests.support.console_process import serving_console
+from tests.support.drogue import Drogue
 from tests.support.fleets import Story, make_fleet
+from tests.support.http import Response
 
 expect.set_options(timeout=PATIENCE_MILLISECONDS)
 APPLICATION = "/applications/pumps"
@@ -104,3 +106,32 @@ def test_pages_work_without_a_script(console: str, browser: Browser) -> None:
     page.locator("table .name a").first.click()
     expect(page.locator("h1")).to_have_text(name)
     context.close()
+
+
+def test_page_comes_once_the_cloud_answers(page: Page) -> None:
+    with Drogue() as cloud:
+        cloud.put("shop", "lamp")
+        cloud.put("shop")
+        cloud.roles["shop"] = None
+        with serving_console({**os.environ, **cloud.environment, "NO_PROXY": "127.0.0.1"}) as console:
+            page.goto(f"{console}/applications/shop")
+            expect(page.locator("h1")).to_have_text("Not available to you")
+            cloud.roles["shop"] = "reader"
+            expect(page.locator("h1")).to_have_text("shop")
+            expect(page.locator("table .name")).to_have_text("lamp")
+            cloud.put("other")
+            cloud.registry_answers["other",] = lambda _: Response(503)
+            page.goto(f"{console}/applications/other")
+            expect(page.locator("h1")).to_have_text("No answer")
+            expect(page.locator("#connection")).to_be_hidden()
+            del cloud.registry_answers["other",]
+            expect(page.locator("h1")).to_have_text("other")
+
+
+def test_page_of_a_user_who_may_not_see_it_any_more_says_so(page: Page) -> None:
+    with Drogue() as cloud:
+        cloud.put("shop")
+        with serving_console({**os.environ, **cloud.environment, "NO_PROXY": "127.0.0.1"}) as console:
+            open_page(page, f"{console}/applications/shop")
+            cloud.roles["shop"] = None
+            expect(page.locator("h1")).to_have_text("Not available to you", timeout=2 * PATIENCE_MILLISECONDS)
