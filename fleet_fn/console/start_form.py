@@ -1,12 +1,14 @@
 """The form with which a user begins a rollout."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from werkzeug.datastructures import MultiDict
 
 from fleet_fn.console.command_line import command_line
+from fleet_fn.console.rendering import action_url
 from fleet_fn.drogue.spec_policy import MAX_FAILED
 from fleet_fn.fleet.rollout.application import RefusedError
 from fleet_fn.fleet.rollout.devices import Selection
@@ -25,8 +27,8 @@ _PROPOSED: Final[tuple[Mapping[str, str], ...]] = (
     {"percent": "10", "after": "24h", "success": "95"},
     {"percent": "100"},
 )
-#: Fields that confirm a change, and choose nothing.
-_OF_CONFIRMATION: Final = ("shown", "csrf_token")
+#: Fields that choose nothing: those that confirm a change, and the one that asks for the form.
+_NO_CHOICE: Final = ("shown", "csrf_token", "edit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ class Form:
 
     @classmethod
     def read(cls, sent: "MultiDict[str, str]") -> "Form":
-        """Read the form's fields, without those of the confirmation."""
-        own = {key: value.strip() for key, value in sent.items() if key not in _OF_CONFIRMATION}
+        """Read the fields that choose something."""
+        own = {key: value.strip() for key, value in sent.items() if key not in _NO_CHOICE}
         return cls({key: value for key, value in own.items() if value})
 
     def get(self, key: str) -> str:
@@ -63,6 +65,19 @@ class Form:
         typed = [row for row in self._rows() if row["percent"]]
         known = typed or [_row_of(stage) for stage in present or ()] or list(_PROPOSED)
         return [*known, *[dict.fromkeys(_STAGE_KEYS, "")] * max(_MIN_ROWS - len(known), 1)]
+
+    def check_choice(self) -> None:
+        """Check that no percentage and no stages were typed that would not apply.
+
+        Raises:
+            RefusedError: there are some.
+
+        """
+        if self.mode != "percent" and self.get("percent"):
+            raise RefusedError("a percentage is filled in, but not chosen: choose it, or clear it")
+        typed, offered = describe_rows(self._rows()), self.get("offered")
+        if self.mode != "stages" and typed and offered and typed != offered:
+            raise RefusedError("the stages are changed, but not chosen: choose them, or clear their percentages")
 
     def _rows(self) -> list[Mapping[str, str]]:
         return [{key: self.get(f"stage.{index}.{key}") for key in _STAGE_KEYS} for index in range(_MAX_STAGES)]
@@ -143,6 +158,11 @@ class Form:
             tuple(filter(None, [self.get("from_version")])), states, tuple(filter(None, [self.get("failed_version")]))
         )
 
+    def url(self, application: str) -> str:
+        """Return the path of the form with these choices."""
+        query = urlencode({**self.values, "edit": "1"}, errors="replace")
+        return f"{action_url(application, 'start')}?{query}"
+
     def equivalent(self, application: str) -> str:
         """Return the command that does the same.
 
@@ -164,6 +184,11 @@ class Form:
             failed_version=selection.failed,
             replace_source=bool(self.get("replace_source")),
         )
+
+
+def describe_rows(rows: Iterable[Mapping[str, str]]) -> str:
+    """Return the rows with a percentage as one text."""
+    return ";".join(",".join(row.get(key, "") for key in _STAGE_KEYS) for row in rows if row["percent"])
 
 
 def _row_of(stage: Mapping[str, Any]) -> Mapping[str, str]:

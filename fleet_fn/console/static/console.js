@@ -129,6 +129,14 @@ function schedule() {
   timer = setTimeout(poll, isReading ? READING_MILLISECONDS : POLL_MILLISECONDS);
 }
 
+// --- Forms ------------------------------------------------------------------------------------------------------------
+
+// A percentage or stages that are typed are meant.
+document.addEventListener("input", (event) => {
+  const choice = event.target.closest("[data-chooses]")?.dataset.chooses;
+  if (choice) document.getElementById(choice).checked = true;
+});
+
 // --- Filters ---------------------------------------------------------------------------------------------------------
 
 let typing = null;

@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response
 from fleet_fn.console.command_line import command_line
 from fleet_fn.console.parts import parts
 from fleet_fn.console.snapshot import Devices
-from fleet_fn.console.views.changing import ActionPage, NotReadYetError, Wording
+from fleet_fn.console.views.changing import ActionPage, NotReadYetError, Wording, naming_firmware
 from fleet_fn.fleet.rollout.advancing import Pass, plan_move, position_in
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.plans import Plan
@@ -36,7 +36,8 @@ def advance(name: str) -> Response:
 
 
 def _plan(application: Application) -> Plan:
-    target = parts().firmware.find_target(application, strictly=True).target
+    with naming_firmware():
+        target = parts().firmware.find_target(application, strictly=True).target
     version, now = target.version, datetime.now(UTC)
     progress = assess(application, version, now, lambda: _numbers(application, version, now))
     move = plan_move(application, target, progress)

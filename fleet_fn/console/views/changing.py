@@ -1,6 +1,7 @@
 """The page of one change of a rollout: it shows the exact change, and makes it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -10,6 +11,7 @@ from werkzeug.wrappers import Response
 
 from fleet_fn.console.parts import parts
 from fleet_fn.console.rendering import application_url, render
+from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.store import NotReadyError
 from fleet_fn.fleet.rollout.actions import Target
 from fleet_fn.fleet.rollout.application import Application, RefusedError
@@ -26,6 +28,24 @@ class NotReadYetError(RefusedError):
 
     The page shows the change as soon as that is there.
     """
+
+
+class UnfitFirmwareError(RefusedError):
+    """The firmware cannot be had, and neither could the function have it."""
+
+
+@contextmanager
+def naming_firmware() -> Iterator[None]:
+    """Tell failures of the firmware from those of Drogue Cloud.
+
+    Raises:
+        UnfitFirmwareError: in the place of a PermanentError.
+
+    """
+    try:
+        yield
+    except PermanentError as error:
+        raise UnfitFirmwareError(error.reason) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +67,7 @@ class ActionPage:
     wording: Wording
     #: The same on the command line.
     equivalent: str
-    #: Further values for the template: `fields` of the form, and `warnings`.
+    #: Further values for the template: `fields` of the form, `warnings`, and `choices`, the address of the form before.
     values: Mapping[str, Any] = field(default_factory=dict)
     template: str = "change.html"
 
@@ -122,7 +142,8 @@ class ActionPage:
         """Return the page with the reason why the change cannot be made."""
         if request.method == "POST" and status is HTTPStatus.OK:
             status = HTTPStatus.CONFLICT
-        return render("refused.html", status, name=self.name, wording=self.wording, reason=reason)
+        choices = self.values.get("choices")
+        return render("refused.html", status, name=self.name, wording=self.wording, reason=reason, choices=choices)
 
 
 def _show_again(reason: str) -> Response:
@@ -138,7 +159,8 @@ def _show_again(reason: str) -> Response:
 
 def find_target(application: Application) -> Target:
     """Return an application's firmware; tell the user if it may be another by now."""
-    found = parts().firmware.find_target(application)
+    with naming_firmware():
+        found = parts().firmware.find_target(application)
     if found.problem:
         flash(f"{found.problem}; going by the recorded version, {found.target.version}", "warning")
     return found.target

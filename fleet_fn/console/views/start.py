@@ -13,8 +13,15 @@ from fleet_fn.console.parts import parts
 from fleet_fn.console.rendering import application_url, render
 from fleet_fn.console.selected import Selected
 from fleet_fn.console.snapshot import Entry
-from fleet_fn.console.start_form import Form
-from fleet_fn.console.views.changing import SHOWN, ActionPage, NotReadYetError, Wording
+from fleet_fn.console.start_form import Form, describe_rows
+from fleet_fn.console.views.changing import (
+    SHOWN,
+    ActionPage,
+    NotReadYetError,
+    UnfitFirmwareError,
+    Wording,
+    naming_firmware,
+)
 from fleet_fn.drogue.spec_source import Image
 from fleet_fn.fleet.rollout.actions import SELECTION_LABEL, Start
 from fleet_fn.fleet.rollout.application import Application, RefusedError
@@ -45,18 +52,25 @@ def start(name: str) -> Response:
     if not form.image or "edit" in request.args:
         return _show_form(name, form)
     try:
+        form.check_choice()
         equivalent = form.equivalent(name)
     except RefusedError as error:
         return _show_form(name, form, error.reason)
-    page = ActionPage(name, _WORDING, equivalent, template="start.html")
+    page = ActionPage(name, _WORDING, equivalent, {"choices": form.url(name)}, "start.html")
     return page.guard(lambda: _answer(page, form))
 
 
 def _show_form(name: str, form: Form, problem: str = "") -> Response:
+    """Return the form, or the reason why there is none."""
+    return ActionPage(name, _WORDING, "").guard(lambda: _render_form(name, form, problem))
+
+
+def _render_form(name: str, form: Form, problem: str) -> Response:
     """Return the form, with the application's policy as it is now."""
     application = parts().session(name).read()
     source = application.source
     devices = parts().snapshots.look(g.user, name).devices
+    rows = form.stage_rows(application.rollout_policy("stages"))
     return render(
         "start_form.html",
         HTTPStatus.BAD_REQUEST if problem else HTTPStatus.OK,
@@ -66,7 +80,8 @@ def _show_form(name: str, form: Form, problem: str = "") -> Response:
         image=form.image or (source.reference if isinstance(source, Image) else ""),
         problem=problem,
         policy=_describe_policy(application),
-        rows=form.stage_rows(application.rollout_policy("stages")),
+        rows=rows,
+        offered=form.get("offered") if problem else describe_rows(rows),
         replaces=source is not None and not isinstance(source, Image),
         states=list(State),
         versions=devices.totals.versions if devices else (),
@@ -100,7 +115,10 @@ class _Review:
 def _answer(page: ActionPage, form: Form) -> Response:
     session = parts().session(page.name, dry_run=request.method != "POST")
     application = session.read()
-    review = _review(page.name, application, form, session)
+    try:
+        review = _review(page.name, application, form, session)
+    except UnfitFirmwareError as error:
+        return _show_form(page.name, form, error.reason)
     if request.method != "POST":
         return _show(page, review)
     change, _, devices = request.form.get(SHOWN, "").partition(".")
@@ -122,13 +140,15 @@ def _review(name: str, application: Application, form: Form, session: RolloutSes
 
     Raises:
         NotReadYetError: the check, or the reading of the devices, goes on.
-        RefusedError, NotReadyError, PermanentError, TransientError: it cannot be begun.
+        UnfitFirmwareError: the function would refuse the firmware.
+        RefusedError, NotReadyError, TransientError: it cannot be begun.
 
     """
     finder = parts().firmware.finder(name)
     if finder is None:
         raise RefusedError("FIRMWARE_REGISTRY is not set. Set it as the function has it, e.g. ghcr.io/acme/")
-    candidate = parts().checks.check(finder, application, form.image, anew=request.method == "POST")
+    with naming_firmware():
+        candidate = parts().checks.check(finder, application, form.image, anew=request.method == "POST")
     if candidate is None:
         raise NotReadYetError(f"{form.image} is being downloaded and verified, as the function would")
     version, selection = candidate.target.version, form.selection
@@ -174,6 +194,7 @@ def _show(page: ActionPage, review: _Review, conflict: str = "") -> Response:
     if selected and selected.own:
         notes.append(f"left out, because they name their own firmware: {len(selected.own):,} devices")
     values = {
+        **page.values,
         "candidate": candidate,
         "selected": selected,
         "names": selected.names[:_MAX_NAMES] if selected else (),

@@ -1,11 +1,13 @@
 """Changes by the console: what is shown is what is written, or nothing is."""
 
 import base64
+from urllib.parse import urlencode
 
 import pytest
 
 from fleet_fn.sandbox.cloud import Sandbox
 from tests.support.console import Form, browsing, environment_of
+from tests.support.html import read_html
 from tests.support.shop import Shop, wait_for_job
 
 STAGES = [{"percent": 1, "approval": True}, {"percent": 100}]
@@ -118,6 +120,8 @@ def test_a_start_in_stages(shop: Shop) -> None:
         ("mode=percent&percent=101", "is no percentage"),
         ("mode=percent", "is no percentage"),
         ("max_failed=0", "it is a number from 1 to 1000"),
+        ("percent=10", "a percentage is filled in, but not chosen"),
+        ("mode=all&offered=1&stage.0.percent=5", "the stages are changed, but not chosen"),
     ],
 )
 def test_a_start_that_makes_no_sense_shows_the_form_again(shop: Shop, query: str, problem: str) -> None:
@@ -128,10 +132,52 @@ def test_a_start_that_makes_no_sense_shows_the_form_again(shop: Shop, query: str
 
 
 def test_a_firmware_that_the_function_would_refuse_cannot_be_started(shop: Shop) -> None:
-    response = shop.browser.get(f"{ROLLOUT}/start?image=pump:2.0.0")
-    assert response.status_code == 404
-    assert "2.0.0" in response.text
-    assert "<form" not in response.text
+    response = shop.browser.get(f"{ROLLOUT}/start?image=pump:2.0.0&mode=percent&percent=7")
+    assert response.status_code == 400
+    assert "no tag 2.0.0" in response.text.lower()
+    assert "csrf_token" not in Form(response.text).fields  # nothing to confirm
+    assert 'name="percent" value="7"' in response.text
+
+
+def test_stages_that_were_only_offered_are_not_missed(shop: Shop) -> None:
+    offered = Form(shop.browser.get(f"{ROLLOUT}/start").text).fields["offered"]
+    rows = [row.split(",") for row in offered.split(";")]
+    keys = ("percent", "after", "success", "over", "approval")
+    query = {
+        f"stage.{index}.{key}": value for index, row in enumerate(rows) for key, value in zip(keys, row, strict=True)
+    }
+    form = {"image": "pump:1.1.0", "mode": "keep", "offered": offered, **query}
+    assert "1.1.0 goes to all devices" in shop.browser.wait(f"{ROLLOUT}/start?{urlencode(form)}")
+    changed = urlencode({**form, "stage.0.percent": "2"})
+    assert shop.browser.get(f"{ROLLOUT}/start?{changed}").status_code == 400
+
+
+def test_a_start_can_be_changed_before_it_is_confirmed(shop: Shop) -> None:
+    page = read_html(shop.browser.wait(f"{ROLLOUT}/start?image=pump:1.1.0&mode=percent&percent=7"))
+    (link,) = [link for link in page.all("a") if link.text == "Change the choices"]
+    form = read_html(shop.browser.get(link.attributes["href"]).text)
+    assert form.one("input", name="percent").attributes["value"] == "7"
+    assert form.one("input", name="image").attributes["value"] == "pump:1.1.0"
+
+
+@pytest.mark.parametrize("action", ["start", "pause", "resume"])
+def test_a_malformed_policy_is_the_reason_that_pages_give(shop: Shop, action: str) -> None:
+    shop.set_policy(percent="many")
+    response = shop.browser.get(f"{ROLLOUT}/{action}")
+    assert response.status_code == 200
+    assert "it must be a number from 0 to 100" in response.text
+    assert "Back to shop" in response.text
+
+
+@pytest.mark.parametrize("action", ["approve", "advance"])
+def test_a_firmware_that_is_not_there_is_the_reason_that_pages_give(shop: Shop, action: str) -> None:
+    found = shop.read()
+    found["spec"]["firmware"] = {"container": {"image": "pump:9.9.9"}}
+    shop.write(found)
+    response = shop.browser.get(f"{ROLLOUT}/{action}")
+    assert response.status_code == 200
+    assert "no tag 9.9.9" in response.text.lower()
+    assert "Back to shop" in response.text
 
 
 def test_a_start_on_selected_devices_labels_them_first(shop: Shop) -> None:

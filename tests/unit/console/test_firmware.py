@@ -136,7 +136,7 @@ def test_devices_are_counted(page: Element) -> None:
 
 def test_a_version_can_be_rolled_out(page: Element) -> None:
     link = cell(page, "1.10.0", "action").one("a")
-    assert link.attributes["href"] == "/applications/pumps/rollout/start?image=pump%3A1.10.0"
+    assert link.attributes["href"] == "/applications/pumps/rollout/start?image=pump%3A1.10.0&edit=1"
     assert link.text == "Roll out 1.10.0"
 
 
