@@ -20,4 +20,22 @@ def command_line(*words: str, **options: object) -> str:
             elif each not in (None, False, ""):
                 # An argument that begins with a hyphen would be an option.
                 parts.extend([f"{option}={each}"] if str(each).startswith("-") else [option, str(each)])
-    return shlex.join(parts)
+    return " ".join(quote(part) for part in parts)
+
+
+def quote(text: str) -> str:
+    """Return a text as one word of a shell: Bash, or any other with `$'…'`.
+
+    Names may have control characters. A terminal takes some of them for keys when they are pasted, quoted or not.
+    """
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'{}'".format("".join(map(_escape, text)))
+
+
+def _escape(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    return "".join(f"\\{byte:03o}" for byte in character.encode(errors="replace"))

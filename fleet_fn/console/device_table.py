@@ -1,13 +1,12 @@
 """The table of devices: which of them it shows, in which order, page by page."""
 
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Final, Self
 
-from fleet_fn.console.command_line import command_line
+from fleet_fn.console.command_line import command_line, quote
 from fleet_fn.console.snapshot import Entry
 from fleet_fn.fleet.states import ATTENTION, State
 from fleet_fn.fleet.totals import MAX_CHARS, version_key
@@ -109,7 +108,7 @@ class TableQuery:
             return ""
         states = list(_SETS_OF_STATES.get(self.state, ()))
         command = command_line("fleet", application=application, labels=self.label, state=states, version=self.version)
-        return f"{command} | grep -iF -- {shlex.quote(self.text)}" if self.text else command
+        return f"{command} | grep -iF -- {quote(self.text)}" if self.text else command
 
 
 @dataclass(frozen=True, slots=True)
