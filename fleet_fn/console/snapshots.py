@@ -32,6 +32,10 @@ _OBJECT_SECONDS: Final = 15.0
 MAX_DEVICES: Final = 250_000
 #: Users of an application who are remembered: the next one is asked for if one may not see it any more.
 _MAX_VIEWERS: Final = 8
+#: How long a user who has not seen an application's snapshot yet may be shown it without another look at the
+#: application, and how many such users are remembered.
+_CONFIRMED_SECONDS: Final = 30.0
+_MAX_KNOWN: Final = 10_000
 #: Applications whose snapshot is kept.
 _MAX_APPLICATIONS: Final = 2000
 
@@ -48,6 +52,21 @@ class _Kept:
     #: The application's object as it was last read, or changed by a user; and how often users changed it.
     found: Mapping[str, Any] = field(default_factory=dict)
     changes: int = 0
+    #: When it was read; and the keys of the users who have seen it since it was created.
+    found_at: float = 0.0
+    known: dict[str, None] = field(default_factory=dict)
+
+    def shows(self, user: User, now: float) -> bool:
+        """Return whether a user may see the snapshot.
+
+        One who comes later may not before the application's object was read: another application may have the name.
+        """
+        if user.key not in self.known and self.found and now - self.found_at > _CONFIRMED_SECONDS:
+            return False
+        self.known[user.key] = None
+        if len(self.known) > _MAX_KNOWN:
+            del self.known[next(iter(self.known))]
+        return True
 
 
 class Snapshots:
@@ -98,6 +117,8 @@ class Snapshots:
                 kept.snapshot = replace(kept.snapshot, is_reading=True, seen=0)
                 self._pool.submit(self._refresh, application)
             snapshot = kept.snapshot
+            if not kept.shows(user, now):
+                snapshot = Snapshot(application, problem=snapshot.problem, problem_at=snapshot.problem_at)
             self._trim()
         return snapshot
 
@@ -165,7 +186,7 @@ class Snapshots:
         devices = kept.snapshot.devices
         if devices and devices.entries is not None and self._clock() < kept.devices_due:
             return
-        began, collector = self._clock(), DeviceCollector.of(kept.found, self._now())
+        began, uid, collector = self._clock(), _uid_of(kept.found), DeviceCollector.of(kept.found, self._now())
         for page in list_devices(user.upstream, application):
             if self._is_closed:
                 return
@@ -175,6 +196,8 @@ class Snapshots:
             if self._clock() >= kept.object_due:
                 with suppress(TransientError):  # a large fleet takes minutes; its rollout may halt meanwhile
                     self._read_object(kept, user)
+            if _uid_of(kept.found) != uid:
+                return
         seconds = self._clock() - began
         with self._lock:
             kept.devices_due = self._clock() + max(_DEVICES_PAUSE_SECONDS, _PAUSE_SHARE * seconds)
@@ -190,7 +213,10 @@ class Snapshots:
         found, _ = DeviceRegistryAPI(user.upstream).fetch(names, Deadline(_OBJECT_SECONDS))
         with self._lock:
             if kept.changes == changes:
-                kept.found = found
+                if kept.found and _uid_of(kept.found) != _uid_of(found):  # it was deleted, and created anew
+                    kept.snapshot = Snapshot(kept.snapshot.application, is_reading=True)
+                    kept.known.clear()
+                kept.found, kept.found_at = found, self._clock()
         self._show(kept, self._find_target)
 
     def _show(self, kept: _Kept, find_target: FindTarget) -> None:
@@ -212,3 +238,7 @@ class Snapshots:
             room -= len(devices.entries)
             if room < 0 and position:
                 kept.snapshot = replace(kept.snapshot, devices=replace(devices, entries=None))
+
+
+def _uid_of(found: Mapping[str, Any]) -> object:
+    return found["metadata"].get("uid")

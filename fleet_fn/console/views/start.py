@@ -49,13 +49,15 @@ def start(name: str) -> Response:
     """Let the user choose a firmware and stages, show the exact change, or make it."""
     parts().access.check(g.user, name)
     form = Form.read(request.form if request.method == "POST" else request.args)
+    without_command = ActionPage(name, _WORDING, "")
     if not form.image or "edit" in request.args:
-        return _show_form(name, form)
+        return without_command.guard(lambda: _show_form(name, form))
     try:
         form.check_choice()
         equivalent = form.equivalent(name)
     except RefusedError as error:
-        return _show_form(name, form, error.reason)
+        reason = error.reason
+        return without_command.guard(lambda: _show_form(name, form, reason))
     page = ActionPage(name, _WORDING, equivalent, {"choices": form.url(name)}, "start.html")
     return page.guard(lambda: _answer(page, form))
 

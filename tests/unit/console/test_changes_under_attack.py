@@ -12,7 +12,7 @@ from fleet_fn.console import checks
 from fleet_fn.errors import TransientError
 from fleet_fn.fleet.rollout.devices import edit_devices
 from fleet_fn.fleet.rollout.starting import check_firmware
-from tests.support.console import Form
+from tests.support.console import Form, browsing, environment_of
 from tests.support.firmware import publish, random_bytes
 from tests.support.shop import Shop, wait_for_job
 
@@ -132,6 +132,27 @@ def test_a_confirmed_change_that_cannot_be_checked_yet_is_shown_again(
     page = shop.browser.wait(path)
     assert "Nothing was changed yet" in page
     assert shop.firmware == {"container": {"image": "pump:1.0.0"}}
+
+
+@pytest.mark.parametrize("behavior", ["hang", "answer-500", "hang-up", "garbage"])
+def test_a_sink_that_fails_keeps_no_change_from_being_made(
+    shop: Shop, behavior: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet_fn.fleet.rollout.session._SINK_SECONDS", 0.5)
+    url = shop.sink.url(behavior)
+    with browsing(environment_of(shop.sandbox.url, K_SINK=url)) as browser:
+        response = browser.confirm(f"{ROLLOUT}/pause")
+        assert response.status_code == 303
+        assert "no event of it was sent" in browser.get(response.location).text
+    assert shop.firmware["rollout"] == {"paused": True}
+
+
+def test_a_malformed_application_is_no_unknown_one(shop: Shop) -> None:
+    shop.set_policy(percent="many")
+    for page in (f"{ROLLOUT}/start", f"{ROLLOUT}/start?image=pump:1.1.0&mode=percent", f"{ROLLOUT}/pause"):
+        response = shop.browser.get(page)
+        assert response.status_code == 200
+        assert "rollout.percent" in response.text
 
 
 APPLICATION: Any = SimpleNamespace(name="shop", firmware={})

@@ -259,3 +259,38 @@ def test_a_change_stays_shown_after_a_reading_that_began_before_it(world: World)
     assert is_paused(world.look())
     release.set()
     assert is_paused(world.wait(is_read))
+
+
+def test_devices_of_an_application_that_had_the_name_before_are_not_shown(world: World) -> None:
+    world.wait(is_read)
+    world.now = 3600
+    with world.cloud._lock:
+        world.cloud._objects.clear()
+        world.cloud._store(("shop",), {"metadata": {"name": "shop", "uid": "another's"}, "spec": {}})
+    world.cloud.put("shop", "new")
+    stranger = User("2", "bob", world.user.upstream)
+    end = time.monotonic() + PATIENCE
+    while True:
+        found = world.snapshots.look(stranger, "shop")
+        assert found.devices is None or devices_of(found) == ["new"]
+        assert found.overview is None or not found.overview.application.firmware
+        if found.devices:
+            break
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_user_who_comes_later_sees_the_last_devices_at_once(world: World) -> None:
+    world.wait(is_read)
+    release = threading.Event()
+    pages_of(world, {"/devices?": lambda: release.wait(PATIENCE)})
+    world.now = 3600
+    late = User("2", "bob", world.user.upstream)
+    world.snapshots.look(late, "shop")
+    end = time.monotonic() + PATIENCE
+    while not (found := world.snapshots.look(late, "shop")).devices:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    assert found.is_reading
+    assert len(devices_of(found)) == 3
+    release.set()
