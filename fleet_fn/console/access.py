@@ -11,6 +11,7 @@ from fleet_fn.console.users import User
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry_api import DeviceRegistryAPI
 from fleet_fn.drogue.listing import list_applications
+from fleet_fn.drogue.refusals import DEVICE_REGISTRY
 from fleet_fn.errors import PermanentError, TransientError
 
 T = TypeVar("T")
@@ -22,6 +23,8 @@ _HOLDS_SECONDS: Final = 30.0
 _HOLDS_IN_OUTAGE_SECONDS: Final = 15 * 60.0
 #: How long a page waits for the cloud.
 _WAIT_SECONDS: Final = 5.0
+#: Requests that may wait for the cloud at the same time; other threads stay free for users who can be answered.
+MAX_WAITING: Final = 16
 #: Answers that are remembered.
 _MAX_REMEMBERED: Final = 100_000
 #: How long no second look is taken after a failure.
@@ -52,6 +55,7 @@ class Access:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(MAX_WAITING)
         #: When a user was last let into an application.
         self._admitted: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._lists: OrderedDict[str, _Known] = OrderedDict()
@@ -125,12 +129,16 @@ class Access:
             failed = self._failed.get(user.key)
         if failed and self._clock() - failed[0] < _PAUSE_SECONDS:
             raise failed[1]
+        if not self._room.acquire(blocking=False):
+            raise TransientError(f"{DEVICE_REGISTRY}: too many pages wait for an answer")
         try:
             found = ask()
         except TransientError as error:
             with self._lock:
                 _remember(self._failed, user.key, (self._clock(), error))
             raise
+        finally:
+            self._room.release()
         with self._lock:
             self._failed.pop(user.key, None)
         return found

@@ -1,11 +1,13 @@
 """Who may see which application: Drogue Cloud's answer holds for a while, and an outage for a while longer."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
 
-from fleet_fn.console.access import Access
+from fleet_fn.console.access import MAX_WAITING, Access
 from fleet_fn.console.users import User
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.http.authorization import Fixed, basic
@@ -110,3 +112,29 @@ def test_pages_do_not_queue_up_behind_a_cloud_that_fails(world: World) -> None:
         with pytest.raises(TransientError):
             world.access.check(world.user, "shop")
     assert asked <= 2  # a GET on a connection that broke is sent once more
+
+
+def test_a_cloud_that_hangs_leaves_threads_for_others(world: World) -> None:
+    release, asked = threading.Event(), threading.Semaphore(0)
+
+    def hang(_: object) -> None:
+        asked.release()
+        release.wait(20)
+
+    world.access.check(world.user, "other")
+    world.cloud.registry_answers[("shop",)] = hang
+    users = [User(f"user{number}", "bob", world.user.upstream) for number in range(MAX_WAITING)]
+    with ThreadPoolExecutor(MAX_WAITING) as pool:
+        try:
+            waiting = [pool.submit(world.access.check, user, "shop") for user in users]
+            for _ in users:
+                assert asked.acquire(timeout=20)
+            world.now = 60
+            world.access.check(world.user, "other")  # admitted a minute ago
+            with pytest.raises(TransientError, match="too many pages wait"):
+                world.access.check(world.user, "shop")
+        finally:
+            release.set()
+    assert len(waiting) == MAX_WAITING
+    del world.cloud.registry_answers[("shop",)]
+    world.access.check(world.user, "shop")
