@@ -1,7 +1,8 @@
 """The list of applications, those with trouble first."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import IntEnum
 from typing import Final
 
@@ -23,9 +24,11 @@ class Trouble(IntEnum):
     ROLLOUT = 0
     #: Devices failed, rolled back or stalled.
     DEVICES = 1
+    #: The application names a firmware that is not known: it is malformed, or not there.
+    FIRMWARE = 2
     #: The rollout waits for an operator.
-    WAITS = 2
-    NONE = 3
+    WAITS = 3
+    NONE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,10 @@ class Listed:
     attention: Sequence[Part]
 
     @classmethod
-    def of(cls, snapshot: Snapshot) -> "Listed":
-        """Return the row of an application."""
+    def of(cls, snapshot: Snapshot, outage: "Outage | None" = None) -> "Listed":
+        """Return the row of an application, without what is true of all."""
+        if outage:
+            snapshot = replace(snapshot, problem="")
         overview, devices = snapshot.overview, snapshot.devices
         progress = overview.progress if overview else None
         return cls(
@@ -66,11 +71,30 @@ def _trouble(snapshot: Snapshot) -> Trouble:
         return Trouble.ROLLOUT
     if devices and devices.totals.needs_attention:
         return Trouble.DEVICES
+    if overview and overview.problem and overview.application.spec.source is not None:
+        return Trouble.FIRMWARE
     waits = progress and (
         progress.standing in (Standing.READY, Standing.PAUSED)
         or (progress.position and progress.position.waits_for_approval)
     )
     return Trouble.WAITS if waits or (overview and is_paused(overview)) else Trouble.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """Why no application can be read, which is one reason for all of them."""
+
+    problem: str
+    since: datetime | None
+
+    @classmethod
+    def of(cls, snapshots: Sequence[Snapshot]) -> "Outage | None":
+        """Return the outage; None if there is none."""
+        problems = {snapshot.problem for snapshot in snapshots}
+        if len(problems) != 1 or "" in problems:
+            return None
+        since = [snapshot.problem_at for snapshot in snapshots if snapshot.problem_at]
+        return cls(problems.pop(), min(since, default=None))
 
 
 def arrange(listed: Iterable[Listed], sought: str, sort: str) -> list[Listed]:

@@ -2,7 +2,7 @@
 
 from flask import Blueprint, Response, g, request
 
-from fleet_fn.console.application_list import BY_NAME, Listed, Trouble, arrange, total_of
+from fleet_fn.console.application_list import BY_NAME, Listed, Outage, Trouble, arrange, total_of
 from fleet_fn.console.board import state_parts
 from fleet_fn.console.charts import Part, draw_bar
 from fleet_fn.console.parts import parts
@@ -16,15 +16,19 @@ def show() -> Response:
     """Show one row for each application."""
     found = parts().access.applications(g.user)
     sought, sort = request.args.get("q", "").strip(), request.args.get("sort", "")
-    all_listed = [Listed.of(parts().snapshots.look(g.user, name)) for name in found.names]
-    totals = total_of(each.snapshot for each in all_listed)
+    snapshots = [parts().snapshots.look(g.user, name) for name in found.names]
+    outage = Outage.of(snapshots)
+    all_listed = [Listed.of(snapshot, outage) for snapshot in snapshots]
+    totals = total_of(snapshots)
     states = [Part(part.name, part.count, part.kind) for part in state_parts("", totals)]
     return render(
         "applications.html",
         listed=arrange(all_listed, sought, sort),
+        outage=outage,
+        oldest=min((snapshot.at for snapshot in snapshots if snapshot.at), default=None),
         total=len(all_listed),
         devices=totals.devices,
-        troubled=sum(each.trouble in (Trouble.ROLLOUT, Trouble.DEVICES) for each in all_listed),
+        troubled=sum(each.trouble <= Trouble.FIRMWARE for each in all_listed),
         unread=sum(each.snapshot.devices is None for each in all_listed),
         states=states,
         state_bar=draw_bar(states, "Devices of all applications by state"),

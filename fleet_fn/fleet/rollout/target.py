@@ -193,6 +193,7 @@ def find_target(application: Application, finder: FirmwareFinder | None, *, stri
     recorded = Target(known, application.image) if known is not None else None
     if finder is None:
         if recorded is None:
+            _ = application.source  # if it is malformed, that is the reason
             raise RefusedError(
                 "the application's object does not tell the version of its firmware: set FIRMWARE_REGISTRY as the "
                 "function has it, e.g. ghcr.io/acme/"

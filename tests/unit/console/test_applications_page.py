@@ -77,6 +77,34 @@ def test_first_look_says_that_devices_are_read() -> None:
         assert rows_of(browser)["shop"].one(class_="count").text == "0"
 
 
+def test_malformed_applications_come_before_those_that_run() -> None:
+    objects = [
+        {"metadata": {"name": "a"}, "spec": {}},
+        {"metadata": {"name": "b"}, "spec": {"firmware": {"file": "light.bin"}}},
+    ]
+    with Sandbox(objects) as sandbox, browsing(environment_of(sandbox.url)) as browser:
+        assert list(rows_of(browser)) == ["b", "a"]
+        assert "it must be a map" in rows_of(browser)["b"].one(class_="problem").text
+
+
+def test_an_outage_is_told_once_with_the_age_of_the_devices() -> None:
+    halted = {
+        "metadata": {"name": "b"},
+        "spec": {"firmware": {"container": {"image": "b:1"}, "rollout": {"maxFailed": 1}}},
+        "status": {"firmware": {"rollout": {"version": "1", "failed": {"1": {"count": 1, "devices": []}}}}},
+    }
+    objects = [{"metadata": {"name": "a"}}, halted, {"metadata": {"name": "c"}}]
+    with Sandbox(objects) as sandbox, browsing(environment_of(sandbox.url)) as browser:
+        assert "Devices as of" in browser.wait("/")
+        sandbox.stop()
+        page = read_html(browser.wait("/", lambda html: "No news since" in html))
+        (notice,) = page.one("main").all("p", class_="bad")
+        assert "connection refused" in notice.text
+        rows = page.one("tbody").all("tr")
+        assert [row.one("td", class_="name").text for row in rows] == ["b", "a", "c"]  # what is known still counts
+        assert not any("connection refused" in row.text for row in rows)
+
+
 def test_a_user_without_applications_is_told() -> None:
     with Sandbox([]) as sandbox, browsing(environment_of(sandbox.url)) as browser:
         assert "You may see no application." in browser.get("/").text
