@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, g, redirect, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.wrappers import Response
 
 from fleet_fn import __version__
@@ -80,8 +80,10 @@ def _ask_to_sign_in() -> Response:
 
 
 def _show_http_error(error: HTTPException) -> Any:
-    status = HTTPStatus(error.code or 500)
-    return rendering.render("error.html", status, title=status.phrase, reason=error.description)
+    status, reason = HTTPStatus(error.code or 500), error.description
+    if reason == NotFound.description:
+        reason = "There is no such page."
+    return rendering.render("error.html", status, title=status.phrase, reason=reason)
 
 
 def _show_upstream_error(error: UpstreamError) -> Any:
@@ -94,4 +96,7 @@ def _show_upstream_error(error: UpstreamError) -> Any:
     else:
         status, title = HTTPStatus.SERVICE_UNAVAILABLE, "No answer"
         note = "The change may have been made all the same: look before you try again." if is_change else ""
-    return rendering.render("error.html", status, title=title, reason=error.reason, note=note, waits=not is_change)
+    # A user who may not change an application may see it.
+    application = (request.view_args or {}).get("name") if is_change else None
+    values = {"title": title, "reason": error.reason, "note": note, "waits": not is_change, "application": application}
+    return rendering.render("error.html", status, **values)

@@ -9,9 +9,10 @@ from fleet_fn.console.charts import Curve, Part, trace
 from fleet_fn.console.rendering import STATE_NAMES, action_url, application_url
 from fleet_fn.console.rollout_view import is_paused
 from fleet_fn.console.snapshot import Devices, Snapshot
-from fleet_fn.drogue.status_report import GIVEN_UP
+from fleet_fn.drogue.status_report import BLOCK_REFUSED, GIVEN_UP, UNKNOWN
 from fleet_fn.fleet.rollout.overview import Overview
 from fleet_fn.fleet.rollout.progress import Standing
+from fleet_fn.fleet.rows import SWAPPED, WRITING
 from fleet_fn.fleet.states import ATTENTION, State
 from fleet_fn.fleet.totals import Totals
 
@@ -50,7 +51,8 @@ class ReasonGroup:
     """Devices that need attention for one reason."""
 
     state: State
-    reason: str
+    #: The reason, in words if it is one word of the function's.
+    words: str
     count: int
 
 
@@ -115,8 +117,27 @@ def attention_parts(application: str, totals: Totals) -> list[Part]:
 
 def reasons_of(totals: Totals) -> list[ReasonGroup]:
     """Return why devices need attention, the worst and most frequent reasons first."""
-    groups = [ReasonGroup(state, reason, count) for state in ATTENTION for reason, count in totals.reasons_of(state)]
+    groups = [
+        ReasonGroup(state, _REASONS.get(reason, reason), count)
+        for state in ATTENTION
+        for reason, count in totals.reasons_of(state)
+    ]
     return groups[:_MAX_REASONS]
+
+
+_REASONS: Final = {
+    "backoff": "will try again after a pause",
+    "halted": "the version is halted or aborted",
+    "paused": "updates are paused",
+    "rollout": "not among the devices let in",
+    "approval": "the stage waits for approval",
+    "window": "outside the window for updates",
+    GIVEN_UP: "all attempts are used up",
+    WRITING: "silent for an hour while it got blocks",
+    SWAPPED: "silent for an hour after it was told to swap",
+    BLOCK_REFUSED: "refuses a block, or never gets it",
+    UNKNOWN: "its target is not known",
+}
 
 
 def version_parts(application: str, totals: Totals, target: str | None) -> list[Part]:

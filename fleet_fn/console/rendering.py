@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 from flask import Flask, Response, make_response, render_template, request
 from markupsafe import Markup
 
+from fleet_fn.drogue.update_record import parse_timestamp
 from fleet_fn.fleet.rollout.progress import describe_time
 from fleet_fn.fleet.states import State
 from fleet_fn.fleet.wording import describe_percent
@@ -17,6 +18,9 @@ from fleet_fn.fleet.wording import describe_percent
 FRAGMENT_HEADER: Final = "Fragment"
 #: Commands in reasons, and their options.
 _COMMANDS: Final = re.compile(r"`?\brollout (?P<action>start|pause|resume|advance|approve|abort|retry)\b( --failed)?`?")
+#: The option of a command, and the choice of the form that is the same.
+_ALL: Final = ("--percent 100 lets in", "“All devices at once” lets in")
+_TIMESTAMP: Final = re.compile(r"\b(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)")
 #: Names of states, for people.
 STATE_NAMES: Final = {
     State.FAILED: "failed",
@@ -109,10 +113,19 @@ def devices(count: int) -> str:
     return f"{number(count)} {'device' if count == 1 else 'devices'}"
 
 
-def sentence(text: str) -> str:
-    """Return a reason as a sentence of a page, which has buttons instead of commands."""
-    with_buttons = _COMMANDS.sub(lambda found: found["action"].capitalize(), text)
-    return f"{capitalize_first(with_buttons).rstrip('.')}."
+def sentence(text: str) -> Markup:
+    """Return a reason as a sentence of a page.
+
+    A page has buttons instead of commands, and local times.
+    """
+    with_buttons = _COMMANDS.sub(lambda found: found["action"].capitalize(), text).replace(*_ALL)
+    parts = _TIMESTAMP.split(f"{capitalize_first(with_buttons).rstrip('.')}.")
+    return Markup("").join(_localize(part) if index % 2 else part for index, part in enumerate(parts))
+
+
+def _localize(text: str) -> Markup | str:
+    time = parse_timestamp(text)
+    return when(time) if time else text
 
 
 def capitalize_first(text: str) -> str:

@@ -71,6 +71,9 @@ def cure_of_drogue(reason: str, settings: Settings) -> str:
 
 
 def _cure_of_url(reason: str, url: str, settings: Settings) -> str:
+    if REFUSED in reason and " for a write" not in reason:
+        names = "DROGUE_USER and DROGUE_TOKEN" if settings.drogue_token else "the OpenID client's rights"
+        return f": check it, and {names}"
     if "certificate not trusted" in reason:
         if settings.drogue_ca_file:
             return f": the trust anchors in DROGUE_CA_FILE ({settings.drogue_ca_file}) are not those of its certificate"

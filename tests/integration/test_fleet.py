@@ -565,8 +565,9 @@ def test_a_name_that_no_url_can_carry_is_not_asked_for(application: str) -> None
 
 
 def test_refused_credentials_are_told(sandbox: Sandbox) -> None:
-    refusal = run(sandbox.url, DROGUE_USER="nobody").refusal
-    assert re.fullmatch(rf"device registry: 40[13] for application shop {re.escape(REFUSED)}", refusal)
+    ended = run(sandbox.url, DROGUE_USER="nobody")
+    assert re.fullmatch(rf"device registry: 40[13] for application shop {re.escape(REFUSED)}", ended.refusal)
+    assert ended.errors.endswith(f"; DROGUE_API_URL is {sandbox.url}: check it, and DROGUE_USER and DROGUE_TOKEN\n")
 
 
 OPENID = {"DROGUE_USER": "", "DROGUE_TOKEN": "", "DROGUE_OIDC_CLIENT_ID": "x", "DROGUE_OIDC_CLIENT_SECRET": "y"}
@@ -778,7 +779,8 @@ def test_watching_goes_on_after_a_failure_that_passes_and_ends_at_one_that_does_
     assert ended.output.startswith("1 device of shop\n")
     passing, lasting = ended.errors.splitlines()
     assert passing.endswith(f": answered 503; DROGUE_API_URL is {server.url}; trying again in 1 s")
-    assert lasting == f"fleet: device registry: 403 for application shop {REFUSED}; DROGUE_API_URL is {server.url}"
+    refusal = f"fleet: device registry: 403 for application shop {REFUSED}; DROGUE_API_URL is {server.url}"
+    assert lasting.startswith(f"{refusal}: check it, and ")
 
 
 def test_watching_in_vain_ends_with_2() -> None:

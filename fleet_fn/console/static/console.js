@@ -162,6 +162,12 @@ document.addEventListener("input", (event) => {
 });
 window.addEventListener("popstate", () => { if (location.search !== shown) location.reload(); });
 
+// What an action did is old news beside live parts that show what came of it.
+const OLD_NEWS_MILLISECONDS = 20000;
+setTimeout(() => {
+  for (const news of document.querySelectorAll("#main > .notice.good")) news.remove();
+}, OLD_NEWS_MILLISECONDS);
+
 showTimes(document);
 enableCopying(document);
 setInterval(() => showTimes(document), 5000);

@@ -51,7 +51,7 @@ def show(name: str) -> Response:
     values: dict[str, Any] = {
         "actions": actions_of(snapshot),
         "standings": STANDINGS,
-        "job": _job(name),
+        "job": _job(snapshot),
     }
     if snapshot.overview:
         values |= {"view": RolloutView.of(snapshot.overview)} | _curve(snapshot.devices, snapshot.overview)
@@ -60,10 +60,18 @@ def show(name: str) -> Response:
     return render("application.html", name=name, snapshot=snapshot, **values, **_table(snapshot, query))
 
 
-def _job(name: str) -> Job | None:
-    """Return the change of many devices that goes on, or that has ended lately."""
-    job = parts().jobs.last(name)
-    return job if job and (job.ended is None or datetime.now(UTC) - job.ended < _JOB_SHOWN) else None
+def _job(snapshot: Snapshot) -> Job | None:
+    """Return the change of many devices that goes on, or that has ended lately.
+
+    If all went well, it is of no interest any more after the next change of the rollout.
+    """
+    job = parts().jobs.last(snapshot.application)
+    if job is None or job.ended is None:
+        return job
+    last = snapshot.overview.application.last if snapshot.overview else None
+    is_superseded = last is not None and last.at is not None and last.at > job.ended
+    is_done = is_superseded and not job.has_failed and not job.problem_count
+    return None if is_done or datetime.now(UTC) - job.ended > _JOB_SHOWN else job
 
 
 def _curve(devices: Devices | None, overview: Overview) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final
 
-from flask import Blueprint, flash, g, redirect, request
+from flask import Blueprint, g, redirect, request
 from werkzeug.wrappers import Response
 
 from fleet_fn.console.jobs import Job
@@ -230,5 +230,4 @@ def _begin_job(page: ActionPage, review: _Review, plan: Plan, session: RolloutSe
 
     snapshots = parts().snapshots
     parts().jobs.start(page.name, title, g.user.name, len(selected.unlabelled), run)
-    flash(f"{title} has begun.", "good")
     return redirect(application_url(page.name), HTTPStatus.SEE_OTHER)

@@ -1,6 +1,7 @@
 """Changes by the console: what is shown is what is written, or nothing is."""
 
 import base64
+from datetime import UTC, datetime
 from urllib.parse import urlencode
 
 import pytest
@@ -81,6 +82,25 @@ def test_an_approval_and_an_advance(shop: Shop) -> None:
     assert shop.browser.confirm(f"{ROLLOUT}/approve").status_code == 303
     assert shop.browser.confirm(f"{ROLLOUT}/advance").status_code == 303
     assert shop.rollout["stage"] == 1
+
+
+def test_reasons_have_local_times_and_the_forms_words(shop: Shop) -> None:
+    since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    shop.set_policy(stages=[{"percent": 1, "after": "1h"}, {"percent": 100}])
+    shop.set_rollout(version="1.0.0", stage=0, since=since)
+    (notice,) = read_html(shop.browser.wait(f"{ROLLOUT}/advance")).one("main").all("p", class_="notice")
+    assert "the stage is not over until" in notice.text
+    assert notice.all("time")
+    assert f"{since[:4]}-" not in notice.text.replace(notice.one("time").text, "")
+    page = shop.browser.wait(f"{ROLLOUT}/start?image=pump:1.1.0&state=failed")
+    assert "“All devices at once” lets in all of them" in page
+
+
+def test_a_stage_that_lets_no_device_in_says_what_to_do(shop: Shop) -> None:
+    shop.set_policy(stages=[{"percent": 0, "approval": True}, {"percent": 100}])
+    shop.set_rollout(version="1.0.0", stage=0, since="2026-11-28T10:00:00Z")
+    page = read_html(shop.browser.wait("/applications/shop", lambda html: "is let in yet" in html))
+    assert "Begin the next stage, or start with a larger share." in page.text
 
 
 def test_an_advance_waits_for_the_devices_whose_success_it_needs(shop: Shop) -> None:
@@ -190,6 +210,13 @@ def test_a_start_on_selected_devices_labels_them_first(shop: Shop) -> None:
     assert shop.read("broken1")["metadata"]["labels"] == {"fleet-rollout": "1.1.0"}
     assert "labels" not in shop.read("device1")["metadata"] or not shop.read("device1")["metadata"]["labels"]
     assert shop.firmware["rollout"]["labels"] == {"fleet-rollout": "1.1.0"}
+    # What came of it is old news after the next change.
+    assert "Start of 1.1.0 on 2 devices" in shop.browser.get("/applications/shop").text
+    job = shop.browser.parts.jobs.last("shop")
+    assert job is not None
+    job.ended = datetime(2026, 1, 1, tzinfo=UTC)
+    assert shop.browser.confirm(f"{ROLLOUT}/pause").status_code == 303
+    assert "Start of 1.1.0 on 2 devices" not in shop.browser.get("/applications/shop").text
 
 
 def test_one_device_is_retried(shop: Shop) -> None:
@@ -237,6 +264,13 @@ def test_a_reader_is_told_that_the_role_may_not_write() -> None:
     assert response.status_code == 403
     assert "Nothing was changed" in response.text
     assert "role" in response.text
+    assert "Back to shop" in response.text
+
+
+def test_a_page_that_is_not_there_says_so(shop: Shop) -> None:
+    response = shop.browser.get("/applications/shop/rollout/undo")
+    assert response.status_code == 404
+    assert "There is no such page." in response.text
 
 
 def test_another_application_does_not_exist(shop: Shop) -> None:

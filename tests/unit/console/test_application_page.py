@@ -201,7 +201,7 @@ def test_attention_is_told_by_reason(fleets: Browser) -> None:
     counts = [int(group.text.split()[0]) for group in groups.all(class_="badge")]
     heading = next(each for each in page.all("h2") if each.text.startswith("Needs attention"))
     assert sum(counts) == int(heading.one("a").text)
-    assert "attempts" in groups.text
+    assert "all attempts are used up" in groups.text
 
 
 def test_gateways_that_are_updated_with_their_devices_are_told() -> None:

@@ -1,5 +1,7 @@
 """The list of applications: those with trouble first, each with its numbers."""
 
+from typing import Any
+
 from fleet_fn.sandbox.cloud import Sandbox
 from tests.support.console import Browser, browsing, environment_of
 from tests.support.html import Element, read_html
@@ -78,7 +80,7 @@ def test_first_look_says_that_devices_are_read() -> None:
 
 
 def test_malformed_applications_come_before_those_that_run() -> None:
-    objects = [
+    objects: list[dict[str, Any]] = [
         {"metadata": {"name": "a"}, "spec": {}},
         {"metadata": {"name": "b"}, "spec": {"firmware": {"file": "light.bin"}}},
     ]
@@ -93,7 +95,7 @@ def test_an_outage_is_told_once_with_the_age_of_the_devices() -> None:
         "spec": {"firmware": {"container": {"image": "b:1"}, "rollout": {"maxFailed": 1}}},
         "status": {"firmware": {"rollout": {"version": "1", "failed": {"1": {"count": 1, "devices": []}}}}},
     }
-    objects = [{"metadata": {"name": "a"}}, halted, {"metadata": {"name": "c"}}]
+    objects: list[dict[str, Any]] = [{"metadata": {"name": "a"}}, halted, {"metadata": {"name": "c"}}]
     with Sandbox(objects) as sandbox, browsing(environment_of(sandbox.url)) as browser:
         assert "Devices as of" in browser.wait("/")
         sandbox.stop()
