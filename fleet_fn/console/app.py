@@ -2,9 +2,10 @@
 
 import secrets
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from flask import Flask, g, redirect, request
+from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.wrappers import Response
 
@@ -22,6 +23,8 @@ from fleet_fn.fleet.cures import cure_of_drogue
 
 #: Endpoints that need no user.
 _OPEN: tuple[str, ...] = ("static", "health")
+#: The title of a page about a change that was not made.
+_UNCHANGED: Final = "Nothing was changed"
 
 
 def make_console(settings: ConsoleSettings, parts: Parts) -> Flask:
@@ -61,6 +64,7 @@ def make_console(settings: ConsoleSettings, parts: Parts) -> Flask:
         return Response("ok\n", mimetype="text/plain")
 
     app.register_error_handler(HTTPException, _show_http_error)
+    app.register_error_handler(CSRFError, _show_forgery)
     app.register_error_handler(UpstreamError, _show_upstream_error)
     app.register_error_handler(SignedOutError, lambda _: _ask_to_sign_in())
     for view in (applications, application, device, firmware, start, advance, actions, retry):
@@ -86,13 +90,21 @@ def _show_http_error(error: HTTPException) -> Any:
     return rendering.render("error.html", status, title=status.phrase, reason=reason)
 
 
+def _show_forgery(error: CSRFError) -> Any:
+    """Return the page for a form without a valid token, which an old page has."""
+    reason = "The form was of an earlier session, or more than a day old. Open it again, and look before you confirm."
+    application = (request.view_args or {}).get("name")
+    status = HTTPStatus(error.code or 400)
+    return rendering.render("error.html", status, title=_UNCHANGED, reason=reason, application=application)
+
+
 def _show_upstream_error(error: UpstreamError) -> Any:
     """Return the page for a failure of Drogue Cloud, or of the OCI registry."""
     is_change = request.method == "POST"
     note = ""
     if isinstance(error, PermanentError):
         status = HTTPStatus.FORBIDDEN if is_change else HTTPStatus.NOT_FOUND
-        title = "Nothing was changed" if is_change else "Not available to you"
+        title = _UNCHANGED if is_change else "Not available to you"
     else:
         status, title = HTTPStatus.SERVICE_UNAVAILABLE, "No answer"
         note = "The change may have been made all the same: look before you try again." if is_change else ""

@@ -28,7 +28,7 @@ def show() -> Response:
         oldest=min((snapshot.at for snapshot in snapshots if snapshot.at), default=None),
         total=len(all_listed),
         devices=totals.devices,
-        troubled=sum(each.trouble <= Trouble.FIRMWARE for each in all_listed),
+        troubled=sum(each.trouble <= Trouble.DEVICES for each in all_listed),
         unread=sum(each.snapshot.devices is None for each in all_listed),
         states=states,
         state_bar=draw_bar(states, "Devices of all applications by state"),

@@ -41,7 +41,11 @@ def test_a_second_pause_has_nothing_to_change(shop: Shop) -> None:
 def test_a_change_without_token_is_refused(shop: Shop) -> None:
     form = Form(shop.browser.get(f"{ROLLOUT}/pause").text).fields
     for fields in ({}, {"shown": form["shown"]}, form | {"csrf_token": "x"}):
-        assert shop.browser.post(f"{ROLLOUT}/pause", fields).status_code == 400
+        response = shop.browser.post(f"{ROLLOUT}/pause", fields)
+        assert response.status_code == 400
+        assert "Nothing was changed" in response.text
+        assert "Open it again" in response.text
+        assert "Back to shop" in response.text
     other = shop.browser.post(f"{ROLLOUT}/pause", form, **{"Sec-Fetch-Site": "cross-site"})
     assert other.status_code == 403
     assert "rollout" not in shop.firmware

@@ -85,7 +85,7 @@ def test_malformed_applications_come_before_those_that_run() -> None:
         {"metadata": {"name": "b"}, "spec": {"firmware": {"file": "light.bin"}}},
     ]
     with Sandbox(objects) as sandbox, browsing(environment_of(sandbox.url)) as browser:
-        assert list(rows_of(browser)) == ["b", "a"]
+        assert list(rows_of(browser)) == ["b", "a"]  # the other names no firmware, as it may
         assert "it must be a map" in rows_of(browser)["b"].one(class_="problem").text
 
 
