@@ -1,6 +1,5 @@
 """Parts of the console, made from its settings."""
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -106,14 +105,16 @@ def parts() -> Parts:
 
 
 @contextmanager
-def open_parts(settings: ConsoleSettings) -> Iterator[Parts]:
-    """Yield the parts of a console, with a temporary cache of firmware."""
+def open_parts(settings: ConsoleSettings, folder: str) -> Iterator[Parts]:
+    """Yield the parts of a console.
+
+    Args:
+        settings: the console's settings.
+        folder: takes the cache of firmware; the caller removes it.
+
+    """
     operator = settings.operator
-    with (
-        tempfile.TemporaryDirectory(prefix="fleet-console-", ignore_cleanup_errors=True) as folder,
-        closing(make_drogue(operator)) as drogue,
-        _open_users(settings, drogue) as users,
-    ):
+    with closing(make_drogue(operator)) as drogue, _open_users(settings, drogue) as users:
         firmware = Firmware(Finders(operator, folder) if operator.firmware_registry else None)
         sink = make_sink(operator)
         snapshots = Snapshots(firmware.find_shown_target)

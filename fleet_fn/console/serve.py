@@ -1,8 +1,11 @@
 """The console under gunicorn: one process, whose threads share its memory."""
 
+import os
+import shutil
 import signal
-from collections.abc import Callable
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +28,9 @@ _GRACE_SECONDS: Final = 5
 class _Console(BaseApplication):  # type: ignore[misc]
     """gunicorn with the console's settings instead of a command line's."""
 
-    def __init__(self, settings: ConsoleSettings, listener: int, ready: Callable[[], None]) -> None:
+    def __init__(self, settings: ConsoleSettings, listener: int, ready: Callable[[], None], folder: str) -> None:
         self._settings = settings
+        self._folder = folder
         self._listener = listener
         self._ready = ready
         self._stack = ExitStack()
@@ -64,7 +68,7 @@ class _Console(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Flask:
         """Return the app, in the worker."""
-        parts = self._stack.enter_context(open_parts(self._settings))
+        parts = self._stack.enter_context(open_parts(self._settings, self._folder))
         return make_console(self._settings, parts)
 
 
@@ -85,4 +89,19 @@ def serve_console(settings: ConsoleSettings, listener: int, ready: Callable[[], 
 
     """
     log.configure(settings.operator.log_level, "text")
-    _Console(settings, listener, ready).run()
+    with _folder_of_this_process() as folder:
+        _Console(settings, listener, ready, folder).run()
+
+
+@contextmanager
+def _folder_of_this_process() -> Iterator[str]:
+    """Yield a temporary folder.
+
+    The worker, which leaves here too, may be replaced by another that needs it; and a signal may end it at once.
+    """
+    folder, owner = tempfile.mkdtemp(prefix="fleet-console-"), os.getpid()
+    try:
+        yield folder
+    finally:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)

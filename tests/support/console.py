@@ -1,5 +1,6 @@
 """A console over a sandbox's Drogue Cloud, asked as a browser would ask it."""
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ class Browser:
 def browsing(environment: dict[str, str]) -> Iterator[Browser]:
     """Yield a browser of a console with an operator's environment."""
     settings = ConsoleSettings.from_environment(environment)
-    with open_parts(settings) as parts:
+    with tempfile.TemporaryDirectory() as folder, open_parts(settings, folder) as parts:
         app = make_console(settings, parts)
         app.testing = True
         yield Browser(app.test_client(), parts)

@@ -1,4 +1,7 @@
-"""One browser for all tests of a worker: it takes a second to start."""
+"""One browser for all tests of a file: it takes a second to start.
+
+While it runs, no other test of the process can run an event loop.
+"""
 
 from collections.abc import Iterator
 
@@ -8,7 +11,7 @@ from playwright.sync_api import Browser, Page
 from tests.support.chromium import chromium, page_of
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as found:
         yield found

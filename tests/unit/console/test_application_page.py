@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -391,9 +392,9 @@ def test_first_look_says_that_the_devices_are_read(sandbox: Sandbox) -> None:
         assert len(names_of(page_of(browser, "/applications/one"))) == 30
 
 
-def test_devices_that_made_room_are_read_again(sandbox: Sandbox) -> None:
+def test_devices_that_made_room_are_read_again(sandbox: Sandbox, tmp_path: Path) -> None:
     settings = ConsoleSettings.from_environment(environment_of(sandbox.url))
-    with open_parts(settings) as opened:
+    with open_parts(settings, str(tmp_path)) as opened:
         parts = replace(opened, snapshots=Snapshots(opened.firmware.find_target, max_devices=40))
         browser = Browser(make_console(settings, parts).test_client(), parts)
         for name in ("one", "two"):
