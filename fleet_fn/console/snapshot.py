@@ -1,5 +1,6 @@
 """One application's fleet as it was read: values that pages show."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -61,6 +62,11 @@ class Devices:
         found: T = self._remembered[key]
         return found
 
+    @property
+    def left_out(self) -> int:
+        """Number of devices that are counted but not kept, because there are too many."""
+        return 0 if self.entries is None else self.totals.devices - len(self.entries)
+
     def numbers(self, found: Mapping[str, Any], version: str, now: datetime) -> RolloutNumbers | None:
         """Return how a version fares on these devices.
 
@@ -110,6 +116,8 @@ class DeviceCollector:
 
     count: RolloutCount
     now: datetime
+    #: Devices that are kept; others are only counted.
+    most: int
     entries: list[Entry] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
     _attention: Attention = field(default_factory=lambda: Attention(_MAX_ATTENTION))
@@ -117,7 +125,7 @@ class DeviceCollector:
     _sharing: Sharing = field(default_factory=Sharing)
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], now: datetime) -> "DeviceCollector":
+    def of(cls, found: Mapping[str, Any], now: datetime, most: int = sys.maxsize) -> "DeviceCollector":
         """Return a collector for an application's object.
 
         Raises:
@@ -125,7 +133,7 @@ class DeviceCollector:
 
         """
         try:
-            return cls(RolloutCount(read_object(found, "application")), now)
+            return cls(RolloutCount(read_object(found, "application")), now, most)
         except ValueError as error:
             raise RefusedError(f"the application's object is malformed: {error}") from error
 
@@ -138,7 +146,8 @@ class DeviceCollector:
             self.count.add(device, row)
             labels = self._sharing.labels(device.labels)
             self._count_labels(labels)
-            self.entries.append(Entry(row, labels, device.source is not None, device.disabled))
+            if len(self.entries) < self.most:
+                self.entries.append(Entry(row, labels, device.source is not None, device.disabled))
 
     def finish(self, seconds: float) -> Devices:
         """Return what was collected in so many seconds."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from fleet_fn.console.snapshot import DeviceCollector, FindTarget, Snapshot, make_overview
+from fleet_fn.console.snapshot import DeviceCollector, Devices, FindTarget, Snapshot, make_overview
 from fleet_fn.console.users import User
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry_api import DeviceRegistryAPI
@@ -186,13 +186,17 @@ class Snapshots:
         devices = kept.snapshot.devices
         if devices and devices.entries is not None and self._clock() < kept.devices_due:
             return
-        began, uid, collector = self._clock(), _uid_of(kept.found), DeviceCollector.of(kept.found, self._now())
+        began, uid, collector = (
+            self._clock(),
+            _uid_of(kept.found),
+            DeviceCollector.of(kept.found, self._now(), self._max_devices),
+        )
         for page in list_devices(user.upstream, application):
             if self._is_closed:
                 return
             collector.add(page)
             with self._lock:
-                kept.snapshot = replace(kept.snapshot, seen=len(collector.entries))
+                kept.snapshot = replace(kept.snapshot, seen=collector.totals.devices)
             if self._clock() >= kept.object_due:
                 with suppress(TransientError):  # a large fleet takes minutes; its rollout may halt meanwhile
                     self._read_object(kept, user)
@@ -201,8 +205,7 @@ class Snapshots:
         seconds = self._clock() - began
         with self._lock:
             kept.devices_due = self._clock() + max(_DEVICES_PAUSE_SECONDS, _PAUSE_SHARE * seconds)
-            kept.snapshot = replace(kept.snapshot, devices=collector.finish(seconds))
-        self._show(kept, self._find_target)
+        self._show(kept, self._find_target, collector.finish(seconds))
 
     def _read_object(self, kept: _Kept, user: User) -> None:
         """Read an application's object; show it unless a user has changed it."""
@@ -219,10 +222,13 @@ class Snapshots:
                 kept.found, kept.found_at = found, self._clock()
         self._show(kept, self._find_target)
 
-    def _show(self, kept: _Kept, find_target: FindTarget) -> None:
-        found = kept.found
-        overview, problem = make_overview(found, kept.snapshot.devices, find_target, self._now())
+    def _show(self, kept: _Kept, find_target: FindTarget, devices: Devices | None = None) -> None:
+        """Show how the rollout stands; on `devices`, if given, which are shown with it."""
+        found, known = kept.found, devices or kept.snapshot.devices
+        overview, problem = make_overview(found, known, find_target, self._now())
         with self._lock:
+            if devices:
+                kept.snapshot = replace(kept.snapshot, devices=devices)
             if kept.found is found:  # else another thread shows a newer one
                 kept.snapshot = replace(kept.snapshot, overview=overview, target_problem=problem)
 

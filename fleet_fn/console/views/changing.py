@@ -1,16 +1,17 @@
 """The page of one change of a rollout: it shows the exact change, and makes it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
-from flask import flash, redirect, request, url_for
+from flask import flash, g, redirect, request, url_for
 from werkzeug.wrappers import Response
 
 from fleet_fn.console.parts import parts
 from fleet_fn.console.rendering import application_url, render
+from fleet_fn.console.snapshot import Entry
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.store import NotReadyError
 from fleet_fn.fleet.rollout.actions import Target
@@ -164,3 +165,21 @@ def find_target(application: Application) -> Target:
     if found.problem:
         flash(f"{found.problem}; going by the recorded version, {found.target.version}", "warning")
     return found.target
+
+
+def all_devices(application: str) -> Sequence[Entry]:
+    """Return the devices of the snapshot.
+
+    Raises:
+        NotReadYetError: they are being read.
+        RefusedError: they cannot be read, or are too many.
+
+    """
+    snapshot = parts().snapshots.look(g.user, application)
+    if snapshot.devices is None or snapshot.devices.entries is None:
+        if snapshot.problem:
+            raise RefusedError(f"the devices cannot be read: {snapshot.problem}")
+        raise NotReadYetError("the devices are being read")
+    if left_out := snapshot.devices.left_out:
+        raise RefusedError(f"the console has no room for {left_out:,} of the devices: use the command line")
+    return snapshot.devices.entries

@@ -15,7 +15,7 @@ from fleet_fn.console.jobs import Job
 from fleet_fn.console.parts import parts
 from fleet_fn.console.rendering import STATE_NAMES, application_url, device_url
 from fleet_fn.console.selected import fingerprint_of
-from fleet_fn.console.views.changing import SHOWN, ActionPage, NotReadYetError, Wording
+from fleet_fn.console.views.changing import SHOWN, ActionPage, Wording, all_devices
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.listing import read_device
 from fleet_fn.drogue.update_record import parse_timestamp, timestamp
@@ -142,16 +142,10 @@ def _failed(application: str) -> dict[str, str | None]:
     """Return the devices that rolled back or gave up, with their targets.
 
     Raises:
-        NotReadYetError: the devices are being read.
-        RefusedError: they cannot be read.
+        NotReadYetError, RefusedError: see `all_devices`.
 
     """
-    snapshot = parts().snapshots.look(g.user, application)
-    if snapshot.devices is None or snapshot.devices.entries is None:
-        if snapshot.problem:
-            raise RefusedError(f"the devices cannot be read: {snapshot.problem}")
-        raise NotReadYetError("the devices are being read")
-    return {entry.row.device: entry.row.target for entry in snapshot.devices.entries if needs_retry(entry.row)}
+    return {entry.row.device: entry.row.target for entry in all_devices(application) if needs_retry(entry.row)}
 
 
 def _first_change(session: RolloutSession, names: Sequence[str], token: str) -> Change:

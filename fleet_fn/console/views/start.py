@@ -1,6 +1,6 @@
 """Begin a rollout: choose a firmware and stages, and see what is checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final
@@ -12,7 +12,6 @@ from fleet_fn.console.jobs import Job
 from fleet_fn.console.parts import parts
 from fleet_fn.console.rendering import application_url, render
 from fleet_fn.console.selected import Selected
-from fleet_fn.console.snapshot import Entry
 from fleet_fn.console.start_form import Form, describe_rows
 from fleet_fn.console.views.changing import (
     SHOWN,
@@ -20,6 +19,7 @@ from fleet_fn.console.views.changing import (
     NotReadYetError,
     UnfitFirmwareError,
     Wording,
+    all_devices,
     naming_firmware,
 )
 from fleet_fn.drogue.spec_source import Image
@@ -166,23 +166,8 @@ def _review(name: str, application: Application, form: Form, session: RolloutSes
         stages=form.stages(),
         max_failed=form.max_failed(),
     )
-    selected = Selected.of(_entries(name), selection, label) if label else None
+    selected = Selected.of(all_devices(name), selection, label) if label else None
     return _Review(form, candidate, plan_start(wanted, session.now()), selected)
-
-
-def _entries(name: str) -> Sequence[Entry]:
-    """Return the devices of the snapshot.
-
-    Raises:
-        NotReadYetError, RefusedError: they are being read, or cannot be read.
-
-    """
-    snapshot = parts().snapshots.look(g.user, name)
-    if snapshot.devices is None or snapshot.devices.entries is None:
-        if snapshot.problem:
-            raise RefusedError(f"the devices cannot be read: {snapshot.problem}")
-        raise NotReadYetError("the devices are being read")
-    return snapshot.devices.entries
 
 
 def _show(page: ActionPage, review: _Review, conflict: str = "") -> Response:

@@ -294,3 +294,11 @@ def test_a_user_who_comes_later_sees_the_last_devices_at_once(world: World) -> N
     assert found.is_reading
     assert len(devices_of(found)) == 3
     release.set()
+
+
+def test_a_fleet_that_is_too_large_is_counted_in_full_and_kept_in_part() -> None:
+    for world in make_world(max_devices=2):
+        devices = world.wait(is_read).devices
+        assert devices
+        assert ([entry.row.device for entry in devices.entries or ()], devices.left_out) == (["device0", "device1"], 1)
+        assert devices.totals.devices == 3
