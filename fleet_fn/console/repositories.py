@@ -117,8 +117,13 @@ class Repositories:
         self._tag_pool = ThreadPoolExecutor(_TAG_READERS, thread_name_prefix="tag")
         self._is_closed = False
 
-    def look(self, application: str, source: Source | None) -> Listing:
+    def look(self, application: str, source: Source | None, *, waits: bool = True) -> Listing:
         """Return the repository that an application's source names.
+
+        Args:
+            application: the application's name.
+            source: its source.
+            waits: wait a moment if the repository was never read.
 
         Raises:
             PermanentError: it names none.
@@ -137,7 +142,7 @@ class Repositories:
                 kept.idle.clear()
                 self._pool.submit(self._refresh, application, kept, named)
             is_new = kept.listing.at is None and not kept.listing.problem
-        if is_new:
+        if is_new and waits:
             kept.idle.wait(_WAIT_SECONDS)
         return kept.listing
 

@@ -22,7 +22,8 @@ from fleet_fn.console.views.changing import (
     all_devices,
     naming_firmware,
 )
-from fleet_fn.drogue.spec_source import Image
+from fleet_fn.drogue.spec_source import Image, Source
+from fleet_fn.errors import PermanentError
 from fleet_fn.fleet.rollout.actions import SELECTION_LABEL, Start
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.devices import edit_devices, label_value, with_label
@@ -87,7 +88,21 @@ def _render_form(name: str, form: Form, problem: str) -> Response:
         replaces=source is not None and not isinstance(source, Image),
         states=list(State),
         versions=devices.totals.versions if devices else (),
+        images=_known_images(name, source),
     )
+
+
+def _known_images(application: str, source: Source | None) -> list[str]:
+    """Return the firmware in an application's repository, as far as it was read."""
+    repositories = parts().repositories
+    if repositories is None or not isinstance(source, Image):
+        return []
+    try:
+        listing = repositories.look(application, source, waits=False)
+    except PermanentError:
+        return []
+    served = [entry for entry in listing.entries if entry.verdict and entry.verdict.is_served]
+    return [f"{listing.reference.name}:{entry.tagged.tag}" for entry in served]
 
 
 def _describe_policy(application: Application) -> str:

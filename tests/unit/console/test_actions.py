@@ -176,6 +176,12 @@ def test_stages_that_were_only_offered_are_not_missed(shop: Shop) -> None:
     assert shop.browser.get(f"{ROLLOUT}/start?{changed}").status_code == 400
 
 
+def test_the_form_suggests_the_firmware_in_the_repository(shop: Shop) -> None:
+    form = read_html(shop.browser.wait(f"{ROLLOUT}/start", lambda html: "pump:1.1.0" in html))
+    suggested = [option.attributes["value"] for option in form.one("datalist", id="images").all("option")]
+    assert suggested == ["pump:1.1.0", "pump:1.0.0"]
+
+
 def test_a_start_can_be_changed_before_it_is_confirmed(shop: Shop) -> None:
     page = read_html(shop.browser.wait(f"{ROLLOUT}/start?image=pump:1.1.0&mode=percent&percent=7"))
     (link,) = [link for link in page.all("a") if link.text == "Change the choices"]
