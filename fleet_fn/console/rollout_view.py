@@ -12,6 +12,8 @@ from fleet_fn.console.charts import draw_meter
 from fleet_fn.drogue.firmware_spec import Malformed
 from fleet_fn.drogue.rollout_status import Failures
 from fleet_fn.drogue.spec_policy import NONE, Policy
+from fleet_fn.drogue.spec_source import Image
+from fleet_fn.fleet.rollout.actions import SELECTION_LABEL
 from fleet_fn.fleet.rollout.application import Application, RefusedError
 from fleet_fn.fleet.rollout.overview import Overview, failures_of
 from fleet_fn.fleet.rollout.wording import describe_conditions, describe_firmware, describe_source
@@ -68,6 +70,8 @@ class RolloutView:
     least_success: float | None
     #: Labels of the devices that the rollout is about.
     labels: Sequence[str]
+    #: A start selected these devices, and the same start without a selection lets the others follow.
+    begins_with_some: bool
     #: Thin bars: `in_sync`, `success`, and `brake`.
     meters: Mapping[str, Markup]
 
@@ -97,6 +101,7 @@ class RolloutView:
             [(other, each.count) for other, each in failures_of(application) if other != version][:_MAX_VERSIONS],
             least,
             [f"{key}={value}" for key, value in (policy.labels or {}).items()],
+            SELECTION_LABEL in (policy.labels or {}) and isinstance(application.spec.source, Image),
             _draw_meters(overview, failures.count, policy.max_failed, least),
         )
 

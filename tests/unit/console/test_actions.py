@@ -220,6 +220,9 @@ def test_a_start_on_selected_devices_labels_them_first(shop: Shop) -> None:
     assert shop.read("broken1")["metadata"]["labels"] == {"fleet-rollout": "1.1.0"}
     assert "labels" not in shop.read("device1")["metadata"] or not shop.read("device1")["metadata"]["labels"]
     assert shop.firmware["rollout"]["labels"] == {"fleet-rollout": "1.1.0"}
+    shown = read_html(shop.browser.wait("/applications/shop"))
+    (link,) = [link for link in shown.all("a") if link.text == "Let the others follow"]
+    assert "1.1.0 goes to all devices" in shop.browser.wait(link.attributes["href"])
     # What came of it is old news after the next change.
     assert "Start of 1.1.0 on 2 devices" in shop.browser.get("/applications/shop").text
     job = shop.browser.parts.jobs.last("shop")
