@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-from flask import Flask, Response, make_response, render_template, request
+from flask import Flask, Response, flash, make_response, render_template, request
 from markupsafe import Markup
 
 from fleet_fn.drogue.update_record import parse_timestamp
@@ -16,6 +16,8 @@ from fleet_fn.fleet.wording import describe_percent
 
 #: The script asks with this header for the live part of a page.
 FRAGMENT_HEADER: Final = "Fragment"
+#: Characters of a notice; a browser's cookie holds 4,096 bytes.
+_MAX_NOTICE_CHARACTERS: Final = 300
 #: Commands in reasons, and their options.
 _COMMANDS: Final = re.compile(r"`?\brollout (?P<action>start|pause|resume|advance|approve|abort|retry)\b( --failed)?`?")
 #: The option of a command, and the choice of the form that is the same.
@@ -56,6 +58,14 @@ def render(template: str, status: int = 200, **values: Any) -> Response:
         response.set_etag(hashlib.sha256(html).hexdigest())
         response.make_conditional(request)
     return response
+
+
+def notify(text: str, kind: str) -> None:
+    """Show a text on the user's next page.
+
+    The cookie that carries it has room for a short one.
+    """
+    flash(text if len(text) <= _MAX_NOTICE_CHARACTERS else f"{text[: _MAX_NOTICE_CHARACTERS - 1]}…", kind)
 
 
 def register(app: Flask) -> None:

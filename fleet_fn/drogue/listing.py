@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -63,7 +63,7 @@ def list_devices(
     """
     # The command line may hand over bytes that are not UTF-8, as lone surrogates. No application has such a name.
     path = listing_path(application.encode(errors="replace").decode())
-    listing = _Listing(upstream, path, "devices", application, labels, patience)
+    listing = _Listing(upstream, path, "devices", application, labels, lambda: Deadline(patience))
     recent: deque[str] = deque(maxlen=_PAGE_OBJECTS)
     repeated = 0
     for body in listing.pages():
@@ -83,7 +83,7 @@ def list_applications(upstream: HttpClient, *, patience: float = _PAGE_SECONDS) 
 
     Args:
         upstream: Drogue Cloud, with the user's credentials.
-        patience: seconds for each page.
+        patience: seconds for all of it.
 
     Raises:
         PermanentError: the credentials are refused, or an answer is malformed.
@@ -91,7 +91,8 @@ def list_applications(upstream: HttpClient, *, patience: float = _PAGE_SECONDS) 
 
     """
     found: set[str] = set()
-    listing = _Listing(upstream, APPLICATIONS_PATH, "applications", None, None, patience)
+    deadline = Deadline(patience)
+    listing = _Listing(upstream, APPLICATIONS_PATH, "applications", None, None, lambda: deadline)
     for body in listing.pages():
         known, page = len(found), _objects(body, "applications")
         found.update(name for entry in page if (name := _name(entry)) is not None)
@@ -110,14 +111,15 @@ class _Listing:
         kind: str,
         application: str | None,
         labels: str | None,
-        patience: float,
+        deadline: Callable[[], Deadline],
     ) -> None:
         self._upstream = upstream
         self._path = path
         self._kind = kind
         self._application = application
         self._labels = labels
-        self._patience = patience
+        #: Begins the time for a page.
+        self._deadline = deadline
         #: Objects that were asked for last.
         self.limit = _PAGE_OBJECTS
 
@@ -127,7 +129,7 @@ class _Listing:
         while True:
             query = {**({"labels": self._labels} if self._labels else {}), "limit": self.limit, "offset": offset}
             target = f"{self._path}?{urlencode(query, quote_via=quote, errors='replace')}"
-            deadline = Deadline(self._patience)
+            deadline = self._deadline()
             try:
                 answer = self._upstream.request("GET", target, deadline)
             except TooLargeError:

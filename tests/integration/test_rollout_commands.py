@@ -662,6 +662,21 @@ def test_retry_leaves_a_device_whose_section_is_malformed(shop: Shop) -> None:
     assert "bad: the device's spec.firmware contains retri (did you mean retry?)" in ended.errors
 
 
+def test_a_retry_that_breaks_off_midway_tells_whom_it_changed(shop: Shop) -> None:
+    shop.put(container("1.1.0"))
+    for name in ("first", "second"):
+        report(shop, name, "1.0.0", attempts=1)
+    shop.cloud.write_answers[("shop", "second")] = lambda _: Response(503)
+    with sinking() as sink:
+        shop.variables["K_SINK"] = sink.url()
+        ended = shop.run("retry", "--failed")
+        (event,) = sink.received(1)
+    assert ended.code == 1
+    assert "1 device will try again" in ended.output
+    assert "503" in ended.errors
+    assert event.data["change"]["devices"] == ["first"]
+
+
 def test_devices_are_left_alone_once_none_can_be_changed(shop: Shop) -> None:
     shop.put(container("1.1.0"))
     for number in range(100):

@@ -25,18 +25,29 @@ class Changed:
 
 
 def change_devices(
-    session: RolloutSession, names: Sequence[str], change: Callable[[Object], Object | None], doing: str
-) -> Changed:
+    session: RolloutSession,
+    names: Sequence[str],
+    change: Callable[[Object], Object | None],
+    doing: str,
+    changed: Changed,
+) -> None:
     """Change devices, and warn of those that could not be changed.
 
     A dry run tries only the first.
+
+    Args:
+        session: of the application.
+        names: the devices.
+        change: changes one.
+        doing: what is being done, for people.
+        changed: takes the devices that were changed, also if an error ends it midway.
 
     Raises:
         RefusedError: none of the first devices can be changed; the role may not write, for instance.
         TransientError: the registry is unavailable.
 
     """
-    changed, problems = Changed(), 0
+    problems = 0
     tried = names[:1] if session.dry_run else names
     for edit in _with_progress(edit_devices(session, tried, change), len(tried), doing):
         if edit.change:
@@ -51,7 +62,6 @@ def change_devices(
     if problems > _MAX_PROBLEMS:
         warn(f"… and {problems - _MAX_PROBLEMS} more")
     changed.names.extend(names[len(tried) :])
-    return changed
 
 
 def _with_progress(edits: Iterable[DeviceEdit], count: int, doing: str) -> Iterator[DeviceEdit]:

@@ -4,11 +4,12 @@ from typing import Final
 
 import click
 
-from fleet_fn.cli.rollout.device_changes import change_devices
+from fleet_fn.cli.rollout.device_changes import Changed, change_devices
 from fleet_fn.cli.rollout.shared import Operation, change_options, operate, print_diff, reading, warn
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.listing import read_device
 from fleet_fn.drogue.update_record import timestamp
+from fleet_fn.errors import UpstreamError
 from fleet_fn.fleet.rollout import actions
 from fleet_fn.fleet.rollout.application import RefusedError
 from fleet_fn.fleet.rollout.devices import needs_retry, read_rows, tell_retry, with_retry
@@ -36,21 +37,27 @@ def command(application: str, dry_run: bool, failed: bool, names: tuple[str, ...
         found = session.read()
         selected = _failed(operation) if failed else _named(operation, names)
         token = timestamp(session.now())
-        changed = change_devices(session, list(selected), lambda device: with_retry(device, token), "changing devices")
-        made = changed.names
-        if changed.first:
-            print_diff(changed.first)
-        _print_result(operation, made, token, is_empty=not selected)
-        if made and not dry_run and (problem := tell_retry(session, made, token)):
-            warn(f"the change is made, but no event of it was sent: {problem}")
+        changed = Changed()
+        try:
+            change_devices(
+                session, list(selected), lambda device: with_retry(device, token), "changing devices", changed
+            )
+        except UpstreamError:
+            if changed.names:  # the registry failed midway
+                _print_result(operation, changed, token, is_empty=False)
+            raise
+        _print_result(operation, changed, token, is_empty=not selected)
         for version in sorted({*actions.halted_versions(found)} & {*selected.values()}):
             warn(f"{version} is halted: its devices get it only after rollout resume")
-        if selected and not made:
+        if selected and not changed.names:
             raise RefusedError("none of the devices could be changed")
 
 
-def _print_result(operation: Operation, made: list[str], token: str, *, is_empty: bool) -> None:
-    """Print how many devices try again; the difference above is that of the first one."""
+def _print_result(operation: Operation, changed: Changed, token: str, *, is_empty: bool) -> None:
+    """Print the change of the first device, and how many try again; tell the sink."""
+    made = changed.names
+    if changed.first:
+        print_diff(changed.first)
     if is_empty:
         click.echo("nothing to change: no device rolled back or gave up")
     elif operation.session.dry_run:
@@ -58,6 +65,8 @@ def _print_result(operation: Operation, made: list[str], token: str, *, is_empty
         click.echo("--dry-run: nothing was written")
     else:
         click.echo(f"{describe_devices(len(made))} will try again (spec.firmware.retry: {token!r})")
+        if made and (problem := tell_retry(operation.session, made, token)):
+            warn(f"the change is made, but no event of it was sent: {problem}")
 
 
 def _failed(operation: Operation) -> dict[str, str | None]:

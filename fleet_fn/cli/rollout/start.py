@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import click
 
-from fleet_fn.cli.rollout.device_changes import change_devices
+from fleet_fn.cli.rollout.device_changes import Changed, change_devices
 from fleet_fn.cli.rollout.shared import change_options, operate, reading, warn
 from fleet_fn.drogue.spec_policy import MAX_FAILED
 from fleet_fn.errors import one_line
@@ -141,7 +141,8 @@ def _label_devices(session: RolloutSession, selection: Selection, label: str) ->
         found = select_devices(session, selection, label, seen)
     if found.own:
         warn(f"left out, because they name their own firmware: {_list(found.own)}")
-    changed = change_devices(session, found.unlabelled, lambda device: with_label(device, label), "labelling devices")
+    changed = Changed()
+    change_devices(session, found.unlabelled, lambda device: with_label(device, label), "labelling devices", changed)
     count = len(found.names) - len(found.unlabelled) + len(changed.names)
     if not count:
         raise RefusedError("none of the selected devices could be labelled")

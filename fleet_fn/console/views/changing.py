@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
-from flask import flash, g, redirect, request, url_for
+from flask import g, redirect, request, url_for
 from werkzeug.wrappers import Response
 
 from fleet_fn.console.parts import parts
-from fleet_fn.console.rendering import application_url, render
+from fleet_fn.console.rendering import application_url, notify, render
 from fleet_fn.console.snapshot import Entry
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.store import NotReadyError
@@ -110,9 +110,9 @@ class ActionPage:
 
     def finish(self, made: Change, plan: Plan) -> Response:
         """Show the application after a change."""
-        flash(plan.effect(Application.read(made.after)), "good")
+        notify(plan.effect(Application.read(made.after)), "good")
         if made.sink_problem:
-            flash(f"The change is made, but no event of it was sent: {made.sink_problem}", "warning")
+            notify(f"The change is made, but no event of it was sent: {made.sink_problem}", "warning")
         parts().snapshots.put(self.name, made.after)
         return redirect(application_url(self.name), HTTPStatus.SEE_OTHER)
 
@@ -152,7 +152,7 @@ def _show_again(reason: str) -> Response:
 
     The result of a form cannot be loaded again.
     """
-    flash(f"Nothing was changed yet, because {reason}. Look at the change again, and confirm it", "warning")
+    notify(f"Nothing was changed yet, because {reason}. Look at the change again, and confirm it", "warning")
     path = url_for(request.endpoint or "", **(request.view_args or {}))
     query = request.query_string.decode("ascii", "replace")
     return redirect(f"{path}?{query}" if query else path, HTTPStatus.SEE_OTHER)
@@ -163,7 +163,7 @@ def find_target(application: Application) -> Target:
     with naming_firmware():
         found = parts().firmware.find_target(application)
     if found.problem:
-        flash(f"{found.problem}; going by the recorded version, {found.target.version}", "warning")
+        notify(f"{found.problem}; going by the recorded version, {found.target.version}", "warning")
     return found.target
 
 

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final
 
-from flask import Blueprint, flash, g, redirect, request
+from flask import Blueprint, g, redirect, request
 from werkzeug.wrappers import Response
 
 from fleet_fn.console.command_line import command_line
 from fleet_fn.console.jobs import Job
 from fleet_fn.console.parts import parts
-from fleet_fn.console.rendering import STATE_NAMES, application_url, device_url
+from fleet_fn.console.rendering import STATE_NAMES, application_url, device_url, notify
 from fleet_fn.console.selected import fingerprint_of
 from fleet_fn.console.views.changing import SHOWN, ActionPage, Wording, all_devices
 from fleet_fn.deadline import Deadline
@@ -91,7 +91,7 @@ def _retry_one(page: ActionPage, device: str, token: str) -> Response:
     if not made.is_made:
         return page.refuse(f"nothing to change: device {device} has been told to try again")
     _tell(session, [device], token)
-    flash(f"device {device} will try {row.target} again", "good")
+    notify(f"device {device} will try {row.target} again", "good")
     return redirect(device_url(page.name, device), HTTPStatus.SEE_OTHER)
 
 
@@ -191,4 +191,4 @@ def _warnings(session: RolloutSession, failed: Mapping[str, str | None]) -> list
 
 def _tell(session: RolloutSession, names: Sequence[str], token: str) -> None:
     if problem := tell_retry(session, names, token):
-        flash(f"The change is made, but no event of it was sent: {problem}", "warning")
+        notify(f"The change is made, but no event of it was sent: {problem}", "warning")
