@@ -6,7 +6,7 @@ assumed here.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
@@ -60,7 +60,8 @@ class Fleet:
     boot: list[float]
     #: From 0 to 1; a version that fails on a share of devices fails on those below it.
     luck: list[float]
-    #: Devices that a policy lets in at a stage. No other state of the rollout makes a difference here.
+    #: Devices that a policy lets in at a stage. No other state of the rollout makes a difference, nor does a limit of
+    #: failures, of which a draw knows nothing.
     _let_in: dict[tuple[Policy, int], list[bool]] = field(default_factory=dict)
 
     @classmethod
@@ -85,7 +86,7 @@ class Fleet:
 
     def let_in(self, policy: Policy, rollout: RolloutStatus) -> list[bool]:
         """Return for each device whether it may start."""
-        key = (policy, rollout.of(VERSION).stage)
+        key = (replace(policy, max_failed=None), rollout.of(VERSION).stage)
         if key not in self._let_in:
             self._let_in[key] = [
                 hold_start(policy, Candidate(uid, {}), VERSION, _BEGIN, rollout) is None for uid in self.uids

@@ -112,6 +112,12 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(bad_version, name, value)
 
 
+@pytest.fixture
+def one_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is found with any share of failures."""
+    monkeypatch.setattr(bad_version, "OTHER_FAILING", ())
+
+
 @pytest.mark.usefixtures("few")
 def test_the_benchmark_prints_its_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert bad_version.run(seed=1) == []
@@ -122,14 +128,14 @@ def test_the_benchmark_prints_its_tables(capsys: pytest.CaptureFixture[str]) -> 
         assert sum(line.startswith(f"{policy}  ") for line in shown) == 2, policy
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("few", "one_share")
 def test_a_brake_that_is_late_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulation, "FRESH_SECONDS", 60.0)
     wrong = bad_version.run(seed=1)
     assert f"{bad_version.BRAKE}: a device booted it after the halt was known" in wrong
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("few", "one_share")
 def test_stages_that_do_not_hold_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bad_version.POLICIES, bad_version.STAGES, {"stages": [{"percent": 100}]})
     wrong = bad_version.run(seed=1)
