@@ -33,9 +33,6 @@ def test_its_help_and_the_documents_count_the_devices_that_run() -> None:
         assert set(counts) & set(NUMBERS) <= {NUMBERS[DEVICES]}, file
 
 
-either_place = pytest.mark.parametrize("options", [(), ("--registry",)], ids=["layout", "registry"])
-
-
 def start_demo(environment: dict[str, str], options: tuple[str, ...]) -> "subprocess.Popen[str]":
     """A demo in a process group of its own, so that what it leaves can be told."""
     return subprocess.Popen(
@@ -73,21 +70,8 @@ def look_at_console(process: "subprocess.Popen[str]") -> str:
     return "".join(lines)
 
 
-@pytest.mark.parametrize("options", [("--console",), ("--registry",)], ids=["layout", "registry"])
-def test_every_device_ends_on_the_new_version_and_nothing_is_left(
-    environment: dict[str, str], options: tuple[str, ...], tmp_path: Path
-) -> None:
-    if options == ("--registry",):
-        need("docker-registry")
-    process = start_demo(environment, options)
-    begin = look_at_console(process) if options == ("--console",) else ""
-    rest, errors = process.communicate(timeout=100)
-    output = begin + rest
-    assert process.returncode == 0, errors
-    assert "6 of 6 devices run 0.1.1 with the right bytes, 1 held back" in output
-    assert re.search(r"1\.1\.0 halted after [34] devices rolled back, and \d+ got nothing of it; 20 of 20 run", output)
-    assert re.search(r"^  held +\d+ +\d+ %  halted \d+$", output, re.MULTILINE)
-    assert "  in-sync           20    100 %" in output
+def check_updates(output: str) -> None:
+    """Check the end of the updates: each device's line, and the fleet as the device registry has it."""
     assert "the function serves only what that key has signed" in output
     lines = output.splitlines()
     well = [line for line in lines if line.startswith("ok ")]
@@ -104,25 +88,50 @@ def test_every_device_ends_on_the_new_version_and_nothing_is_left(
     assert table["door"][:3] == ["held", "0.1.0", "0.1.1"]
     assert "rollout:" in table["door"]
     assert "lamp: lost power at byte" in output
-    assert not list(tmp_path.iterdir())
-    assert not has_processes(process.pid)
 
 
-@either_place
-def test_a_demo_that_is_stopped_leaves_nothing_either(
-    environment: dict[str, str], options: tuple[str, ...], tmp_path: Path
-) -> None:
-    if options:
-        need("docker-registry")
-    process = start_demo(environment, options)
+def stop_demo(process: "subprocess.Popen[str]", sign: str) -> str:
+    """Stop a demo at a line with a sign, and check how it ends; return the output up to there."""
     assert process.stdout is not None
+    lines = []
     for line in process.stdout:
-        if "writes 0.1.1" in line:
+        lines.append(line)
+        if sign in line:
             break
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    return "".join(lines)
+
+
+def test_every_device_ends_on_the_new_version_and_nothing_is_left(environment: dict[str, str], tmp_path: Path) -> None:
+    process = start_demo(environment, ("--console",))
+    begin = look_at_console(process)
+    rest, errors = process.communicate(timeout=100)
+    output = begin + rest
+    assert process.returncode == 0, errors
+    assert "6 of 6 devices run 0.1.1 with the right bytes, 1 held back" in output
+    assert re.search(r"1\.1\.0 halted after [34] devices rolled back, and \d+ got nothing of it; 20 of 20 run", output)
+    assert re.search(r"^  held +\d+ +\d+ %  halted \d+$", output, re.MULTILINE)
+    assert "  in-sync           20    100 %" in output
+    check_updates(output)
+    assert not list(tmp_path.iterdir())
+    assert not has_processes(process.pid)
+
+
+def test_a_demo_that_is_stopped_leaves_nothing_either(environment: dict[str, str], tmp_path: Path) -> None:
+    process = start_demo(environment, ())
+    stop_demo(process, "writes 0.1.1")
+    assert not list(tmp_path.iterdir())
+    assert not has_processes(process.pid)
+
+
+def test_a_registry_updates_every_device_too_and_nothing_is_left(environment: dict[str, str], tmp_path: Path) -> None:
+    """Stopped when the rollout begins, whose firmware comes from there as that of the updates does."""
+    need("docker-registry")
+    process = start_demo(environment, ("--registry",))
+    check_updates(stop_demo(process, "$ fleet-fn rollout start"))
     assert not list(tmp_path.iterdir())
     assert not has_processes(process.pid)
 
