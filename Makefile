@@ -47,7 +47,7 @@ help: ## print this list
 # What tests install into environments of their own: the function's dependencies, and what `func` puts around it.
 .venv/.wheels: .venv/.run
 	$(PIP) download --quiet -d .venv/wheels --require-hashes -r requirements-tools.lock
-	$(PIP) download --quiet -d .venv/wheels -r requirements.txt pip 'setuptools>=77' func-python hatchling
+	$(PIP) download --quiet -d .venv/wheels -r requirements.txt 'setuptools>=77' func-python hatchling
 	touch $@
 
 demo: .venv/.run ## update devices here; REGISTRY=1: from a registry; CONSOLE=1: look

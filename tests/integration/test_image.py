@@ -18,7 +18,7 @@ from tests.support.containerfile import Image, build
 from tests.support.drogue import Drogue
 from tests.support.firmware import random_bytes
 from tests.support.function import ROOT, event, serving
-from tests.support.installed import checkout, make_environment, wheels
+from tests.support.installed import checkout, give_pip, make_environment, wheels
 from tests.support.registry import DockerRegistry
 
 CONTAINERFILE = ROOT / "Containerfile"
@@ -46,8 +46,7 @@ def stages() -> Iterator[dict[str, Image]]:
     try:
         folder.chmod(0o755)
         base = make_environment(folder / "base", python)
-        install = [sys.executable, "-m", "pip", "--python", str(base), "install", "--quiet", "pip"]
-        subprocess.run(install, env={**os.environ, **wheels()}, check=True)
+        give_pip(base)
         context = checkout(folder / "context")
         for path in context.rglob("*"):
             path.chmod(0o700 if path.is_dir() else 0o600)

@@ -1,7 +1,9 @@
 """The project as others install it: a copy of what git would give them, and an environment of its own."""
 
+import shutil
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Final
 
@@ -38,3 +40,14 @@ def make_environment(folder: Path, python: str = sys.executable) -> Path:
     """A virtual environment of a Python, with nothing in it; returns its own."""
     subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
     return folder / "bin" / "python"
+
+
+def give_pip(python: Path) -> None:
+    """Give an environment of this Python's version its pip: copied with its bytecode, as installing it takes long."""
+    pip = distribution("pip")
+    (library,) = python.parents[1].glob("lib/python3.*/site-packages")
+    for folder in {file.parts[0] for file in pip.files or () if file.parts[0].startswith("pip")}:
+        shutil.copytree(Path(str(pip.locate_file(folder))), library / folder)
+    program = python.with_name("pip")
+    program.write_text(f"#!{python}\nimport sys\nfrom pip._internal.cli.main import main\nsys.exit(main())\n")
+    program.chmod(0o755)
