@@ -1,7 +1,7 @@
 """Parts of the console, made from its settings."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
@@ -105,23 +105,24 @@ def parts() -> Parts:
 
 
 @contextmanager
-def open_parts(settings: ConsoleSettings, folder: str) -> Iterator[Parts]:
+def open_parts(settings: ConsoleSettings, folder: str, clock: Callable[[], float] = time.monotonic) -> Iterator[Parts]:
     """Yield the parts of a console.
 
     Args:
         settings: the console's settings.
         folder: takes the cache of firmware; the caller removes it.
+        clock: seconds, never stepping; for the pauses between readings of Drogue Cloud.
 
     """
     operator = settings.operator
     with closing(make_drogue(operator)) as drogue, _open_users(settings, drogue) as users:
         firmware = Firmware(Finders(operator, folder) if operator.firmware_registry else None)
         sink = make_sink(operator)
-        snapshots = Snapshots(firmware.find_shown_target)
+        snapshots = Snapshots(firmware.find_shown_target, clock=clock)
         next_commands = NextCommands(operator, firmware.finders)
         repositories = Repositories(firmware.finders) if firmware.finders else None
         try:
-            found = Parts(operator, users, Access(), snapshots, firmware, next_commands, repositories, sink)
+            found = Parts(operator, users, Access(clock), snapshots, firmware, next_commands, repositories, sink)
             yield found
         finally:
             found.checks.close()

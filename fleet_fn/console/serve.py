@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,9 +29,17 @@ _GRACE_SECONDS: Final = 5
 class _Console(BaseApplication):  # type: ignore[misc]
     """gunicorn with the console's settings instead of a command line's."""
 
-    def __init__(self, settings: ConsoleSettings, listener: int, ready: Callable[[], None], folder: str) -> None:
+    def __init__(
+        self,
+        settings: ConsoleSettings,
+        listener: int,
+        ready: Callable[[], None],
+        folder: str,
+        clock: Callable[[], float],
+    ) -> None:
         self._settings = settings
         self._folder = folder
+        self._clock = clock
         self._listener = listener
         self._ready = ready
         self._stack = ExitStack()
@@ -68,7 +77,7 @@ class _Console(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Flask:
         """Return the app, in the worker."""
-        parts = self._stack.enter_context(open_parts(self._settings, self._folder))
+        parts = self._stack.enter_context(open_parts(self._settings, self._folder, self._clock))
         return make_console(self._settings, parts)
 
 
@@ -76,13 +85,19 @@ def _set_request_time(_: object, worker: Any) -> None:
     worker.request_seconds = _REQUEST_SECONDS
 
 
-def serve_console(settings: ConsoleSettings, listener: int, ready: Callable[[], None]) -> None:
+def serve_console(
+    settings: ConsoleSettings,
+    listener: int,
+    ready: Callable[[], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Run a console until a signal ends it.
 
     Args:
         settings: the console's settings.
         listener: descriptor of the socket that it listens on; gunicorn closes it.
         ready: is called once it answers.
+        clock: seconds, never stepping; for the pauses between readings of Drogue Cloud.
 
     Raises:
         SystemExit: always.
@@ -90,7 +105,7 @@ def serve_console(settings: ConsoleSettings, listener: int, ready: Callable[[], 
     """
     log.configure(settings.operator.log_level, "text")
     with _folder_of_this_process() as folder:
-        _Console(settings, listener, ready, folder).run()
+        _Console(settings, listener, ready, folder, clock).run()
 
 
 @contextmanager

@@ -12,6 +12,16 @@ from tests.support.registry import missing
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 #: How long a page may take to be as it should be.
 PATIENCE_MILLISECONDS = 30_000
+#: How many times as fast time runs for consoles, and for pages that poll them: they wait for seconds otherwise.
+PACE = 10.0
+#: Has the console's script poll so much more often. What it does otherwise takes its time.
+_POLL_OFTEN = f"""
+{{
+  const set = window.setTimeout;
+  window.setTimeout = (callback, delay, ...rest) =>
+    set(callback, callback.name === "poll" ? delay / {PACE} : delay, ...rest);
+}}
+"""
 
 
 @contextmanager
@@ -32,7 +42,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def page_of(browser: Browser, *, width: int = 1280, dark: bool = False) -> Iterator[Page]:
-    """A page of its own, whose errors and refused resources fail the test."""
+    """A page of its own, which polls often, and whose errors and refused resources fail the test."""
     context = browser.new_context(
         viewport={"width": width, "height": 900},
         color_scheme="dark" if dark else "light",
@@ -41,6 +51,7 @@ def page_of(browser: Browser, *, width: int = 1280, dark: bool = False) -> Itera
         permissions=["clipboard-read", "clipboard-write"],
     )
     context.set_default_timeout(PATIENCE_MILLISECONDS)
+    context.add_init_script(_POLL_OFTEN)
     page = context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))

@@ -31,6 +31,7 @@ _MODULES: Final = (
     "fleet_fn.cli.inspect",
     "fleet_fn.cli.fleet",
     "fleet_fn.cli.rollout",
+    "fleet_fn.console.app",
     "fleet_fn.oci.upload",
 )
 _MAX_MESSAGE_BYTES: Final = 128 * 1024

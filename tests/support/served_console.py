@@ -2,8 +2,6 @@
 
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,19 +15,9 @@ import requests
 from fleet_fn.openid.provider import Provider
 from fleet_fn.sandbox import Sandbox
 from fleet_fn.sandbox.openid import OpenIdUsers
-from tests.support.function import ROOT
+from tests.support.forks import ROOT, Forked
 from tests.support.openid import OpenIdProvider
 
-#: Serves at a socket that is bound already, so that CONSOLE_URL can name its port.
-_SERVE = """
-import os, sys
-import socket
-from fleet_fn.console.serve import serve_console
-from fleet_fn.console.settings import ConsoleSettings
-listener = socket.socket(fileno=int(sys.argv[1]))
-listener.listen(128)
-serve_console(ConsoleSettings.from_environment(os.environ, "127.0.0.1"), listener.detach(), lambda: None)
-"""
 _SECONDS = 20.0
 _OBJECTS: list[dict[str, Any]] = [
     {"metadata": {"name": "example"}, "spec": {"firmware": {"container": {"image": "example:latest"}}}},
@@ -42,7 +30,7 @@ class Console:
     """A console that runs."""
 
     url: str
-    process: "subprocess.Popen[str]"
+    process: Forked
     _output: IO[str]
 
     @property
@@ -52,19 +40,21 @@ class Console:
 
 
 @contextmanager
-def console(settings: Callable[[str], Mapping[str, str]], folder: Path) -> Iterator[Console]:
-    """Run a console with the settings for its URL; `folder` keeps what it prints."""
+def console(settings: Callable[[str], Mapping[str, str]], folder: Path, *, pace: float = 1.0) -> Iterator[Console]:
+    """Run a console with the settings for its URL.
+
+    `folder` keeps what it prints. Its clock runs `pace` times as fast: its readings of Drogue Cloud follow each other
+    sooner.
+    """
     with socket.socket() as listener, (folder / "console.log").open("w") as output:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(listener.fileno())],
-            cwd=ROOT,
-            env={"PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1", **settings(url)},
-            pass_fds=[listener.fileno()],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
+        process = Forked(
+            ["tests.support.console_server", str(listener.fileno()), str(pace)],
+            {"PATH": "/usr/bin:/bin", **settings(url)},
+            ROOT,
+            (0, output.fileno(), output.fileno()),
+            [listener.fileno()],
         )
         running = Console(url, process, output)
         try:
@@ -72,7 +62,12 @@ def console(settings: Callable[[str], Mapping[str, str]], folder: Path) -> Itera
             yield running
         finally:
             process.terminate()
-            process.wait(timeout=_SECONDS)
+            try:
+                process.wait(_SECONDS)
+            finally:
+                process.kill()
+        assert process.returncode == 0, running.output
+        assert "Traceback" not in running.output, running.output
 
 
 @contextmanager

@@ -1,21 +1,20 @@
 """A device's page in each state, as a browser shows it; and its firmware, as a real registry has it."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from fleet_fn.sandbox.cloud import Sandbox
-from tests.support.chromium import PATIENCE_MILLISECONDS, page_of
+from tests.support.axe import check_wide_and_narrow
+from tests.support.chromium import PACE, PATIENCE_MILLISECONDS
 from tests.support.console import browsing, environment_of
-from tests.support.console_process import serving_console
 from tests.support.devices import SHA, Object, ago, behind, condition, device, update
 from tests.support.firmware import publish, random_bytes
 from tests.support.registry import PASSWORD, USER, DockerRegistry, Skopeo, need
+from tests.support.served_console import console as served
 
 expect.set_options(timeout=PATIENCE_MILLISECONDS)
 FAILED = [{"version": "1.2.0", "checksum": SHA, "attempts": 3, "at": ago(minutes=9)}]
@@ -47,21 +46,16 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("firmware")
     publish(folder, "pump", "1.2.0", random_bytes(4096))
     with Sandbox([application(), *DEVICES]) as sandbox:
-        settings = environment_of(sandbox.url, FIRMWARE_REGISTRY=f"oci-layout:{folder}", NO_PROXY="127.0.0.1")
-        with serving_console({**os.environ, **settings}) as url:
-            yield f"{url}/applications/pumps"
+        settings = environment_of(sandbox.url, FIRMWARE_REGISTRY=f"oci-layout:{folder}")
+        with served(lambda _: settings, tmp_path_factory.mktemp("console"), pace=PACE) as running:
+            yield f"{running.url}/applications/pumps"
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["wide", "narrow and dark"])
-def test_each_state_is_accessible_and_fits(console: str, browser: Browser, width: int, dark: bool) -> None:
-    with page_of(browser, width=width, dark=dark) as page:
-        for name in NAMES:
-            page.goto(f"{console}/device?name={quote(name)}")
-            expect(page.get_by_role("heading", level=1)).to_have_text(name)
-            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
-            found = Axe().run(page).response["violations"]
-            serious = [each["id"] for each in found if each["impact"] in ("serious", "critical")]
-            assert not serious, (name, serious)
+@pytest.mark.parametrize("name", NAMES)
+def test_each_state_is_accessible_and_fits(console: str, page: Page, name: str) -> None:
+    page.goto(f"{console}/device?name={quote(name)}")
+    expect(page.get_by_role("heading", level=1)).to_have_text(name)
+    check_wide_and_narrow(page)
 
 
 def test_digest_and_command_are_copied(console: str, page: Page) -> None:
@@ -82,9 +76,9 @@ def test_a_device_is_retried_from_its_page(console: str, page: Page) -> None:
 def test_news_come_by_themselves_and_leave_open_what_is_open(tmp_path: Path, page: Page) -> None:
     publish(tmp_path, "pump", "1.2.0", random_bytes(4096))
     with Sandbox([application(), device("lamp", behind())]) as sandbox:
-        settings = environment_of(sandbox.url, FIRMWARE_REGISTRY=f"oci-layout:{tmp_path}", NO_PROXY="127.0.0.1")
-        with serving_console({**os.environ, **settings}) as url:
-            page.goto(f"{url}/applications/pumps/device?name=lamp")
+        settings = environment_of(sandbox.url, FIRMWARE_REGISTRY=f"oci-layout:{tmp_path}")
+        with served(lambda _: settings, tmp_path, pace=PACE) as running:
+            page.goto(f"{running.url}/applications/pumps/device?name=lamp")
             page.get_by_text("Assumed; nothing is sent").click()
             expect(page.get_by_text("WRITE 512 bytes at 0 of 1.2.0")).to_be_visible()
             sandbox.put(device("lamp", [condition("InSync", "True")], current="1.2.0"))

@@ -1,10 +1,10 @@
 """Pages that renew themselves: news come in, what stays is left alone, and all works without a script."""
 
-import os
 import time
 from collections.abc import Iterator
 from copy import deepcopy
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,29 +12,30 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from fleet_fn.sandbox.cloud import Sandbox
-from tests.support.chromium import PATIENCE_MILLISECONDS
+from tests.support.chromium import PACE, PATIENCE_MILLISECONDS
 from tests.support.console import environment_of
-from tests.support.console_process import serving_console
 from tests.support.drogue import Drogue
 from tests.support.fleets import Story, make_fleet
 from tests.support.http import Response
+from tests.support.served_console import console as served
 
 expect.set_options(timeout=PATIENCE_MILLISECONDS)
 APPLICATION = "/applications/pumps"
 _IN_SYNC = {"type": "InSync", "status": "True", "lastTransitionTime": "2026-11-23T12:00:00Z"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     # The version does not come up on half of the devices, so that more need attention than are shown at first.
     with Sandbox(make_fleet(Story("pumps", 120, failing=0.5, max_failed=None, now=datetime.now(UTC)))) as sandbox:
         yield sandbox
 
 
-@pytest.fixture
-def console(sandbox: Sandbox) -> Iterator[str]:
-    with serving_console({**os.environ, **environment_of(sandbox.url), "NO_PROXY": "127.0.0.1"}) as url:
-        yield url
+@pytest.fixture(scope="module")
+def console(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("console")
+    with served(lambda _: environment_of(sandbox.url), folder, pace=PACE) as running:
+        yield running.url
 
 
 def open_page(page: Page, url: str) -> None:
@@ -108,30 +109,30 @@ def test_pages_work_without_a_script(console: str, browser: Browser) -> None:
     context.close()
 
 
-def test_page_comes_once_the_cloud_answers(page: Page) -> None:
+def test_page_comes_once_the_cloud_answers(tmp_path: Path, page: Page) -> None:
     with Drogue() as cloud:
         cloud.put("shop", "lamp")
         cloud.put("shop")
         cloud.roles["shop"] = None
-        with serving_console({**os.environ, **cloud.environment, "NO_PROXY": "127.0.0.1"}) as console:
-            page.goto(f"{console}/applications/shop")
+        with served(lambda _: cloud.environment, tmp_path, pace=PACE) as console:
+            page.goto(f"{console.url}/applications/shop")
             expect(page.locator("h1")).to_have_text("Not available to you")
             cloud.roles["shop"] = "reader"
             expect(page.locator("h1")).to_have_text("shop")
             expect(page.locator("table .name")).to_have_text("lamp")
             cloud.put("other")
             cloud.registry_answers["other",] = lambda _: Response(503)
-            page.goto(f"{console}/applications/other")
+            page.goto(f"{console.url}/applications/other")
             expect(page.locator("h1")).to_have_text("No answer")
             expect(page.locator("#connection")).to_be_hidden()
             del cloud.registry_answers["other",]
             expect(page.locator("h1")).to_have_text("other")
 
 
-def test_page_of_a_user_who_may_not_see_it_any_more_says_so(page: Page) -> None:
+def test_page_of_a_user_who_may_not_see_it_any_more_says_so(tmp_path: Path, page: Page) -> None:
     with Drogue() as cloud:
         cloud.put("shop")
-        with serving_console({**os.environ, **cloud.environment, "NO_PROXY": "127.0.0.1"}) as console:
-            open_page(page, f"{console}/applications/shop")
+        with served(lambda _: cloud.environment, tmp_path, pace=PACE) as console:
+            open_page(page, f"{console.url}/applications/shop")
             cloud.roles["shop"] = None
             expect(page.locator("h1")).to_have_text("Not available to you", timeout=2 * PATIENCE_MILLISECONDS)

@@ -7,10 +7,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from fleet_fn.sandbox.cloud import Sandbox
+from tests.support.axe import check_wide_and_narrow
 from tests.support.chromium import PATIENCE_MILLISECONDS, page_of
 from tests.support.console import environment_of
 from tests.support.console_process import serving_console
@@ -53,22 +53,15 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["wide", "narrow and dark"])
 @pytest.mark.parametrize("path", PAGES.values(), ids=PAGES)
-def test_a_page_is_accessible_fits_and_runs_no_code_of_others(
-    console: str, browser: Browser, path: str, width: int, dark: bool
-) -> None:
-    with page_of(browser, width=width, dark=dark) as page:
-        page.on("dialog", lambda dialog: pytest.fail(f"code of others ran: {dialog.message}"))
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        open_page(page, console + path)
-        assert not [url for url in asked if not url.startswith((console, "data:"))]
-        assert page.locator("img[src='x'], script:not([src])").count() == 0
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        found = Axe().run(page).response["violations"]
-        serious = [each for each in found if each["impact"] in ("serious", "critical")]
-        assert not serious, [(each["id"], [node["html"] for node in each["nodes"][:3]]) for each in serious]
+def test_a_page_is_accessible_fits_and_runs_no_code_of_others(console: str, page: Page, path: str) -> None:
+    page.on("dialog", lambda dialog: pytest.fail(f"code of others ran: {dialog.message}"))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    open_page(page, console + path)
+    assert page.locator("img[src='x'], script:not([src])").count() == 0
+    check_wide_and_narrow(page)
+    assert not [url for url in asked if not url.startswith((console, "data:"))]
 
 
 def test_hostile_names_are_shown_as_they_are(console: str, page: Page) -> None:

@@ -1,7 +1,6 @@
 """An operator in a browser: a rollout goes wrong and halts, its fix is started, and reaches all devices."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ from playwright.sync_api import Browser, Page, expect
 from fleet_fn.sandbox import demo_rollout as demo
 from fleet_fn.sandbox.cloud import Sandbox
 from fleet_fn.sandbox.demo_rollout import RolloutDemo
-from tests.support.chromium import PATIENCE_MILLISECONDS, page_of
+from tests.support.chromium import PACE, PATIENCE_MILLISECONDS, page_of
 from tests.support.console import environment_of
-from tests.support.console_process import serving_console
 from tests.support.firmware import publish
 from tests.support.function import running
+from tests.support.served_console import console
 
 PASSWORD = "password"
 expect.set_options(timeout=PATIENCE_MILLISECONDS)
@@ -41,10 +40,10 @@ def street(tmp_path: Path) -> Iterator[Street]:
         publish(tmp_path, demo.IMAGE, version, hashlib.shake_256(version.encode()).digest(demo.SIZE_BYTES))
     with Sandbox(demo.objects({"credentials": [{"pass": PASSWORD}]})) as sandbox:
         settings = environment_of(sandbox.url, FIRMWARE_REGISTRY=f"oci-layout:{tmp_path}", SPEC_TTL_SECONDS="0")
-        settings |= {"FIRMWARE_CACHE_DIR": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
-        with running(settings) as function, serving_console({**os.environ, **settings}) as url:
+        settings |= {"FIRMWARE_CACHE_DIR": str(tmp_path / "cache")}
+        with running(settings) as function, console(lambda _: settings, tmp_path, pace=PACE) as served:
             sandbox.sink = function.url
-            yield Street(url, sandbox, RolloutDemo(sandbox, PASSWORD, settings, lambda _: None))
+            yield Street(served.url, sandbox, RolloutDemo(sandbox, PASSWORD, settings, lambda _: None))
             sandbox.sink = None
 
 
