@@ -19,7 +19,9 @@ _RULES_OF_LAYOUT = (
 
 
 def check_wide_and_narrow(page: Page) -> None:
-    """Check a page that is loaded, in light colors, and make it narrow and dark for a second look."""
+    """Check a loaded page while it is wide and light, and again while it is narrow and dark."""
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.emulate_media(color_scheme="light")
     _check(page)
     page.set_viewport_size({"width": 390, "height": 900})
     page.emulate_media(color_scheme="dark")

@@ -17,6 +17,13 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def kept_page(browser: Browser) -> Iterator[Page]:
+    """A page for tests that look only: to load another one costs less than a page of its own for each."""
+    with page_of(browser) as found:
+        yield found
+
+
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     with page_of(browser) as found:

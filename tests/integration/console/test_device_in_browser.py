@@ -52,10 +52,10 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_state_is_accessible_and_fits(console: str, page: Page, name: str) -> None:
-    page.goto(f"{console}/device?name={quote(name)}")
-    expect(page.get_by_role("heading", level=1)).to_have_text(name)
-    check_wide_and_narrow(page)
+def test_each_state_is_accessible_and_fits(console: str, kept_page: Page, name: str) -> None:
+    kept_page.goto(f"{console}/device?name={quote(name)}")
+    expect(kept_page.get_by_role("heading", level=1)).to_have_text(name)
+    check_wide_and_narrow(kept_page)
 
 
 def test_digest_and_command_are_copied(console: str, page: Page) -> None:

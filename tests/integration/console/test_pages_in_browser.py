@@ -40,6 +40,19 @@ def open_page(page: Page, url: str) -> None:
     expect(page.locator("[data-reading]")).to_have_count(0)
 
 
+@pytest.fixture(scope="module")
+def asked() -> list[str]:
+    """The URLs that the watched page asks for."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def watched_page(kept_page: Page, asked: list[str]) -> Page:
+    kept_page.on("dialog", lambda dialog: pytest.fail(f"code of others ran: {dialog.message}"))
+    kept_page.on("request", lambda request: asked.append(request.url))
+    return kept_page
+
+
 PAGES = {
     "applications": "/",
     "application": APPLICATION,
@@ -54,13 +67,14 @@ PAGES = {
 
 
 @pytest.mark.parametrize("path", PAGES.values(), ids=PAGES)
-def test_a_page_is_accessible_fits_and_runs_no_code_of_others(console: str, page: Page, path: str) -> None:
-    page.on("dialog", lambda dialog: pytest.fail(f"code of others ran: {dialog.message}"))
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    open_page(page, console + path)
-    assert page.locator("img[src='x'], script:not([src])").count() == 0
-    check_wide_and_narrow(page)
+def test_a_page_is_accessible_fits_and_runs_no_code_of_others(
+    console: str, watched_page: Page, asked: list[str], path: str
+) -> None:
+    asked.clear()
+    open_page(watched_page, console + path)
+    assert watched_page.locator("img[src='x'], script:not([src])").count() == 0
+    check_wide_and_narrow(watched_page)
+    assert asked
     assert not [url for url in asked if not url.startswith((console, "data:"))]
 
 
