@@ -3,8 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
+from typing import NamedTuple
 
 from fleet_fn.clocks import SYSTEM_CLOCKS, Clocks
 from fleet_fn.concurrency.single_flight import SingleFlight
@@ -13,8 +12,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import Event
-from fleet_fn.drogue.oidc import ClientCredentials
-from fleet_fn.drogue.refusals import COMMAND_API, DEVICE_REGISTRY, TOKEN_ENDPOINT
+from fleet_fn.drogue.refusals import COMMAND_API
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.file_store import FileStore
 from fleet_fn.firmware.layout_store import LayoutStore
@@ -24,9 +22,7 @@ from fleet_fn.firmware.shapes import Shapes
 from fleet_fn.firmware.store import ImageStore, Store
 from fleet_fn.firmware.trust import Trust
 from fleet_fn.firmware.verified import VerifiedFiles
-from fleet_fn.http.authorization import Authorization, Fixed, basic
 from fleet_fn.http.client import Count as RequestCount
-from fleet_fn.http.client import HttpClient
 from fleet_fn.observability import metrics
 from fleet_fn.oci.docker_config import Credentials, from_docker_config
 from fleet_fn.oci.registry_client import RegistryClient
@@ -35,9 +31,7 @@ from fleet_fn.update.failure_log import log_failures
 from fleet_fn.update.handler import Consumer, UpdateHandler
 from fleet_fn.update.target import Resolvers
 from fleet_fn.update.transitions import Subject, Transition
-
-if TYPE_CHECKING:
-    from fleet_fn.sink.client import Sink
+from fleet_fn.upstreams import make_drogue, make_sink
 
 
 class LookupCounts(NamedTuple):
@@ -174,27 +168,6 @@ def _transition_counter() -> Consumer:
     return consume
 
 
-def make_drogue(settings: Settings) -> HttpClient:
-    """Return a client of Drogue Cloud's APIs, named after the device registry."""
-    return HttpClient(
-        DEVICE_REGISTRY,
-        settings.drogue_api_url,
-        authorization=_authorization(settings),
-        ca_file=settings.drogue_ca_file,
-    )
-
-
-def make_sink(settings: Settings) -> "Sink | None":
-    """Return the sink that K_SINK names; without it, None and no loaded module."""
-    if settings.sink_url is None:
-        return None
-    from fleet_fn.sink.client import SINK, Sink
-
-    url = urlsplit(settings.sink_url)
-    upstream = HttpClient(SINK, f"{url.scheme}://{url.netloc}").with_count("sink", metrics.exchanges("sink"))
-    return Sink(upstream, url.path or "/", settings.sink_overrides or {})
-
-
 def make_trust(
     settings: Settings, count: LookupCount | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Trust:
@@ -237,19 +210,6 @@ def make_image_store(
         count=counts.requests if counts else None,
     )
     return RegistryStore(registry, shapes, cache)
-
-
-def _authorization(settings: Settings) -> Authorization:
-    if settings.drogue_oidc_token_url:
-        url = urlsplit(settings.drogue_oidc_token_url)
-        provider = HttpClient(TOKEN_ENDPOINT, f"{url.scheme}://{url.netloc}", ca_file=settings.drogue_ca_file)
-        client = (settings.drogue_oidc_client_id or "", settings.drogue_oidc_client_secret or "")
-        return ClientCredentials(provider, url.path or "/", *client)
-    if settings.drogue_token is None:
-        return Fixed()
-    if settings.drogue_user is None:
-        return Fixed(f"Bearer {settings.drogue_token}")
-    return Fixed(basic(settings.drogue_user, settings.drogue_token))
 
 
 def _registry_credentials(settings: Settings, host: str) -> Callable[[str], Credentials | None]:

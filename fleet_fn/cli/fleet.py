@@ -22,8 +22,8 @@ from fleet_fn.fleet.cures import cure_of_drogue
 from fleet_fn.fleet.states import State
 from fleet_fn.fleet.survey import Survey
 from fleet_fn.http.client import HttpClient
-from fleet_fn.parts import make_drogue
 from fleet_fn.settings import Settings, SettingsError
+from fleet_fn.upstreams import make_drogue
 
 #: Exit codes. The last two are a shell's codes for a process that SIGINT or SIGPIPE ended.
 _GOOD, _ATTENTION, _UNREADABLE, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE

@@ -24,8 +24,8 @@ from fleet_fn.fleet.rollout.target import Finders, FirmwareFinder, FoundTarget, 
 from fleet_fn.fleet.rollout.user import user_of
 from fleet_fn.http.client import HttpClient
 from fleet_fn.openid.provider import Provider
-from fleet_fn.parts import make_drogue, make_sink
 from fleet_fn.settings import Settings
+from fleet_fn.upstreams import make_drogue, make_sink
 
 if TYPE_CHECKING:
     from fleet_fn.sink.client import Sink

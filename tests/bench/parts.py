@@ -19,7 +19,7 @@ from fleet_fn.firmware.resolver import ImageResolver
 from fleet_fn.firmware.verified import VerifiedFiles
 from fleet_fn.observability import log, metrics
 from fleet_fn.oci.reference import image_reference
-from fleet_fn.parts import make_drogue, make_image_store
+from fleet_fn.parts import make_image_store
 from fleet_fn.protocol.dialects import decode_status, encode_command
 from fleet_fn.protocol.messages import Write
 from fleet_fn.protocol.step import Block, Target
@@ -27,6 +27,7 @@ from fleet_fn.settings import Settings
 from fleet_fn.update.decision import decide
 from fleet_fn.update.outcome import Outcome, OutcomeName
 from fleet_fn.update.values import DecisionContext
+from fleet_fn.upstreams import make_drogue
 from fleet_fn.web.event_log import log_event
 from tests.bench.peers import BLOCK, Cloud, midway
 from tests.support.function import event

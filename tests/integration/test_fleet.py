@@ -30,9 +30,9 @@ from fleet_fn.drogue.listing import list_devices
 from fleet_fn.errors import PermanentError, TransientError, one_line
 from fleet_fn.http.client import HttpClient
 from fleet_fn.http.messages import MAX_BODY_BYTES
-from fleet_fn.parts import make_drogue
 from fleet_fn.sandbox import Sandbox
 from fleet_fn.settings import Settings
+from fleet_fn.upstreams import make_drogue
 from tests.support import forks
 from tests.support.function import ROOT
 from tests.support.http import Request, Response, Server, closed_port

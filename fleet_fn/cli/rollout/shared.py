@@ -22,8 +22,8 @@ from fleet_fn.fleet.rollout.plans import Plan
 from fleet_fn.fleet.rollout.session import Change, RolloutSession
 from fleet_fn.fleet.rollout.target import FirmwareFinder, find_target, open_finder
 from fleet_fn.fleet.rollout.user import user_of
-from fleet_fn.parts import make_drogue, make_sink
 from fleet_fn.settings import Settings, SettingsError
+from fleet_fn.upstreams import make_drogue, make_sink
 
 F = TypeVar("F", bound=Callable[..., Any])
 

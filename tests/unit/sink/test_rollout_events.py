@@ -9,9 +9,9 @@ from cloudevents.core.formats.json import JSONFormat
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, TransientError
-from fleet_fn.parts import make_sink
 from fleet_fn.settings import Settings
 from fleet_fn.sink.events import rollout_event
+from fleet_fn.upstreams import make_sink
 from tests.support.http import Request, Response, Server, closed_port
 
 NOON = datetime(2026, 5, 4, 14, tzinfo=timezone(timedelta(hours=2)))
