@@ -192,50 +192,58 @@ def test_a_wrong_setting_stops_plain_gunicorn_elsewhere_without_a_traceback(opti
     assert line.startswith("fleet_fn: DROGUE_API_URL is 'ftp://…@x', which is not an http:// or https:// URL")
 
 
-@pytest.mark.parametrize(("command", "code"), [(SERVE, 2), (GUNICORN, 2)])
+WRONG_SETTINGS = [
+    (
+        {"FIRMWARE_REGISTRY": "oci-layout:/"},
+        "DROGUE_API_URL is not set. Set it to the base URL of Drogue Cloud, e.g. https://api.example.com",
+    ),
+    ({"DROGUE_API_URL": "http://x"}, "FIRMWARE_REGISTRY is not set. Set it to a prefix"),
+    (
+        {"DROGUE_API_URL": "ftp://me:s3cret@x", "FIRMWARE_REGISTRY": "oci-layout:/"},
+        "DROGUE_API_URL is 'ftp://…@x', which is not an http:// or https:// URL",
+    ),
+    (
+        {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "POLL_SECONDS": "1.5"},
+        "POLL_SECONDS is '1.5'. Set it to a whole number",
+    ),
+    (
+        {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "EVENTS_USER": "me"},
+        "EVENTS_PASSWORD is not set, although EVENTS_USER is. Set it to the password",
+    ),
+    (
+        {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/nothere"},
+        "FIRMWARE_REGISTRY is 'oci-layout:/nothere', which names a folder that does not exist: '/nothere'. Set ",
+    ),
+    (
+        {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "DROGUE_TOKEN": "s3cret\n"},
+        "DROGUE_TOKEN contains a control character (a trailing newline?). Set it to an access token",
+    ),
+    (
+        {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "K_SINK": "broker/fleet"},
+        "K_SINK is 'broker/fleet', which is not an http:// or https:// URL",
+    ),
+    (
+        {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "K_CE_OVERRIDES": "{team: pumps}"},
+        "K_CE_OVERRIDES is '{team: pumps}'. Set it to JSON as in ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("variables", "told"), WRONG_SETTINGS)
+def test_a_wrong_setting_stops_the_start_with_one_line_and_no_traceback(variables: dict[str, str], told: str) -> None:
+    check_refusal(SERVE, variables, told)
+
+
 @pytest.mark.parametrize(
-    ("variables", "told"),
-    [
-        (
-            {"FIRMWARE_REGISTRY": "oci-layout:/"},
-            "DROGUE_API_URL is not set. Set it to the base URL of Drogue Cloud, e.g. https://api.example.com",
-        ),
-        ({"DROGUE_API_URL": "http://x"}, "FIRMWARE_REGISTRY is not set. Set it to a prefix"),
-        (
-            {"DROGUE_API_URL": "ftp://me:s3cret@x", "FIRMWARE_REGISTRY": "oci-layout:/"},
-            "DROGUE_API_URL is 'ftp://…@x', which is not an http:// or https:// URL",
-        ),
-        (
-            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "POLL_SECONDS": "1.5"},
-            "POLL_SECONDS is '1.5'. Set it to a whole number",
-        ),
-        (
-            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "EVENTS_USER": "me"},
-            "EVENTS_PASSWORD is not set, although EVENTS_USER is. Set it to the password",
-        ),
-        (
-            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/nothere"},
-            "FIRMWARE_REGISTRY is 'oci-layout:/nothere', which names a folder that does not exist: '/nothere'. Set ",
-        ),
-        (
-            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "DROGUE_TOKEN": "s3cret\n"},
-            "DROGUE_TOKEN contains a control character (a trailing newline?). Set it to an access token",
-        ),
-        (
-            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "K_SINK": "broker/fleet"},
-            "K_SINK is 'broker/fleet', which is not an http:// or https:// URL",
-        ),
-        (
-            {"DROGUE_API_URL": "http://x", "FIRMWARE_REGISTRY": "oci-layout:/", "K_CE_OVERRIDES": "{team: pumps}"},
-            "K_CE_OVERRIDES is '{team: pumps}'. Set it to JSON as in ",
-        ),
-    ],
+    ("variables", "told"), [case for case in WRONG_SETTINGS if {"DROGUE_TOKEN", "K_SINK"} & set(case[0])]
 )
-def test_a_wrong_setting_stops_the_start_with_one_line_and_no_traceback(
-    command: list[str], code: int, variables: dict[str, str], told: str
-) -> None:
+def test_a_wrong_setting_stops_plain_gunicorn_as_it_stops_serve(variables: dict[str, str], told: str) -> None:
+    check_refusal(GUNICORN, variables, told)
+
+
+def check_refusal(command: list[str], variables: dict[str, str], told: str) -> None:
     ended = subprocess.run(command, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, timeout=60)
-    assert ended.returncode == code
+    assert ended.returncode == 2
     (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("[")]  # those are gunicorn's own
     assert told in line
     assert "s3cret" not in ended.stderr + ended.stdout
@@ -299,8 +307,13 @@ def make_strangers_folder(path: Path) -> None:
     give_away(path)
 
 
-@pytest.mark.parametrize("make", [Path.touch, make_link, make_open_folder, make_strangers_folder])
-@pytest.mark.parametrize("command", [SERVE, GUNICORN], ids=["serve", "gunicorn"])
+@pytest.mark.parametrize(
+    ("command", "make"),
+    [
+        *((SERVE, make) for make in (Path.touch, make_link, make_open_folder, make_strangers_folder)),
+        (GUNICORN, make_strangers_folder),
+    ],
+)
 def test_a_default_cache_folder_that_a_stranger_prepared_stops_the_start(
     command: list[str], tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
