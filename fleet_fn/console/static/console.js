@@ -49,6 +49,10 @@ const isLive = [...regions.keys()].some((region) => region.children.length);
 let etag = null;
 let timer = null;
 let asked = 0;
+// A page that is being left is not loaded again: that would end the way to another one, such as that of signing out.
+let isLeaving = false;
+window.addEventListener("beforeunload", () => { isLeaving = true; });
+window.addEventListener("pageshow", () => { isLeaving = false; });
 
 function sourcesOf(region) {
   return [...region.children].map((child) => child.outerHTML);
@@ -101,7 +105,7 @@ async function poll() {
     const response = await fetch(location.href, { headers, cache: "no-store", redirect: "error" });
     const isWaiting = document.querySelector("[data-live] [data-waiting]") !== null;
     // The session has ended, or the user may not see this any more: the page says so.
-    if (response.status === 401 || (response.status === 404 && !isWaiting)) {
+    if (!isLeaving && (response.status === 401 || (response.status === 404 && !isWaiting))) {
       location.reload();
       return;
     }
@@ -109,7 +113,7 @@ async function poll() {
     if (ask !== asked) return; // the user asked for something else meanwhile
     if (html !== null) {
       etag = response.headers.get("ETag");
-      if (isWaiting && !html.includes("data-waiting")) {
+      if (!isLeaving && isWaiting && !html.includes("data-waiting")) {
         location.reload();
         return;
       }

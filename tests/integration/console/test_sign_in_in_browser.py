@@ -1,12 +1,14 @@
 """Sign-in and sign-out in a real browser, which checks cookies and the Content-Security-Policy itself."""
 
 import re
+import threading
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.support.chromium import PATIENCE_MILLISECONDS, page_of
+from tests.support.http import Request
 from tests.support.openid import Knobs, OpenIdProvider
 from tests.support.served_console import Console, signing_in
 
@@ -50,6 +52,23 @@ def test_a_user_signs_in_looks_and_signs_out(console: Console, provider: OpenIdP
     sign_in(page, provider, "reader")  # signed out at the provider, too
     expect(page).to_have_url(f"{console.url}/")
     expect(page.get_by_text("reader", exact=True)).to_be_visible()
+
+
+def test_an_open_page_does_not_end_the_way_out(console: Console, provider: OpenIdProvider, page: Page) -> None:
+    released = threading.Event()
+
+    def stall(asked: Request) -> None:
+        if asked.path.split("?")[0].endswith("/logout"):
+            released.wait(PATIENCE_MILLISECONDS / 1000)
+
+    page.goto(f"{console.url}/applications/example")
+    sign_in(page, provider, "owner")
+    expect(page).to_have_url(f"{console.url}/applications/example")
+    provider.knobs.answer_instead = stall
+    with page.expect_response(lambda response: response.status == 401):
+        page.get_by_role("button", name="Sign out").click(no_wait_after=True)
+    released.set()
+    expect(page).to_have_url(f"{console.url}/signed-out")
 
 
 def test_an_open_page_comes_back_after_its_session_was_lost(
