@@ -25,8 +25,6 @@ from fleet_fn.update.window import opens_in
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)  # a Monday
 MINUTE = timedelta(minutes=1)
-#: In minutes.
-WEEK = 7 * 1440
 EVERY_DAY = frozenset(range(7))
 
 
@@ -642,40 +640,30 @@ def open_minutes(window: Window) -> frozenset[int]:
     """The minutes of the week, from Monday's midnight, that a window takes."""
     length = window.end - window.start if window.end > window.start else window.end - window.start + 1440
     starts = [day * 1440 + window.start for day in window.days]
-    return frozenset((start + minute) % WEEK for start in starts for minute in range(length))
-
-
-def minute_of_week(window: Window, moment: datetime) -> int:
-    """The minute since Monday's midnight by a look at the clock on the wall."""
-    wall = moment.astimezone(UTC).astimezone(window.timezone)
-    return wall.weekday() * 1440 + wall.hour * 60 + wall.minute
+    return frozenset((start + minute) % (7 * 1440) for start in starts for minute in range(length))
 
 
 def is_open(window: Window, moment: datetime) -> bool:
     """Whether it is open by a look at the clock on the wall."""
-    return minute_of_week(window, moment) in open_minutes(window)
+    wall = moment.astimezone(UTC).astimezone(window.timezone)
+    return wall.weekday() * 1440 + wall.hour * 60 + wall.minute in open_minutes(window)
 
 
 def opening(window: Window, now: datetime) -> datetime:
-    """When it opens by every minute on the wall; zones set their clocks only where a quarter of an hour begins."""
+    """When it opens by a look at the clock every minute."""
     if is_open(window, now):
         return now
     moment = now.astimezone(UTC).replace(second=0, microsecond=0) + MINUTE
-    while True:
-        first = minute_of_week(window, moment)
-        steady = range(first, first + 15 - moment.minute % 15)
-        for minute in steady:
-            if minute % WEEK in open_minutes(window):
-                return moment + (minute - first) * MINUTE
-        moment += len(steady) * MINUTE
+    while not is_open(window, moment):
+        moment += MINUTE
+    return moment
 
 
 @cache
 def clock_changes(zone: str) -> list[datetime]:
     """The hours of two years within which, or before which, a zone's clocks are set; any other where they never are."""
-    clock = ZoneInfo(zone)
     hours = [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=number) for number in range(2 * 365 * 24)]
-    offsets = [hour.astimezone(clock).utcoffset() for hour in hours]
+    offsets = [hour.astimezone(ZoneInfo(zone)).utcoffset() for hour in hours]
     return [hours[n] for n in range(1, len(offsets)) if offsets[n] != offsets[n - 1]] or [NOW]
 
 
