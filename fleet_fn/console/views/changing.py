@@ -111,8 +111,7 @@ class ActionPage:
     def finish(self, made: Change, plan: Plan) -> Response:
         """Show the application after a change."""
         notify(plan.effect(Application.read(made.after)), "good")
-        if made.sink_problem:
-            notify(f"The change is made, but no event of it was sent: {made.sink_problem}", "warning")
+        warn_untold(made.sink_problem)
         parts().snapshots.put(self.name, made.after)
         return redirect(application_url(self.name), HTTPStatus.SEE_OTHER)
 
@@ -156,6 +155,12 @@ def _show_again(reason: str) -> Response:
     path = url_for(request.endpoint or "", **(request.view_args or {}))
     query = request.query_string.decode("ascii", "replace")
     return redirect(f"{path}?{query}" if query else path, HTTPStatus.SEE_OTHER)
+
+
+def warn_untold(problem: str) -> None:
+    """Tell the user why no event of a change was sent; nothing if one was."""
+    if problem:
+        notify(f"The change is made, but no event of it was sent: {problem}", "warning")
 
 
 def find_target(application: Application) -> Target:

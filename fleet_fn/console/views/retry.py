@@ -15,7 +15,7 @@ from fleet_fn.console.jobs import Job
 from fleet_fn.console.parts import parts
 from fleet_fn.console.rendering import STATE_NAMES, application_url, device_url, notify
 from fleet_fn.console.selected import fingerprint_of
-from fleet_fn.console.views.changing import SHOWN, ActionPage, Wording, all_devices
+from fleet_fn.console.views.changing import SHOWN, ActionPage, Wording, all_devices, warn_untold
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.listing import read_device
 from fleet_fn.drogue.update_record import parse_timestamp, timestamp
@@ -32,6 +32,8 @@ blueprint = Blueprint("retry", __name__)
 
 #: Time for reading a device.
 _DEVICE_SECONDS: Final = 5.0
+#: Devices of which one must be changeable, before a change of all is shown.
+_MAX_TRIED: Final = 5
 #: Names that a page lists.
 _MAX_NAMES: Final = 200
 _WORDING: Final = Wording(
@@ -90,7 +92,7 @@ def _retry_one(page: ActionPage, device: str, token: str) -> Response:
         return _show_one(page, device, token, row.target, error.reason)
     if not made.is_made:
         return page.refuse(f"nothing to change: device {device} has been told to try again")
-    _tell(session, [device], token)
+    warn_untold(tell_retry(session, [device], token))
     notify(f"device {device} will try {row.target} again", "good")
     return redirect(device_url(page.name, device), HTTPStatus.SEE_OTHER)
 
@@ -155,7 +157,7 @@ def _first_change(session: RolloutSession, names: Sequence[str], token: str) -> 
         RefusedError: none of the first can be changed.
 
     """
-    for edit in edit_devices(session, names[:5], lambda device: with_retry(device, token)):
+    for edit in edit_devices(session, names[:_MAX_TRIED], lambda device: with_retry(device, token)):
         if edit.change:
             return edit.change
         problem = edit.problem
@@ -187,8 +189,3 @@ def _run(job: Job, session: RolloutSession, names: Sequence[str], token: str) ->
 def _warnings(session: RolloutSession, failed: Mapping[str, str | None]) -> list[str]:
     halted = {*actions.halted_versions(session.read())} & {*failed.values()}
     return [f"{version} is halted: its devices get it only after Resume." for version in sorted(filter(None, halted))]
-
-
-def _tell(session: RolloutSession, names: Sequence[str], token: str) -> None:
-    if problem := tell_retry(session, names, token):
-        notify(f"The change is made, but no event of it was sent: {problem}", "warning")

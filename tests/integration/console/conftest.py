@@ -1,6 +1,6 @@
-"""One browser for all tests of a file: it takes a second to start.
+"""What the console's tests share: a browser and an OpenID provider for all tests of a file.
 
-While it runs, no other test of the process can run an event loop.
+While a browser runs, no other test of the process can run an event loop.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.support.chromium import chromium, page_of
+from tests.support.openid import Knobs, OpenIdProvider
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +29,16 @@ def kept_page(browser: Browser) -> Iterator[Page]:
 def page(browser: Browser) -> Iterator[Page]:
     with page_of(browser) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def shared_provider() -> Iterator[OpenIdProvider]:
+    with OpenIdProvider() as provider:
+        yield provider
+
+
+@pytest.fixture
+def provider(shared_provider: OpenIdProvider) -> Iterator[OpenIdProvider]:
+    yield shared_provider
+    shared_provider.knobs = Knobs()
+    shared_provider.client.grants = ("authorization_code", "refresh_token")

@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from click.testing import CliRunner
 
+from fleet_fn.cli.main import main
 from fleet_fn.sandbox.cloud import Sandbox
 from tests.support.console import Form, environment_of
 from tests.support.drogue import TOKEN, USER, Drogue
@@ -86,3 +88,19 @@ def test_it_ends_within_seconds_though_the_cloud_hangs(tmp_path: Path) -> None:
                 assert "Traceback" not in running.output
             finally:
                 release.set()
+
+
+def test_an_address_that_others_can_reach_is_refused_without_sign_in() -> None:
+    ended = CliRunner().invoke(main, ["console", "--host", "0.0.0.0"], env={"DROGUE_API_URL": "http://127.0.0.1:1"})
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("console: --host is 0.0.0.0, so others could act with your credentials. ")
+    assert "CONSOLE_OIDC_ISSUER" in ended.stderr
+
+
+def test_a_port_in_use_is_told_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = CliRunner().invoke(main, ["console", "--port", port], env={"DROGUE_API_URL": "http://127.0.0.1:1"})
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    problem = f"cannot listen on 127.0.0.1, port {port}: Address already in use"
+    assert ended.stderr == f"console: {problem}. Name others with --host and --port\n"

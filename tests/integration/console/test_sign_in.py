@@ -18,14 +18,8 @@ import trustme
 from joserfc.jwk import RSAKey
 
 from tests.support.http import Request, Response
-from tests.support.openid import CLIENT, Knobs, OpenIdProvider
+from tests.support.openid import CLIENT, OpenIdProvider
 from tests.support.served_console import Browser, Console, signing_in
-
-
-@pytest.fixture(scope="module")
-def shared_provider() -> Iterator[OpenIdProvider]:
-    with OpenIdProvider() as provider:
-        yield provider
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +27,6 @@ def running(shared_provider: OpenIdProvider, tmp_path_factory: pytest.TempPathFa
     """A console, whose users Drogue Cloud knows by the provider's tokens."""
     with signing_in(shared_provider, tmp_path_factory.mktemp("console")) as running:
         yield running
-
-
-@pytest.fixture
-def provider(shared_provider: OpenIdProvider) -> Iterator[OpenIdProvider]:
-    yield shared_provider
-    shared_provider.knobs = Knobs()
-    shared_provider.client.grants = ("authorization_code", "refresh_token")
 
 
 @pytest.fixture

@@ -9,28 +9,16 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.support.chromium import PATIENCE_MILLISECONDS, page_of
 from tests.support.http import Request
-from tests.support.openid import Knobs, OpenIdProvider
+from tests.support.openid import OpenIdProvider
 from tests.support.served_console import Console, signing_in
 
 expect.set_options(timeout=PATIENCE_MILLISECONDS)
 
 
 @pytest.fixture(scope="module")
-def shared_provider() -> Iterator[OpenIdProvider]:
-    with OpenIdProvider() as provider:
-        yield provider
-
-
-@pytest.fixture(scope="module")
 def console(shared_provider: OpenIdProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     with signing_in(shared_provider, tmp_path_factory.mktemp("console")) as running:
         yield running
-
-
-@pytest.fixture
-def provider(shared_provider: OpenIdProvider) -> Iterator[OpenIdProvider]:
-    yield shared_provider
-    shared_provider.knobs = Knobs()
 
 
 def sign_in(page: Page, provider: OpenIdProvider, name: str) -> None:
