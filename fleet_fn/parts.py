@@ -16,6 +16,7 @@ from fleet_fn.drogue.refusals import COMMAND_API
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.file_store import FileStore
 from fleet_fn.firmware.layout_store import LayoutStore
+from fleet_fn.firmware.no_images import NoImages
 from fleet_fn.firmware.registry_store import RegistryStore
 from fleet_fn.firmware.resolver import ImageResolver, Resolver
 from fleet_fn.firmware.shapes import Shapes
@@ -189,7 +190,12 @@ def make_image_store(
     counts: StoreCounts | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> ImageStore:
-    """Return the store that `FIRMWARE_REGISTRY` names: layouts, or an OCI registry."""
+    """Return the store that `FIRMWARE_REGISTRY` names: layouts, or an OCI registry.
+
+    Without it, a store that has no images.
+    """
+    if not settings.has_images:
+        return NoImages()
     cache = Cache(
         settings.firmware_cache_dir,
         settings.firmware_cache_bytes,

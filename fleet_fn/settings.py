@@ -64,11 +64,13 @@ class Settings:
         default_text="the system's",
     )
 
-    firmware_registry: str = required(
+    firmware_registry: str = row(
         "FIRMWARE_REGISTRY",
+        "",
         kinds.PREFIX,
         "prefix of each reference: `ghcr.io/acme/`, or `oci-layout:/srv/firmware` for OCI image layouts in the folders "
-        "below; `{application}` is replaced",
+        "below; `{application}` is replaced. Required, unless `FIRMWARE_DIR` or `HAWKBIT_URL` is set",
+        default_text="none",
     )
     firmware_registry_user: str | None = row(
         "FIRMWARE_REGISTRY_USER",
@@ -138,7 +140,7 @@ class Settings:
         kinds.base_url("the base URL of hawkBit, e.g. https://hawkbit.example.com"),
         "no effect yet",
     )
-    hawkbit_tenant: str | None = row("HAWKBIT_TENANT", None, kinds.text("the tenant in hawkBit"), "no effect yet")
+    hawkbit_tenant: str = row("HAWKBIT_TENANT", "DEFAULT", kinds.text("the tenant in hawkBit"), "no effect yet")
     hawkbit_gateway_token: str | None = row(
         "HAWKBIT_GATEWAY_TOKEN", None, kinds.secret("the gateway token of the tenant"), "no effect yet"
     )
@@ -208,6 +210,16 @@ class Settings:
     threads: int = row("THREADS", 8, kinds.THREADS, "events that each worker works on at once")
 
     @property
+    def has_images(self) -> bool:
+        """Return whether images can be had: from an OCI registry, or image layouts."""
+        return bool(self.firmware_registry)
+
+    @property
+    def finds_firmware(self) -> bool:
+        """Return whether the operator's tools can find firmware: in images, or in files."""
+        return self.has_images or self.firmware_dir is not None
+
+    @property
     def has_layouts(self) -> bool:
         """Return whether firmware lies in image layouts rather than in an OCI registry."""
         return self.firmware_registry.startswith(LAYOUT_SCHEME)
@@ -244,7 +256,9 @@ class Settings:
         values["firmware_cache_dir"] = values["firmware_cache_dir"] or _default_cache_folder(read)
         _check_drogue(read)
         read.check_together("EVENTS_USER", "EVENTS_PASSWORD")
+        read.check_any("FIRMWARE_REGISTRY", "FIRMWARE_DIR", "HAWKBIT_URL")
         _check_registry(read)
+        read.check_together("HAWKBIT_URL", "HAWKBIT_GATEWAY_TOKEN")
         read.finish()
         return cls(**values)
 
@@ -261,20 +275,20 @@ class Settings:
         values = {name: read.value(each) for name, each in SETTINGS.items() if each.variable.startswith(shown)}
         _check_drogue(read)
         read.finish()
-        return cls(firmware_registry="", **values)
+        return cls(**values)
 
     @classmethod
     def for_operator(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """Return the settings for Drogue Cloud, the sink and firmware.
 
-        Those of firmware count only if FIRMWARE_REGISTRY is set; `firmware_registry` is empty without it. The folder of
-        the cache is the function's, so it is left out.
+        Those of firmware count only if FIRMWARE_REGISTRY or FIRMWARE_DIR is set. The folder of the cache is the
+        function's, so it is left out.
 
         Raises:
             SettingsError: a variable is missing or invalid.
 
         """
-        if not environment.get("FIRMWARE_REGISTRY"):
+        if not (environment.get("FIRMWARE_REGISTRY") or environment.get("FIRMWARE_DIR")):
             return cls.for_drogue(environment)
         read = Reader(environment, SETTINGS)
         prefixes = ("DROGUE_", "K_", "FIRMWARE_", "DOCKER_CONFIG")
@@ -301,6 +315,7 @@ def _check_drogue(read: Reader) -> None:
 
 
 def _check_registry(read: Reader) -> None:
+    read.check_needs("FIRMWARE_DEFAULT_IMAGE", "FIRMWARE_REGISTRY")
     read.check_needs("FIRMWARE_REGISTRY_USER", "FIRMWARE_REGISTRY_TOKEN")
     read.check_bearer("FIRMWARE_REGISTRY_TOKEN", unless="FIRMWARE_REGISTRY_USER")
 

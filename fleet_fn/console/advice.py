@@ -335,6 +335,14 @@ _TABLE: Final = (
         ),
     ),
     (
+        r"^FIRMWARE_REGISTRY is not set",
+        Advice(
+            "The function serves no container images, because it has no FIRMWARE_REGISTRY.",
+            "Set FIRMWARE_REGISTRY for the function, or name a file.",
+            "settings.md#firmware",
+        ),
+    ),
+    (
         r"spec\.firmware\b|^invalid (reference|file name)|is not one valid path component|"
         r"FIRMWARE_DEFAULT_IMAGE",
         Advice(

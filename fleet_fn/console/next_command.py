@@ -101,7 +101,7 @@ class NextCommands:
     ) -> None:
         """Decide with the operator's settings.
 
-        `finders` is None without FIRMWARE_REGISTRY.
+        `finders` is None without FIRMWARE_REGISTRY and FIRMWARE_DIR.
         """
         self._settings = settings
         self._finders = finders

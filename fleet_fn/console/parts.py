@@ -39,7 +39,7 @@ _REGISTRY_PAUSE_SECONDS: Final = 30.0
 
 @dataclass(slots=True)
 class Firmware:
-    """Finds firmware as the function would, if FIRMWARE_REGISTRY is set."""
+    """Finds firmware as the function would, if the settings say where."""
 
     finders: Finders | None
     #: Why the registry is not asked by readings, and until when.
@@ -47,9 +47,9 @@ class Firmware:
     _asked_again: float = 0.0
 
     def finder(self, application: str) -> FirmwareFinder | None:
-        """Return the finder of an application's firmware; None without FIRMWARE_REGISTRY.
+        """Return the finder of an application's firmware.
 
-        It may take an hour.
+        It may take an hour. None without FIRMWARE_REGISTRY and FIRMWARE_DIR.
         """
         return self.finders.of(application) if self.finders else None
 
@@ -86,7 +86,7 @@ class Parts:
     snapshots: Snapshots
     firmware: Firmware
     next_commands: NextCommands
-    #: None without FIRMWARE_REGISTRY.
+    #: None without FIRMWARE_REGISTRY and FIRMWARE_DIR.
     repositories: Repositories | None
     sink: "Sink | None"
     checks: Checks = field(default_factory=Checks)
@@ -116,7 +116,7 @@ def open_parts(settings: ConsoleSettings, folder: str, clock: Callable[[], float
     """
     operator = settings.operator
     with closing(make_drogue(operator)) as drogue, _open_users(settings, drogue) as users:
-        firmware = Firmware(Finders(operator, folder) if operator.firmware_registry else None)
+        firmware = Firmware(Finders(operator, folder) if operator.finds_firmware else None)
         sink = make_sink(operator)
         snapshots = Snapshots(firmware.find_shown_target, clock=clock)
         next_commands = NextCommands(operator, firmware.finders)

@@ -169,7 +169,7 @@ try:
     _settings = Settings.from_environment()
 except SettingsError:
     # `on_starting` reports the error: there, gunicorn lets the process end without a traceback.
-    _settings = Settings(drogue_api_url="", firmware_registry="")
+    _settings = Settings(drogue_api_url="")
 
 worker_class = "fleet_fn.web.worker.ThreadWorker"
 bind = _settings.address

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def function(environment: dict[str, str], folder: Path) -> Iterator[Function]:
-    with running(environment | {"FIRMWARE_DIR": str(folder)}) as function:
+    with running({**environment, "FIRMWARE_REGISTRY": "", "FIRMWARE_DIR": str(folder)}) as function:
         yield function
 
 
@@ -75,6 +75,15 @@ def test_another_firmware_of_the_name_takes_over_midway(
     content = put(folder, device, "2")
     assert post(function, device, midway("1", 1024)).outcome.startswith('write; version="2"; offset=0')
     assert blocks(drogue, device)[-1] == (0, content[:512])
+
+
+@pytest.mark.parametrize("container", [{"image": "pump:1"}, {"image": "pump", "version": "1.x"}])
+def test_a_container_fails_without_a_registry(
+    function: Function, drogue: Drogue, device: str, container: dict[str, str]
+) -> None:
+    drogue.put("example", device, spec={"firmware": {"container": container}})
+    reason = failed(post(function, device, in_sync("1")))
+    assert reason == "FIRMWARE_REGISTRY is not set, so there are no container images: set it, or name a file"
 
 
 @pytest.mark.parametrize("missing", ["json", "bin"])

@@ -22,6 +22,7 @@ from tests.support.drogue import TOKEN, Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import ROOT
 from tests.support.http import Request, Response, closed_port
+from tests.support.images import metadata
 from tests.support.signer import Attacher, Signer
 from tests.support.sink import sinking
 
@@ -294,6 +295,21 @@ def test_a_target_that_is_recorded_needs_no_registry(shop: Shop) -> None:
     assert shop.run("approve").code == 0
     assert (shop.rollout["version"], shop.rollout["approved"]) == ("1.1.0", True)
     assert shop.run("approve").output == "nothing to change: the stage is approved\n"
+
+
+def test_files_need_no_registry_and_do_not_hide_a_recorded_image(shop: Shop, tmp_path: Path) -> None:
+    shop.variables |= {"FIRMWARE_REGISTRY": "", "FIRMWARE_DIR": str(tmp_path)}
+    shop.put(container("1.1.0", rollout={"stages": STAGES}), running())
+    ended = shop.run("approve")
+    assert (ended.code, ended.errors) == (0, "")
+    shop.put(container("1.1.0", rollout={"stages": STAGES}), {})
+    assert "set FIRMWARE_REGISTRY" in shop.run("approve").refusal
+    assert shop.run("start", "--image", "sensor:1.1.0").refusal.startswith("FIRMWARE_REGISTRY is not set. Set")
+    (tmp_path / "sensor.bin").write_bytes(b"sensor")
+    (tmp_path / "sensor.json").write_text(metadata(b"sensor", "2.0.0"))
+    shop.put({"file": {"name": "sensor"}, "rollout": {"stages": STAGES}}, {})
+    assert shop.run("approve").code == 0
+    assert shop.rollout["version"] == "2.0.0"
 
 
 def test_a_registry_that_is_gone_is_a_warning_if_the_target_is_recorded(shop: Shop, tmp_path: Path) -> None:

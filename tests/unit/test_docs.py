@@ -80,7 +80,14 @@ TABLES: Final = rows("settings.md", "variable | default | meaning")
 DEFAULTS: Final = {code(name)[0]: default for name, default, _ in TABLES}
 LITERALS: Final = {name: code(default)[0] for name, default in DEFAULTS.items() if re.fullmatch(r"`[^`]*`", default)}
 #: Words that have another word to be replaced by.
-OTHERS: Final = {"true": "false", "false": "true", "json": "text", "INFO": "DEBUG", "0.0.0.0": "127.0.0.1"}
+OTHERS: Final = {
+    "true": "false",
+    "false": "true",
+    "json": "text",
+    "INFO": "DEBUG",
+    "DEFAULT": "acme",
+    "0.0.0.0": "127.0.0.1",
+}
 
 
 class Recorder(dict[str, str]):
@@ -128,7 +135,7 @@ def test_settings_table_has_the_default(name: str) -> None:
 
 
 def test_settings_table_says_what_is_required_and_what_is_not() -> None:
-    assert {name for name, default in DEFAULTS.items() if default == "required"} == set(REQUIRED)
+    assert {name for name, default in DEFAULTS.items() if default == "required"} == {"DROGUE_API_URL"}
     for name in REQUIRED:
         with pytest.raises(SettingsError, match=name):
             Settings.from_environment({**REQUIRED, name: ""})

@@ -31,6 +31,8 @@ WITH = {
     "FIRMWARE_REGISTRY_USER": {"FIRMWARE_REGISTRY_TOKEN": "x"},
     "EVENTS_USER": {"EVENTS_PASSWORD": "x"},
     "EVENTS_PASSWORD": {"EVENTS_USER": "x"},
+    "HAWKBIT_URL": {"HAWKBIT_GATEWAY_TOKEN": "x"},
+    "HAWKBIT_GATEWAY_TOKEN": {"HAWKBIT_URL": "https://hawkbit.example"},
     "MTU_DEFAULT": {"MTU_MAX": "4294967295"},
     "MTU_MAX": {"MTU_DEFAULT": "1"},
 }
@@ -104,7 +106,7 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
     ),
     "FIRMWARE_CACHE_BYTES": ("firmware_cache_bytes", 536870912, {"1": 1, "1099511627776": 2**40}),
     "HAWKBIT_URL": ("hawkbit_url", None, {"https://hawkbit.example/": "https://hawkbit.example"}),
-    "HAWKBIT_TENANT": ("hawkbit_tenant", None, {"DEFAULT": "DEFAULT"}),
+    "HAWKBIT_TENANT": ("hawkbit_tenant", "DEFAULT", {"acme": "acme"}),
     "HAWKBIT_GATEWAY_TOKEN": ("hawkbit_gateway_token", None, {"t": "t"}),
     "SPEC_TTL_SECONDS": ("spec_ttl_seconds", 10.0, {"0": 0.0, "2.5": 2.5, ".5": 0.5}),
     "MANIFEST_TTL_SECONDS": ("manifest_ttl_seconds", 30.0, {"0": 0.0, "86400": 86400.0}),
@@ -400,17 +402,35 @@ def test_a_volume_that_is_open_to_others_gets_a_folder_of_our_own(tmp_path: Path
 def test_what_is_required_is_missed(variable: str, text: str | None) -> None:
     environment = {name: value for name, value in REQUIRED.items() if name != variable}
     line = told(environment if text is None else environment | {variable: text})
-    assert line == f"{variable} is not set. Set it to {INVALID[variable][1]}"
+    others = ", or set FIRMWARE_DIR or HAWKBIT_URL instead" if variable == "FIRMWARE_REGISTRY" else ""
+    assert line == f"{variable} is not set. Set it to {INVALID[variable][1]}{others}"
+
+
+def test_files_or_hawkbit_need_no_registry(tmp_path: Path) -> None:
+    cloud = {"DROGUE_API_URL": "https://api.example"}
+    hawkbit = {"HAWKBIT_URL": "https://hawkbit.example", "HAWKBIT_GATEWAY_TOKEN": "t"}
+    for firmware in ({"FIRMWARE_DIR": str(tmp_path)}, hawkbit):
+        settings = Settings.from_environment(cloud | firmware)
+        assert not settings.has_images
+        assert not Settings.for_operator(cloud | firmware).has_images
+    assert Settings.for_operator(cloud | {"FIRMWARE_DIR": str(tmp_path)}).finds_firmware
+    assert not Settings.for_operator(cloud | hawkbit).finds_firmware
+
+
+def test_a_default_image_needs_a_registry(tmp_path: Path) -> None:
+    cloud = {"DROGUE_API_URL": "https://api.example"}
+    line = told(cloud | {"FIRMWARE_DIR": str(tmp_path), "FIRMWARE_DEFAULT_IMAGE": "pump"})
+    assert line.startswith("FIRMWARE_REGISTRY is not set, although FIRMWARE_DEFAULT_IMAGE is. Set it to a prefix")
 
 
 def test_all_violations_are_told_at_once() -> None:
     line = told({"PORT": "x", "PREVIEW": "x", "EVENTS_USER": "x"})
     assert re.findall(r"(?:^|; )(\w+) is ", line) == [
         "DROGUE_API_URL",
-        "FIRMWARE_REGISTRY",
         "PREVIEW",
         "PORT",
         "EVENTS_PASSWORD",
+        "FIRMWARE_REGISTRY",
     ]
 
 
@@ -427,6 +447,7 @@ def test_a_file_that_holds_no_certificate_is_not_taken(tmp_path: Path) -> None:
         ({"DROGUE_USER": "x"}, {"DROGUE_TOKEN"}, "DROGUE_USER"),
         ({"EVENTS_USER": "x"}, {"EVENTS_PASSWORD"}, "EVENTS_USER"),
         ({"EVENTS_PASSWORD": "x"}, {"EVENTS_USER"}, "EVENTS_PASSWORD"),
+        ({"HAWKBIT_URL": "https://hawkbit.example"}, {"HAWKBIT_GATEWAY_TOKEN"}, "HAWKBIT_URL"),
         ({"FIRMWARE_REGISTRY_USER": "x"}, {"FIRMWARE_REGISTRY_TOKEN"}, "FIRMWARE_REGISTRY_USER"),
         (
             {"DROGUE_OIDC_CLIENT_ID": "x"},
@@ -459,7 +480,9 @@ def test_the_largest_block_may_be_below_the_default_one() -> None:
 
 
 def test_secrets_are_kept_out_of_the_representation() -> None:
-    environment = dict.fromkeys(SECRETS, "s3cr3t") | {"EVENTS_USER": "x", "DROGUE_USER": "x"}
+    environment = (
+        dict.fromkeys(SECRETS, "s3cr3t") | {"EVENTS_USER": "x", "DROGUE_USER": "x"} | WITH["HAWKBIT_GATEWAY_TOKEN"]
+    )
     del environment["DROGUE_OIDC_CLIENT_SECRET"]
     assert "s3cr3t" not in repr(read(environment))
     grant = WITH["DROGUE_OIDC_CLIENT_SECRET"] | {"DROGUE_OIDC_CLIENT_SECRET": "s3cr3t"}

@@ -47,21 +47,24 @@ class Operation:
     session: RolloutSession
 
     def open_finder(self) -> AbstractContextManager[FirmwareFinder]:
-        """Open the finder of firmware (a context manager).
+        """Open the finder of firmware in images (a context manager).
 
         Raises:
             RefusedError: FIRMWARE_REGISTRY is not set.
 
         """
-        if not self.settings.firmware_registry:
+        if not self.settings.has_images:
             raise RefusedError("FIRMWARE_REGISTRY is not set. Set it as the function has it, e.g. ghcr.io/acme/")
+        return self._open_finder()
+
+    def _open_finder(self) -> AbstractContextManager[FirmwareFinder]:
         return open_finder(self.settings, self.session.name)
 
     def find_target(self, application: Application, *, strictly: bool = False) -> Target:
         """Return the application's firmware; warn if it may be another. See `find_target`."""
-        if not self.settings.firmware_registry:
+        if not self.settings.finds_firmware:
             return find_target(application, None).target
-        with self.open_finder() as finder:
+        with self._open_finder() as finder:
             found = find_target(application, finder, strictly=strictly)
         if found.problem:
             warn(f"{found.problem}; going by the recorded version, {found.target.version}")
@@ -69,7 +72,7 @@ class Operation:
 
     def find_version(self, source: Source | None) -> str:
         """Return the version that a source names; see `FirmwareFinder.target`."""
-        with self.open_finder() as finder:
+        with self._open_finder() as finder:
             return finder.target(source).version
 
     def carry_out(self, plan: Plan) -> Change:

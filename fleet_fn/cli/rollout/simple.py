@@ -55,5 +55,5 @@ def abort(application: str, dry_run: bool) -> None:
     The rollout has to have been begun with `rollout start`, which records the previous firmware.
     """
     with operate("abort", application, dry_run=dry_run) as operation:
-        find_version = operation.find_version if operation.settings.firmware_registry else None
+        find_version = operation.find_version if operation.settings.finds_firmware else None
         operation.carry_out(plan_abort(operation.session.read(), operation.find_target, find_version))

@@ -111,7 +111,7 @@ def _find_repository(application: Application, source: Source | None, snapshot: 
 
     """
     repositories = parts().repositories
-    assert repositories is not None  # noqa: S101 - there is a registry
+    assert repositories is not None  # noqa: S101 - there are finders
     listing = repositories.look(application.name, source)
     reference, settings = listing.reference, parts().operator
     totals = snapshot.devices.totals if snapshot.devices else None

@@ -162,7 +162,7 @@ def _review(name: str, application: Application, form: Form, session: RolloutSes
 
     """
     finder = parts().firmware.finder(name)
-    if finder is None:
+    if finder is None or not finder.settings.has_images:
         raise RefusedError("FIRMWARE_REGISTRY is not set. Set it as the function has it, e.g. ghcr.io/acme/")
     with naming_firmware():
         candidate = parts().checks.check(finder, application, form.image, anew=request.method == "POST")

@@ -100,7 +100,7 @@ def plan_abort(
     Args:
         application: the application.
         find_target: finds its firmware.
-        find_version: finds the version of another source; None without FIRMWARE_REGISTRY.
+        find_version: finds the version of another source; None without FIRMWARE_REGISTRY and FIRMWARE_DIR.
 
     Raises:
         NotReadyError, PermanentError, TransientError: a firmware cannot be found.

@@ -12,6 +12,7 @@ from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.spec_source import File, Image, Source
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.firmware.file_store import FileStore, file_reference
+from fleet_fn.firmware.no_images import NO_REGISTRY
 from fleet_fn.firmware.store import Firmware, ImageStore, NotReadyError, Store
 from fleet_fn.firmware.tag_list import TagList
 from fleet_fn.firmware.trust import Trust, as_signed
@@ -82,6 +83,10 @@ class FirmwareFinder:
             raise PermanentError(f"no tag is a semantic version in {wanted}")
         return found[0]
 
+    def can_find(self, source: Source | None) -> bool:
+        """Return whether the settings say where the firmware of a source is."""
+        return self.settings.has_images or isinstance(source, File)
+
     @property
     def _deadline(self) -> Deadline:
         return Deadline(min(ANSWER_SECONDS, self.patience))
@@ -105,6 +110,8 @@ class FirmwareFinder:
         """
         if source is None and self.settings.firmware_default_image:
             source = self._default()
+        if isinstance(source, Image) and not self.settings.has_images:
+            raise PermanentError(NO_REGISTRY)
         if isinstance(source, Image):
             prefix = self.settings.firmware_prefix
             return self._images, image_reference(source.reference, prefix, self.application, source.platform)
@@ -181,7 +188,7 @@ def find_target(application: Application, finder: FirmwareFinder | None, *, stri
 
     Args:
         application: the application.
-        finder: finds its firmware; None without FIRMWARE_REGISTRY.
+        finder: finds its firmware; None without FIRMWARE_REGISTRY and FIRMWARE_DIR.
         strictly: do not go by the object.
 
     Raises:
@@ -191,7 +198,7 @@ def find_target(application: Application, finder: FirmwareFinder | None, *, stri
     """
     known = application.rollout.version
     recorded = Target(known, application.image) if known is not None else None
-    if finder is None:
+    if finder is None or not finder.can_find(application.source):
         if recorded is None:
             _ = application.source  # if it is malformed, that is the reason
             raise RefusedError(

@@ -289,6 +289,16 @@ def test_a_file_has_one_version(tmp_path: Path) -> None:
         assert not cell(page, "1.2.0", "action").all("a")
 
 
+def test_files_are_shown_without_a_registry(tmp_path: Path) -> None:
+    content = random_bytes(64)
+    (tmp_path / "pump.bin").write_bytes(content)
+    (tmp_path / "pump.json").write_text(metadata(content, "1.2.0"))
+    assert "1.2.0" in words_of({"file": {"name": "pump"}}, FIRMWARE_DIR=str(tmp_path))
+    assert "FIRMWARE_REGISTRY is not set, so there are no container images" in words_of(
+        image(), FIRMWARE_DIR=str(tmp_path)
+    )
+
+
 # --- Registries -------------------------------------------------------------------------------------------------------
 
 
