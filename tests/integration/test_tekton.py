@@ -27,7 +27,7 @@ from fleet_fn.oci.signatures import check_bundle
 from tests.support.function import ROOT
 from tests.support.http import Request, Response, Server
 from tests.support.registry import PASSWORD, USER, DockerRegistry, need
-from tests.support.tekton import Ended, PipelineRun, can_mount, load
+from tests.support.tekton import Ended, PipelineRun, Value, can_mount, load
 
 FOLDER = ROOT / "knative" / "tekton"
 PIPELINE = load(FOLDER / "pipeline.yaml")
@@ -136,7 +136,7 @@ class Pipeline:
 
     folder: Path
     repository: Repository
-    params: dict[str, str]
+    params: dict[str, Value]
     workspaces: dict[str, Path] = field(default_factory=dict)
     count: int = 0
 
@@ -153,7 +153,7 @@ class Pipeline:
     def builder(self, script: str) -> None:
         (self.image / "build.sh").write_text(script)
 
-    def pipeline_run(self, **params: str) -> PipelineRun:
+    def pipeline_run(self, **params: Value) -> PipelineRun:
         """A new run."""
         self.count += 1
         folder = self.folder / f"run-{self.count}"
@@ -170,10 +170,10 @@ class Pipeline:
                 return Built(run, task, log)
         return Built(run, None, log)
 
-    def build(self, until: str = "publish", **params: str) -> Built:
+    def build(self, until: str = "publish", **params: Value) -> Built:
         return self.start(self.pipeline_run(**params), until)
 
-    def clone(self, **params: str) -> Built:
+    def clone(self, **params: Value) -> Built:
         return self.build("clone", **params)
 
 
@@ -185,7 +185,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, _has_git: None) -> Reposi
 @pytest.fixture
 def pipeline(tmp_path: Path, template: Repository) -> Pipeline:
     repository = Repository(tmp_path / "sensor", template)
-    params = {
+    params: dict[str, Value] = {
         "GIT_REPO": repository.url,
         "REGISTRY": "registry.example",
         "IMAGE": "sensor",
@@ -488,6 +488,15 @@ def test_a_tag_that_a_registry_cannot_have_is_refused(pipeline: Pipeline, tag: s
     assert refusal.startswith(f"the git tag '{tag}' cannot be a tag in a registry: that has ")
 
 
+def test_a_version_that_is_asked_for_wins(pipeline: Pipeline) -> None:
+    pipeline.repository.tag("v1")
+    assert pipeline.clone(VERSION="1.0-rc1").version == "1.0-rc1"
+    assert pipeline.clone(VERSION="latest").refusal("clone") == "VERSION is latest, a tag that moves: no version"
+    for version in ("release/1", "-1", "a" * 129, "$(id)"):
+        assert f"VERSION '{version}' cannot be a tag" in pipeline.clone(VERSION=version).refusal("clone")
+    assert "control characters" in pipeline.clone(VERSION="1\n2").refusal("clone")
+
+
 def test_submodules_are_part_of_the_checkout(pipeline: Pipeline, template: Repository, tmp_path: Path) -> None:
     library = Repository(tmp_path / "library", template)
     with served(library) as server:
@@ -520,6 +529,48 @@ def test_a_repository_can_bring_its_own_build(pipeline: Pipeline) -> None:
     built = pipeline.build("build", BUILD_COMMAND='cd "$PROJECT_DIR" && sh Makefile.sh', BUILD_ARGS="x")
     assert (built.output / "own.bin").read_text() == f"{built.version} x\n"
     assert not (pipeline.image / "arguments").exists()
+
+
+WORDS = ["--release", "", "two  words", '"$(id)" `id` ; touch {0}', "a\nb", "--", "X=1", "*", "-c", "ü"]
+
+
+def test_arguments_and_variables_reach_the_build_word_by_word(pipeline: Pipeline) -> None:
+    words = [word.format(pipeline.canary) for word in WORDS]
+    values = {f"V{number}": word for number, word in enumerate(words)} | {"PATH": os.environ["PATH"], "OUTPUT": "o"}
+    show = (
+        'printf "%s\\0" "$@" >"$PROJECT_DIR/args"; '
+        f'{sys.executable} -c \'import json, os; json.dump(dict(os.environ), open("env", "w"))\''
+    )
+    env = [f"{name}={value}" for name, value in values.items()]
+    built = pipeline.build("build", BUILD_COMMAND=show, ARGS=words, ENV=env)
+    assert built.failed is None, built.log
+    assert (built.output / "args").read_text().split("\0")[:-1] == words
+    seen = json.loads((pipeline.image / "env").read_text())
+    assert {name: seen[name] for name in values} == values
+    assert seen["FIRMWARE_VERSION"] == built.run.results["version"]
+    assert not pipeline.canary.exists()
+
+
+@pytest.mark.parametrize("pair", ["X", "=x", "1X=x", "A B=x", "-i=x", "a-b=c", "--", "-u"])
+def test_a_variable_without_a_name_is_refused(pipeline: Pipeline, pair: str) -> None:
+    built = pipeline.build("build", ENV=[pair, "Y=y"], BUILD_COMMAND="echo started")
+    if pair == "--":  # ends the variables: what follows are arguments
+        assert built.failed is None
+    else:
+        assert built.refusal("build") == f"ENV '{pair}' is not NAME=VALUE"
+        assert "started" not in built.log
+
+
+@pytest.mark.parametrize("name", ["PROJECT_DIR", "BUILD_ARGS", "FIRMWARE_VERSION", "SOURCE_DATE_EPOCH"])
+def test_variables_that_the_task_sets_are_not_set_otherwise(pipeline: Pipeline, name: str) -> None:
+    assert pipeline.build("build", ENV=[f"{name}=x"]).refusal("build") == f"ENV sets {name}, which the Task sets"
+
+
+def test_variables_of_the_script_are_the_builds_to_set(pipeline: Pipeline) -> None:
+    pairs = [f"{name}=touch {pipeline.canary}" for name in ("BUILD_COMMAND", "SOURCE", "words", "place", "IFS", "ENV")]
+    built = pipeline.build("build", ENV=pairs, BUILD_COMMAND='printf "%s\\n" "$SOURCE" "$words" "$@"', ARGS=["last"])
+    assert built.log.splitlines()[-3:] == [f"touch {pipeline.canary}"] * 2 + ["last"]
+    assert not pipeline.canary.exists()
 
 
 def test_a_build_that_fails_fails_the_run(pipeline: Pipeline) -> None:

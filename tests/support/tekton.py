@@ -15,6 +15,9 @@ import yaml
 #: What Tekton replaces, https://tekton.dev/docs/pipelines/variables/.
 VARIABLE: Final = re.compile(r"\$\((params|workspaces|results|context|steps|tasks)\.([^)]*)\)")
 
+#: A parameter, or the words of a list of it.
+Value = str | list[str]
+
 #: Runs a command where the folders before `--` cannot be written to.
 _READ_ONLY: Final = """
 while [ "$1" != -- ]; do
@@ -53,21 +56,25 @@ class TaskRun:
     """
 
     def __init__(
-        self, task: Mapping[str, Any], folder: Path, params: Mapping[str, str], workspaces: Mapping[str, Path]
+        self, task: Mapping[str, Any], folder: Path, params: Mapping[str, Value], workspaces: Mapping[str, Path]
     ) -> None:
         spec = task["spec"]
         defaults = {param["name"]: param["default"] for param in spec["params"] if "default" in param}
         declared = {param["name"] for param in spec["params"]}
         assert set(params) <= declared
         assert declared == {*params, *defaults}
+        given = {**defaults, **params}
+        for param in spec["params"]:
+            assert isinstance(given[param["name"]], list) == (param.get("type") == "array"), param
         optional = {workspace["name"]: "" for workspace in spec["workspaces"] if workspace.get("optional")}
         bound = optional | {name: str(path) for name, path in workspaces.items()}
         assert set(bound) == {workspace["name"] for workspace in spec["workspaces"]}
         self.folder = folder
         self._results = folder / "tekton" / "results"
         self._declared = {result["name"] for result in spec.get("results", [])}
+        self._lists = {f"params.{name}": value for name, value in given.items() if isinstance(value, list)}
         self._variables = {
-            **{f"params.{name}": value for name, value in {**defaults, **params}.items()},
+            **{f"params.{name}": value for name, value in given.items() if isinstance(value, str)},
             **{f"workspaces.{name}.path": path for name, path in bound.items()},
             **{f"results.{name}.path": str(self._results / name) for name in self._declared},
         }
@@ -120,7 +127,7 @@ class TaskRun:
             environment[variable["name"]] = re.sub("^/tekton/", f"{self.folder}/tekton/", value)
         script = self.folder / f"{step}.sh"
         script.write_text(self._steps[step]["script"])
-        command = ["sh", str(script)]
+        command = ["sh", str(script), *expand_list(self._steps[step].get("args", []), self._variables, self._lists)]
         if user is not None:
             os.chown(home, user, user)
             command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *command]
@@ -155,7 +162,7 @@ class PipelineRun:
         pipeline: Mapping[str, Any],
         tasks: Mapping[str, Mapping[str, Any]],
         folder: Path,
-        params: Mapping[str, str],
+        params: Mapping[str, Value],
         workspaces: Mapping[str, Path],
     ) -> None:
         spec = pipeline["spec"]
@@ -169,7 +176,9 @@ class PipelineRun:
         self._workspaces = {needed: self.volume, **workspaces}
         defaults = {param["name"]: param["default"] for param in spec["params"] if "default" in param}
         assert {*params, *defaults} == {param["name"] for param in spec["params"]}
-        self._variables = {f"params.{name}": value for name, value in {**defaults, **params}.items()}
+        given = {**defaults, **params}
+        self._lists = {f"params.{name}": value for name, value in given.items() if isinstance(value, list)}
+        self._variables = {f"params.{name}": value for name, value in given.items() if isinstance(value, str)}
         self._runs: dict[str, TaskRun] = {}
 
     @property
@@ -215,8 +224,22 @@ class PipelineRun:
                 found[name] = self._expand(value)
         return found
 
-    def _expand(self, value: str) -> str:
+    def _expand(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return expand_list(value, self._variables, self._lists)
         return VARIABLE.sub(lambda found: self._variables[f"{found[1]}.{found[2]}"], value)
+
+
+def expand_list(words: list[str], variables: Mapping[str, str], lists: Mapping[str, list[str]]) -> list[str]:
+    """Replaces variables in words; a word `$(params.NAME[*])` becomes the words of that list."""
+    expanded: list[str] = []
+    for word in words:
+        whole = VARIABLE.fullmatch(word)
+        if whole and whole[2].endswith("[*]"):
+            expanded += lists[f"{whole[1]}.{whole[2].removesuffix('[*]')}"]
+        else:
+            expanded.append(VARIABLE.sub(lambda found: variables[f"{found[1]}.{found[2]}"], word))
+    return expanded
 
 
 def load(path: Path) -> dict[str, Any]:

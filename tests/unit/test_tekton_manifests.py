@@ -35,7 +35,9 @@ def strings(value: object) -> Iterator[str]:
 
 def variables(value: object) -> set[str]:
     """The variables of Tekton's that are used."""
-    return {f"{found[1]}.{found[2]}" for text in strings(value) for found in VARIABLE.finditer(text)}
+    return {
+        f"{found[1]}.{found[2].removesuffix('[*]')}" for text in strings(value) for found in VARIABLE.finditer(text)
+    }
 
 
 def names(listed: list[dict[str, Any]]) -> list[str]:
@@ -71,7 +73,9 @@ def test_the_tasks_and_the_pipeline_are_applied() -> None:
 def test_nothing_is_put_into_a_script(name: str) -> None:
     step = STEPS[name]
     assert "$(params." not in step["script"]
-    assert variables([step["script"], step.get("args"), step.get("command")]) == set()
+    assert variables([step["script"], step.get("command")]) == set()
+    # Each a word of its own: a list's words become words, and no shell reads them.
+    assert step.get("args", []) == (["$(params.ENV[*])", "--", "$(params.ARGS[*])"] if name == "build" else [])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -110,7 +114,9 @@ def test_the_pipeline_gives_each_task_what_it_takes() -> None:
         assert task["taskRef"] == {"kind": "Task", "name": TASKS[name]["metadata"]["name"]}
         passed = {param["name"]: param["value"] for param in task["params"]}
         assert set(passed) == set(names(spec["params"]))
-        of_pipeline = {param for param, value in passed.items() if value == f"$(params.{param})"}
+        of_pipeline = {
+            param for param, value in passed.items() if value in (f"$(params.{param})", [f"$(params.{param}[*])"])
+        }
         assert {param: offered.get(param) for param in of_pipeline} == {
             param: defaults(spec).get(param) for param in of_pipeline
         }
@@ -215,7 +221,7 @@ def test_only_the_task_that_needs_credentials_gets_them() -> None:
 
 def test_what_is_published_is_described_by_the_clone_alone() -> None:
     passed = {param["name"]: param["value"] for param in PIPELINE_TASKS["publish"]["params"]}
-    described = {name: value for name, value in passed.items() if value.startswith("$(tasks.")}
+    described = {name: value for name, value in passed.items() if "$(tasks." in value}
     assert described == {
         "VERSION": "$(tasks.clone.results.version)",
         "COMMIT": "$(tasks.clone.results.commit)",
