@@ -87,9 +87,9 @@ sbom: .venv/.sbom ## list the images' packages in build/*.cdx.json
 
 lock: .venv/.uv ## renew the locked dependencies, within their ranges
 	$(COMPILE) -o requirements.lock requirements.txt
-	$(COMPILE) -o requirements-tools.lock --constraints requirements.lock --extra tools pyproject.toml
+	$(COMPILE) -o requirements-tools.lock --constraints requirements.lock --extra tools --extra build pyproject.toml
 	$(COMPILE) -o requirements-dev.lock --constraints requirements-tools.lock \
-		--extra tools --extra sandbox --extra tracing --extra dev pyproject.toml
+		--extra tools --extra build --extra sandbox --extra tracing --extra dev pyproject.toml
 
 lint: .venv/.dev ## run ruff and mypy, check who imports whom
 	$(BIN)/ruff check .

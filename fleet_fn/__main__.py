@@ -30,7 +30,7 @@ def main(program: str = "fleet-fn") -> None:
             raise
         sys.exit(
             f"{program}: {sys.executable} has no module {module}. Run `make demo` once and use .venv/bin/fleet-fn, "
-            "or install .[tools]"
+            "or install .[tools,build]"
         )
 
 

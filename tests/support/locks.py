@@ -42,12 +42,12 @@ def runtime() -> list[Requirement]:
 
 def tools() -> list[Requirement]:
     """The ranges of what the command line needs."""
-    return runtime() + _extras("tools")
+    return runtime() + _extras("tools", "build")
 
 
 def development() -> list[Requirement]:
     """The ranges of what `make test` and `make lint` need."""
-    return runtime() + _extras("tools", "sandbox", "tracing", "dev")
+    return runtime() + _extras("tools", "build", "sandbox", "tracing", "dev")
 
 
 def _extras(*names: str) -> list[Requirement]:
