@@ -23,6 +23,9 @@ T_co = TypeVar("T_co", covariant=True)
 
 #: Longest wait for an upstream. poll(2), which waits, takes 24 days at most; no deliverer waits for a day.
 _MAX_DEADLINE_SECONDS: Final = 86_400
+#: A name of an application, which is one of a host (RFC 1123) in Drogue Cloud, and what may be between two in a list.
+_APPLICATION: Final = re.compile(r"(?!.{254})(?![.-])([A-Za-z0-9-]{0,62}[A-Za-z0-9](\.(?!-)|\Z))+(?<!\.)")
+_SEPARATOR: Final = re.compile(r"[\s,]+")
 _LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -370,6 +373,17 @@ def text(takes: str) -> Kind[str]:
     return Kind(lambda value: value, takes)
 
 
+def _parse_applications(value: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(filter(None, _SEPARATOR.split(value))))
+    for name in names:
+        if not _APPLICATION.fullmatch(name):
+            raise UnfitError(f"has {quote(name)}, which is no name of an application")
+    if not names:
+        raise ValueError(value)
+    return names
+
+
+APPLICATIONS: Final = Kind(_parse_applications, "names of applications, separated by commas")
 BOOLEAN: Final = Kind(_parse_boolean, "true or false")
 SECONDS: Final = Kind(_parse_seconds, "a decimal number of seconds, e.g. 2.5")
 DEADLINE_SECONDS: Final = Kind(

@@ -64,6 +64,14 @@ class Settings:
         default_text="the system's",
     )
 
+    applications: tuple[str, ...] = row(
+        "APPLICATIONS",
+        (),
+        kinds.APPLICATIONS,
+        "applications that this function serves: names, separated by commas; events of others are `ignored`",
+        default_text="all",
+    )
+
     firmware_registry: str = row(
         "FIRMWARE_REGISTRY",
         "",
@@ -208,6 +216,10 @@ class Settings:
     port: int = row("PORT", 8080, kinds.PORT, "TCP port to listen on")
     workers: int = row("WEB_CONCURRENCY", 1, kinds.PROCESSES, "worker processes")
     threads: int = row("THREADS", 8, kinds.THREADS, "events that each worker works on at once")
+
+    def serves(self, application: str) -> bool:
+        """Return whether the function answers devices of an application."""
+        return not self.applications or application in self.applications
 
     @property
     def has_images(self) -> bool:

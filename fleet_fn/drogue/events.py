@@ -66,6 +66,11 @@ class Event(NamedTuple):
         return self.type == DEVICE_EVENT and self.subject in (DFU, LORAWAN_PORT)
 
     @property
+    def is_certain(self) -> bool:
+        """Return whether it names its application and device, without doubt."""
+        return bool(self.application and self.device) and not self.doubt
+
+    @property
     def is_lorawan(self) -> bool:
         """Return whether a device of The Things Network sent it.
 

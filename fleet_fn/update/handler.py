@@ -80,8 +80,8 @@ class UpdateHandler:
         """
         if event.type == REGISTRY_EVENT:
             self._device_registry.forget(event.application, event.device)
-        if not event.is_status:
-            return Outcome(OutcomeName.IGNORED)
+        if ignored := self._ignored(event):
+            return ignored
         if self._clock.is_stale(event):
             return Outcome(OutcomeName.STALE)
         again = partial(self._reply, event, deadline)
@@ -109,9 +109,17 @@ class UpdateHandler:
         """
         return self._reply(event._replace(id="", time=None), deadline)
 
-    def _reply(self, event: Event, deadline: Deadline) -> Reply:
+    def _ignored(self, event: Event) -> Outcome | None:
+        """Return the outcome of an event that needs no answer; None if it needs one."""
         if not event.is_status:
-            return Reply(Outcome(OutcomeName.IGNORED))
+            return Outcome(OutcomeName.IGNORED)
+        if event.is_certain and not self._settings.serves(event.application):
+            return Outcome(OutcomeName.IGNORED, f"APPLICATIONS does not name {event.application}")
+        return None
+
+    def _reply(self, event: Event, deadline: Deadline) -> Reply:
+        if ignored := self._ignored(event):
+            return Reply(ignored)
         payload, content_type = event.status_payload()
         status, form = decode_status(payload, content_type)
         if event.is_lorawan and form.encoding is Encoding.JSON:

@@ -162,7 +162,7 @@ def _handle(
             reply = Reply(Outcome(OutcomeName.DENIED, "the request lacks the credentials that events must carry"))
         else:
             event = read_event(_headers(request.environ), _read_body(request, deadline))
-            if event.is_status:
+            if event.is_status and settings.serves(event.application):
                 slots.acquire(deadline)
                 try:
                     reply = use(event)

@@ -124,3 +124,21 @@ def test_people_can_read_the_log_and_nobody_can_forge_a_line(function: Function)
     (line,) = function.logged(str(sent["id"]))
     assert "WARNING event outcome=failed " in line
     assert 'device="a b\\" outcome=sync"' in line
+
+
+def test_other_applications_are_ignored_without_a_request(layouts: Path) -> None:
+    with Drogue() as drogue:
+        for application in ("farm", "yard"):
+            drogue.put(application, spec={})
+            drogue.put_image(application, "pump", "pump:stable")
+        variables = {"FIRMWARE_REGISTRY": f"oci-layout:{layouts}/farm", "APPLICATIONS": "barn, farm"}
+        with Function(drogue.environment | variables) as function:
+            assert post(function, "yard", "pump", PACKED) == "ignored"
+            sent = event("pump", "yard", datacontenttype="application/cbor")
+            shown = function.post(sent, cbor2.dumps(PACKED), path="/preview").json
+            assert (shown["outcome"], shown["reason"]) == ("ignored", "APPLICATIONS does not name yard")
+            assert (drogue.reads, drogue.writes, drogue.commands) == ([], [], [])
+            doubtful = event("pump", "yard", application=None)
+            assert function.post(doubtful, b"").outcome == "invalid"
+            assert post(function, "farm", "pump", PACKED).startswith("write")
+            assert 'fleet_events_total{outcome="ignored"} 1.0' in function.request("GET", "/metrics").body.decode()

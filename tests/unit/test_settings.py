@@ -79,6 +79,11 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
     ),
     "DROGUE_OIDC_CLIENT_ID": ("drogue_oidc_client_id", None, {"fleet": "fleet"}),
     "DROGUE_OIDC_CLIENT_SECRET": ("drogue_oidc_client_secret", None, {"s": "s"}),
+    "APPLICATIONS": (
+        "applications",
+        (),
+        {"acme": ("acme",), "b, A.b-1,b,": ("b", "A.b-1"), f"{'a' * 63}.{'b' * 63}": (f"{'a' * 63}.{'b' * 63}",)},
+    ),
     "FIRMWARE_REGISTRY": (
         "firmware_registry",
         "ghcr.io/acme/",
@@ -243,6 +248,10 @@ INVALID: dict[str, tuple[tuple[str, ...], str]] = {
     "DROGUE_API_URL": (URLS, "the base URL of Drogue Cloud, e.g. https://api.example.com"),
     "DROGUE_OIDC_TOKEN_URL": (URLS, "the URL of the token endpoint, e.g. https://sso.example.com/token"),
     "HAWKBIT_URL": (URLS, "the base URL of hawkBit, e.g. https://hawkbit.example.com"),
+    "APPLICATIONS": (
+        (",", "a_b", "acme,-a", "a-", "a..b", "a.-b", "a" * 64, f"{'a.' * 127}a", "*", "ä"),
+        "names of applications, separated by commas",
+    ),
     "FIRMWARE_REGISTRY": (
         (
             *("oci-layout:", "https://ghcr.io/acme", "ghcr.io/Acme", "ghcr.io/a b", "/acme", "ghcr.io/a?b"),
