@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.private import UntrustedError, check_private, default_folder, private_folder
 from fleet_fn.oci.docker_config import from_docker_config
-from fleet_fn.oci.reference import LAYOUT_SCHEME, is_host, is_name, parse_reference
+from fleet_fn.oci.reference import LAYOUT_SCHEME, VERBATIM, is_host, is_name, parse_reference
 from fleet_fn.protocol.messages import U32_MAX
 
 T_co = TypeVar("T_co", covariant=True)
@@ -95,36 +95,42 @@ OVERRIDES: Final = Kind(_parse_overrides, 'JSON as in {"extensions": {"team": "p
 def _parse_prefix(value: str) -> str:
     """Return a valid prefix of references unchanged.
 
+    A name follows a slash, or the place of a `*` at the end, but never the host: it would become part of that.
     The folder of image layouts has to exist when the function starts: a mistyped one would fail each event. Layouts
     below it may be added later. If `{application}` is part of the path, the folder before it has to exist, because
     applications are added later, too.
     """
     _check_placeholders(value, "application")
+    stem = value.removesuffix(VERBATIM)
+    is_verbatim = stem != value
     if value.startswith(LAYOUT_SCHEME):
-        _check_folder(value.removeprefix(LAYOUT_SCHEME))
+        _check_folder(stem.removeprefix(LAYOUT_SCHEME), has_more=is_verbatim)
         return value
     if url := re.match("https?://", value, re.IGNORECASE):
         scheme = url[0].lower()
         plain = ", and set FIRMWARE_REGISTRY_INSECURE=true" if scheme == "http://" else ""
         raise UnfitError(f"is a URL: leave out {scheme}{plain}")
-    host, _, path = value.partition("/")
+    host, slash, path = stem.partition("/")
     if not is_host(host):
         raise ValueError(value)
-    path = path.replace("{application}", "name").removesuffix("/")
+    if is_verbatim and not slash:
+        raise UnfitError("has no slash between the host and the *")
+    path = path.replace("{application}", "name")
+    path = f"{path}name" if is_verbatim else path.removesuffix("/")
     if path and not is_name(path):
         raise ValueError(value)
     return value
 
 
-def _check_folder(path: str) -> None:
+def _check_folder(path: str, *, has_more: bool = False) -> None:
     """Raise ValueError unless `path` is a folder.
 
-    Only the part before a placeholder has to exist.
+    Only the folders before a placeholder have to exist; and before the last slash, if the path `has_more`.
     """
     if not path:
         raise ValueError(path)
     before, placeholder, _ = path.partition("{")
-    folder = Path(before[: before.rfind("/") + 1] if placeholder else path)
+    folder = Path(before[: before.rfind("/") + 1] if placeholder or has_more else path)
     try:
         mode = folder.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fleet_fn import setting_values as kinds
-from fleet_fn.oci.reference import LAYOUT_SCHEME
+from fleet_fn.oci.reference import LAYOUT_SCHEME, VERBATIM
 from fleet_fn.setting_table import Reader, Setting, SettingsError, required, row, rows_of
 from fleet_fn.setting_values import UnfitError, cache_folder
 
@@ -77,7 +77,8 @@ class Settings:
         "",
         kinds.PREFIX,
         "prefix of each reference: `ghcr.io/acme/`, or `oci-layout:/srv/firmware` for OCI image layouts in the folders "
-        "below; `{application}` is replaced. Required, unless `FIRMWARE_DIR` or `HAWKBIT_URL` is set",
+        "below; `{application}` is replaced. Names follow a slash, or `*`: `ghcr.io/acme/fw-*`. "
+        "Required, unless `FIRMWARE_DIR` or `HAWKBIT_URL` is set",
         default_text="none",
     )
     firmware_registry_user: str | None = row(
@@ -243,11 +244,13 @@ class Settings:
 
     @property
     def firmware_prefix(self) -> str:
-        """Prefix of references, which ends in `/`.
+        """Prefix of references, which ends in `/` unless `*` marks its end.
 
         Otherwise `ghcr.io/acme` would allow `ghcr.io/acme-evil`.
         """
         prefix = self.firmware_registry.removeprefix(LAYOUT_SCHEME)
+        if prefix.endswith(VERBATIM):
+            return prefix.removesuffix(VERBATIM)
         return prefix if prefix.endswith("/") else f"{prefix}/"
 
     @property

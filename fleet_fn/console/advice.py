@@ -335,6 +335,14 @@ _TABLE: Final = (
         ),
     ),
     (
+        r"^APPLICATIONS does not name",
+        Advice(
+            "This function serves other applications only, and ignores the device.",
+            "Name the application in APPLICATIONS of the function that is to serve it.",
+            "settings.md#which-applications",
+        ),
+    ),
+    (
         r"^FIRMWARE_REGISTRY is not set",
         Advice(
             "The function serves no container images, because it has no FIRMWARE_REGISTRY.",

@@ -36,17 +36,21 @@ class LayoutStore:
             PermanentError: no such layout, tag or digest, or something in it is malformed.
 
         """
-        layout = Layout(Path(reference.prefix, reference.name))
+        layout = _layout(reference)
         content = layout.manifest(reference)
         return self._shapes.firmware(content, reference, _Repository(layout, self._files), deadline)
 
     def tags(self, reference: Reference, deadline: Deadline, *, whole: bool = False) -> list[str]:  # noqa: ARG002 - local files
         """Return the tags of the layout that `reference` names; see `ImageStore.tags`."""
-        tags = map(tag_of, Layout(Path(reference.prefix, reference.name)).index())
+        tags = map(tag_of, _layout(reference).index())
         return [tag for tag in tags if isinstance(tag, str) and is_tag(tag)]
 
     def close(self) -> None:
         """Do nothing: files are open only while they are read."""
+
+
+def _layout(reference: Reference) -> Layout:
+    return Layout(Path(reference.prefix + reference.name))
 
 
 class _Repository:

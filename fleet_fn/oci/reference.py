@@ -14,6 +14,8 @@ from fleet_fn.errors import PermanentError
 
 #: Prefix of references to image layouts in folders, as opposed to repositories in registries.
 LAYOUT_SCHEME: Final = "oci-layout:"
+#: Ends a prefix that stands before the name as it is; any other prefix ends at a slash.
+VERBATIM: Final = "*"
 #: Names of Docker Hub in references, and the host of its registry.
 _DOCKER_HUB: Final = ("docker.io", "index.docker.io")
 _DOCKER_HUB_HOST: Final = "registry-1.docker.io"
@@ -50,7 +52,7 @@ def api_host(host: str) -> str:
 class Reference:
     """A repository below the configured prefix, and one of its manifests."""
 
-    #: The prefix with `{application}` replaced; ends in `/`.
+    #: The prefix with `{application}` replaced, to put before the name as it is.
     prefix: str
     name: str
     tag: str | None

@@ -142,3 +142,15 @@ def test_other_applications_are_ignored_without_a_request(layouts: Path) -> None
             assert function.post(doubtful, b"").outcome == "invalid"
             assert post(function, "farm", "pump", PACKED).startswith("write")
             assert 'fleet_events_total{outcome="ignored"} 1.0' in function.request("GET", "/metrics").body.decode()
+
+
+def test_a_prefix_before_an_asterisk_is_part_of_the_name(layouts: Path) -> None:
+    publish(layouts, "farm-fw-pump", "5", b"x" * 32)
+    publish(layouts, "farm-fw-more/pump", "6", b"x" * 32)
+    with Drogue() as drogue:
+        drogue.put("farm", spec={})
+        variables = {"FIRMWARE_REGISTRY": f"oci-layout:{layouts}/{{application}}-fw-*", "SPEC_TTL_SECONDS": "0"}
+        with Function(drogue.environment | variables) as function:
+            for device, image in (("one", "pump:5"), ("two", "more/pump:6")):
+                drogue.put_image("farm", device, image)
+                assert post(function, "farm", device, PACKED) == f'write; version="{image[-1]}"; offset=0; size=32'

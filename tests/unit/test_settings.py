@@ -92,6 +92,10 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
             "localhost:5000/a_b/c-d/": "localhost:5000/a_b/c-d/",
             "[::1]:5000/x": "[::1]:5000/x",
             "ghcr.io/{application}/": "ghcr.io/{application}/",
+            "ghcr.io/acme/fw-*": "ghcr.io/acme/fw-*",
+            "ghcr.io/*": "ghcr.io/*",
+            "ghcr.io/{application}__*": "ghcr.io/{application}__*",
+            "oci-layout:/{application}-*": "oci-layout:/{application}-*",
             "oci-layout:/": "oci-layout:/",
             "oci-layout:.": "oci-layout:.",
             "oci-layout:/{application}/below": "oci-layout:/{application}/below",
@@ -256,6 +260,7 @@ INVALID: dict[str, tuple[tuple[str, ...], str]] = {
         (
             *("oci-layout:", "https://ghcr.io/acme", "ghcr.io/Acme", "ghcr.io/a b", "/acme", "ghcr.io/a?b"),
             *("ghcr.io/a\n", "ghcr.io//a", "ghcr.io/a//", "ghcr.io/../a", "ghcr.io:99999/a", "ghcr.io:x/a", "a..b/c"),
+            *("ghcr.io/a**", "ghcr.io/*/a", "ghcr.io/a*/", "ghcr.io/a___*", "ghcr.io/A*", "oci-layout:*"),
             *("[::1/a", "user@ghcr.io/a", "ghcr.io/{application}/A", "ghcr.io/{device}", "ghcr.io/{application"),
             *("oci-layout:/nothere", "oci-layout:/nothere/{application}", "oci-layout:nothere/x-{application}"),
             *("oci-layout:/dev/null", "oci-layout:/dev/null/{application}", "oci-layout:/{device}", "oci-layout:/x}"),
@@ -331,6 +336,8 @@ def test_an_invalid_value_is_shown_with_what_to_set(variable: str, text: str) ->
             "HTTP://127.0.0.1:5000/",
             "is a URL: leave out http://, and set FIRMWARE_REGISTRY_INSECURE=true",
         ),
+        ("FIRMWARE_REGISTRY", "ghcr.io*", "has no slash between the host and the *"),
+        ("FIRMWARE_REGISTRY", "localhost:5000*", "has no slash between the host and the *"),
         ("SPEC_TTL_SECONDS", "-1", "is below 0"),
         ("EVENT_DEADLINE_SECONDS", "-0.5", "is below 0"),
         ("POLL_SECONDS", "-1", "is below 0"),
@@ -356,6 +363,7 @@ def test_an_invalid_value_is_told_with_its_problem(tmp_path: Path, variable: str
         ("oci-layout:{0}/nothere", "a folder that does not exist: '{0}/nothere'"),
         ("oci-layout:{0}/nothere/{{application}}", "a folder that does not exist: '{0}/nothere'"),
         ("oci-layout:{0}/nothere/x-{{application}}/y", "a folder that does not exist: '{0}/nothere'"),
+        ("oci-layout:{0}/nothere/x-*", "a folder that does not exist: '{0}/nothere'"),
         ("oci-layout:{0}/file", "a file, not a folder: '{0}/file'"),
         ("oci-layout:{0}/file/x", "a folder that does not exist: '{0}/file/x'"),
     ],
@@ -368,7 +376,7 @@ def test_a_folder_of_layouts_has_to_exist(tmp_path: Path, value: str, problem: s
     )
 
 
-@pytest.mark.parametrize("below", ["", "/later-{application}", "/{application}/later"])
+@pytest.mark.parametrize("below", ["", "/later-{application}", "/{application}/later", "/later-*", "/*"])
 def test_layouts_may_come_later(tmp_path: Path, below: str) -> None:
     prefix = f"oci-layout:{tmp_path}{below}"
     assert read(FIRMWARE_REGISTRY=prefix).firmware_registry == prefix
@@ -540,6 +548,11 @@ def test_a_docker_config_that_makes_no_sense_is_refused_and_not_quoted(tmp_path:
 def test_a_prefix_ends_in_a_slash(registry: str, tmp_path: Path) -> None:
     assert read(FIRMWARE_REGISTRY=registry).firmware_prefix == f"{registry.rstrip('/')}/"
     assert read(FIRMWARE_REGISTRY=f"oci-layout:{tmp_path}").firmware_prefix == f"{tmp_path}/"
+
+
+@pytest.mark.parametrize("registry", ["ghcr.io/acme/fw-", "ghcr.io/", "ghcr.io/acme/", "oci-layout:/fw-"])
+def test_a_prefix_before_an_asterisk_is_used_as_it_is(registry: str) -> None:
+    assert read(FIRMWARE_REGISTRY=f"{registry}*").firmware_prefix == registry.removeprefix("oci-layout:")
 
 
 @pytest.mark.parametrize("variable", SECRETS)

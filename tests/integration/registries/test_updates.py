@@ -1,11 +1,12 @@
 """Updates from a registry, and the number of requests that they send to it."""
 
 import base64
+from pathlib import Path
 
 import pytest
 
 from tests.support.drogue import Drogue
-from tests.support.fake_registry import FakeRegistry, changed
+from tests.support.fake_registry import FakeRegistry, changed, running
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import Function, event
 from tests.support.statuses import STATUS, ago, blocks, in_sync, midway, post, told, update
@@ -144,3 +145,14 @@ def test_a_preview_tells_why_there_is_no_block(
     shown = function.post(event(device), b'{"version": "0"}', path="/preview").json
     assert (shown["outcome"], shown["command"]) == ("failed", None)
     assert shown["reason"] == f"OCI registry {registry.host}: no blob sha256:{released.checksum.hex()} in {device}"
+
+
+def test_a_prefix_before_an_asterisk_is_part_of_the_repositorys_name(
+    drogue: Drogue, registry: FakeRegistry, device: str, tmp_path: Path
+) -> None:
+    released = publish(registry.folder, f"fw-{device}", "1", random_bytes(64, device))
+    drogue.put_image("example", device, f"{device}:1")
+    with running(drogue, registry, tmp_path, FIRMWARE_REGISTRY=f"{registry.host}/fw-*") as function:
+        assert post(function, device).outcome == 'write; version="1"; offset=0; size=64'
+    assert blocks(drogue, device) == [(0, released.content)]
+    assert registry.asked(f"fw-{device}")[0] == "GET manifests/1"
