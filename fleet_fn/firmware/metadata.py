@@ -33,6 +33,14 @@ def read_metadata(content: bytes, what: str) -> Metadata:
         raise PermanentError(f"{what} has no version")
     if type(size) is not int or size < 0:
         raise PermanentError(f"{what} has no size")
-    if not isinstance(checksum, str) or not re.fullmatch(r"[A-Fa-f0-9]{64}", checksum):
+    return Metadata(version, size, _read_checksum(checksum, what))
+
+
+def _read_checksum(checksum: object, what: str) -> bytes:
+    """Return the bytes of a SHA-256 in hexadecimal, with `sha256:` before it or without."""
+    algorithm, colon, digits = checksum.rpartition(":") if isinstance(checksum, str) else ("", "", "")
+    if colon and algorithm != "sha256":
+        raise PermanentError(f"{what} has a checksum with {algorithm[:20]!r} before the colon: only sha256 is taken")
+    if not re.fullmatch(r"[A-Fa-f0-9]{64}", digits):
         raise PermanentError(f"{what} has no checksum that is a SHA-256 in hexadecimal")
-    return Metadata(version, size, bytes.fromhex(checksum))
+    return bytes.fromhex(digits)

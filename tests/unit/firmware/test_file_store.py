@@ -98,6 +98,15 @@ def test_missing_file_is_named(store: FileStore, folder: Path, suffix: str) -> N
         (b"[]", "pump.json is not a JSON object"),
         (b"{}", "pump.json has no version"),
         (b'{"version": "1", "size": 1}', "pump.json has no checksum that is a SHA-256 in hexadecimal"),
+        (
+            b'{"version": "1", "size": 1024, "checksum": "sha512:%s"}' % (b"0" * 128),
+            "pump.json has a checksum with 'sha512' before the colon: only sha256 is taken",
+        ),
+        (
+            b'{"version": "1", "size": 1024, "checksum": "sha256:%s"}' % (b"0" * 62),
+            "pump.json has no checksum that is a SHA-256 in hexadecimal",
+        ),
+        (b'{"version": "1", "size": 1024, "checksum": "sha256:%s"}' % (b"0" * 64), "digest mismatch: "),
         (b" " * 65537, "pump.json is larger than 65536 bytes"),
         (b'{"version": "1", "size": 0, "checksum": "%s"}' % (b"0" * 64), "a firmware of 0 bytes: from 1 to "),
         (b'{"version": "1", "size": 1024, "checksum": "%s"}' % (b"0" * 64), "digest mismatch: "),
@@ -109,6 +118,13 @@ def test_a_description_that_is_malformed_or_wrong_fails(
 ) -> None:
     (folder / "pump.json").write_bytes(content)
     assert reason(store).startswith(told)
+
+
+def test_a_checksum_may_name_its_algorithm(store: FileStore, folder: Path) -> None:
+    described = json.loads((folder / "pump.json").read_text())
+    described["checksum"] = f"sha256:{described['checksum']}"
+    (folder / "pump.json").write_text(json.dumps(described))
+    assert read_all(find(store)) == CONTENT
 
 
 @pytest.mark.parametrize("suffix", ["json", "bin"])
