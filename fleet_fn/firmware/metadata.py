@@ -37,7 +37,7 @@ def read_metadata(content: bytes, what: str) -> Metadata:
 
 
 def _read_checksum(checksum: object, what: str) -> bytes:
-    """Return the bytes of a SHA-256 in hexadecimal, with `sha256:` before it or without."""
+    """Return the bytes of a SHA-256 in hexadecimal, after `sha256:` or alone."""
     algorithm, colon, digits = checksum.rpartition(":") if isinstance(checksum, str) else ("", "", "")
     if colon and algorithm != "sha256":
         raise PermanentError(f"{what} has a checksum with {algorithm[:20]!r} before the colon: only sha256 is taken")
