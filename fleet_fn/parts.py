@@ -27,6 +27,12 @@ from fleet_fn.http.client import Count as RequestCount
 from fleet_fn.observability import metrics
 from fleet_fn.oci.docker_config import Credentials, from_docker_config
 from fleet_fn.oci.registry_client import RegistryClient
+from fleet_fn.oci.token_file import (
+    read_token_file,
+    service_account_token,
+    service_authority,
+    takes_service_accounts,
+)
 from fleet_fn.settings import Settings
 from fleet_fn.update.failure_log import log_failures
 from fleet_fn.update.handler import Consumer, UpdateHandler
@@ -208,22 +214,38 @@ def make_image_store(
     if settings.has_layouts:
         return LayoutStore(files, shapes)
     host = settings.firmware_prefix.partition("/")[0]
+    is_clusters = takes_service_accounts(host) and not settings.firmware_registry_insecure
+    authority = service_authority() if is_clusters else None
     registry = RegistryClient(
         host,
-        credentials=_registry_credentials(settings, host),
+        credentials=_registry_credentials(settings, host, has_accounts=is_clusters),
         plain_http=settings.firmware_registry_insecure,
-        ca_file=settings.firmware_registry_ca_file,
+        ca_file=settings.firmware_registry_ca_file or (str(authority) if authority else None),
         count=counts.requests if counts else None,
     )
     return RegistryStore(registry, shapes, cache)
 
 
-def _registry_credentials(settings: Settings, host: str) -> Callable[[str], Credentials | None]:
-    """Return a function from repositories of the registry `host` to credentials."""
-    if settings.firmware_registry_token is not None:
-        configured = Credentials(settings.firmware_registry_user, settings.firmware_registry_token)
+def _registry_credentials(settings: Settings, host: str, *, has_accounts: bool) -> Callable[[str], Credentials | None]:
+    """Return a function from repositories of the registry `host` to credentials.
+
+    If the registry takes them (`has_accounts`), those of the pod's service account are the last resort.
+    """
+    user, token, file = (
+        settings.firmware_registry_user,
+        settings.firmware_registry_token,
+        settings.firmware_registry_token_file,
+    )
+    if token is not None:
+        configured = Credentials(user, token)
         return lambda _: configured
-    if settings.docker_config is not None:
-        folder = settings.docker_config
-        return lambda repository: from_docker_config(folder, host, repository)
-    return lambda _: None
+    if file is not None:
+        return lambda _: read_token_file(file, user)
+
+    def find(repository: str) -> Credentials | None:
+        if settings.docker_config and (found := from_docker_config(settings.docker_config, host, repository)):
+            return found
+        mounted = service_account_token() if has_accounts else None
+        return read_token_file(mounted) if mounted else None
+
+    return find

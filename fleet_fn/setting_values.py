@@ -301,6 +301,14 @@ def _unfit_if_refused(load: Callable[[], object], path: str) -> None:
         raise UnfitError(f"cannot be used: {problem}") from error
 
 
+def _parse_token_file(value: str) -> str:
+    from fleet_fn.oci.token_file import read_token_file
+
+    _unfit_if_refused(lambda: read_token_file(value), f"OCI registry credentials: {value}")
+    return value
+
+
+TOKEN_FILE: Final = Kind(_parse_token_file, "the path of a file that holds a token, and nothing else")
 TRUST_ANCHORS: Final = Kind(_parse_trust_anchors, "the path of a readable file of certificates (PEM)")
 KEYS: Final = Kind(_parse_keys, "the path of a file of public keys (PEM), or of a folder of such files")
 DENY_LIST: Final = Kind(_parse_deny_list, "the path of a file with a digest, sha256:…, in each line")

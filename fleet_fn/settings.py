@@ -93,6 +93,13 @@ class Settings:
         kinds.secret("the password or token of the OCI registry"),
         "password or token; alone it is a bearer token",
     )
+    firmware_registry_token_file: str | None = row(
+        "FIRMWARE_REGISTRY_TOKEN_FILE",
+        None,
+        kinds.TOKEN_FILE,
+        "file with that token instead, read anew each time: for tokens that are renewed, such as that of the pod's "
+        "service account",
+    )
     firmware_registry_insecure: bool = row(
         "FIRMWARE_REGISTRY_INSECURE", False, kinds.BOOLEAN, "talk plain HTTP to the registry"
     )
@@ -331,7 +338,9 @@ def _check_drogue(read: Reader) -> None:
 
 def _check_registry(read: Reader) -> None:
     read.check_needs("FIRMWARE_DEFAULT_IMAGE", "FIRMWARE_REGISTRY")
-    read.check_needs("FIRMWARE_REGISTRY_USER", "FIRMWARE_REGISTRY_TOKEN")
+    read.check_apart("FIRMWARE_REGISTRY_TOKEN_FILE", "FIRMWARE_REGISTRY_TOKEN")
+    if read.text("FIRMWARE_REGISTRY_TOKEN_FILE") is None:
+        read.check_needs("FIRMWARE_REGISTRY_USER", "FIRMWARE_REGISTRY_TOKEN")
     read.check_bearer("FIRMWARE_REGISTRY_TOKEN", unless="FIRMWARE_REGISTRY_USER")
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from fleet_fn.errors import PermanentError
 from fleet_fn.oci.docker_config import Credentials, from_docker_config, names_helper
 from fleet_fn.oci.reference import Reference, is_host, parse_reference
+from fleet_fn.oci.token_file import read_token_file
 
 _CONFIG_FILE: Final = "config.json"
 _EXPECTED: Final = "expected HOST/NAME:TAG or oci-layout:DIR:TAG"
@@ -70,6 +71,8 @@ def find_credentials(reference: Reference) -> Credentials | None:
     user, token = _variable("FIRMWARE_REGISTRY_USER"), _variable("FIRMWARE_REGISTRY_TOKEN")
     if token:
         return Credentials(user, token)
+    if file := _variable("FIRMWARE_REGISTRY_TOKEN_FILE"):
+        return read_token_file(file, user)
     if user:
         raise PermanentError("FIRMWARE_REGISTRY_USER is set, but FIRMWARE_REGISTRY_TOKEN is not")
     for path, name in _saved_credentials():

@@ -36,6 +36,8 @@ WITH = {
     "MTU_DEFAULT": {"MTU_MAX": "4294967295"},
     "MTU_MAX": {"MTU_DEFAULT": "1"},
 }
+#: A file with characters that a token can have.
+TOKEN_FILE = "/proc/sys/kernel/random/boot_id"
 CERTIFICATE = """\
 -----BEGIN CERTIFICATE-----
 MIIBczCCARmgAwIBAgIUbyTSmHaPpMPCVrDWcVK2mFx6QHAwCgYIKoZIzj0EAwIw
@@ -104,6 +106,7 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
     ),
     "FIRMWARE_REGISTRY_USER": ("firmware_registry_user", None, {"robot$x": "robot$x"}),
     "FIRMWARE_REGISTRY_TOKEN": ("firmware_registry_token", None, {"t": "t"}),
+    "FIRMWARE_REGISTRY_TOKEN_FILE": ("firmware_registry_token_file", None, {TOKEN_FILE: TOKEN_FILE}),
     "FIRMWARE_REGISTRY_INSECURE": ("firmware_registry_insecure", False, {"true": True, "FALSE": False}),
     "FIRMWARE_DEFAULT_IMAGE": ("firmware_default_image", None, {"{application}:stable": "{application}:stable"}),
     "FIRMWARE_DIR": ("firmware_dir", None, {"/": "/"}),
@@ -269,6 +272,10 @@ INVALID: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "DROGUE_CA_FILE": (("/nowhere", "/", "\udcff"), PEM),
     "FIRMWARE_REGISTRY_CA_FILE": (("/nowhere", "/"), PEM),
+    "FIRMWARE_REGISTRY_TOKEN_FILE": (
+        ("/nowhere", "/", "/dev/null", "/etc/passwd"),
+        "the path of a file that holds a token, and nothing else",
+    ),
     "FIRMWARE_DIR": (("/nowhere", "/dev/null"), "an existing folder"),
     "FIRMWARE_CACHE_DIR": (
         ("/dev/null", "/dev/null/below", "/proc/below"),
@@ -542,6 +549,13 @@ def test_a_docker_config_that_makes_no_sense_is_refused_and_not_quoted(tmp_path:
     line = told(REQUIRED | {"DOCKER_CONFIG": str(tmp_path)})
     assert line.startswith(f"DOCKER_CONFIG is '{tmp_path}'. Set it to a folder whose config.json")
     assert "s3cr3t" not in line
+
+
+def test_a_token_and_a_file_of_it_exclude_each_other() -> None:
+    line = told(REQUIRED | {"FIRMWARE_REGISTRY_TOKEN": "s3cr3t", "FIRMWARE_REGISTRY_TOKEN_FILE": TOKEN_FILE})
+    assert line.endswith("although FIRMWARE_REGISTRY_TOKEN is set. Unset one of them")
+    assert "s3cr3t" not in line
+    assert read(FIRMWARE_REGISTRY_USER="x", FIRMWARE_REGISTRY_TOKEN_FILE=TOKEN_FILE).firmware_registry_user == "x"
 
 
 @pytest.mark.parametrize("registry", ["ghcr.io", "ghcr.io/", "ghcr.io/acme", "ghcr.io/acme/"])

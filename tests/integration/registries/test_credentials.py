@@ -342,6 +342,27 @@ def test_a_token_that_is_refused_fails(with_token: Function, registry: FakeRegis
     assert failed(with_token, device) == "OCI registry HOST: our credentials were refused"
 
 
+def test_a_token_in_a_file_is_the_one_that_it_holds_now(
+    start: Start, drogue: Drogue, registry: FakeRegistry, device: str, tmp_path: Path
+) -> None:
+    released, file = release(registry, drogue, device), tmp_path / "token"
+    file.write_text(f"{BEARER}-1\n")
+    challenge = f'Bearer realm="{registry.url}/token/{device}",service="x"'
+    for function in start(FIRMWARE_REGISTRY_TOKEN_FILE=str(file)):
+        registry.answers[device] = guarded_by(f"Bearer {BEARER}-1", challenge, registry.honest)
+        assert is_served(function, drogue, device, released)
+        other = release(registry, drogue, f"{device}-other")
+        registry.answers[f"{device}-other"] = guarded_by(f"Bearer {BEARER}-2", challenge, registry.honest)
+        file.write_text(f"{BEARER}-2\n")
+        assert is_served(function, drogue, f"{device}-other", other)
+        third = f"{device}-third"
+        release(registry, drogue, third)
+        registry.answers[third] = guarded_by("nobody", challenge, registry.honest)
+        file.unlink()
+        assert failed(function, third) == f"OCI registry credentials: {file}: No such file or directory"
+    assert f"/token/{device}" not in {request.path for request in registry.requests}
+
+
 def test_credentials_come_from_dockers_configuration(
     with_docker_config: Function, drogue: Drogue, registry: FakeRegistry, device: str, released: Published
 ) -> None:
