@@ -118,6 +118,7 @@ class Parts:
         return DeviceRegistry(
             self._device_registry,
             anonymous=settings.is_anonymous,
+            labels=settings.device_labels or {},
             remember=remember,
             count=count,
             clock=self._clocks.monotonic,

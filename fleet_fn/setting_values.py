@@ -397,6 +397,18 @@ def _parse_applications(value: str) -> tuple[str, ...]:
     return names
 
 
+def _parse_labels(value: str) -> Mapping[str, str]:
+    labels = {}
+    for pair in filter(None, _SEPARATOR.split(value)):
+        name, equals, labels[name] = pair.partition("=")
+        if not name or not equals:
+            raise UnfitError(f"has {quote(pair)}, which is not NAME=VALUE")
+    if not labels:
+        raise ValueError(value)
+    return labels
+
+
+LABELS: Final = Kind(_parse_labels, "labels as in ring=new,site=oslo")
 APPLICATIONS: Final = Kind(_parse_applications, "names of applications, separated by commas")
 BOOLEAN: Final = Kind(_parse_boolean, "true or false")
 SECONDS: Final = Kind(_parse_seconds, "a decimal number of seconds, e.g. 2.5")

@@ -71,6 +71,12 @@ class Settings:
         "applications that this function serves: names, separated by commas; events of others are `ignored`",
         default_text="all",
     )
+    device_labels: Mapping[str, str] | None = row(
+        "DEVICE_LABELS",
+        None,
+        kinds.LABELS,
+        "labels that devices need to be served by this function, as in `ring=new,site=oslo`; others are `ignored`",
+    )
 
     firmware_registry: str = row(
         "FIRMWARE_REGISTRY",

@@ -335,11 +335,11 @@ _TABLE: Final = (
         ),
     ),
     (
-        r"^APPLICATIONS does not name",
+        r"^APPLICATIONS does not name|^DEVICE_LABELS wants",
         Advice(
-            "This function serves other applications only, and ignores the device.",
-            "Name the application in APPLICATIONS of the function that is to serve it.",
-            "settings.md#which-applications",
+            "This function serves other devices only, and ignores this one.",
+            "Name the application in APPLICATIONS, or give the device the label, if the function is to serve it.",
+            "settings.md#which-devices",
         ),
     ),
     (

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from fleet_fn.concurrency.ttl_cache import Count, TTLCache
@@ -25,7 +26,14 @@ from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.http.client import HttpClient
 from fleet_fn.strict_json import parse_json
 
-__all__ = ["ConflictError", "Desired", "DeviceDisabledError", "DeviceNotFoundError", "DeviceRegistry"]
+__all__ = [
+    "ConflictError",
+    "Desired",
+    "DeviceDisabledError",
+    "DeviceNotFoundError",
+    "DeviceNotServedError",
+    "DeviceRegistry",
+]
 
 T = TypeVar("T")
 
@@ -49,6 +57,13 @@ class DeviceDisabledError(PermanentError):
     """Drogue Cloud's operator has disabled the device or its application.
 
     No command may be sent.
+    """
+
+
+class DeviceNotServedError(Exception):
+    """The device has not the labels that this function serves.
+
+    Another server may serve it, so it gets neither command nor report.
     """
 
 
@@ -85,6 +100,7 @@ class DeviceRegistry:
         upstream: HttpClient,
         *,
         anonymous: bool = False,
+        labels: Mapping[str, str] = MappingProxyType({}),
         remember: bool = True,
         count: Count | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -94,12 +110,14 @@ class DeviceRegistry:
         Args:
             upstream: Drogue Cloud.
             anonymous: whether `upstream` sends no credentials; refusals say so.
+            labels: those of the devices that are served.
             remember: whether to cache objects.
             count: is called with each look-up in the cache.
             clock: seconds, never stepping.
 
         """
         self._api = DeviceRegistryAPI(upstream, anonymous=anonymous)
+        self._labels = labels
         self._objects: TTLCache[tuple[str, ...], RegistryObject] = TTLCache(
             _MAX_OBJECTS if remember else 0, max_bytes=_MAX_OBJECTS_BYTES, count=count, clock=clock
         )
@@ -130,6 +148,7 @@ class DeviceRegistry:
             of_device: another `max_age` for the device's object.
 
         Raises:
+            DeviceNotServedError: the device lacks a label.
             MalformedSpecError: `spec.firmware` is malformed.
             DeviceNotFoundError: device or application unknown, credentials refused, or a malformed answer for the
                 device.
@@ -138,6 +157,9 @@ class DeviceRegistry:
 
         """
         own = self._object((application, device), max_age if of_device is None else of_device, deadline)
+        for name, value in self._labels.items():
+            if own.labels.get(name) != value:
+                raise DeviceNotServedError(f"DEVICE_LABELS wants {name}={value}, which the device has not")
         # A disabled device is disabled even if its application or its spec.firmware cannot be read.
         if own.disabled or (shared := self._object((application,), max_age, deadline)).disabled:
             return Desired(None, NONE, own.uid, own.labels, own.reported, disabled=True, gateways=own.gateways)

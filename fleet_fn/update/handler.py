@@ -8,7 +8,12 @@ from typing import Final
 from fleet_fn.clocks import SYSTEM_CLOCKS, Clocks
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.commands import Commands
-from fleet_fn.drogue.device_registry import DeviceDisabledError, DeviceNotFoundError, DeviceRegistry
+from fleet_fn.drogue.device_registry import (
+    DeviceDisabledError,
+    DeviceNotFoundError,
+    DeviceNotServedError,
+    DeviceRegistry,
+)
 from fleet_fn.drogue.events import REGISTRY_EVENT, Event
 from fleet_fn.drogue.status_report import IN_SYNC, UNKNOWN, Condition, Heartbeat, Report, Reported
 from fleet_fn.errors import PermanentError, TransientError
@@ -127,6 +132,8 @@ class UpdateHandler:
         received = DeviceStatus(event, status, form)
         try:
             return self._reply_to(received, self._view(received, deadline), deadline)
+        except DeviceNotServedError as error:
+            return Reply(Outcome(OutcomeName.IGNORED, str(error)), None, form)
         except NotReadyError as error:
             return Reply(Outcome(OutcomeName.WAIT, error.reason), wait_in(form, self._settings.wait_seconds), form)
         except TransientError as error:

@@ -154,3 +154,20 @@ def test_a_prefix_before_an_asterisk_is_part_of_the_name(layouts: Path) -> None:
             for device, image in (("one", "pump:5"), ("two", "more/pump:6")):
                 drogue.put_image("farm", device, image)
                 assert post(function, "farm", device, PACKED) == f'write; version="{image[-1]}"; offset=0; size=32'
+
+
+def test_devices_without_the_labels_are_left_to_others(layouts: Path) -> None:
+    with Drogue() as drogue:
+        drogue.put("farm", spec={"firmware": {"container": {"image": "pump:stable"}}})
+        drogue.put("farm", "old", labels={"ring": "old", "site": "oslo"}, spec={"firmware": {"typo": 1}})
+        drogue.put("farm", "new", labels={"ring": "new", "site": "oslo"}, spec={})
+        variables = {"FIRMWARE_REGISTRY": f"oci-layout:{layouts}/farm", "DEVICE_LABELS": "site=oslo,ring=new"}
+        with Function(drogue.environment | variables) as function:
+            assert post(function, "farm", "old", PACKED) == "ignored"
+            sent = event("old", "farm", datacontenttype="application/cbor")
+            shown = function.post(sent, cbor2.dumps(PACKED), path="/preview").json
+            assert shown["outcome"] == "ignored"
+            assert shown["reason"] == "DEVICE_LABELS wants ring=new, which the device has not"
+            assert (drogue.writes, drogue.commands) == ([], [])
+            assert post(function, "farm", "new", PACKED).startswith("write")
+            assert [command.device for command in drogue.commands] == ["new"]

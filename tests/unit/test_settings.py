@@ -86,6 +86,11 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
         (),
         {"acme": ("acme",), "b, A.b-1,b,": ("b", "A.b-1"), f"{'a' * 63}.{'b' * 63}": (f"{'a' * 63}.{'b' * 63}",)},
     ),
+    "DEVICE_LABELS": (
+        "device_labels",
+        None,
+        {"ring=new": {"ring": "new"}, "a=1, b= ,c=d=e": {"a": "1", "b": "", "c": "d=e"}},
+    ),
     "FIRMWARE_REGISTRY": (
         "firmware_registry",
         "ghcr.io/acme/",
@@ -259,6 +264,7 @@ INVALID: dict[str, tuple[tuple[str, ...], str]] = {
         (",", "a_b", "acme,-a", "a-", "a..b", "a.-b", "a" * 64, f"{'a.' * 127}a", "*", "ä"),
         "names of applications, separated by commas",
     ),
+    "DEVICE_LABELS": ((",", "ring", "=new", "ring=new,site", "!ring"), "labels as in ring=new,site=oslo"),
     "FIRMWARE_REGISTRY": (
         (
             *("oci-layout:", "https://ghcr.io/acme", "ghcr.io/Acme", "ghcr.io/a b", "/acme", "ghcr.io/a?b"),
