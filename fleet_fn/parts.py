@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fleet_fn.clocks import SYSTEM_CLOCKS, Clocks
 from fleet_fn.concurrency.single_flight import SingleFlight
@@ -40,6 +40,9 @@ from fleet_fn.update.target import Resolvers
 from fleet_fn.update.transitions import Subject, Transition
 from fleet_fn.upstreams import make_drogue, make_sink
 
+if TYPE_CHECKING:
+    from fleet_fn.ddi.client import DdiClient
+
 
 class LookupCounts(NamedTuple):
     """Counters of the look-ups of events, by the name of the cache."""
@@ -49,6 +52,13 @@ class LookupCounts(NamedTuple):
     signature: LookupCount
 
 
+class DdiSource(NamedTuple):
+    """A DDI server, and the cache of the firmware that it assigns."""
+
+    client: "DdiClient"
+    cache: Cache
+
+
 class Stores(NamedTuple):
     """Stores of firmware by kind of source, and the trust in what they have."""
 
@@ -56,6 +66,8 @@ class Stores(NamedTuple):
     #: None if there are no files.
     files: Store | None
     trust: Trust
+    #: None if there is no DDI server.
+    hawkbit: DdiSource | None = None
 
 
 class Parts:
@@ -74,6 +86,7 @@ class Parts:
         counts = StoreCounts(metrics.exchanges("oci"), metrics.lookups("firmware"))
         self._images = make_image_store(settings, files, self._single_flight, counts, clocks.monotonic)
         self._files = FileStore(settings.firmware_dir, files) if settings.firmware_dir else None
+        self._hawkbit = make_ddi_source(settings, files, self._single_flight, counts.lookups, clocks.monotonic)
         self._sink = make_sink(settings)
         #: Answers events.
         self.updater = self._make_updater(settings, LookupCounts(*map(metrics.lookups, LookupCounts._fields)))
@@ -90,6 +103,8 @@ class Parts:
         """Close idle connections; the handlers open new ones if they are used again."""
         self._drogue.close()
         self._images.close()
+        if self._hawkbit:
+            self._hawkbit.client.close()
         if self._sink:
             self._sink.close()
 
@@ -125,7 +140,7 @@ class Parts:
         )
 
     def _stores(self, settings: Settings, count: LookupCount | None = None) -> Stores:
-        return Stores(self._images, self._files, make_trust(settings, count, self._clocks.monotonic))
+        return Stores(self._images, self._files, make_trust(settings, count, self._clocks.monotonic), self._hawkbit)
 
 
 def make_previewer(
@@ -153,15 +168,21 @@ def make_resolvers(
         stores: resolve the references that are not cached.
         single_flight: runs look-ups that a stale firmware can replace.
         remember: cache resolved references.
-        count: is called for each look-up of an image.
+        count: is called for each look-up of an image, or of an assignment.
         clock: monotonic seconds.
 
     """
-    images, files, trust = stores
+    images, files, trust, ddi = stores
+    hawkbit = None
+    if ddi:
+        from fleet_fn.firmware.hawkbit_store import HawkbitStore
+
+        hawkbit = HawkbitStore(*ddi, remember=remember, count=count, clock=clock)
     return Resolvers(
         ImageResolver(images, single_flight, remember=remember, count=count, clock=clock),
         Resolver(files, single_flight, remember=remember, clock=clock) if files else None,
         trust,
+        hawkbit,
     )
 
 
@@ -203,14 +224,7 @@ def make_image_store(
     """
     if not settings.has_images:
         return NoImages()
-    cache = Cache(
-        settings.firmware_cache_dir,
-        settings.firmware_cache_bytes,
-        files,
-        single_flight,
-        count=counts.lookups if counts else None,
-        clock=clock,
-    )
+    cache = _make_cache(settings, files, single_flight, counts.lookups if counts else None, clock)
     shapes = Shapes(cache, single_flight)
     if settings.has_layouts:
         return LayoutStore(files, shapes)
@@ -225,6 +239,42 @@ def make_image_store(
         count=counts.requests if counts else None,
     )
     return RegistryStore(registry, shapes, cache)
+
+
+def make_ddi_source(
+    settings: Settings,
+    files: VerifiedFiles,
+    single_flight: SingleFlight,
+    count: LookupCount | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> DdiSource | None:
+    """Return the DDI server that `HAWKBIT_URL` names.
+
+    Without it, return None, and load no module.
+    """
+    if settings.hawkbit_url is None:
+        return None
+    from fleet_fn.ddi.client import DdiClient
+
+    client = DdiClient(
+        settings.hawkbit_url,
+        settings.hawkbit_tenant,
+        settings.hawkbit_gateway_token or "",
+        ca_file=settings.hawkbit_ca_file,
+        count=metrics.exchanges("hawkbit"),
+    )
+    return DdiSource(client, _make_cache(settings, files, single_flight, count, clock))
+
+
+def _make_cache(
+    settings: Settings,
+    files: VerifiedFiles,
+    single_flight: SingleFlight,
+    count: LookupCount | None,
+    clock: Callable[[], float],
+) -> Cache:
+    folder, bound = settings.firmware_cache_dir, settings.firmware_cache_bytes
+    return Cache(folder, bound, files, single_flight, count=count, clock=clock)
 
 
 def _registry_credentials(settings: Settings, host: str, *, has_accounts: bool) -> Callable[[str], Credentials | None]:

@@ -160,11 +160,19 @@ class Settings:
         "HAWKBIT_URL",
         None,
         kinds.base_url("the base URL of hawkBit, e.g. https://hawkbit.example.com"),
-        "no effect yet",
+        "base URL of the DDI server that assigns firmware to devices with a `hawkbit` source, such as "
+        "[hawkBit](hawkbit.md)",
     )
-    hawkbit_tenant: str = row("HAWKBIT_TENANT", "DEFAULT", kinds.text("the tenant in hawkBit"), "no effect yet")
+    hawkbit_tenant: str = row("HAWKBIT_TENANT", "DEFAULT", kinds.text("the tenant in hawkBit"), "its tenant")
     hawkbit_gateway_token: str | None = row(
-        "HAWKBIT_GATEWAY_TOKEN", None, kinds.secret("the gateway token of the tenant"), "no effect yet"
+        "HAWKBIT_GATEWAY_TOKEN", None, kinds.secret("the gateway token of the tenant"), "the tenant's gateway token"
+    )
+    hawkbit_ca_file: str | None = row(
+        "HAWKBIT_CA_FILE",
+        None,
+        kinds.TRUST_ANCHORS,
+        "PEM file of trust anchors for the DDI server",
+        default_text="the system's",
     )
 
     spec_ttl_seconds: float = row("SPEC_TTL_SECONDS", 10.0, kinds.SECONDS, "how long the function remembers specs")

@@ -1,7 +1,6 @@
 """The firmware source that a `spec.firmware` names."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from fleet_fn.drogue.spec_policy import OUTER_PATHS
@@ -17,9 +16,16 @@ from fleet_fn.drogue.spec_values import (
 
 #: The keys of each kind of source; `oci` is an alias of `container`.
 _IMAGE_KEYS: Final = ("image", "version", "imagePullPolicy", "platform", "build")
-_KEYS: Final = {"container": _IMAGE_KEYS, "oci": _IMAGE_KEYS, "file": ("name",), "hawkbit": ("controller",)}
+_KEYS: Final = {
+    "container": _IMAGE_KEYS,
+    "oci": _IMAGE_KEYS,
+    "file": ("name",),
+    "hawkbit": ("controller", "part", "file"),
+}
 #: The kinds of sources.
 SOURCES: Final = tuple(_KEYS)
+#: hawkBit's bound.
+_MAX_CONTROLLER_CHARS: Final = 256
 _PULL_POLICIES: Final = ("IfNotPresent", "Always")
 
 
@@ -42,9 +48,14 @@ class File(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class HawkBit:
-    """Firmware that an Eclipse hawkBit server assigns."""
+class HawkBit(NamedTuple):
+    """Firmware that a DDI server such as Eclipse hawkBit assigns."""
+
+    #: The device's id in the server; `{application}` and `{device}` stand for its names here.
+    controller: str
+    #: Choose one of several artifacts: by the type of its software module, and by the name of its file.
+    part: str | None = None
+    file: str | None = None
 
 
 Source = Image | File | HawkBit
@@ -68,11 +79,20 @@ def read_source(section: Mapping[str, Any]) -> Source | None:
         raise malformed(kind, source, "a map")
     check_keys(source, kind, _KEYS[kind], OUTER_PATHS)
     if kind == "hawkbit":
-        read_text(source.get("controller"), "hawkbit.controller")
-        return HawkBit()
+        return _read_hawkbit(source)
     if kind == "file":
         return File(read_name(source.get("name"), "file.name", "the name of a firmware in FIRMWARE_DIR"))
     return _read_image(source, kind)
+
+
+def _read_hawkbit(source: Mapping[str, Any]) -> HawkBit:
+    wanted = "the id of a controller; {application} and {device} are replaced"
+    controller = read_name(source.get("controller"), "hawkbit.controller", wanted)
+    rest = controller.replace("{application}", "").replace("{device}", "")
+    if not controller.isprintable() or len(controller) > _MAX_CONTROLLER_CHARS or "{" in rest or "}" in rest:
+        raise malformed("hawkbit.controller", controller, wanted)
+    part, file = (read_text(source.get(key), f"hawkbit.{key}") for key in ("part", "file"))
+    return HawkBit(controller, part or None, file or None)
 
 
 def _read_image(source: Mapping[str, Any], kind: str) -> Image:

@@ -79,6 +79,27 @@ class LastAnswered:
 
 
 @dataclass(frozen=True, slots=True)
+class HawkbitAction:
+    """The action of a DDI server that an update carries out, and where its bytes are.
+
+    A process that has never asked the server goes on by it.
+    """
+
+    controller: str
+    #: Id of the action.
+    action: str
+    #: Bytes of the firmware.
+    size: int
+    #: Path of the download at the server's own origin; empty if the bytes are elsewhere.
+    path: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the action as it stands in the device's object."""
+        fields = {"controller": self.controller, "action": self.action, "size": self.size, "path": self.path or None}
+        return _present(fields)
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """The place of an update's bytes, independent of tags."""
 
@@ -88,10 +109,12 @@ class Origin:
     platform: str | None = None
     #: Name of a firmware in `FIRMWARE_DIR`.
     file: str | None = None
+    hawkbit: HawkbitAction | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the origin as it stands in the device's object."""
-        fields = {"image": self.image, "platform": self.platform, "file": self.file}
+        hawkbit = self.hawkbit and self.hawkbit.to_json()
+        fields = {"image": self.image, "platform": self.platform, "file": self.file, "hawkbit": hawkbit}
         return _present(fields)
 
 
@@ -137,7 +160,7 @@ class Record:
     version: str
     #: SHA-256 of the firmware that its blocks are taken from, in hex.
     checksum: str
-    #: The token of `spec.firmware.retry` under which its attempts were counted.
+    #: The token of `spec.firmware.retry` under which its attempts were counted; `@` and the action of hawkBit follow.
     retry: str | None = None
     #: When its first block, its SWAP and its first SYNC were sent (RFC 3339).
     started: str | None = None
@@ -299,7 +322,7 @@ def record_for(
     Args:
         target: what the device should run.
         known: the record in the device's object.
-        retry: the token of `spec.firmware.retry`. A changed token resets the attempts, but not a restart.
+        retry: the token of `spec.firmware.retry`, and the action. A change resets the attempts, but not a restart.
         now: the current time.
         kept: time for which earlier targets are kept, at least an hour.
 
@@ -384,8 +407,18 @@ def _read_answered(value: object) -> LastAnswered | None:
 
 def _read_origin(value: object) -> Origin | None:
     fields = value if isinstance(value, dict) else {}
-    origin = Origin(*(_text(fields.get(name)) for name in ("image", "platform", "file")))
-    return origin if origin.image or origin.file else None
+    hawkbit = _read_hawkbit(fields.get("hawkbit"))
+    image, platform, file = (_text(fields.get(name)) for name in ("image", "platform", "file"))
+    origin = Origin(image, platform, file, hawkbit)
+    return origin if origin.image or origin.file or origin.hawkbit else None
+
+
+def _read_hawkbit(value: object) -> HawkbitAction | None:
+    fields = value if isinstance(value, dict) else {}
+    controller, action, size = _text(fields.get("controller")), _text(fields.get("action")), _count(fields.get("size"))
+    if not controller or not action or not size:
+        return None
+    return HawkbitAction(controller, action, size, _text(fields.get("path")) or "")
 
 
 def _time_text(value: object) -> str | None:

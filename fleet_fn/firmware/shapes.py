@@ -19,6 +19,7 @@ from fleet_fn.concurrency.ttl_cache import TTLCache
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError
 from fleet_fn.firmware.cache import Cache
+from fleet_fn.firmware.conditions import read_conditions
 from fleet_fn.firmware.metadata import MAX_METADATA_BYTES, Metadata, read_metadata
 from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError, Reader, Signed
 from fleet_fn.oci.artifact import FIRMWARE_LAYER, IMAGE_CONFIGS, NoFirmwareError, artifact_in
@@ -27,9 +28,7 @@ from fleet_fn.oci.layer import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Allowance, Entr
 from fleet_fn.oci.manifest import (
     AUTHORS_ANNOTATION,
     CREATED_ANNOTATION,
-    HARDWARE_ANNOTATION,
     MANIFESTS,
-    REQUIRES_ANNOTATION,
     REVISION_ANNOTATION,
     SOURCE_ANNOTATION,
     Descriptor,
@@ -56,8 +55,6 @@ _MAX_MANIFESTS: Final = 64
 _CHUNK_BYTES: Final = 64 * 1024
 #: Of each annotation that is only shown; a manifest may be 4 MiB long.
 _MAX_SHOWN_CHARS: Final = 200
-#: Of the annotations that keep it from devices.
-_MAX_CONDITION_CHARS: Final = 1024
 _ORIGIN: Final = (SOURCE_ANNOTATION, REVISION_ANNOTATION, CREATED_ANNOTATION)
 #: Names of the firmware in a labelled image. If a layer has both, its first entry counts.
 _FIRMWARE_FILES: Final = frozenset(("firmware", _FIRMWARE_FILE))
@@ -233,15 +230,7 @@ def _with_annotations(firmware: Firmware, annotations: Mapping[str, str]) -> Fir
         PermanentError: one that keeps it from devices is empty, or too long to be remembered.
 
     """
-    hardware, requires = annotations.get(HARDWARE_ANNOTATION), annotations.get(REQUIRES_ANNOTATION)
-    for name, value in ((HARDWARE_ANNOTATION, hardware), (REQUIRES_ANNOTATION, requires)):
-        if value is not None and len(value) > _MAX_CONDITION_CHARS:
-            raise PermanentError(f"annotation {name} has {len(value)} characters; at most {_MAX_CONDITION_CHARS} count")
-    if requires is not None and not requires.strip():
-        raise PermanentError(f"annotation {REQUIRES_ANNOTATION} is empty; * stands for any release")
-    named = tuple(name for part in (hardware or "").split(",") if (name := part.strip()))
-    if hardware is not None and not named:
-        raise PermanentError(f"annotation {HARDWARE_ANNOTATION} names no hardware")
+    hardware, requires = read_conditions(annotations)
     return replace(
         firmware,
         authors=annotations.get(AUTHORS_ANNOTATION, "")[:_MAX_SHOWN_CHARS],
@@ -249,8 +238,8 @@ def _with_annotations(firmware: Firmware, annotations: Mapping[str, str]) -> Fir
             **firmware.origin,
             **{name: annotations[name][:_MAX_SHOWN_CHARS] for name in _ORIGIN if name in annotations},
         },
-        hardware=named,
-        requires=requires or "",
+        hardware=hardware,
+        requires=requires,
     )
 
 

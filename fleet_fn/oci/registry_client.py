@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.errors import PermanentError, TransientError
+from fleet_fn.errors import PermanentError
+from fleet_fn.http import long_download
 from fleet_fn.http.address_policy import make_address_check, split_url
 from fleet_fn.http.client import Count, HttpClient, Stream
+from fleet_fn.http.long_download import LongDownload
 from fleet_fn.http.messages import Answer
 from fleet_fn.oci.authentication import Authorization
 from fleet_fn.oci.docker_config import Credentials
@@ -32,9 +34,6 @@ from fleet_fn.oci.referrers import MAX_REFERRERS, of_type, read_entries
 if TYPE_CHECKING:
     from werkzeug.datastructures import Headers
 
-#: A download that brings less than `_MIN_PROGRESS_BYTES` bytes in this time is given up.
-STALL_TIMEOUT_SECONDS: Final = 30.0
-_MIN_PROGRESS_BYTES: Final = 1024
 _MAX_REDIRECTS: Final = 5
 #: Bounds on a list of tags.
 MAX_TAGS: Final = 10_000
@@ -213,8 +212,8 @@ class RegistryClient:
             TransientError: the registry does not answer, or the download stalls; reads raise this, too.
 
         """
-        with self._blob(repository, blob, Deadline(STALL_TIMEOUT_SECONDS)) as stream:
-            yield _Download(stream, blob.size, self._name)
+        with self._blob(repository, blob, Deadline(long_download.STALL_TIMEOUT_SECONDS)) as stream:
+            yield LongDownload(stream, blob.size, self._name)
 
     def close(self) -> None:
         """Close idle connections; a later request opens a new one."""
@@ -337,41 +336,6 @@ class RegistryClient:
     def _addresses(self) -> list[str]:
         """Return the address that the registry last answered from."""
         return [self._upstream.address] if self._upstream.address else []
-
-
-class _Download:
-    """A download without a deadline, given up only if it stalls."""
-
-    def __init__(self, stream: Stream, size: int, registry: str) -> None:
-        self._registry = registry
-        self._stream = stream
-        self._left = size
-        self._window = Deadline(STALL_TIMEOUT_SECONDS)
-        self._progress = 0
-
-    def read(self, size: int, /) -> bytes:
-        """Return at most `size` more bytes; b"" at the descriptor's size or an early end.
-
-        Raises:
-            TransientError: the connection broke, or the download stalled.
-            PermanentError: the answer is not HTTP.
-
-        """
-        if not self._left:
-            return b""
-        try:
-            piece = self._stream.read(min(size, self._left), self._window)
-        except TransientError as error:
-            if self._window.remaining:
-                raise
-            raise TransientError(
-                f"{self._registry}: a download made no progress for {STALL_TIMEOUT_SECONDS:g} s"
-            ) from error
-        self._left -= len(piece)
-        self._progress += len(piece)
-        if self._progress >= _MIN_PROGRESS_BYTES:
-            self._window, self._progress = Deadline(STALL_TIMEOUT_SECONDS), 0
-        return piece
 
 
 def _with_authorization(headers: Mapping[str, str], authorization: str | None) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 import zlib
 from dataclasses import replace
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry import (
@@ -24,10 +24,13 @@ from fleet_fn.settings import Settings
 from fleet_fn.update.decision import confirm, decide
 from fleet_fn.update.freshness import Ages, Clock
 from fleet_fn.update.repeats import Repeats
-from fleet_fn.update.target import TargetFinder
+from fleet_fn.update.target import Found, TargetFinder
 from fleet_fn.update.unsent import UnsentCommands
 from fleet_fn.update.values import Confirm, Decision, DecisionContext, DeviceStatus, Freshness
 from fleet_fn.update.warnings import warn
+
+if TYPE_CHECKING:
+    from fleet_fn.update.assigned import Assigned
 
 #: The share of an event's time within which its target is resolved if the device has to hear SYNC all the same.
 _KEPT_FOR_SYNC: Final = 0.5
@@ -58,6 +61,8 @@ class View(NamedTuple):
     #: Why the target could not be resolved, and the particulars; empty if nothing went wrong.
     problem: str = ""
     message: str = ""
+    #: What a DDI server wants of the device; None without one.
+    assigned: "Assigned | None" = None
 
     @property
     def rests_on(self) -> Freshness:
@@ -112,33 +117,35 @@ class Assessor:
         syncs_first = confirm(status, None, context)
         try:
             until = deadline.leave(_KEPT_FOR_SYNC) if syncs_first else deadline
-            choice = self._targets.find(received, desired, ages, until)
-            if choice is None:
-                return View(desired)
-            firmware, context = choice.firmware, context._replace(rollout_version=choice.highest)
-            served = self._targets.find_begun(received, desired, firmware, ages, until) or firmware
+            found = self._targets.find(received, desired, ages, until)
+            if found.firmware is None:
+                return View(desired, assigned=found.assigned)
+            firmware, context = found.firmware, _with_found(context, found)
+            begun = self._targets.find_begun(received, desired, firmware, ages, until)
         except (UpstreamError, NotReadyError) as error:
             if syncs_first is None or self._came_up_with_untrusted(received, error, context.record, ages, deadline):
                 raise
             warn("target not resolved", event, error)
             message = error.message if isinstance(error, PermanentError) else ""
             return View(desired, decision=syncs_first, problem=error.reason, message=message)
-        decision = self._decide(status, served, context, form)
-        if served is not firmware and isinstance(decision.step, Block) and decision.step.offset == 0:
+        served, context_of_served = (begun, _as_begun(context)) if begun else (firmware, context)
+        decision = self._decide(status, served, context_of_served, form)
+        if begun and isinstance(decision.step, Block) and decision.step.offset == 0:
             # A device that has to begin anew all the same begins with its target.
-            served = firmware
+            served, context_of_served = firmware, context
             decision = self._decide(status, served, context, form)
         if desired.gateways and isinstance(decision.step, Block | Swap):
             busy = self._busy_gateway(event, desired, ages, deadline)
-            decision = self._decide(status, served, context._replace(busy_gateway=busy), form) if busy else decision
+            if busy:
+                decision = self._decide(status, served, context_of_served._replace(busy_gateway=busy), form)
         has_nothing = status.progress is None or status.progress.offset == 0
         if has_nothing and self._refuses_starts(event, decision, form):
             decision = Decision(Confirm(status.version, self._settings.poll_seconds), desired.reported.record)
-        if decision.records_first and decision.record and decision.record.origin is None:
-            decision = decision._replace(
-                record=replace(decision.record, origin=self._targets.origin(event, desired, firmware))
-            )
-        return View(desired, firmware, served, decision)
+        if decision.records_first and decision.record and served is firmware:
+            origin = found.assigned.origin if found.assigned else decision.record.origin
+            origin = origin or self._targets.origin(event, desired, firmware)
+            decision = decision._replace(record=replace(decision.record, origin=origin))
+        return View(desired, firmware, served, decision, assigned=found.assigned)
 
     def _came_up_with_untrusted(
         self, received: DeviceStatus, error: Exception, record: Record | None, ages: Ages, deadline: Deadline
@@ -212,6 +219,21 @@ class Assessor:
         offset = status.progress.offset if status.progress else 0
         room = room_for_data(form, version, offset, MAX_COMMAND_BYTES)
         return mtu if mtu <= room else room // _BLOCK_UNIT_BYTES * _BLOCK_UNIT_BYTES
+
+
+def _with_found(context: DecisionContext, found: Found) -> DecisionContext:
+    """Return the context with what the target's source says besides the target."""
+    context = context._replace(rollout_version=found.highest)
+    if found.assigned is None:
+        return context
+    return context._replace(source_hold=found.assigned.hold, action=found.assigned.action)
+
+
+def _as_begun(context: DecisionContext) -> DecisionContext:
+    """Return the context for the firmware that a device finishes before its target."""
+    origin = context.record.origin if context.record else None
+    action = origin.hawkbit.action if origin and origin.hawkbit else ""
+    return context._replace(source_hold=None, action=action)
 
 
 def _fingerprint(status: Status, form: AnswerForm) -> str:

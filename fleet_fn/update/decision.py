@@ -191,7 +191,7 @@ def _decide_by_record(status: Status, target: Target, known: Record | None, cont
         return Decision(Confirm(status.version, context.poll), known.with_sync(context.now))
     kept = context.spec_ttl + CLOCK_MARGIN
     now = context.now.replace(microsecond=0)
-    record = record_for(target, known, context.policy.retry, now, kept).with_return()
+    record = record_for(target, known, context.retry, now, kept).with_return()
     record, failed_swap = _count_failed_swap(status.progress, record, now)
     checked = check(Midway(step, status.progress, target, known, record, context))
     if isinstance(checked, Stuck):
@@ -255,6 +255,9 @@ def _hold(
         pause = min(poll * 2**exponent, max(poll, _MAX_BACKOFF_SECONDS))
         message = f"{_describe_failure(version, attempts)} of {most}"
         return Hold("backoff", message, pause, until=context.now + timedelta(seconds=pause))
+    source = context.source_hold
+    if source and (isinstance(step, Swap) or not source.of_swap_only):
+        return Hold(source.reason, source.message, poll)
     if isinstance(step, Swap):
         held = hold_swap(policy, context.now)
     elif step.offset == 0:

@@ -15,6 +15,8 @@ from fleet_fn.update.values import Freshness
 _FRESH_SECONDS: Final = 1.0
 #: If the OCI registry is down, updates in progress use the last resolved manifest for this many TTLs.
 _STALE_TTLS: Final = 10
+#: Devices that ask again after POLL_SECONDS hear of a new assignment then, although their clocks are not ours.
+_POLL_SHARE: Final = 0.9
 
 
 class Clock:
@@ -92,6 +94,10 @@ class Ages(NamedTuple):
     always: Callable[[], float]
     #: Tags' manifests, if the OCI registry does not answer.
     stale: float
+    #: What a DDI server assigns to a controller.
+    assignment: Callable[[], float]
+    #: The record of a device midway may take the place of an assignment.
+    takes_records: bool
 
 
 def remembered_ages(settings: Settings) -> Ages:
@@ -102,6 +108,8 @@ def remembered_ages(settings: Settings) -> Ages:
         manifest=lambda: settings.manifest_ttl_seconds,
         always=lambda: 0.0,
         stale=_STALE_TTLS * settings.manifest_ttl_seconds,
+        assignment=lambda: _POLL_SHARE * settings.poll_seconds,
+        takes_records=True,
     )
 
 
@@ -122,4 +130,5 @@ def fresh_ages(freshness: Freshness, deadline: Deadline, since: float) -> Ages:
         # Read within the last second, or for this event, however long it has to wait for its turn.
         return max(_FRESH_SECONDS, present())
 
-    return Ages(present if freshness is Freshness.NOW else fresh, fresh, fresh, fresh, stale=0.0)
+    device = present if freshness is Freshness.NOW else fresh
+    return Ages(device, fresh, fresh, fresh, stale=0.0, assignment=fresh, takes_records=False)

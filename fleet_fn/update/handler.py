@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fleet_fn.clocks import SYSTEM_CLOCKS, Clocks
 from fleet_fn.deadline import Deadline
@@ -35,6 +35,9 @@ from fleet_fn.update.unsent import UnsentCommands
 from fleet_fn.update.values import Again, Confirm, Decision, DeviceStatus, Freshness, Hold, Settle, Stuck
 from fleet_fn.update.warnings import log_unexpected_error, warn
 
+if TYPE_CHECKING:
+    from fleet_fn.update.feedback import FeedbackSender
+
 #: The share of an event's time without which a command is not sent any more.
 _KEPT_FOR_COMMAND: Final = 0.05
 #: The longest pause between two times at which a device in sync is said to be seen.
@@ -62,7 +65,8 @@ class UpdateHandler:
     ) -> None:
         """Put the parts together.
 
-        Each of `consumers` gets the transitions of an update, after the command and its report.
+        Each of `consumers` gets the transitions of an update, after the command and its report. So does the source
+        of its firmware, if that takes feedback.
         """
         self._settings = settings
         self._device_registry = device_registry
@@ -74,6 +78,7 @@ class UpdateHandler:
         targets = TargetFinder(settings, resolvers, self._clock)
         self._assessor = Assessor(settings, device_registry, targets, self._clock, self._repeats, self._unsent)
         self._consumers = consumers
+        self._feedback = _make_feedback(resolvers, clocks)
         self._recorder = Recorder(device_registry, self._clock, self._unsent, is_on=settings.report_status)
 
     def answer(self, event: Event, deadline: Deadline) -> Outcome:
@@ -161,9 +166,8 @@ class UpdateHandler:
         event, status, form = received
         decision, reported = view.decision, view.desired.reported
         if decision is None:
-            return Reply(
-                Outcome(OutcomeName.WITHHELD, "unmanaged"), Sync(status.version, self._settings.poll_seconds), form
-            )
+            sync = Sync(status.version, self._settings.poll_seconds)
+            return Reply(Outcome(OutcomeName.WITHHELD, "unmanaged"), sync, form, tell=self._teller(received, view))
         match decision.step:
             case Again():
                 return Reply(Outcome(OutcomeName.DUPLICATE), None, form)
@@ -191,7 +195,9 @@ class UpdateHandler:
             status, view, decision, refusal, self._heartbeat() if isinstance(decision.step, Sync) else None
         )
         reply = reply._replace(
-            transitions=self._transitions(view, decision, report), max_failed=view.desired.policy.max_failed
+            transitions=self._transitions(view, decision, report),
+            max_failed=view.desired.policy.max_failed,
+            tell=self._teller(received, view),
         )
         return self._with_news(reply, report, reported, first=decision.records_first)
 
@@ -203,6 +209,12 @@ class UpdateHandler:
         if self._settings.report_status:
             return partial(transitions_of, decision.step, report, checksum)
         return lambda _: transitions_without_record(decision.step, report.current, version, checksum)
+
+    def _teller(self, received: DeviceStatus, view: View) -> Callable[[tuple[Transition, ...], Deadline], None] | None:
+        """Return the function that tells the source of the firmware, if it listens."""
+        if self._feedback is None or view.assigned is None:
+            return None
+        return partial(self._feedback.send, received.event, version_text(received.status.version), view)
 
     def _heartbeat(self) -> Heartbeat | None:
         """Return when a device was last seen, unless its object has to say so anew."""
@@ -321,6 +333,16 @@ class UpdateHandler:
             log_unexpected_error(event)
         else:
             self._announce(event, transitions, deadline)
+            self._tell_source(event, reply, transitions, deadline)
+
+    def _tell_source(self, event: Event, reply: Reply, transitions: tuple[Transition, ...], deadline: Deadline) -> None:
+        """Tell the source of the firmware; no error changes the outcome."""
+        if reply.tell is None:
+            return
+        try:
+            reply.tell(transitions, deadline)
+        except Exception:  # noqa: BLE001 - whatever it is, the event is answered
+            log_unexpected_error(event)
 
     def _announce(self, event: Event, transitions: tuple[Transition, ...], deadline: Deadline) -> None:
         """Hand transitions to their consumers; no error changes the outcome."""
@@ -339,6 +361,14 @@ class UpdateHandler:
             self._repeats.add(event.application, event.device, Block(write.version, write.offset, len(write.data)))
         elif reply.outcome.name == OutcomeName.SYNC:
             self._repeats.forget(event.application, event.device)
+
+
+def _make_feedback(resolvers: Resolvers, clocks: Clocks) -> "FeedbackSender | None":
+    if resolvers.hawkbit is None:
+        return None
+    from fleet_fn.update.feedback import FeedbackSender
+
+    return FeedbackSender(resolvers.hawkbit, clocks.monotonic)
 
 
 def _read(firmware: Firmware, block: Block, deadline: Deadline) -> Write:

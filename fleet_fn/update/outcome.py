@@ -4,6 +4,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.status_report import Report, Reported
 from fleet_fn.protocol.dialects import AnswerForm
 from fleet_fn.protocol.messages import Command, Wait
@@ -74,6 +75,8 @@ class Reply(NamedTuple):
     transitions: Callable[[Reported], tuple[Transition, ...]] = lambda _: ()
     #: `rollout.maxFailed` of the device's policy.
     max_failed: int | None = None
+    #: Tells the source of the firmware how the update goes, after the command; None if it wants to hear nothing.
+    tell: Callable[[tuple[Transition, ...], Deadline], None] | None = None
 
 
 def wait_in(form: AnswerForm, seconds: int) -> Wait | None:

@@ -36,7 +36,7 @@ def report_of(
         heartbeat: the times between which a device in sync was last seen, unless its object has to say so anew.
 
     """
-    reported, step, crosses_tenth = view.desired.reported, decision.step, False
+    reported, step, at_tenth = view.desired.reported, decision.step, False
     current = version_text(status.version)
     firmware, before, record = view.served, reported.record, decision.record
     if isinstance(step, Sync):
@@ -46,7 +46,7 @@ def report_of(
     conditions = [Condition(IN_SYNC, "False", *_explanation(view, step, refusal))]
     written = 0
     if isinstance(step, Block):
-        written, crosses_tenth = step.offset + step.size, _crosses_tenth(step, firmware.size)
+        written, at_tenth = step.offset + step.size, crosses_tenth(step, firmware.size)
     elif isinstance(step, Swap):
         written = firmware.size
     elif isinstance(step, Hold | Settle) and status.progress:
@@ -57,7 +57,7 @@ def report_of(
     if isinstance(step, Hold) and step.given_up:
         conditions.append(Condition(FAILED, "True", GIVEN_UP, step.given_up))
     hold = HoldReport(step.reason, step.message, step.until) if isinstance(step, Hold) else None
-    return Report(current, view.target.version, tuple(conditions), before, record, crosses_tenth, hold)
+    return Report(current, view.target.version, tuple(conditions), before, record, at_tenth, hold)
 
 
 def _explanation(view: View, step: object, refusal: str) -> tuple[str, str]:
@@ -98,7 +98,8 @@ def refusal_of(block: Block, sent: int, reported: Reported) -> str:
     )
 
 
-def _crosses_tenth(block: Block, size: int) -> bool:
+def crosses_tenth(block: Block, size: int) -> bool:
+    """Return whether a block reaches the next tenth of `size` bytes."""
     return 10 * block.offset // size < 10 * (block.offset + block.size) // size
 
 

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry import Desired
 from fleet_fn.drogue.events import Event
 from fleet_fn.drogue.spec_policy import FINISH, REFUSE, RESTART
-from fleet_fn.drogue.spec_source import File, Image, Source
+from fleet_fn.drogue.spec_source import File, HawkBit, Image, Source
 from fleet_fn.drogue.update_record import Origin, Record
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.firmware.file_store import file_reference
@@ -26,6 +26,10 @@ from fleet_fn.update.freshness import Ages, Clock
 from fleet_fn.update.values import DeviceStatus
 from fleet_fn.update.warnings import warn
 
+if TYPE_CHECKING:
+    from fleet_fn.firmware.hawkbit_store import HawkbitStore
+    from fleet_fn.update.assigned import Assigned, AssignmentFinder
+
 
 class Resolvers(NamedTuple):
     """Resolvers by kind of source, and who decides whether a firmware may be served."""
@@ -34,6 +38,19 @@ class Resolvers(NamedTuple):
     #: None if there are no files.
     files: Resolver | None
     trust: Trust
+    #: None if there is no DDI server.
+    hawkbit: "HawkbitStore | None" = None
+
+
+class Found(NamedTuple):
+    """What a device should run."""
+
+    #: None if no firmware is named, or assigned.
+    firmware: Firmware | None = None
+    #: The version that the rollout is of.
+    highest: str = ""
+    #: What a DDI server wants of the device; None without one.
+    assigned: "Assigned | None" = None
 
 
 class TargetFinder:
@@ -44,11 +61,12 @@ class TargetFinder:
 
     def __init__(self, settings: Settings, resolvers: Resolvers, clock: Clock) -> None:
         self._settings = settings
-        self._images, self._files, self._trust = resolvers
+        self._images, self._files, self._trust, hawkbit = resolvers
+        self._assignments = _make_finder(hawkbit) if hawkbit else None
         self._clock = clock
 
-    def find(self, received: DeviceStatus, desired: Desired, ages: Ages, deadline: Deadline) -> Choice | None:
-        """Return the firmware that a device should run; None if none is named.
+    def find(self, received: DeviceStatus, desired: Desired, ages: Ages, deadline: Deadline) -> Found:
+        """Return the firmware that a device should run.
 
         Raises:
             UnfitError: it is not for this device.
@@ -58,17 +76,24 @@ class TargetFinder:
         event = received.event
         source = self._source(event, desired)
         if source is None:
-            return None
+            return Found()
         device = self._fitting(received, desired)
+        assigned: Assigned | None = None
         with self._clock.final_if_too_late(event, PermanentError):
             if isinstance(source, Image) and source.version is not None:
                 choice = self._choose(event, source, source.version, device, ages, deadline)
+            elif isinstance(source, HawkBit):
+                assigned = self._assigned(received, source, desired, ages, deadline)
+                if assigned.firmware is None:
+                    return Found(assigned=assigned)
+                firmware = self._trusted(event, assigned.firmware, deadline)
+                choice = Choice(firmware, firmware.version)
             else:
                 firmware = self._resolve(event, source, ages, deadline)
                 choice = Choice(firmware, firmware.version)
         if choice.firmware.version.encode() != received.status.version:  # else nothing is sent
             fitness.check(choice.firmware, device)
-        return choice
+        return Found(choice.firmware, choice.highest, assigned)
 
     def find_begun(
         self, received: DeviceStatus, desired: Desired, target: Firmware, ages: Ages, deadline: Deadline
@@ -88,12 +113,14 @@ class TargetFinder:
             return None
         if record.version == target.version or record.origin is None or not record.describes(progress.version):
             return None  # a device that finished other bytes of the target's version would never get the target's
+        if record.origin.hawkbit and isinstance(self._source(event, desired), HawkBit):
+            return None  # its action is not open any more: it was canceled, or closed for another one
         default = RESTART if form.dialect is Dialect.DOCUMENTED else FINISH
         if (desired.policy.midway or default) == RESTART or _is_given_up(record, desired):
             return None
         try:
             with self._clock.final_if_too_late(event, PermanentError):
-                begun = self._resolve(event, _source_of(record.origin), ages, deadline)
+                begun = self._resolve_recorded(event, record, ages, deadline)
             # A digest need not tell the version.
             is_own = begun.has_own_version and begun.version == record.version
             begun = replace(begun, version=record.version, has_own_version=is_own)
@@ -111,7 +138,7 @@ class TargetFinder:
         if record.origin is None:
             return False
         try:
-            self._resolve(received.event, _source_of(record.origin), ages, deadline)
+            self._resolve_recorded(received.event, record, ages, deadline)
         except UntrustedFirmwareError as error:
             return error.checksum.hex() == record.checksum
         except (UpstreamError, NotReadyError):
@@ -167,7 +194,22 @@ class TargetFinder:
         if isinstance(source, File) and self._files is not None:
             # Unlike a blob's, its bytes may be others by now: what describes them is read each time.
             return self._trusted(event, self._files.resolve(file_reference(source.name), 0.0, deadline), deadline)
-        raise PermanentError("unsupported-source")
+        raise PermanentError("unsupported-source", "its firmware is a file, and FIRMWARE_DIR is not set")
+
+    def _resolve_recorded(self, event: Event, record: Record, ages: Ages, deadline: Deadline) -> Firmware:
+        """Return the firmware of a recorded update, by the place of its bytes."""
+        firmware = self._assignments.recorded(record) if self._assignments else None
+        if firmware is not None:
+            return self._trusted(event, firmware, deadline)
+        return self._resolve(event, _source_of(record.origin or Origin()), ages, deadline)
+
+    def _assigned(
+        self, received: DeviceStatus, source: HawkBit, desired: Desired, ages: Ages, deadline: Deadline
+    ) -> "Assigned":
+        if self._assignments is None:
+            raise PermanentError("unsupported-source", "its firmware comes from hawkBit, and HAWKBIT_URL is not set")
+        record = desired.reported.record if self._settings.report_status else None
+        return self._assignments.find(received, source, record, ages, deadline)
 
     def _image(self, event: Event, reference: Reference, max_age: float, ages: Ages, deadline: Deadline) -> Firmware:
         return self._trusted(event, self._images.resolve(reference, max_age, deadline, stale_age=ages.stale), deadline)
@@ -178,6 +220,12 @@ class TargetFinder:
 
     def _reference(self, event: Event, image: Image) -> Reference:
         return image_reference(image.reference, self._settings.firmware_prefix, event.application, image.platform)
+
+
+def _make_finder(store: "HawkbitStore") -> "AssignmentFinder":
+    from fleet_fn.update.assigned import AssignmentFinder
+
+    return AssignmentFinder(store)
 
 
 def _is_given_up(record: Record, desired: Desired) -> bool:

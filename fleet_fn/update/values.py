@@ -49,6 +49,17 @@ class Hold(NamedTuple):
     until: datetime | None = None
 
 
+class SourceHold(NamedTuple):
+    """The source of a firmware holds a device back, whatever our own policy is."""
+
+    #: `approval` or `window`.
+    reason: str
+    #: Why, for people.
+    message: str
+    #: Blocks may be sent all the same.
+    of_swap_only: bool
+
+
 class Confirm(NamedTuple):
     """SYNC for the version that the device came up with, before any other command.
 
@@ -112,6 +123,10 @@ class DecisionContext(NamedTuple):
     keeps_records: bool = True
     #: Accepted SYNCs after which a device counts as having heard one, if it reports before it was asked to.
     enough_syncs: int = 3
+    #: Why the source of the target holds the device back; None if it does not.
+    source_hold: SourceHold | None = None
+    #: The action of a DDI server that assigns the target; empty without one. Another one starts afresh.
+    action: str = ""
     #: A gateway of the device that is being updated, and would take the device's blocks for its own; empty if none.
     busy_gateway: str = ""
     #: The UID of the device that the status is of, as its event has it; empty if it has none.
@@ -120,6 +135,11 @@ class DecisionContext(NamedTuple):
     correlates: bool = False
     #: Progress at 0 for the target's version shows that the device heard a start and refused it.
     tells_refusals: bool = False
+
+    @property
+    def retry(self) -> str | None:
+        """The token under which failed swaps are counted."""
+        return f"{self.policy.retry or ''}@{self.action}" if self.action else self.policy.retry
 
     @property
     def reported_at(self) -> datetime:

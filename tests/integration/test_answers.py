@@ -451,10 +451,17 @@ def test_a_malformed_section_fails_and_does_not_fall_back(
     assert cbor2.loads(drogue.commands_for("thing")[-1].payload) == {0: {0: 7, 1: 300}}
 
 
-@pytest.mark.parametrize("source", [{"file": {"name": "x"}}, {"hawkbit": {"controller": "x"}}])
-def test_a_source_that_is_not_built_fails(function: Function, drogue: Drogue, device: str, source: object) -> None:
+@pytest.mark.parametrize(
+    ("source", "setting"),
+    [({"file": {"name": "x"}}, "FIRMWARE_DIR"), ({"hawkbit": {"controller": "x"}}, "HAWKBIT_URL")],
+)
+def test_a_source_without_its_setting_fails(
+    function: Function, drogue: Drogue, device: str, source: object, setting: str
+) -> None:
     drogue.put("example", device, spec={"firmware": source})
-    assert failed(post(function, device, PACKED)) == "unsupported-source"
+    answer = post(function, device, PACKED)
+    assert parse_outcome(answer) == ("failed", {"reason": "unsupported-source"})
+    assert f"{setting} is not set" in answer.reason
 
 
 def test_a_version_that_the_device_cannot_hold_fails_for_the_embedded_family_only(

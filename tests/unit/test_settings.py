@@ -182,6 +182,7 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
 def test_every_setting_is_one_row_of_the_table() -> None:
     tested = {name: variable for variable, (name, _, _) in VARIABLES.items()}
     tested |= {"drogue_ca_file": "DROGUE_CA_FILE", "firmware_registry_ca_file": "FIRMWARE_REGISTRY_CA_FILE"}
+    tested |= {"hawkbit_ca_file": "HAWKBIT_CA_FILE"}
     tested |= {"firmware_verify_keys": "FIRMWARE_VERIFY_KEYS", "firmware_deny": "FIRMWARE_DENY"}
     assert {name: setting.variable for name, setting in SETTINGS.items()} == tested
     assert list(SETTINGS) == [field.name for field in fields(Settings)]
@@ -282,6 +283,7 @@ INVALID: dict[str, tuple[tuple[str, ...], str]] = {
         ("/nowhere", "/", "/dev/null", "/etc/passwd"),
         "the path of a file that holds a token, and nothing else",
     ),
+    "HAWKBIT_CA_FILE": (("/nowhere", "/"), PEM),
     "FIRMWARE_DIR": (("/nowhere", "/dev/null"), "an existing folder"),
     "FIRMWARE_CACHE_DIR": (
         ("/dev/null", "/dev/null/below", "/proc/below"),

@@ -132,7 +132,7 @@ def test_other_sources_are_known_by_their_kind(cloud: Cloud) -> None:
 
 def test_a_source_that_is_not_built_is_known_too(cloud: Cloud) -> None:
     cloud.has_sections(application={"hawkbit": {"controller": "x"}})
-    assert cloud.desired() == HawkBit()
+    assert cloud.desired() == HawkBit("x")
 
 
 @pytest.mark.parametrize("whose", ["device", "application"])

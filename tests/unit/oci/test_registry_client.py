@@ -23,7 +23,7 @@ BLOB = Descriptor("application/octet-stream", digest_of(CONTENT), len(CONTENT), 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet_fn.oci.registry_client.STALL_TIMEOUT_SECONDS", STALL_TIMEOUT_SECONDS)
+    monkeypatch.setattr("fleet_fn.http.long_download.STALL_TIMEOUT_SECONDS", STALL_TIMEOUT_SECONDS)
 
 
 @contextmanager
