@@ -141,6 +141,40 @@ def test_settings_table_says_what_is_required_and_what_is_not() -> None:
             Settings.from_environment({**REQUIRED, name: ""})
 
 
+#: What Drogue Ajour's server reads in its start script, and the arguments that it takes.
+AJOUR_SERVER: Final = """
+    OCI_REGISTRY_TOKEN OCI_REGISTRY_PREFIX DROGUE_MQTT_INTEGRATION DROGUE_TOKEN DROGUE_USER DROGUE_DEVICE_REGISTRY
+    MQTT_GROUP_ID DROGUE_APPLICATION HAWKBIT_ENABLE HAWKBIT_URL HAWKBIT_TENANT HAWKBIT_GATEWAY_TOKEN RUST_LOG
+    --oci-registry-prefix --oci-registry-enable --oci-registry-tls --oci-registry-token --oci-registry-user
+    --oci-registry-insecure --oci-cache-entries-max --oci-cache-expiry --file-registry-enable --file-registry-path
+    --hawkbit-enable --hawkbit-url --hawkbit-tenant --hawkbit-gateway-token --mqtt-uri --mqtt-group-id --device-registry
+    --application --exclude-applications --token --user --ca-path --disable-tls --insecure-tls --disable-health
+    --health-port
+"""
+#: The same of its build API and its console.
+AJOUR_OTHERS: Final = """
+    DEVICE_REGISTRY --device-registry DROGUE_API_URL ISSUER_URL CLIENT_ID AJOUR_API_URL NAMESPACE --namespace --port
+    ALLOWED_APPLICATIONS --allowed-applications
+"""
+
+
+@pytest.mark.parametrize(
+    ("heading", "theirs"),
+    [
+        ("variable, and argument, of its server | here | difference", AJOUR_SERVER),
+        ("variable, and argument, of its API and console | here | difference", AJOUR_OTHERS),
+    ],
+)
+def test_migration_table_has_each_setting_and_names_ours(heading: str, theirs: str) -> None:
+    known = {setting.variable for setting in (*SETTINGS.values(), *SIGN_IN_SETTINGS.values())}
+    told = rows("migrate.md", heading)
+    assert sorted(name for cell, *_ in told for name in code(cell)) == sorted(theirs.split())
+    for _, here, difference in told:
+        ours = {*code(here), *re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", difference)}
+        assert ours <= known, ours - known
+        assert ours or here == "none", here
+
+
 def test_settings_table_of_the_console_says_what_the_code_says() -> None:
     told = rows("settings.md", "console variable | default | meaning")
     assert told == [
