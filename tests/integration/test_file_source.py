@@ -77,6 +77,13 @@ def test_another_firmware_of_the_name_takes_over_midway(
     assert blocks(drogue, device)[-1] == (0, content[:512])
 
 
+def test_a_checksum_may_name_its_algorithm(function: Function, drogue: Drogue, folder: Path, device: str) -> None:
+    content = put(folder, device, "1")
+    put(folder, device, "1", checksum=f"sha256:{hashlib.sha256(content).hexdigest()}")
+    desire(drogue, device, device)
+    assert update(function, drogue, device) == ("1", content)
+
+
 @pytest.mark.parametrize("container", [{"image": "pump:1"}, {"image": "pump", "version": "1.x"}])
 def test_a_container_fails_without_a_registry(
     function: Function, drogue: Drogue, device: str, container: dict[str, str]
@@ -111,7 +118,7 @@ def test_a_file_that_is_not_there_fails(
         ('{"version": "1", "size": -1, "checksum": "CHECKSUM"}', "has no size"),
         ('{"version": "1", "size": true, "checksum": "CHECKSUM"}', "has no size"),
         ('{"version": "1", "size": 3e3, "checksum": "CHECKSUM"}', "has no size"),
-        ('{"version": "1", "size": 3000, "checksum": "sha256:CHECKSUM"}', "has no checksum"),
+        ('{"version": "1", "size": 3000, "checksum": "md5:CHECKSUM"}', "has a checksum with 'md5' before the colon"),
         ('{"version": "1", "size": 3000, "checksum": ""}', "has no checksum"),
         ('{"version": "1", "size": 3000}', "has no checksum"),
         ('{"version": "1", "size": 0, "checksum": "CHECKSUM"}', "a firmware of 0 bytes"),
