@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from fleet_fn.ddi.client import DDI_SERVER
 from fleet_fn.drogue.refusals import COMMAND_API, DEVICE_REGISTRY, TOKEN_ENDPOINT
 from fleet_fn.drogue.status_report import BLOCK_REFUSED, CONFIRMING, FINISHING, GIVEN_UP, SETTLING, UNKNOWN
 from fleet_fn.firmware.trust import NOT_SIGNED
@@ -43,6 +44,7 @@ ACTIONS: Final = {
 _STATUS_DOC: Final = "status-reports.md#what-do-i-do-about-it"
 _OUTCOMES_DOC: Final = "outcomes.md#what-are-the-reasons-of-failed"
 _REFUSALS_DOC: Final = "refusals.md#what-each-reason-means"
+_HAWKBIT_DOC: Final = "hawkbit.md#what-do-the-reasons-mean"
 _SETTINGS_DOC: Final = "settings.md"
 
 #: Advice about reasons that are one word, or words that never change.
@@ -86,14 +88,16 @@ _WORDS: Final = {
         "advance",
     ),
     "approval": Advice(
-        "The rollout waits for an operator's approval before it lets in more devices.",
-        "Look at the devices that have the version, and approve the stage.",
+        "The rollout waits for an operator's approval before it lets in more devices. Or hawkBit waits until the "
+        "update is confirmed.",
+        "Look at the devices that have the version, and approve the stage. What hawkBit assigns is confirmed there.",
         "policy.md#what-does-a-stage-do",
         "approve",
     ),
     "window": Advice(
-        "Updates start, and devices are told to swap, only while the window of the policy is open.",
-        "Wait, or change rollout.window.",
+        "Updates start, and devices are told to swap, only while the window of the policy is open; with hawkBit, while "
+        "its own is open, too.",
+        "Wait, or change rollout.window, or the action in hawkBit.",
         "policy.md#what-holds-a-device-back",
     ),
     "backoff": Advice(
@@ -110,8 +114,8 @@ _WORDS: Final = {
         "retry",
     ),
     "unmanaged": Advice(
-        "Neither the device nor its application names a firmware.",
-        "Roll out a version, if it should have one.",
+        "Neither the device nor its application names a firmware, or hawkBit assigns none.",
+        "Roll out a version, if it should have one. With hawkBit, assign a distribution to its target.",
         "firmware-formats.md#how-do-i-name-a-devices-firmware",
         "start",
     ),
@@ -150,8 +154,8 @@ _WORDS: Final = {
         "start",
     ),
     "unsupported-source": Advice(
-        "The firmware source cannot be used: hawkBit is not supported yet, and files need FIRMWARE_DIR.",
-        "Name a container image, or set FIRMWARE_DIR for the function.",
+        "The function was not told where the firmware is: files need FIRMWARE_DIR, and hawkBit needs HAWKBIT_URL.",
+        "Name a container image, or set the variable for the function.",
         "firmware-formats.md#how-do-i-name-a-devices-firmware",
         "start",
     ),
@@ -171,6 +175,54 @@ _WORDS: Final = {
 
 #: Advice about reasons that begin with, or contain, a text; the first that matches counts.
 _TABLE: Final = (
+    (
+        rf"^{DDI_SERVER}: (40[0134]\b|its links lead)",
+        Advice(
+            "hawkBit refuses the function, or was not found: a wrong token, tenant or address.",
+            "Check HAWKBIT_GATEWAY_TOKEN, HAWKBIT_TENANT and HAWKBIT_URL of the function, in this order.",
+            _HAWKBIT_DOC,
+        ),
+    ),
+    (
+        rf"^{DDI_SERVER}: (action |the firmware that the device has begun)",
+        Advice(
+            "The action in hawkBit has no file that the function can choose and verify.",
+            "Correct the software module, or choose a file by spec.firmware.hawkbit.part and file.",
+            "hawkbit.md#which-file-does-a-device-get",
+        ),
+    ),
+    (
+        r"(for|of) an artifact\b",
+        Advice(
+            "The file that hawkBit announces cannot be had.",
+            "Look at the file in its software module, and at what serves it.",
+            _HAWKBIT_DOC,
+        ),
+    ),
+    (
+        rf"^{DDI_SERVER}: .*(the answer for|answered \d+ for)",
+        Advice(
+            "What answers at HAWKBIT_URL does not do so as hawkBit does.",
+            "Look at hawkBit's log, and at the proxies before it.",
+            _HAWKBIT_DOC,
+        ),
+    ),
+    (
+        rf"^{DDI_SERVER}: (no URL can carry|.*malformed URL|.*URL that is not http|.*plain HTTP is not allowed)",
+        Advice(
+            "No request can be made to the controller's address, or to a link of hawkBit.",
+            "Correct spec.firmware.hawkbit.controller, or the addresses that hawkBit has in its links.",
+            _HAWKBIT_DOC,
+        ),
+    ),
+    (
+        r"^the record of the device's update is malformed",
+        Advice(
+            "Something else has changed status.firmware.update in the device's object.",
+            "Delete that section. The device begins anew.",
+            "safe-updates.md#the-record",
+        ),
+    ),
     (
         rf"^{TOKEN_ENDPOINT}: .*refused",
         Advice(
@@ -419,6 +471,14 @@ _TABLE: Final = (
             "Publish the firmware again with fleet-fn publish, or name another version.",
             "firmware-formats.md#which-shapes-may-a-reference-have",
             "firmware",
+        ),
+    ),
+    (
+        rf"^{DDI_SERVER}",
+        Advice(
+            "hawkBit does not answer, or changes what it wants at this moment.",
+            "Nothing at first: the event is delivered again. If it goes on, look at hawkBit.",
+            _HAWKBIT_DOC,
         ),
     ),
 )

@@ -5,6 +5,7 @@ not fetched, since a page shows their place only.
 """
 
 import json
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -26,6 +27,7 @@ from fleet_fn.drogue.commands import Commands
 from fleet_fn.drogue.device_registry import DeviceRegistry
 from fleet_fn.drogue.events import DEVICE_EVENT, DFU, Event
 from fleet_fn.drogue.refusals import COMMAND_API
+from fleet_fn.drogue.spec_source import HawkBit, Source
 from fleet_fn.drogue.status_report import IN_SYNC, UNKNOWN, Condition, HoldReport
 from fleet_fn.drogue.update_record import Record
 from fleet_fn.errors import UpstreamError
@@ -42,6 +44,10 @@ from fleet_fn.update.outcome import OutcomeName, Reply
 from fleet_fn.update.target import Resolvers
 
 NO_REGISTRY: Final = "FIRMWARE_REGISTRY is not set. Set it for the console as the function has it, e.g. ghcr.io/acme/"
+#: The console does not ask hawkBit: a question makes targets there, and statuses of actions.
+ASSIGNED: Final = (
+    "hawkBit assigns its firmware, and the console does not ask hawkBit: see the target and its actions there."
+)
 #: Time for all that a page tells of a device's next command.
 DECISION_SECONDS: Final = 4.0
 #: A decision is kept for as many times as long as it took, and a second at least: upstreams may hang.
@@ -113,7 +119,8 @@ class NextCommands:
     def forecast(self, user: User, application: str, read: ReadDevice) -> Forecast:
         """Return what a device would be told if it reported now."""
         if self._finders is None:
-            return Forecast(problem=NO_REGISTRY)
+            source = _source_of(DeviceRegistry(user.upstream), application, read, Deadline(DECISION_SECONDS))
+            return Forecast(problem=ASSIGNED if isinstance(source, HawkBit) else NO_REGISTRY)
         if read.row.current in (None, UNKNOWN):
             return Forecast(problem="The device has never reported, so its version is not known.")
         key = (user.key, application, read.device.name, str(read.found["metadata"].get("resourceVersion")))
@@ -149,6 +156,8 @@ class _Decision:
     def forecast(self) -> Forecast:
         """Return what the device would be told."""
         read, record = self._read, self._read.record
+        if isinstance(_source_of(self._device_registry, self._application, read, self._deadline), HawkBit):
+            return Forecast(problem=ASSIGNED)
         dialect, assumed = _dialect_of(read.row.current or "", record)
         try:
             self._device_registry.put(self._application, read.device.name, read.found)
@@ -220,6 +229,18 @@ class _Decision:
                 return self._resolvers.files.resolve(file_reference(origin.file), 0.0, self._deadline).size
         except (UpstreamError, NotReadyError):
             return None
+        return None
+
+
+def _source_of(
+    device_registry: DeviceRegistry, application: str, read: ReadDevice, deadline: Deadline
+) -> Source | None:
+    """Return the source of a device's firmware; None if that cannot be told."""
+    name = read.device.name
+    try:
+        device_registry.put(application, name, read.found)
+        return device_registry.read_desired(application, name, math.inf, deadline).source
+    except UpstreamError:
         return None
 
 

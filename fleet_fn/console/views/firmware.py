@@ -92,6 +92,8 @@ def _find(application: Application, snapshot: Snapshot) -> _Shown:
         source = application.source
     except RefusedError as error:
         return _Shown(problem=error.reason)
+    if isinstance(source, HawkBit):
+        return _Shown(problem="hawkBit assigns the application's firmware, to each device its own. See it there.")
     finders = parts().firmware.finders
     if finders is None:
         return _Shown(problem=NO_REGISTRY)
@@ -163,8 +165,6 @@ def _rollout(application: Application, source: Source | None, listing: Listing, 
 
 def _explain(reason: str, source: Source | None) -> str:
     """Return a reason with what to do, for people."""
-    if isinstance(source, HawkBit):
-        return "The application's firmware comes from hawkBit, which is not supported yet."
     if source is None:
         return "The application names no firmware. Roll out a version to name one."
     return reason

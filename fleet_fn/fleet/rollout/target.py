@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from fleet_fn.concurrency.single_flight import SingleFlight
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.spec_source import File, Image, Source
+from fleet_fn.drogue.spec_source import File, HawkBit, Image, Source
 from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.firmware.file_store import FileStore, file_reference
 from fleet_fn.firmware.no_images import NO_REGISTRY
@@ -27,6 +27,11 @@ from fleet_fn.settings import Settings
 from fleet_fn.update.choice import check_tag
 from fleet_fn.version_range import parse_range
 
+#: The problem of an application whose devices get what a DDI server assigns to each.
+ASSIGNED: Final = (
+    "hawkBit assigns the application's firmware, to each device its own: roll out there. "
+    "rollout start --replace-source names an image in its place"
+)
 #: How long the registry may take to answer, and how long downloading and hashing may take.
 ANSWER_SECONDS: Final = 15.0
 _VERIFY_SECONDS: Final = 3600.0
@@ -117,9 +122,11 @@ class FirmwareFinder:
             return self._images, image_reference(source.reference, prefix, self.application, source.platform)
         if isinstance(source, File) and self._files:
             return self._files, file_reference(source.name)
+        if isinstance(source, HawkBit):
+            raise PermanentError(ASSIGNED)
         if isinstance(source, File):
             raise PermanentError(f"the application's firmware is the file {source.name}: set FIRMWARE_DIR")
-        raise PermanentError("the application names no firmware" if source is None else "unsupported-source")
+        raise PermanentError("the application names no firmware")
 
     def _default(self) -> Image:
         template = self.settings.firmware_default_image or ""
@@ -192,10 +199,12 @@ def find_target(application: Application, finder: FirmwareFinder | None, *, stri
         strictly: do not go by the object.
 
     Raises:
-        RefusedError: the object names none, and there is no FIRMWARE_REGISTRY.
+        RefusedError: the object names none, and there is no FIRMWARE_REGISTRY; or hawkBit assigns it.
         NotReadyError, PermanentError, TransientError: the object names none, and the registry has none.
 
     """
+    if isinstance(application.source, HawkBit):
+        raise RefusedError(ASSIGNED)
     known = application.rollout.version
     recorded = Target(known, application.image) if known is not None else None
     if finder is None or not finder.can_find(application.source):

@@ -35,7 +35,7 @@ ERRORS: Final = (
     "_error",
 )
 #: Rooms whose errors become reasons of devices.
-ROOMS: Final = ("update", "drogue", "firmware", "oci", "http")
+ROOMS: Final = ("update", "drogue", "firmware", "ddi", "oci", "http")
 #: Modules whose errors do not: they publish, list for operators, send events of ours, or count failures.
 OTHERS: Final = (
     *("access", "attachment", "layout_writer", "publication", "publishing", "sbom", "signing", "upload"),
@@ -62,6 +62,7 @@ VALUES: Final = {
     "{answer.status}": "400",
     "{stream.status}": "400",
     "{file}": "pump.bin",
+    "{action}": "DDI server: action 8",
     "{MAX_TAGS}": "10000",
 }
 

@@ -266,7 +266,7 @@ def test_the_default_image_is_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("firmware", "words"),
     [
-        ({"hawkbit": {"controller": "x"}}, "comes from hawkBit, which is not supported yet"),
+        ({"hawkbit": {"controller": "x"}}, "HawkBit assigns the application's firmware, to each device its own"),
         ({"container": {"image": "Pump!"}}, "Invalid reference 'Pump!'"),
         ({"container": {"imagee": "pump"}}, "did you mean image"),
         ({"container": {"image": "absent:1"}}, "No image layout absent in"),
