@@ -6,7 +6,7 @@ import click
 
 from fleet_fn import __version__
 
-_COMMANDS = ("serve", "publish", "inspect", "fleet", "rollout", "console", "device", "sandbox", "demo")
+_COMMANDS = ("serve", "publish", "inspect", "fleet", "rollout", "console", "build", "device", "sandbox", "demo")
 
 
 class _Commands(click.Group):

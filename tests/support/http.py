@@ -91,7 +91,7 @@ class Server:
                 if self.command != "HEAD":
                     self.wfile.write(response.body)
 
-            do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _serve
+            do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = do_PATCH = _serve
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

@@ -1,0 +1,1 @@
+"""Builds of firmware: their descriptions, and their runs in Tekton."""
