@@ -13,9 +13,11 @@ from urllib.parse import quote
 
 import click
 
+from fleet_fn.cli.sandbox_mqtt import mqtt_options, read_mqtt
 from fleet_fn.cli.sandbox_objects import UnusableError, describe_refusal, read_objects
 from fleet_fn.sandbox.cloud import CORE_DISABLED, Sandbox
 from fleet_fn.sandbox.deliverers import DELIVERERS, Backoff, Policy
+from fleet_fn.sandbox.mqtt.endpoint import MqttPortError
 from fleet_fn.sandbox.objects import credentials, names
 from fleet_fn.sandbox.refusal import RefusedError
 from fleet_fn.sandbox.rights import ROLES
@@ -90,6 +92,7 @@ _EXAMPLES_DEVICE, _EXAMPLES_PASSWORD = "device", "password"
     show_default=True,
     help="Divide the pauses and time-outs of delivery.",
 )
+@mqtt_options
 def command(
     port: int,
     files: tuple[Path, ...],
@@ -110,6 +113,10 @@ def command(
     oidc_client: str | None,
     core_disabled: str,
     speed: float,
+    mqtt_port: int | None,
+    mqtt_partitions: int | None,
+    mqtt_cert: Path | None,
+    mqtt_key: Path | None,
 ) -> None:
     """Run a small Drogue Cloud on this machine.
 
@@ -127,9 +134,12 @@ def command(
     are those of event-source.
 
     --retry, --backoff-delay, --backoff-policy and --timeout change the retries, like a KafkaSource's spec.delivery.
+
+    --mqtt-port serves the MQTT integration besides, from which subscribers take events without a sink.
     """
     if files and count is not None:
         raise UnusableError("--devices is for the application example: leave it out, or leave out --objects")
+    mqtt = read_mqtt(mqtt_port, mqtt_partitions, mqtt_cert, mqtt_key)
     found = [named for file in files for named in read_objects(file)]
     objects = [named.given for named in found] if files else _example(1 if count is None else count)
     try:
@@ -147,6 +157,7 @@ def command(
             members=dict(map(_member, members)),
             core_disabled=core_disabled,
             openid=_openid(oidc_issuer, oidc_client),
+            mqtt=mqtt,
             delivery=_policy(deliver_as, retry, backoff_delay, backoff_policy, timeout),
             log=_print,
         )
@@ -158,8 +169,10 @@ def command(
     with _signals() as wait_for_signal:
         try:
             sandbox.start()
+        except MqttPortError as error:
+            raise UnusableError(_port_problem("--mqtt-port", mqtt_port, error)) from error
         except OSError as error:
-            raise UnusableError(_port_problem(port, error)) from error
+            raise UnusableError(_port_problem("--port", port, error)) from error
         try:
             _welcome(sandbox, objects, user, token)
             wait_for_signal()
@@ -184,7 +197,7 @@ def _example(count: int) -> list[Mapping[str, Any]]:
     return [{"metadata": {"name": _EXAMPLE}, "spec": {"firmware": firmware}}, *devices]
 
 
-def _port_problem(port: int, error: OSError) -> str:
+def _port_problem(option: str, port: int | None, error: OSError) -> str:
     match error.errno:
         case errno.EADDRINUSE:
             problem = f"but another process listens on 127.0.0.1:{port}. Stop it, or name a free port"
@@ -192,7 +205,7 @@ def _port_problem(port: int, error: OSError) -> str:
             problem = "but this user may not listen there. Name a port from 1024 on"
         case _:
             problem = f"but nothing can listen there: {error.strerror}"
-    return f"--port is {port}, {problem}"
+    return f"{option} is {port}, {problem}"
 
 
 def _member(text: str) -> tuple[str, str]:
@@ -235,8 +248,9 @@ def _policy(
 def _welcome(sandbox: Sandbox, objects: list[Mapping[str, Any]], user: str, token: str) -> None:
     """Print how to use the sandbox, in lines that can be pasted into a shell."""
     _print(f"Drogue Cloud sandbox at {sandbox.url}, until Ctrl-C")
-    _print(f"  events go to  {sandbox.sink or 'nowhere: use --sink URL'}")
-    apis = {"DROGUE_API_URL": sandbox.url, "DROGUE_USER": user, "DROGUE_TOKEN": token}
+    _print(f"  events go to  {sandbox.sink or ('MQTT only' if sandbox.mqtt_url else 'nowhere: use --sink URL')}")
+    mqtt = {"DROGUE_MQTT_URL": sandbox.mqtt_url} if sandbox.mqtt_url else {}
+    apis = {"DROGUE_API_URL": sandbox.url, **mqtt, "DROGUE_USER": user, "DROGUE_TOKEN": token}
     _print("  the function  " + " ".join(f"{name}={shlex.quote(value)}" for name, value in apis.items()))
     named = [(*names(given), given) for given in objects]
     for application, device, _ in named:

@@ -6,10 +6,16 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from fleet_fn.deadline import Deadline
+from fleet_fn.sandbox.commanding import Commanding
 from fleet_fn.sandbox.deliverers import DELIVERERS, Policy
 from fleet_fn.sandbox.delivery import Delivery, Sink, authorization
 from fleet_fn.sandbox.endpoints import Endpoints
-from fleet_fn.sandbox.events import registry_event
+from fleet_fn.sandbox.events import Event, registry_event
+from fleet_fn.sandbox.mqtt.cloud import Cloud
+from fleet_fn.sandbox.mqtt.endpoint import Endpoint, MqttOptions
+from fleet_fn.sandbox.mqtt.faults import Faults
+from fleet_fn.sandbox.mqtt.topics import Topics
 from fleet_fn.sandbox.objects import Object
 from fleet_fn.sandbox.refusal import RefusedError
 from fleet_fn.sandbox.registry import Registry, copy_object
@@ -49,6 +55,7 @@ class Sandbox:
         members: Mapping[str, str] | None = None,
         core_disabled: str = "as-released",
         openid: "OpenIdUsers | None" = None,
+        mqtt: MqttOptions | None = None,
         log: Callable[[str], None] = _logger.info,
     ) -> None:
         """Make a sandbox with these objects.
@@ -68,6 +75,7 @@ class Sandbox:
             members: roles, keys of `ROLES`, of other users in all applications, by user name. They use the same token.
             core_disabled: how to read `spec.core.disabled`, one of `CORE_DISABLED`.
             openid: knows users by the access tokens of an OpenID provider; None takes no such tokens.
+            mqtt: how to serve the MQTT integration; None leaves it out.
             log: takes one line, without secrets, for each event in the sandbox.
 
         Raises:
@@ -95,23 +103,37 @@ class Sandbox:
         )
         self._owner = user
         self._registry = Registry(objects, self._publish_change, user)
+        inverts_core, rights = core_disabled == "as-released", Rights(user, token, members or {}, openid)
+        commanding = Commanding(self._registry, self._commands, self._log, inverts_core=inverts_core)
         self._endpoints = Endpoints(
+            self._registry, commanding, self._publish, rights, self._log, inverts_core=inverts_core
+        )
+        self._mqtt: Endpoint | None = None
+        self._mqtt_options = mqtt
+        self._mqtt_cloud = Cloud(
             self._registry,
-            self._commands,
-            self._delivery.put,
-            Rights(user, token, members or {}, openid),
+            rights,
+            commanding,
+            Topics(1 if mqtt is None else mqtt.partitions, self._log),
+            Faults(),
             self._log,
-            inverts_core=core_disabled == "as-released",
         )
 
     def start(self) -> None:
         """Listen and serve.
 
         Raises:
-            OSError: the port is in use.
+            OSError: a port is in use.
 
         """
         self._server = Server(self._port, self._endpoints.answer, self._log)
+        if self._mqtt_options is not None:
+            try:
+                self._mqtt = Endpoint(self._mqtt_options, self._mqtt_cloud)
+            except OSError:
+                self._server.server_close()
+                raise
+            self._mqtt.start()
         self._serving = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, name="sandbox", daemon=True
         )
@@ -120,6 +142,8 @@ class Sandbox:
     def stop(self) -> None:
         """Stop serving. Waiting devices get their answers; undelivered events are dropped."""
         self._delivery.stop()
+        if self._mqtt is not None:
+            self._mqtt.stop()
         self._commands.close()
         if self._server is not None and self._serving is not None:
             self._server.close()
@@ -142,6 +166,18 @@ class Sandbox:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     @property
+    def mqtt(self) -> Endpoint:
+        """The MQTT integration."""
+        if self._mqtt is None:
+            raise RuntimeError("the sandbox has no MQTT integration, or has not been started")
+        return self._mqtt
+
+    @property
+    def mqtt_url(self) -> str | None:
+        """URL of the MQTT integration; None without one."""
+        return None if self._mqtt is None else self._mqtt.url
+
+    @property
     def sink(self) -> str | None:
         """URL that events are delivered to; None drops them.
 
@@ -162,9 +198,12 @@ class Sandbox:
     def wait_for_deliveries(self, application: str, seconds: float) -> bool:
         """Wait until all events of an application are delivered, or given up.
 
-        Return whether they are. The function has written its reports by then.
+        Return whether they are. Groups of MQTT subscribers have acknowledged them then, and the function has written
+        its reports.
         """
-        return self._delivery.wait(application, seconds)
+        deadline = Deadline(seconds)
+        is_delivered = self._delivery.wait(application, seconds)
+        return self._mqtt_cloud.topics.wait(application, deadline.remaining) and is_delivered
 
     def get(self, application: str, device: str | None = None) -> Object:
         """Return a copy of an application, or of one of its devices.
@@ -205,7 +244,13 @@ class Sandbox:
         self._registry.delete(application, device)
 
     def _publish_change(self, application: Object, device: Object) -> None:
-        self._delivery.put(registry_event(application, device))
+        self._publish(registry_event(application, device))
+
+    def _publish(self, event: Event) -> None:
+        if self._mqtt_options is not None:
+            self._mqtt_cloud.topics.publish(event)
+        if self._mqtt_options is None or self.sink is not None:
+            self._delivery.put(event)
 
     def _log(self, line: str) -> None:
         """Log a line, with control characters escaped: names may contain some."""

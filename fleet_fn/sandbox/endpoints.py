@@ -8,14 +8,14 @@ from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from fleet_fn.sandbox import objects
-from fleet_fn.sandbox.events import Event, NotAcceptableError, device_event, normalize_payload
+from fleet_fn.sandbox.commanding import Commanding
+from fleet_fn.sandbox.events import Event, NotAcceptableError, device_event
 from fleet_fn.sandbox.labels import Selector
 from fleet_fn.sandbox.objects import Core, Object
 from fleet_fn.sandbox.refusal import RefusedError
 from fleet_fn.sandbox.registry import Registry
 from fleet_fn.sandbox.rights import Permission, Rights, basic
 from fleet_fn.sandbox.server import Answer, Request
-from fleet_fn.sandbox.waiting import Command, Commands
 
 _APPS: Final = "/api/registry/v1alpha1/apps"
 #: Bounds numbers in queries: longer than any wait, and than any listing.
@@ -29,7 +29,7 @@ class Endpoints:
     def __init__(
         self,
         registry: Registry,
-        commands: Commands,
+        commanding: Commanding,
         publish: Callable[[Event], None],
         rights: Rights,
         log: Callable[[str], None],
@@ -40,15 +40,15 @@ class Endpoints:
 
         Args:
             registry: applications and devices.
-            commands: the devices that wait for commands.
+            commanding: passes commands on to the devices that wait for them.
             publish: takes events.
             rights: the users and their rights.
-            log: takes one line for each command, and for each device that is refused.
+            log: takes one line for each device that is refused.
             inverts_core: read `spec.core.disabled` of a device like released clouds.
 
         """
         self._registry = registry
-        self._commands = commands
+        self._commanding = commanding
         self._publish = publish
         self._rights = rights
         self._log = log
@@ -92,7 +92,7 @@ class Endpoints:
             return Answer(202)
         names = (each["metadata"]["name"] for each in (application, sender, device))
         # Subscribe before the event goes out: its command may come at once.
-        with self._commands.subscribe(*names) as subscription:
+        with self._commanding.commands.subscribe(*names) as subscription:
             self._publish(event)
             command = subscription.wait(seconds)
         if command is None:
@@ -161,44 +161,8 @@ class Endpoints:
         name = request.query.get("command")
         if not name or not name.isprintable():
             raise RefusedError.bad_request("Query deserialize error: missing field `command`")
-        payload = request.body
-        try:
-            target = self._registry.device(application, device)
-        except RefusedError:
-            return Answer(406)
-        if not self._takes_commands(target):
-            return Answer(406)
-        try:
-            payload, _ = normalize_payload(payload, request.content_type)
-        except NotAcceptableError:
-            return Answer(406)
-        command = Command(name, payload)
-        targets = [device, *self._gateways(application, target)]
-        # Not any(), which would stop at the first.
-        reached = sum(self._commands.send(application, gateway, device, command) for gateway in targets)
-        fate = "passed on" if reached else "lost, since the device does not wait"
-        self._log(f"{application}/{device} command {name}: {len(request.body)} bytes, {fate}")
-        return Answer(202)
-
-    def _gateways(self, application: str, device: Object) -> list[str]:
-        """Return the names of a device's gateways that exist and take commands."""
-        found = []
-        for name in objects.gateways(device):
-            try:
-                gateway = self._registry.device(application, name)
-            except RefusedError:
-                continue
-            if self._takes_commands(gateway):
-                found.append(name)
-        return found
-
-    def _takes_commands(self, device: Object) -> bool:
-        """Return whether the command endpoint treats a device as enabled.
-
-        Released clouds return the flag `disabled` itself, so that a section `core` without it disables a device.
-        """
-        enabled = {Core.ABSENT, Core.DISABLED} if self._inverts_core else {Core.ABSENT, Core.ENABLED}
-        return objects.core(device) in enabled
+        is_accepted = self._commanding.send(application, device, name, request.body, request.content_type)
+        return Answer(202 if is_accepted else 406)
 
     # The registry API.
 
@@ -295,11 +259,8 @@ class Endpoints:
             raise refusal()
 
     def _may(self, user: str | None, application: str, permission: Permission) -> bool:
-        try:
-            self._registry.application(application)
-        except RefusedError:
-            return False
-        return self._rights.may(user, self._registry.owner(application), permission)
+        registry = self._registry
+        return registry.has(application) and self._rights.may(user, registry.owner(application), permission)
 
     def _is_member(self, user: str | None, application: str) -> bool:
         owner = self._registry.owner(application)

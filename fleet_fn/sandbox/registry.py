@@ -83,6 +83,11 @@ class Registry:
                 raise RefusedError.not_found()
             return self._applications[name]
 
+    def has(self, application: str) -> bool:
+        """Return whether there is an application of this name."""
+        with self._lock:
+            return application in self._applications
+
     def owner(self, application: str) -> str | None:
         """Return the owner of an application; None if it has none, or is missing."""
         with self._lock:

@@ -62,22 +62,29 @@ class Rights:
         """
         scheme, _, value = (authorization or "").partition(" ")
         if scheme.lower() == "bearer" and value.strip():
-            if hmac.compare_digest(value.strip().encode(), self._token):
-                return self._owner
-            user = self.tokens.user(value.strip())
-            if user is None and self._openid:
-                user = self._openid.user(value.strip())
+            user = self.bearer(value.strip())
         elif (login := basic(authorization)) is not None:
             name, separator, token = login.partition(":")
             if not separator:
                 raise RefusedError(403, "Forbidden", "Invalid request: No access token provided.")
-            is_known = name == self._owner or name in self._members
-            user = name if hmac.compare_digest(token.encode(), self._token) and is_known else None
+            user = self.login(name, token)
         else:
             return None
         if user is None:
             raise RefusedError(403, "Forbidden", "Forbidden")
         return user
+
+    def bearer(self, token: str) -> str | None:
+        """Return the user of a token that comes alone; None if it is unknown."""
+        if hmac.compare_digest(token.encode(), self._token):
+            return self._owner
+        user = self.tokens.user(token)
+        return self._openid.user(token) if user is None and self._openid else user
+
+    def login(self, name: str, token: str) -> str | None:
+        """Return the user of a name and an access token; None if they are unknown."""
+        is_known = name == self._owner or name in self._members
+        return name if hmac.compare_digest(token.encode(), self._token) and is_known else None
 
     def may(self, user: str | None, owner: str | None, permission: Permission) -> bool:
         """Return whether a user has a permission for an owner's application.

@@ -1,0 +1,1 @@
+"""Drogue Cloud's MQTT integration, as the sandbox has it."""
