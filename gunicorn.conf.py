@@ -19,6 +19,7 @@ from fleet_fn.web.server import (  # noqa: F401
     threads,
     worker_class,
     worker_connections,
+    worker_exit,
     worker_tmp_dir,
     workers,
 )

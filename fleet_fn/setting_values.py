@@ -26,6 +26,9 @@ _MAX_DEADLINE_SECONDS: Final = 86_400
 #: A name of an application, which is one of a host (RFC 1123) in Drogue Cloud, and what may be between two in a list.
 _APPLICATION: Final = re.compile(r"(?!.{254})(?![.-])([A-Za-z0-9-]{0,62}[A-Za-z0-9](\.(?!-)|\Z))+(?<!\.)")
 _SEPARATOR: Final = re.compile(r"[\s,]+")
+#: Schemes of brokers' URLs, and their default ports.
+MQTT_SCHEMES: Final = {"mqtts": 8883, "mqtt": 1883, "wss": 443, "ws": 80}
+_GROUP: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -70,6 +73,19 @@ def _parse_url(value: str) -> str:
     return value
 
 
+def _parse_mqtt_url(value: str) -> str:
+    url = urlsplit(value)
+    _ = url.port  # raises ValueError if it is no number
+    if url.scheme not in MQTT_SCHEMES or not url.hostname or "@" in url.netloc or url.query or url.fragment:
+        raise UnfitError("is not an mqtts://, mqtt://, wss:// or ws:// URL without credentials, query and fragment")
+    if url.path not in ("", "/") and url.scheme.startswith("mqtt"):
+        raise UnfitError("has a path, which only wss:// and ws:// can have")
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise UnfitError("has a character that no URL can have")
+    url.hostname.encode("idna")  # raises ValueError if the resolver would
+    return value
+
+
 def base_url(takes: str) -> Kind[str]:
     """Return the kind of URLs that paths are appended to."""
     return Kind(lambda value: _parse_url(value).rstrip("/"), takes)
@@ -89,6 +105,9 @@ def _parse_overrides(value: str) -> Mapping[str, str]:
     return read_overrides(value)
 
 
+MQTT_URL: Final = Kind(
+    _parse_mqtt_url, "the URL of the MQTT integration, e.g. mqtts://mqtt-integration.example.com:443"
+)
 OVERRIDES: Final = Kind(_parse_overrides, 'JSON as in {"extensions": {"team": "pumps"}}: names of a-z and 0-9, texts')
 
 
@@ -408,8 +427,23 @@ def _parse_labels(value: str) -> Mapping[str, str]:
     return labels
 
 
+def _parse_applications_or_all(value: str) -> tuple[str, ...]:
+    return (ALL,) if ALL in filter(None, _SEPARATOR.split(value)) else _parse_applications(value)
+
+
+def _parse_group(value: str) -> str:
+    if not _GROUP.fullmatch(value):
+        raise ValueError(value)
+    return value
+
+
 LABELS: Final = Kind(_parse_labels, "labels as in ring=new,site=oslo")
+#: Stands for all applications that the token can see.
+ALL: Final = "*"
 APPLICATIONS: Final = Kind(_parse_applications, "names of applications, separated by commas")
+APPLICATIONS_OR_ALL: Final = Kind(_parse_applications_or_all, "names of applications, separated by commas, or *")
+GROUP: Final = Kind(_parse_group, "a name of 1 to 64 letters, digits, dots, underscores and hyphens")
+CONNECTIONS: Final = whole("a number of connections from 1 to 64", 1, 64)
 BOOLEAN: Final = Kind(_parse_boolean, "true or false")
 SECONDS: Final = Kind(_parse_seconds, "a decimal number of seconds, e.g. 2.5")
 DEADLINE_SECONDS: Final = Kind(

@@ -78,6 +78,34 @@ class Settings:
         "labels that devices need to be served by this function, as in `ring=new,site=oslo`; others are `ignored`",
     )
 
+    mqtt_url: str | None = row(
+        "DROGUE_MQTT_URL",
+        None,
+        kinds.MQTT_URL,
+        "URL of Drogue Cloud's MQTT integration, to [take events from it](run-anywhere.md): `mqtts://`, `mqtt://`, "
+        "`wss://` or `ws://`",
+    )
+    mqtt_applications: tuple[str, ...] = row(
+        "MQTT_APPLICATIONS",
+        (),
+        kinds.APPLICATIONS_OR_ALL,
+        "applications whose events `fleet-fn serve` takes from there: names, separated by commas, or `*` for all that "
+        "the token can see",
+        default_text="none",
+    )
+    mqtt_exclude: tuple[str, ...] = row(
+        "MQTT_EXCLUDE", (), kinds.APPLICATIONS, "applications that are left out of these", default_text="none"
+    )
+    mqtt_group: str = row(
+        "MQTT_GROUP", "fleet-fn", kinds.GROUP, "group of subscribers that share the events: each event goes to one"
+    )
+    mqtt_connections: int = row(
+        "MQTT_CONNECTIONS",
+        1,
+        kinds.CONNECTIONS,
+        "connections of each process; over each, Drogue Cloud sends one event of an application at a time",
+    )
+
     firmware_registry: str = row(
         "FIRMWARE_REGISTRY",
         "",
@@ -291,12 +319,31 @@ class Settings:
         values = {name: read.value(setting) for name, setting in SETTINGS.items()}
         values["firmware_cache_dir"] = values["firmware_cache_dir"] or _default_cache_folder(read)
         _check_drogue(read)
-        read.check_together("EVENTS_USER", "EVENTS_PASSWORD")
+        _check_events(read)
         read.check_any("FIRMWARE_REGISTRY", "FIRMWARE_DIR", "HAWKBIT_URL")
         _check_registry(read)
         read.check_together("HAWKBIT_URL", "HAWKBIT_GATEWAY_TOKEN")
         read.finish()
         return cls(**values)
+
+    @classmethod
+    def for_sink(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Return the settings of a process that takes events over MQTT and posts them.
+
+        Those of firmware do not count; `firmware_registry` is empty.
+
+        Raises:
+            SettingsError: a variable is missing or invalid.
+
+        """
+        read = Reader(environment, SETTINGS)
+        prefixes = ("DROGUE_", "APPLICATIONS", "MQTT_", "EVENT", "LOG_", "THREADS")
+        rows = {name: each for name, each in SETTINGS.items() if each.variable.startswith(prefixes)}
+        values = {name: read.value(each) for name, each in rows.items()}
+        _check_drogue(read)
+        _check_events(read)
+        read.finish()
+        return cls(firmware_registry="", **values)
 
     @classmethod
     def for_drogue(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -348,6 +395,11 @@ def _check_drogue(read: Reader) -> None:
     read.check_together("DROGUE_OIDC_TOKEN_URL", "DROGUE_OIDC_CLIENT_ID", "DROGUE_OIDC_CLIENT_SECRET")
     read.check_apart("DROGUE_OIDC_TOKEN_URL", "DROGUE_TOKEN")
     read.check_bearer("DROGUE_TOKEN", unless="DROGUE_USER")
+
+
+def _check_events(read: Reader) -> None:
+    read.check_together("EVENTS_USER", "EVENTS_PASSWORD")
+    read.check_needs("MQTT_APPLICATIONS", "DROGUE_MQTT_URL")
 
 
 def _check_registry(read: Reader) -> None:

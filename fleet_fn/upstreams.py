@@ -22,7 +22,7 @@ def make_drogue(settings: Settings) -> HttpClient:
     return HttpClient(
         DEVICE_REGISTRY,
         settings.drogue_api_url,
-        authorization=_authorization(settings),
+        authorization=make_authorization(settings),
         ca_file=settings.drogue_ca_file,
     )
 
@@ -38,7 +38,8 @@ def make_sink(settings: Settings) -> "Sink | None":
     return Sink(upstream, url.path or "/", settings.sink_overrides or {})
 
 
-def _authorization(settings: Settings) -> Authorization:
+def make_authorization(settings: Settings) -> Authorization:
+    """Return the credentials for Drogue Cloud."""
     if settings.drogue_oidc_token_url:
         url = urlsplit(settings.drogue_oidc_token_url)
         provider = HttpClient(TOKEN_ENDPOINT, f"{url.scheme}://{url.netloc}", ca_file=settings.drogue_ca_file)

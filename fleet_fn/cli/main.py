@@ -6,7 +6,19 @@ import click
 
 from fleet_fn import __version__
 
-_COMMANDS = ("serve", "publish", "inspect", "fleet", "rollout", "console", "build", "device", "sandbox", "demo")
+_COMMANDS = (
+    "serve",
+    "subscribe",
+    "publish",
+    "inspect",
+    "fleet",
+    "rollout",
+    "console",
+    "build",
+    "device",
+    "sandbox",
+    "demo",
+)
 
 
 class _Commands(click.Group):

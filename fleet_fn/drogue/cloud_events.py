@@ -34,6 +34,8 @@ _MAX_SHOWN_CHARACTERS: Final = 100
 _UNENCODED = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
 #: Values that mean the same, encoded by the HTTP binding or not.
 _PLAIN: Final = re.compile(r"[\x20-\x24\x26-\x7e]*")
+#: A source that a header can carry as it is: percent signs included, but neither spaces nor quotes.
+_PLAIN_SOURCE: Final = re.compile(r"[!#-~]*")
 
 
 class InvalidEventError(Exception):
@@ -118,6 +120,16 @@ def decode_name(value: str) -> str:
         return _percent_decode(value.encode("latin-1").decode())
     except UnicodeError as error:
         raise InvalidEventError(f"the name {clip(value)} in a header is not UTF-8") from error
+
+
+def encode_attribute(name: str, value: str) -> str:
+    """Encode an attribute for a header, as the HTTP binding demands (3.1.3.2).
+
+    Drogue Cloud's source is sent as it is, as all its deliverers do: its percent signs are its own.
+    """
+    if name == "source" and value.startswith(CLOUD) and _PLAIN_SOURCE.fullmatch(value):
+        return value
+    return quote(value, safe=_UNENCODED)
 
 
 def text_attribute(attributes: Mapping[str, Any], name: str) -> str | None:

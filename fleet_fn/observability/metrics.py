@@ -9,7 +9,7 @@ takes 15 ms, which would delay the start.
 import time
 from collections.abc import Callable
 from threading import RLock
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fleet_fn.observability.side_effects import Guard
 
@@ -119,6 +119,33 @@ def updates(results: tuple[str, ...]) -> Callable[[str], None]:
         return Updates(results).count
 
     return _Counter(make)
+
+
+class SubscriptionCounts(NamedTuple):
+    """Counters of a subscription to the MQTT integration."""
+
+    #: Adds to the number of connections.
+    connected: Callable[[int], None]
+    #: Counts a message; its argument is whether it was sent before.
+    received: Callable[[bool], None]
+    #: Adds to the number of events without a final answer.
+    waiting: Callable[[int], None]
+    given_up: Callable[[], None]
+
+
+def subscription() -> SubscriptionCounts:
+    """Return the counters of a subscription."""
+
+    def maker(name: str) -> Callable[[], Callable[..., None]]:
+        def make() -> Callable[..., None]:
+            from fleet_fn.observability import prometheus
+
+            count: Callable[..., None] = getattr(prometheus.subscription(), name)
+            return count
+
+        return make
+
+    return SubscriptionCounts(*(_Counter(maker(name)) for name in SubscriptionCounts._fields))
 
 
 def load() -> None:

@@ -6,9 +6,10 @@ docs/metrics.md lists the names. No label ever has a device's or an application'
 """
 
 import os
+from functools import cache
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -105,6 +106,53 @@ class Updates:
     def count(self, result: str) -> None:
         """Count a turning point."""
         self._results[result].inc()
+
+
+class Subscription:
+    """Counts what comes from the MQTT integration."""
+
+    def __init__(self) -> None:
+        """Make the metrics, which a process without a subscription lacks."""
+        self._connected = _gauge("fleet_mqtt_connected", "Connections to the MQTT integration that are up.")
+        self._waiting = _gauge("fleet_mqtt_waiting", "Events from the MQTT integration without a final answer.")
+        self._received = _counter("fleet_mqtt_received", "Messages from the MQTT integration.")
+        self._redelivered = _counter("fleet_mqtt_redelivered", "Messages that the MQTT integration had sent before.")
+        self._given_up = _counter("fleet_mqtt_given_up", "Events that got too old without a final answer.")
+
+    def connected(self, change: int) -> None:
+        """Add to the number of connections."""
+        self._connected.inc(change)
+
+    def waiting(self, change: int) -> None:
+        """Add to the number of events without a final answer."""
+        self._waiting.inc(change)
+
+    def received(self, again: bool) -> None:
+        """Count a message, and whether it was sent before."""
+        self._received.inc()
+        if again:
+            self._redelivered.inc()
+
+    def given_up(self) -> None:
+        """Count an event that got too old."""
+        self._given_up.inc()
+
+
+@cache
+def subscription() -> Subscription:
+    """Return the process's counters of its subscription."""
+    return Subscription()
+
+
+def _gauge(name: str, documentation: str) -> Gauge:
+    """Return a gauge at 0, which goes on in no other process's file."""
+    gauge = Gauge(name, documentation, registry=_registry, multiprocess_mode="sum")
+    gauge.set(0)
+    return gauge
+
+
+def _counter(name: str, documentation: str) -> Counter:
+    return Counter(name, documentation, registry=_registry)
 
 
 def count_sent(size: int) -> None:

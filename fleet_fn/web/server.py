@@ -127,13 +127,27 @@ def post_fork(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's
     gc.disable()
 
 
-def post_worker_init(worker: object) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Enable the garbage collector, except for loaded modules; they stay."""
+def post_worker_init(worker: Any) -> None:
+    """Enable the garbage collector, except for loaded modules; they stay.
+
+    Begin to take events from the MQTT integration, if the settings name applications.
+    """
+    if _settings.mqtt_applications:
+        from fleet_fn.web.subscriber import Subscriber  # late: few functions subscribe
+
+        worker.subscriber = Subscriber(worker.wsgi, _settings)
+        worker.subscriber.start()
     gc.freeze()
     gc.enable()
     timer = Timer(_METRICS_DELAY_SECONDS, metrics.load)
     timer.daemon = True
     timer.start()
+
+
+def worker_exit(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
+    """Let a worker's subscription finish."""
+    if subscriber := getattr(worker, "subscriber", None):
+        subscriber.finish_stop()
 
 
 def _complain(text: str) -> None:

@@ -19,13 +19,16 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers import gthread
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.web.arrival import DEADLINE, Arrival
+
+if TYPE_CHECKING:
+    from fleet_fn.web.subscriber import Subscriber
 
 #: How long a thread waits for a connection's next bytes, and how often it does for one request.
 _STAY_MILLISECONDS: Final = 1
@@ -161,6 +164,8 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         cfg = self.cfg
         self._is_plain = not cfg.is_ssl and (cfg.protocol, cfg.proxy_protocol, cfg.http2_cleartext) == _PLAIN
+        #: Takes events from the MQTT integration; None if the settings name no applications.
+        self.subscriber: Subscriber | None = None
         #: Number of connections that have a thread or wait for one.
         self.busy = 0
         #: Connections: without a byte yet; with a part of a request; with too large a body; closed on this side.
@@ -187,6 +192,12 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             return answer
 
         self.wsgi: Any = with_deadline
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """Stop taking connections and, if there is a subscription, its events."""
+        if self.alive and self.subscriber:
+            self.subscriber.begin_stop()
+        super().handle_exit(sig, frame)
 
     # --- In threads
 

@@ -26,7 +26,7 @@ CONTAINERFILE = ROOT / "Containerfile"
 #: Modules of the function's image that need a package that it lacks: only the command line, or an extra, imports them.
 LACKING = {"fleet_fn.oci.upload": "requests", "fleet_fn.observability.spans": "opentelemetry"}
 #: Commands of the command line that are not the function's.
-COMMANDS = ("publish", "inspect", "fleet", "rollout", "console", "build", "device", "sandbox", "demo")
+COMMANDS = ("subscribe", "publish", "inspect", "fleet", "rollout", "console", "build", "device", "sandbox", "demo")
 
 
 def _anyones_python() -> str | None:

@@ -57,7 +57,7 @@ class Subscriber:
         client.on_message = self._on_message
         properties = None
         if version == V5:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties = Properties(PacketTypes.CONNECT)
             for name, value in connect.items():
                 setattr(properties, name, value)
         client.connect("127.0.0.1", port, keep_alive, properties=properties)
@@ -82,7 +82,7 @@ class Subscriber:
         """Subscribe; return the names of the SUBACK's reason codes."""
         properties = None
         if mode is not None or identifier is not None:
-            properties = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call]
+            properties = Properties(PacketTypes.SUBSCRIBE)
             if mode is not None:
                 properties.UserProperty = ("content-mode", mode)
             if identifier is not None:

@@ -81,6 +81,7 @@ DEFAULTS: Final = {code(name)[0]: default for name, default, _ in TABLES}
 LITERALS: Final = {name: code(default)[0] for name, default in DEFAULTS.items() if re.fullmatch(r"`[^`]*`", default)}
 #: Words that have another word to be replaced by.
 OTHERS: Final = {
+    "fleet-fn": "pumps",
     "true": "false",
     "false": "true",
     "json": "text",
@@ -252,6 +253,7 @@ prometheus.Exchanges("oci").count(200, 0.1)
 prometheus.Lookups("spec").count(hit=True)
 prometheus.Updates(("started",)).count("started")
 prometheus.count_sent(1)
+prometheus.subscription()
 print(prometheus.exposition("")[0].decode())
 """
 

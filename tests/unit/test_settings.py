@@ -28,6 +28,7 @@ WITH = {
     "DROGUE_OIDC_TOKEN_URL": {"DROGUE_OIDC_CLIENT_ID": "x", "DROGUE_OIDC_CLIENT_SECRET": "x"},
     "DROGUE_OIDC_CLIENT_ID": {"DROGUE_OIDC_TOKEN_URL": "https://sso.example", "DROGUE_OIDC_CLIENT_SECRET": "x"},
     "DROGUE_OIDC_CLIENT_SECRET": {"DROGUE_OIDC_TOKEN_URL": "https://sso.example", "DROGUE_OIDC_CLIENT_ID": "x"},
+    "MQTT_APPLICATIONS": {"DROGUE_MQTT_URL": "mqtts://mqtt.example"},
     "FIRMWARE_REGISTRY_USER": {"FIRMWARE_REGISTRY_TOKEN": "x"},
     "EVENTS_USER": {"EVENTS_PASSWORD": "x"},
     "EVENTS_PASSWORD": {"EVENTS_USER": "x"},
@@ -91,6 +92,19 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
         None,
         {"ring=new": {"ring": "new"}, "a=1, b= ,c=d=e": {"a": "1", "b": "", "c": "d=e"}},
     ),
+    "DROGUE_MQTT_URL": (
+        "mqtt_url",
+        None,
+        {"mqtts://mqtt.example:8883": "mqtts://mqtt.example:8883", "wss://[::1]/mqtt": "wss://[::1]/mqtt"},
+    ),
+    "MQTT_APPLICATIONS": (
+        "mqtt_applications",
+        (),
+        {"a": ("a",), "b-1, a.b,,a b-1": ("b-1", "a.b", "a"), "a,*": ("*",), "*": ("*",)},
+    ),
+    "MQTT_EXCLUDE": ("mqtt_exclude", (), {"a,b": ("a", "b")}),
+    "MQTT_GROUP": ("mqtt_group", "fleet-fn", {"pumps_2.A": "pumps_2.A"}),
+    "MQTT_CONNECTIONS": ("mqtt_connections", 1, {"1": 1, "64": 64}),
     "FIRMWARE_REGISTRY": (
         "firmware_registry",
         "ghcr.io/acme/",
@@ -260,6 +274,30 @@ BLOCK = "a number of bytes from 1 to 4294967295"
 INVALID: dict[str, tuple[tuple[str, ...], str]] = {
     "DROGUE_API_URL": (URLS, "the base URL of Drogue Cloud, e.g. https://api.example.com"),
     "DROGUE_OIDC_TOKEN_URL": (URLS, "the URL of the token endpoint, e.g. https://sso.example.com/token"),
+    "DROGUE_MQTT_URL": (
+        (
+            *(
+                "mqtt.example",
+                "https://mqtt.example",
+                "mqtts://",
+                "mqtts://u:p@mqtt.example",
+                "mqtts://mqtt.example/path",
+            ),
+            *(
+                "mqtts://mqtt.example:x",
+                "wss://mqtt.example/?q",
+                "wss://mqtt.example/#f",
+                "mqtt://a b",
+                "mqtt://ü",
+                "mqtt://a..b",
+            ),
+        ),
+        "the URL of the MQTT integration, e.g. mqtts://mqtt-integration.example.com:443",
+    ),
+    "MQTT_APPLICATIONS": (("a_b", "a/b", "a,#", "-a", ",", "+"), "names of applications, separated by commas, or *"),
+    "MQTT_EXCLUDE": (("*", "a,*", "ü"), "names of applications, separated by commas"),
+    "MQTT_GROUP": (("a/b", "+", "a b", "x" * 65), "a name of 1 to 64 letters, digits, dots, underscores and hyphens"),
+    "MQTT_CONNECTIONS": (("0", "65", "x"), "a number of connections from 1 to 64"),
     "HAWKBIT_URL": (URLS, "the base URL of hawkBit, e.g. https://hawkbit.example.com"),
     "APPLICATIONS": (
         (",", "a_b", "acme,-a", "a-", "a..b", "a.-b", "a" * 64, f"{'a.' * 127}a", "*", "ä"),

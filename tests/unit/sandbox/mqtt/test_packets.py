@@ -122,7 +122,7 @@ def test_paho_reads_the_properties_of_a_message(pairs: list[tuple[str, str]], ki
             (Property.SUBSCRIPTION_ID, number),
         ]
     )
-    read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    read: Any = Properties(PacketTypes.PUBLISH)
     _, length = read.unpack(written)
     assert length == len(written)
     assert getattr(read, "UserProperty", []) == pairs
@@ -131,7 +131,7 @@ def test_paho_reads_the_properties_of_a_message(pairs: list[tuple[str, str]], ki
 
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8), st.integers(1, MAX_VARIABLE))
 def test_the_properties_that_paho_writes_are_read(pairs: list[tuple[str, str]], number: int) -> None:
-    written: Any = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call]
+    written: Any = Properties(PacketTypes.SUBSCRIBE)
     written.UserProperty = pairs
     written.SubscriptionIdentifier = number
     reader = Reader(written.pack())

@@ -1,0 +1,1 @@
+"""Events from Drogue Cloud's MQTT integration: taken, delivered, acknowledged."""

@@ -1,0 +1,80 @@
+"""The MQTT integration: its address, and the reasons of its failures."""
+
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from fleet_fn.errors import TransientError
+from fleet_fn.setting_values import MQTT_SCHEMES
+
+#: Name of the integration in reasons and logs.
+MQTT_INTEGRATION: Final = "MQTT integration"
+
+
+class LostError(TransientError):
+    """There is no connection, or it was lost; the reason names the integration."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{MQTT_INTEGRATION}: {problem}")
+
+
+class RefusedError(LostError):
+    """The integration refused our credentials."""
+
+
+class UnsupportedError(LostError):
+    """The integration, or a message of it, does not speak our version of MQTT."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """The address of the integration."""
+
+    host: str
+    port: int
+    #: Path of the WebSocket; None without one.
+    path: str | None
+    has_tls: bool
+    ca_file: str | None
+
+    @classmethod
+    def of(cls, url: str, ca_file: str | None) -> "Broker":
+        """Return the broker at a URL; without `ca_file`, trust the system's authorities."""
+        parts = urlsplit(url)
+        is_websocket = parts.scheme in ("wss", "ws")
+        return cls(
+            parts.hostname or "",
+            parts.port or MQTT_SCHEMES[parts.scheme],
+            (parts.path or "/mqtt") if is_websocket else None,
+            parts.scheme in ("mqtts", "wss"),
+            ca_file,
+        )
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return the context of TLS connections; None without TLS.
+
+        It is made anew for each connection, so it follows a change of the authorities.
+
+        Raises:
+            OSError: the file of authorities cannot be read.
+
+        """
+        return ssl.create_default_context(cafile=self.ca_file) if self.has_tls else None
+
+
+def describe(error: Exception) -> str:
+    """Return why no connection came about."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"certificate not trusted: {error.verify_message}"
+        case ssl.SSLError():
+            return f"TLS handshake failed: {error.reason or 'connection closed'}"
+        case socket.gaierror():
+            return "host not found"
+        case TimeoutError():
+            return "no answer in time"
+        case OSError() if error.strerror:
+            return error.strerror.lower()
+    return f"no connection: {error}" if str(error) else "no connection"

@@ -1,0 +1,96 @@
+"""The subscription of a process: connections, dispatcher, and their end."""
+
+import time
+from collections.abc import Callable, Collection
+from threading import Lock
+from typing import Final
+
+from fleet_fn.observability import metrics
+from fleet_fn.setting_values import ALL
+from fleet_fn.settings import Settings
+from fleet_fn.subscription.applications import AllApplications
+from fleet_fn.subscription.broker import Broker
+from fleet_fn.subscription.connection import Connection
+from fleet_fn.subscription.dispatcher import Dispatcher
+from fleet_fn.subscription.messages import Deliver, Message, to_request
+from fleet_fn.subscription.session import Plan
+from fleet_fn.upstreams import make_authorization, make_drogue
+
+#: Messages of a connection that are not done, per thread. Those of other devices can then be answered while one waits.
+_PER_THREAD: Final = 8
+#: Seconds at the end for acknowledgements and goodbyes.
+_GOODBYE_SECONDS: Final = 1.0
+
+
+class Subscription:
+    """Takes events from the MQTT integration, and has them delivered."""
+
+    def __init__(self, settings: Settings, deliver: Deliver, max_body_bytes: int) -> None:
+        """Take the events that the settings name.
+
+        Args:
+            settings: with `mqtt_url` and `mqtt_applications`.
+            deliver: delivers an event, and returns the receiver's answer.
+            max_body_bytes: size of a larger body is of no interest, because it is refused.
+
+        """
+        self._max_body_bytes = max_body_bytes
+        self._is_ending = self._has_ended = False
+        self._lock = Lock()
+        self._count = metrics.subscription()
+        self._dispatcher = Dispatcher(deliver, settings.threads, settings.event_max_age_seconds)
+        self._all: AllApplications | None = None
+        self._named = frozenset(settings.mqtt_applications) - set(settings.mqtt_exclude)
+        #: The function ignores events of others. None if it serves all.
+        self._served = frozenset(settings.applications) or None
+        if ALL in settings.mqtt_applications:
+            self._all = AllApplications(make_drogue(settings), settings.mqtt_exclude, self._wake)
+        plan = Plan(
+            Broker.of(settings.mqtt_url or "", settings.drogue_ca_file),
+            settings.mqtt_group,
+            self._applications,
+            self._take,
+            lambda: self._is_ending,
+            lambda: self._has_ended,
+        )
+        authorization = make_authorization(settings)
+        size = _PER_THREAD * settings.threads
+        self._connections = [Connection(plan, authorization, size) for _ in range(settings.mqtt_connections)]
+
+    def start(self) -> None:
+        """Begin to take events, in threads."""
+        if self._all:
+            self._all.start()
+        for connection in self._connections:
+            connection.start()
+
+    def stop(self, seconds: float) -> None:
+        """Take no more events, let those that have come be answered, and disconnect.
+
+        Args:
+            seconds: longest time for all of it; events that are not done by then stay unacknowledged.
+
+        """
+        limit = time.monotonic() + seconds
+        with self._lock:
+            self._is_ending = True
+            if self._all:
+                self._all.end()
+            self._wake()
+            self._dispatcher.end(max(0.0, seconds - _GOODBYE_SECONDS))
+            self._has_ended = True
+            self._wake()
+            for connection in self._connections:
+                connection.join(max(0.0, limit - time.monotonic()))
+
+    def _wake(self) -> None:
+        for connection in self._connections:
+            connection.wake()
+
+    def _applications(self) -> Collection[str]:
+        names = self._all.names() if self._all else self._named
+        return names if self._served is None else names & self._served
+
+    def _take(self, message: Message, is_repeated: bool, done: Callable[[], None]) -> None:
+        self._count.received(is_repeated)
+        self._dispatcher.submit(to_request(message, self._max_body_bytes), done)
