@@ -2,6 +2,8 @@
 
 import base64
 import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from threading import Event, Thread
 from typing import Final
 
@@ -18,23 +20,41 @@ from fleet_fn.subscription.session import MQTT_3, MQTT_5, PROTOCOLS, Plan, Sessi
 #: Pauses before the next connection. A session that lasted for so long begins them anew.
 _PAUSES: Final = Pauses(1.0, 60.0)
 _LASTING_SECONDS: Final = 10.0
+#: Sessions in a row that were accepted and did not last, after which the applications are parted.
+_MAX_SHORT: Final = 3
 #: Longest wait for a token.
 _TOKEN_SECONDS: Final = 5.0
 
 
 class Connection:
-    """One connection of the group, in a thread of its own."""
+    """One connection of the group, in a thread of its own.
 
-    def __init__(self, plan: Plan, authorization: Authorization, size: int) -> None:
-        """Take up to `size` messages that are not done."""
-        self._plan = plan
+    If a record of an application's topic is no CloudEvent, Drogue Cloud closes each connection that subscribes to the
+    application, again and again. So if sessions do not last, each application gets a connection of its own.
+    """
+
+    def __init__(self, plan: Plan, authorization: Authorization, size: int, application: str = "") -> None:
+        """Take messages.
+
+        Args:
+            plan: what to do.
+            authorization: the credentials.
+            size: number of messages that may be not done.
+            application: the only application that is taken; empty for all that have no connection of their own.
+
+        """
+        self._parted: dict[str, Connection] = {}
+        self._wanted = plan.applications
+        self._plan = replace(plan, applications=self._applications)
         self._authorization = authorization
+        self._size = size
+        self._application = application
         self._window = Window(size)
         self._ending = Event()
         self._protocol = MQTT_5
         self._session: Session | None = None
         self._count = metrics.subscription()
-        #: Reason of the last failure that was logged; empty while there is a connection.
+        #: The last failure that was logged; empty after a session that lasted.
         self._told = ""
         self._thread = Thread(target=self._run, name="mqtt", daemon=True)
 
@@ -48,31 +68,61 @@ class Connection:
             self._ending.set()
         if session := self._session:
             session.wake()
+        for each in list(self._parted.values()):
+            each.wake()
 
-    def join(self, seconds: float) -> None:
-        """Wait for the end of the connection, `seconds` at most."""
-        self._thread.join(seconds)
+    def join(self, deadline: Deadline) -> None:
+        """Wait for the end of the connection."""
+        self._thread.join(deadline.remaining)
+        for each in list(self._parted.values()):
+            each.join(deadline)
+
+    def _applications(self) -> Collection[str]:
+        wanted = self._wanted()
+        if self._application:
+            return [self._application] if self._application in wanted else []
+        return [name for name in wanted if name not in self._parted]
 
     def _run(self) -> None:
-        attempts = 0
+        attempts = short = 0
         while not self._ending.is_set():
             began = time.monotonic()
-            try:
-                self._connect()
-            except UnsupportedError as error:
-                if self._protocol is MQTT_5:
-                    # A name with a character that MQTT 5 forbids would come again and again. In JSON it can be read.
-                    self._protocol = MQTT_3
-                    fields = {"reason": error.reason}
-                    logger.warning(f"falling back to {PROTOCOLS[MQTT_3]}", extra={"fields": fields})
-                else:
-                    self._tell(error)
-            except UpstreamError as error:
-                self._tell(error)
-            attempts = 1 if time.monotonic() - began > _LASTING_SECONDS else attempts + 1
+            was_up = self._connect()
+            if time.monotonic() - began > _LASTING_SECONDS:
+                attempts, short, self._told = 1, 0, ""
+            else:
+                attempts, short = attempts + 1, short + was_up
+            if short == _MAX_SHORT:
+                self._part()
             self._ending.wait(_PAUSES.seconds(attempts))
 
-    def _connect(self) -> None:
+    def _connect(self) -> bool:
+        """Run a session, and log its failure; return whether the broker accepted it."""
+        was_up = False
+
+        def connected() -> None:
+            nonlocal was_up
+            was_up = True
+            self._count.connected(1)
+
+        try:
+            self._run_session(connected)
+        except UnsupportedError as error:
+            if self._protocol is MQTT_5:
+                # A name with a character that MQTT 5 forbids would come again and again. In JSON it can be read.
+                self._protocol = MQTT_3
+                logger.warning(f"falling back to {PROTOCOLS[MQTT_3]}", extra={"fields": self._fields(error)})
+            else:
+                self._tell(error)
+        except UpstreamError as error:
+            self._tell(error)
+        finally:
+            self._session = None
+            if was_up:
+                self._count.connected(-1)
+        return was_up
+
+    def _run_session(self, connected: Callable[[], None]) -> None:
         """Run a session.
 
         Raises:
@@ -81,24 +131,27 @@ class Connection:
 
         """
         header = self._authorization.header(Deadline(_TOKEN_SECONDS))
-        self._session = session = Session(self._plan, self._window, self._protocol)
-        is_up = False
-
-        def connected() -> None:
-            nonlocal is_up
-            is_up, self._told = True, ""
-            self._count.connected(1)
-
+        self._session = Session(self._plan, self._window, self._protocol)
         try:
-            session.run(*_credentials(header), connected)
+            self._session.run(*_credentials(header), connected)
         except RefusedError:
             if header is not None:
                 self._authorization.refresh(header, 401, Deadline(_TOKEN_SECONDS))
             raise
-        finally:
-            self._session = None
-            if is_up:
-                self._count.connected(-1)
+
+    def _part(self) -> None:
+        """Give each application a connection of its own; log it if it is the only one."""
+        names = self._applications()
+        if self._application or len(names) < 2:
+            fields = {"application": next(iter(names), "")}
+            logger.error("each connection ends soon: is a record of the topic no CloudEvent?", extra={"fields": fields})
+            return
+        logger.warning("connections do not last: each application gets its own")
+        for name in names:
+            self._parted[name] = Connection(
+                replace(self._plan, applications=self._wanted), self._authorization, self._size, name
+            )
+            self._parted[name].start()
 
     def _tell(self, error: UpstreamError) -> None:
         """Log a failure, unless it is the same as before."""
@@ -106,7 +159,11 @@ class Connection:
             return
         self._told = error.reason
         what = "connection lost" if isinstance(error, LostError) else "no token"
-        logger.warning(f"{what}; trying again until it works", extra={"fields": {"reason": error.reason}})
+        logger.warning(f"{what}; trying again until it works", extra={"fields": self._fields(error)})
+
+    def _fields(self, error: UpstreamError) -> dict[str, str]:
+        fields = {"reason": error.reason, "application": self._application}
+        return {name: value for name, value in fields.items() if value}
 
 
 def _credentials(header: str | None) -> tuple[str | None, str | None]:

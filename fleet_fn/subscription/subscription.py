@@ -1,10 +1,10 @@
 """The subscription of a process: connections, dispatcher, and their end."""
 
-import time
 from collections.abc import Callable, Collection
 from threading import Lock
 from typing import Final
 
+from fleet_fn.deadline import Deadline
 from fleet_fn.observability import metrics
 from fleet_fn.setting_values import ALL
 from fleet_fn.settings import Settings
@@ -12,12 +12,14 @@ from fleet_fn.subscription.applications import AllApplications
 from fleet_fn.subscription.broker import Broker
 from fleet_fn.subscription.connection import Connection
 from fleet_fn.subscription.dispatcher import Dispatcher
-from fleet_fn.subscription.messages import Deliver, Message, to_request
+from fleet_fn.subscription.messages import Deliver, Message, Request, to_request
 from fleet_fn.subscription.session import Plan
 from fleet_fn.upstreams import make_authorization, make_drogue
 
 #: Messages of a connection that are not done, per thread. Those of other devices can then be answered while one waits.
 _PER_THREAD: Final = 8
+#: Events that are remembered, to count those that come again.
+_RECENT_EVENTS: Final = 1000
 #: Seconds at the end for acknowledgements and goodbyes.
 _GOODBYE_SECONDS: Final = 1.0
 
@@ -38,6 +40,7 @@ class Subscription:
         self._is_ending = self._has_ended = False
         self._lock = Lock()
         self._count = metrics.subscription()
+        self._recent = _Recent()
         self._dispatcher = Dispatcher(deliver, settings.threads, settings.event_max_age_seconds)
         self._all: AllApplications | None = None
         self._named = frozenset(settings.mqtt_applications) - set(settings.mqtt_exclude)
@@ -71,7 +74,7 @@ class Subscription:
             seconds: longest time for all of it; events that are not done by then stay unacknowledged.
 
         """
-        limit = time.monotonic() + seconds
+        deadline = Deadline(seconds)
         with self._lock:
             self._is_ending = True
             if self._all:
@@ -81,7 +84,7 @@ class Subscription:
             self._has_ended = True
             self._wake()
             for connection in self._connections:
-                connection.join(max(0.0, limit - time.monotonic()))
+                connection.join(deadline)
 
     def _wake(self) -> None:
         for connection in self._connections:
@@ -92,5 +95,29 @@ class Subscription:
         return names if self._served is None else names & self._served
 
     def _take(self, message: Message, is_repeated: bool, done: Callable[[], None]) -> None:
-        self._count.received(is_repeated)
-        self._dispatcher.submit(to_request(message, self._max_body_bytes), done)
+        request = to_request(message, self._max_body_bytes)
+        self._count.received(is_repeated or self._recent.has(request))
+        self._dispatcher.submit(request, done)
+
+
+class _Recent:
+    """The events that came last.
+
+    Drogue Cloud does not mark messages that it sends again.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[str, str], None] = {}
+        self._lock = Lock()
+
+    def has(self, request: Request) -> bool:
+        """Return whether an event came before, and note it."""
+        if request.id is None or request.source is None:
+            return False
+        key = (request.source, request.id)
+        with self._lock:
+            found = key in self._keys
+            self._keys[key] = None
+            if len(self._keys) > _RECENT_EVENTS:
+                del self._keys[next(iter(self._keys))]
+        return found

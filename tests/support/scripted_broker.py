@@ -32,6 +32,7 @@ class Peer:
     connection: socket.socket
     level: int = 0
     mids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+    applications: list[str] = field(default_factory=list)
 
 
 class ScriptedBroker:
@@ -73,10 +74,15 @@ class ScriptedBroker:
                 peer.connection.shutdown(socket.SHUT_RDWR)
 
     def publish(
-        self, payload: bytes, *, content_type: str | None = None, properties: dict[str, str] | None = None
+        self,
+        payload: bytes,
+        *,
+        content_type: str | None = None,
+        properties: dict[str, str] | None = None,
+        peer: Peer | None = None,
     ) -> int:
-        """Send a message with QoS 1 to the last client, and return its identifier; UTF-8 is not checked."""
-        peer = self.peers[-1]
+        """Send a message with QoS 1 to a client, or the last one; return its identifier. UTF-8 is not checked."""
+        peer = peer or self.peers[-1]
         mid = next(peer.mids)
         body = _text("app/example") + struct.pack("!H", mid)
         if peer.level == MQTT_5:
@@ -124,6 +130,7 @@ class ScriptedBroker:
                 rest = rest[size:]
             topics = [topic for topic, _ in _filters(rest, 1)]
             self.subscribed += topics
+            peer.applications += [topic.rpartition("/")[2] for topic in topics]
             self.binary_asked.append(has_mode)
             codes = bytes(self.suback(topic) for topic in topics)
             self._send(peer, SUBACK << 4, body[:2] + b"\0" * is_new + codes)

@@ -157,6 +157,32 @@ def test_control_characters_end_no_header(
             subscriber.end()
 
 
+def test_an_application_whose_connections_end_does_not_hold_up_the_others(
+    broker: ScriptedBroker, environment: dict[str, str], device: str
+) -> None:
+    """Drogue Cloud closes each connection whose topic has a record that is no CloudEvent."""
+
+    def suback(topic: str) -> int:
+        if topic.endswith("/poisoned"):
+            broker.disconnect(0)
+        return 1
+
+    broker.suback = suback
+    options = ("--application", "poisoned", "--application", "example")
+    with Subscriber({**environment, **broker.environment}, *options, waits=False) as subscriber:
+        subscriber.logged("connections do not last", seconds=60)
+        subscriber.logged("subscribed", application="example")
+        subscriber.logged("each connection ends soon", application="poisoned", seconds=60)
+        peer = next(
+            peer for peer in broker.peers if "example" in peer.applications and "poisoned" not in peer.applications
+        )
+        known = {name: value for name, value in event(device).items() if value is not None}
+        mid = broker.publish(PAYLOAD, content_type="application/cbor", properties=known, peer=peer)
+        wait_for(lambda: mid in broker.acknowledged)
+        assert subscriber.lines("event", device=device, outcome="withheld")
+        subscriber.end()
+
+
 def test_a_goodbye_is_told_and_the_connection_comes_back(broker: ScriptedBroker, environment: dict[str, str]) -> None:
     with Subscriber({**environment, **broker.environment}) as subscriber:
         broker.disconnect(0x8B)
