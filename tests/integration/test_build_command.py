@@ -263,6 +263,31 @@ def test_a_registry_prefix_that_ends_in_a_name_is_kept(builder: Builder) -> None
     assert (params(run)["REGISTRY"], params(run)["IMAGE"]) == ("localhost:5000", "sensor")
 
 
+def test_a_trigger_is_printed_for_a_forge(builder: Builder) -> None:
+    ended = builder("--application", "acme", "--trigger", "gitlab", "--on", "tag", "--webhook-secret", "hook")
+    assert (ended.code, ended.errors) == (0, "")
+    template, trigger = yaml.safe_load_all(ended.output)
+    assert (template["kind"], trigger["kind"]) == ("TriggerTemplate", "Trigger")
+    assert trigger["metadata"]["name"] == "firmware-acme-gitlab"
+    (run,) = template["spec"]["resourcetemplates"]
+    assert params(run).pop("GIT_REVISION") == "$(tt.params.revision)"
+    told = str(trigger["spec"]["interceptors"])
+    assert "hook" in told
+    assert "refs/tags/" in told
+    assert "refs/heads/" not in told
+
+
+def test_what_a_trigger_names_is_not_a_reference_of_yaml(builder: Builder) -> None:
+    assert "&id" not in builder("--application", "acme", "--trigger", "github").output
+
+
+def test_a_revision_that_no_push_moves_has_no_trigger(builder: Builder, cloud: Drogue) -> None:
+    source = {"git": {"uri": "https://git.example.com/acme/sensor", "rev": "refs/tags/v1"}}
+    cloud.put_image("acme", None, "sensor", build={**BUILD, "source": source})
+    refused = builder("--application", "acme", "--trigger", "github")
+    assert refused.refusal == "source.git.rev is refs/tags/v1, which no push moves; a trigger needs a branch"
+
+
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +323,9 @@ def test_firmware_that_describes_no_build_is_refused(
         (["--device", "x"], "--device needs --application"),
         (["--list", "--dry-run"], "--list and --dry-run exclude each other"),
         (["--watch", "x", "--application", "acme"], "takes no --application"),
+        (["--application", "acme", "--trigger", "github", "--dry-run"], "--trigger and --dry-run exclude each other"),
+        (["--application", "acme", "--trigger", "github", "--version", "1"], "--trigger takes no --version"),
+        (["--application", "acme", "--on", "tag"], "--on and --webhook-secret are for --trigger"),
         (["--watch", "a/../b"], "is no name of a Kubernetes object"),
         (["--namespace", "x?y", "--list"], "is no name of a Kubernetes object"),
         (["--application", "acme", "--version", "latest"], "can be no version"),

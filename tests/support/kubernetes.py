@@ -32,6 +32,8 @@ from tests.support.http import Request, Response, Server
 #: Programs of `make peers`, and the folder beside them with Tekton's CRDs.
 KUBE_APISERVER: Final = "kube-apiserver"
 CRDS: Final = "tekton-crds"
+#: Tekton's code around our manifests; see `tests/peers/tekton`.
+PEER_TEKTON: Final = "peer-tekton"
 TEKTON: Final = "/apis/tekton.dev/v1"
 _START_SECONDS: Final = 90
 

@@ -12,6 +12,7 @@ import click
 
 from fleet_fn.builds.pipeline_run import make_pipeline_run
 from fleet_fn.builds.run import Run, State
+from fleet_fn.builds.trigger import FORGES, Event, make_trigger
 from fleet_fn.cli.build.display import describe_progress, describe_time, print_end, print_runs
 from fleet_fn.cli.build.options import (
     CREATED,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 #: A shell's code for a process that SIGINT ended.
 _INTERRUPTED: Final = 128 + signal.SIGINT
 _NAME: Final = KubernetesName()
+_DEFAULT_HOOK: Final = "firmware-webhook"
 
 
 @click.command("build")
@@ -52,6 +54,24 @@ _NAME: Final = KubernetesName()
 )
 @click.option("--list", "list_runs", is_flag=True, help="List runs, the newest first.")
 @click.option("--cancel", type=_NAME, metavar="RUN", help="Cancel a run.")
+@click.option(
+    "--trigger",
+    type=click.Choice(FORGES),
+    help="Print a Trigger and its template as YAML, which build on a push there; needs no cluster.",
+)
+@click.option(
+    "--on",
+    "events",
+    type=click.Choice([event.value for event in Event]),
+    multiple=True,
+    help="What the trigger builds: pushes to the branch of source.git.rev, or tags.  [default: both]",
+)
+@click.option(
+    "--webhook-secret",
+    type=_NAME,
+    metavar="NAME",
+    help="Secret with the webhook's own secret, key token.  [default: firmware-webhook]",
+)
 @click.option("--namespace", "-n", type=_NAME, metavar="NS", help="Namespace of the Pipeline.  [default: kubectl's]")
 @click.option("--context", metavar="NAME", help="Context of the kubeconfig.  [default: the current one]")
 @click.option("--registry-secret", type=_NAME, metavar="NAME", help="Secret with the OCI registry's credentials.")
@@ -78,6 +98,8 @@ def command(**given: Any) -> None:
     firmware is published below FIRMWARE_REGISTRY, under the name in container.image.
 
     The cluster is kubectl's: KUBECONFIG, the account of a pod, or ~/.kube/config.
+
+    --trigger prints what builds on each push, to be applied beside the listener of knative/tekton/triggers.
 
     --list shows each run's state, age and time, for whom and from what it is built, and the firmware or the reason that
     there is none. Runs go on when --watch ends.
@@ -114,11 +136,13 @@ def _create(options: Options) -> int:
         order, current = make_order(settings, options)
     except UpstreamError as error:
         fail("build", f"{error.reason}{cure_of_drogue(error.reason, settings)}")
+    if options.trigger:
+        secret = options.webhook_secret or _DEFAULT_HOOK
+        _print_yaml(make_trigger(order, options.trigger, secret, options.trigger_events))
+        return 0
     pipeline_run = make_pipeline_run(order)
     if options.dry_run:
-        import yaml
-
-        click.echo(yaml.safe_dump(pipeline_run, sort_keys=False, allow_unicode=True, width=120), nl=False)
+        _print_yaml([pipeline_run])
         return 0
     with closing(_open(options)) as cluster:
         _check_pipeline(cluster, pipeline_run)
@@ -129,6 +153,19 @@ def _create(options: Options) -> int:
             return _follow(cluster, run.name)
         click.echo(f"follow it with: {_follow_command(cluster, run.name)}")
         return 0
+
+
+def _print_yaml(objects: list[dict[str, Any]]) -> None:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Writes what stands twice twice, and not as a reference."""
+
+        def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the library's signature
+            return True
+
+    text = yaml.dump_all(objects, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+    click.echo(text, nl=False)
 
 
 def _look_after(options: Options) -> int:

@@ -9,6 +9,7 @@ import click
 
 from fleet_fn.builds.description import check_text
 from fleet_fn.builds.pipeline_run import FREE_PARAMS, Secrets
+from fleet_fn.builds.trigger import Event
 from fleet_fn.drogue.spec_values import MalformedSpecError, join_words
 from fleet_fn.oci.reference import is_tag
 
@@ -100,6 +101,11 @@ class Options:
     watch: str | None
     list_runs: bool
     cancel: str | None
+    #: The forge whose webhooks begin builds; None creates a run.
+    trigger: str | None
+    #: What begins them; empty for all.
+    events: tuple[str, ...]
+    webhook_secret: str | None
 
     def check(self) -> None:
         """Refuse options that exclude or need each other.
@@ -111,12 +117,17 @@ class Options:
         modes = {
             "--list": self.list_runs,
             "--cancel": self.cancel is not None,
+            "--trigger": self.trigger is not None,
             "--dry-run": self.dry_run,
             "--watch": self.watch is not None,
         }
         chosen = [name for name, is_chosen in modes.items() if is_chosen]
         if len(chosen) > 1:
             raise click.UsageError(f"{join_words(chosen)} exclude each other.")
+        if self.trigger is None and (self.events or self.webhook_secret):
+            raise click.UsageError("--on and --webhook-secret are for --trigger.")
+        if self.trigger is not None and self.version is not None:
+            raise click.UsageError("--trigger takes no --version: each push has its own.")
         if self.device is not None and self.application is None:
             raise click.UsageError("--device needs --application.")
         if self.creates and self.application is None:
@@ -128,6 +139,11 @@ class Options:
     def creates(self) -> bool:
         """Return whether a run is to be created, or printed."""
         return not self.list_runs and self.cancel is None and self.watch in (None, CREATED)
+
+    @property
+    def trigger_events(self) -> frozenset[Event]:
+        """Return what begins builds."""
+        return frozenset(map(Event, self.events)) or frozenset(Event)
 
     @property
     def secrets(self) -> Secrets:
