@@ -51,7 +51,7 @@ help: ## print this list
 	touch $@
 
 demo: .venv/.run ## update devices here; REGISTRY=1: from a registry; CONSOLE=1: look
-	@$(BIN)/python -m fleet_fn demo $(if $(REGISTRY),--registry) $(if $(CONSOLE),--console)
+	@$(BIN)/python -m fleet_fn demo $(if $(REGISTRY),--registry) $(if $(SUBSCRIBE),--subscribe) $(if $(CONSOLE),--console)
 
 # Each worker reads the tests: what one compiled is kept, whatever a container's environment says.
 test: export PYTHONDONTWRITEBYTECODE =

@@ -15,7 +15,8 @@ from fleet_fn.cli.fleet import print_fleet
 from fleet_fn.cli.signals import end_on_sigterm
 from fleet_fn.errors import UpstreamError
 from fleet_fn.http.client import HttpClient
-from fleet_fn.sandbox.demo import DEVICES, NEW_VERSION, DemoError, DemoResult, UpdateResult, run_demo
+from fleet_fn.sandbox.demo import DEVICES, NEW_VERSION, DemoResult, UpdateResult, run_demo
+from fleet_fn.sandbox.demo_function import DemoError
 from fleet_fn.sandbox.demo_rollout import BAD_VERSION, FIXED_VERSION, RolloutDemoError
 from fleet_fn.sandbox.demo_rollout import DEVICES as LIGHTS
 from fleet_fn.sandbox.local_registry import PROGRAM
@@ -36,8 +37,9 @@ halted in time, and the fix reached all devices.
 
 @click.command("demo", help=_HELP)
 @click.option("--registry", "in_registry", is_flag=True, help=f"Publish into a local OCI registry; needs {PROGRAM}.")
+@click.option("--subscribe", "subscribes", is_flag=True, help="Let the function take the events over MQTT, not HTTP.")
 @click.option("--console", "with_console", is_flag=True, help="Serve the console at the end, until Ctrl-C.")
-def command(in_registry: bool, with_console: bool) -> None:
+def command(in_registry: bool, subscribes: bool, with_console: bool) -> None:
     """Run the demo."""
     end_on_sigterm()
     os.environ["NO_PROXY"] = "127.0.0.1"  # else the simulated devices would use the environment's proxy
@@ -47,6 +49,7 @@ def command(in_registry: bool, with_console: bool) -> None:
             result = run_demo(
                 Path(folder),
                 in_registry=in_registry,
+                subscribes=subscribes,
                 on_line=click.echo,
                 show_updates=_print_updates,
                 stay=_serve_console if with_console else lambda _: None,

@@ -5,19 +5,14 @@ It starts the sandbox and the function.
 
 import hashlib
 import os
-import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
-
-import requests
 
 from fleet_fn.http.authorization import Fixed, basic
 from fleet_fn.http.client import HttpClient
@@ -30,10 +25,12 @@ from fleet_fn.oci.reference import LAYOUT_SCHEME
 from fleet_fn.oci.signing import SigningKey
 from fleet_fn.sandbox import demo_rollout
 from fleet_fn.sandbox.cloud import Sandbox
+from fleet_fn.sandbox.demo_function import serve_events, subscribe_to_events
 from fleet_fn.sandbox.demo_rollout import RolloutDemo, RolloutResult
 from fleet_fn.sandbox.device_run import Character, DeviceOptions, DeviceReport, run_device
 from fleet_fn.sandbox.device_wire import Dialect, Encoding
 from fleet_fn.sandbox.local_registry import local_registry
+from fleet_fn.sandbox.mqtt.endpoint import MqttOptions
 
 OLD_VERSION: Final = "0.1.0"
 NEW_VERSION: Final = "0.1.1"
@@ -48,16 +45,10 @@ _SIZE_BYTES: Final = 100 * 1024 + 32
 _SPEED: Final = 1000.0
 #: Variables that the function's process inherits: none of them is a setting.
 _INHERITED: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
-#: How long the function may take to start.
-_START_SECONDS: Final = 30
 #: How long all updates may take.
 _UPDATE_SECONDS: Final = 120.0
 #: Characters of the function's log that a failed demo shows.
 _LOG_TAIL_CHARS: Final = 4000
-
-
-class DemoError(Exception):
-    """The demo cannot run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +116,7 @@ def run_demo(
     folder: Path,
     *,
     in_registry: bool,
+    subscribes: bool,
     on_line: Callable[[str], None],
     show_updates: Callable[[UpdateResult, HttpClient, str], object],
     stay: Callable[[Mapping[str, str]], object] = lambda _: None,
@@ -134,6 +126,7 @@ def run_demo(
     Args:
         folder: takes all files.
         in_registry: publish into a local registry, not into an image layout.
+        subscribes: let the function take events over MQTT, instead of having them delivered over HTTP.
         on_line: takes the lines that tell how far the demo is.
         show_updates: is called after the updates of `DEVICES`, with a client of the sandbox and the application's name.
         stay: is called at the end with the environment of an operator, while the sandbox still runs.
@@ -144,16 +137,16 @@ def run_demo(
         RolloutDemoError: a command of the rollout's operator failed.
 
     """
-    with _publish(folder, in_registry, on_line) as (published, firmware), Sandbox(_objects()) as sandbox:
+    log, mqtt = folder / "function.log", MqttOptions() if subscribes else None
+    with _publish(folder, in_registry, on_line) as (published, firmware), Sandbox(_objects(), mqtt=mqtt) as sandbox:
         on_line(f"firmware  {_IMAGE}:{NEW_VERSION}, {published.size} bytes, sha256 {published.sha256[:12]}…")
         on_line("          signed with a new key; the function serves only what that key has signed")
         on_line(f"sandbox   {sandbox.url}")
-        settings = _environment({**firmware, "DROGUE_API_URL": sandbox.url}, folder)
-        with _run_function(settings, folder) as (url, log):
-            on_line(f"function  {url}\n")
-            sandbox.sink = url
+        cloud_urls = {"DROGUE_API_URL": sandbox.url, **({"DROGUE_MQTT_URL": sandbox.mqtt.url} if subscribes else {})}
+        settings = _environment({**firmware, **cloud_urls}, folder)
+        with _run_function(sandbox, settings, log, subscribes=subscribes) as url:
+            on_line(f"function  {'takes events from ' if subscribes else ''}{url}\n")
             reports = _run_devices(sandbox.url, on_line)
-            sandbox.sink = None
         # The function has ended, so all its status reports have been written.
         successes = [
             _is_right(device, report, published.sha256) for device, report in zip(DEVICES, reports, strict=True)
@@ -161,10 +154,9 @@ def run_demo(
         with closing(HttpClient("sandbox", sandbox.url, authorization=Fixed(basic("sandbox", "sandbox")))) as cloud:
             show_updates(UpdateResult(reports, successes), cloud, _APPLICATION)
         # So that the lights need not wait until the function has forgotten what they should run.
-        with _run_function(settings | {"SPEC_TTL_SECONDS": "0"}, folder) as (url, log):
-            sandbox.sink = url
+        impatient = settings | {"SPEC_TTL_SECONDS": "0"}
+        with _run_function(sandbox, impatient, log, subscribes=subscribes):
             rollout = RolloutDemo(sandbox, _PASSWORD, settings, on_line).run()
-        sandbox.sink = None
         result = DemoResult(successes, rollout, "")
         stay(settings)
         return result if result.is_right else replace(result, log_tail=log.read_text()[-_LOG_TAIL_CHARS:])
@@ -252,35 +244,16 @@ def _environment(settings: Mapping[str, str], folder: Path) -> dict[str, str]:
     }
 
 
-@contextmanager
-def _run_function(settings: Mapping[str, str], folder: Path) -> Iterator[tuple[str, Path]]:
-    """Run the function in a process of its own; yield its URL and its log file.
+def _run_function(
+    sandbox: Sandbox, settings: Mapping[str, str], log: Path, *, subscribes: bool
+) -> AbstractContextManager[str]:
+    """Run the function, and let it have the sandbox's events.
 
-    `settings` is its whole environment.
-
-    Raises:
-        DemoError: the function did not start.
-
+    Return a context with the URL that the events go to, or come from.
     """
-    log = folder / "function.log"
-    with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as output:
-        serve: Sequence[str] = (
-            *(sys.executable, "-m", "gunicorn", "--config", "python:fleet_fn.web.server"),
-            *("--bind", f"fd://{listener.fileno()}", "fleet_fn.app:create_app()"),
-        )
-        process = subprocess.Popen(  # noqa: S603 - this interpreter, and nothing from outside
-            serve, env=settings, pass_fds=[listener.fileno()], stdout=output, stderr=output
-        )
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        try:
-            # The socket takes connections from the start: this waits until the function answers.
-            requests.get(f"{url}readyz", timeout=_START_SECONDS).raise_for_status()
-            yield url, log
-        except requests.RequestException as error:
-            raise DemoError(f"the function did not start: {error}\n{log.read_text()}") from error
-        finally:
-            process.terminate()
-            process.wait()
+    if subscribes:
+        return subscribe_to_events(sandbox, settings, log, (_APPLICATION, demo_rollout.APPLICATION))
+    return serve_events(sandbox, settings, log)
 
 
 def _run_devices(url: str, on_line: Callable[[str], None]) -> list[DeviceReport]:

@@ -141,6 +141,15 @@ def test_a_registry_updates_every_device_too_and_nothing_is_left(environment: di
     assert not has_processes(process.pid)
 
 
+def test_every_device_is_updated_over_mqtt_too_and_nothing_is_left(environment: dict[str, str], tmp_path: Path) -> None:
+    process = start_demo(environment, ("--subscribe",))
+    output = stop_demo(process, "$ fleet-fn rollout start")
+    assert "function  takes events from mqtt://127.0.0.1:" in output
+    check_updates(output)
+    assert not list(tmp_path.iterdir())
+    assert not has_processes(process.pid)
+
+
 def test_a_demo_without_the_registry_that_it_needs_says_what_to_install(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

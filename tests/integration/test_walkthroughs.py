@@ -32,7 +32,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         ports = free_ports()
-        self.ports = {port: str(next(ports)) for port in ("8080", "8081", "5000")}
+        self.ports = {port: str(next(ports)) for port in ("8080", "8081", "5000", "1883")}
 
     def run(self, block: str) -> str:
         """Run the commands of a block, and return what they print."""
@@ -65,6 +65,7 @@ class Machine:
 
     def _shell(self, block: str) -> dict[str, Any]:
         text = self.local(block).replace("fleet-fn sandbox ", f"fleet-fn sandbox --port {self.ports['8081']} ")
+        text = text.replace("--mqtt-port 1883", f"--mqtt-port {self.ports['1883']}")
         return {
             "args": ["bash", "-euc", text.replace(". .venv/bin/activate\n", "")],
             "cwd": ROOT,
@@ -129,6 +130,7 @@ HALT = Page("docs/try-it.md", "How do I try a rollout that halts by itself?")
 SIGNATURES = Page("docs/try-it.md", "How do I try signatures, and a range of versions?")
 REGISTRY = Page("docs/try-it.md", "How do I try a real registry?")
 CHANGES = Page("docs/rollouts.md", "How do I change an object by hand?")
+MQTT = Page("docs/try-it.md", "How do I try it over MQTT, without a way in?")
 OPENID = Page("docs/try-it.md", "How do I try OpenID without a provider?")
 
 
@@ -293,6 +295,15 @@ def test_a_device_is_updated_out_of_a_real_registry(machine: Machine) -> None:
     ):
         assert "version    0.1.1" in machine.run("".join(commands))
         assert "device1: in sync with 0.1.1" in machine.run(update.replace("kill %1\n", ""))
+
+
+def test_a_device_is_updated_over_mqtt(machine: Machine) -> None:
+    publishing = QUICK_START("sh")[0].rpartition("fleet-fn sandbox")[0]
+    machine.run(publishing)
+    sandbox, subscriber, device = MQTT("sh")
+    # Only the sandbox answers requests: the device waits until the function has subscribed, and answers its event.
+    with machine.running(sandbox, SANDBOX), machine.running(subscriber, SANDBOX):
+        assert re.search(r"0\.1\.0 -> 0\.1\.1, 20480 bytes, .*, in sync", machine.run(device))
 
 
 def test_openid_is_tried_without_a_provider(machine: Machine) -> None:

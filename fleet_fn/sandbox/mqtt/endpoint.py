@@ -68,6 +68,10 @@ class Endpoint:
         """Number of connections."""
         return len(self._server.connections())
 
+    def has_subscriber(self, application: str) -> bool:
+        """Return whether a client has subscribed to the events of an application."""
+        return self._cloud.topics.has_member(application)
+
     def start(self) -> None:
         """Serve clients."""
         self._serving.start()

@@ -100,6 +100,11 @@ class Topics:
             self._changed.notify_all()
             return member
 
+    def has_member(self, application: str) -> bool:
+        """Return whether any group has a member that gets an application's events."""
+        with self._changed:
+            return any(group.members for group in self._topic(application).groups)
+
     def wait(self, application: str, seconds: float) -> bool:
         """Wait until each group with members has acknowledged all events.
 
