@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -22,8 +24,12 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from fleet_fn.cli.main import main
 from fleet_fn.oci.signature_keys import read_keys
 from fleet_fn.oci.signatures import check_bundle
+from tests.support.drogue import TOKEN as TOKEN_OF_CLOUD
+from tests.support.drogue import USER as USER_OF_CLOUD
+from tests.support.drogue import Drogue
 from tests.support.function import ROOT
 from tests.support.http import Request, Response, Server
 from tests.support.registry import PASSWORD, USER, DockerRegistry, need
@@ -323,6 +329,46 @@ def test_a_registry_that_wants_credentials_is_shown_those_of_the_workspace_or_of
         assert layer["size"] == 64
         assert PASSWORD not in by_account.log + by_workspace.log
         assert auth not in by_account.log + by_workspace.log
+
+
+#: What the builder's image of Drogue Ajour does: its build.sh runs in the project's folder, with the arguments.
+AJOUR_BUILDER = """\
+#!/bin/sh
+set -eu
+mkdir out
+printf '%s|' "$FIRMWARE_VERSION" "$(cat source)" "$FEATURES" "$EMPTY" "$@" >'out/firm ware.bin'
+"""
+
+
+def test_what_a_build_describes_is_built(
+    pipeline: Pipeline, registry: DockerRegistry, name: str, drogue: Drogue
+) -> None:
+    pipeline.repository.commit("project", {"boards/nrf 52/source": "of 1.3"})
+    pipeline.repository.tag("v1.3")
+    pipeline.repository.commit("later", {"boards/nrf 52/source": "later"})
+    pipeline.builder(AJOUR_BUILDER)
+    described = {
+        "source": {"git": {"uri": "https://git.example.com/sensor", "rev": "v1.3", "project": "boards/nrf 52"}},
+        "image": "builder",
+        "args": ["--release", 'a "b" $c; `id` *', ""],
+        "env": [{"name": "FEATURES", "value": "x 'y'\nz"}, {"name": "EMPTY", "value": ""}],
+        "artifact": {"path": "out/firm ware.bin"},
+    }
+    drogue.put_image("builds", None, name, build=described)
+    environment = {"DROGUE_API_URL": drogue.url, "DROGUE_USER": USER_OF_CLOUD, "DROGUE_TOKEN": TOKEN_OF_CLOUD}
+    environment |= {"FIRMWARE_REGISTRY": f"{registry.host}/", "FIRMWARE_REGISTRY_INSECURE": "true"}
+    ended = CliRunner(env=dict(environment)).invoke(main, ["build", "--application", "builds", "--dry-run"])
+    assert ended.exit_code == 0, ended.output
+    run = yaml.safe_load(ended.stdout)
+    params = {param["name"]: param["value"] for param in run["spec"]["params"]}
+    assert params["GIT_REPO"] == "https://git.example.com/sensor"
+    pipeline.params = params | {"GIT_REPO": pipeline.repository.url}
+    built = pipeline.build()
+    assert built.results["reference"] == f"{registry.host}/{name}:v1.3"
+    (layer,) = registry.manifest(name, "v1.3").json["layers"]
+    expected = ["v1.3", "of 1.3", "x 'y'\nz", "", "--release", 'a "b" $c; `id` *', ""]
+    assert registry.blob(name, layer["digest"]).decode() == "".join(f"{word}|" for word in expected)
+    assert not pipeline.canary.exists()
 
 
 # --- Signatures and SBOMs ---------------------------------------------------------------------------------------------
