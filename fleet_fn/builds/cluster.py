@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 import httpx2
 import lightkube
 import msgspec
+import msgspec.structs
 import yaml
 from lightkube.config.kubeconfig import DEFAULT_KUBECONFIG, KubeConfig, SingleConfig
 from lightkube.config.models import User
@@ -193,7 +194,18 @@ def _find_config(context: str | None) -> SingleConfig:
         raise PermanentError(f"{KUBERNETES}: {place} is no kubeconfig: {_describe(error)}") from error
     if found is None or not found.cluster.server:
         raise PermanentError(f"{KUBERNETES}: the kubeconfig names no server")
-    return found if found.user else found._replace(user=User())
+    return found._replace(user=_usable(found.user or User()))
+
+
+def _usable(user: User) -> User:
+    """Return a user whose program for credentials the library runs, whichever version of its protocol it is for.
+
+    The library reads the token alone, which v1 and v1beta1 have in the same place.
+    """
+    if user.exec and user.exec.apiVersion == "client.authentication.k8s.io/v1":
+        program = msgspec.structs.replace(user.exec, apiVersion="client.authentication.k8s.io/v1beta1")
+        return msgspec.structs.replace(user, exec=program)
+    return user
 
 
 def _describe(error: Exception) -> str:
