@@ -198,9 +198,9 @@ def _find_config(context: str | None) -> SingleConfig:
 
 
 def _usable(user: User) -> User:
-    """Return a user whose program for credentials the library runs, whichever version of its protocol it is for.
+    """Return a user whose program for credentials the library runs.
 
-    The library reads the token alone, which v1 and v1beta1 have in the same place.
+    The library refuses the protocol's v1, but reads only the token, which v1 and v1beta1 have in the same place.
     """
     if user.exec and user.exec.apiVersion == "client.authentication.k8s.io/v1":
         program = msgspec.structs.replace(user.exec, apiVersion="client.authentication.k8s.io/v1beta1")
