@@ -41,7 +41,7 @@ OBJECTS = [
     device("till", of="other"),
 ]
 #: Of MQTT 5.
-CONNACK = b"\x20\x05\x00\x00\x02\x25\x00"
+CONNACK = b"\x20\x09\x00\x00\x06\x25\x00\x28\x01\x2a\x01"
 MEMBERS = {"reader": "reader", "stranger": "none"}
 
 
@@ -575,6 +575,21 @@ class TestFaults:
             assert subscriber.await_end() == "Keep alive timeout"
             assert subscriber.messages == []
         sandbox.mqtt.faults.is_silent = False
+        with Subscriber(port(sandbox)) as subscriber:
+            subscriber.subscribe(SHARED, mode="binary")
+            assert subscriber.await_messages(1)[0].payload == b"1"
+
+    def test_a_record_that_is_no_event_ends_each_connection_until_it_is_gone(self, sandbox: Sandbox) -> None:
+        sandbox.mqtt.faults.poisoned.add("shop")
+        with Subscriber(port(sandbox)) as subscriber:
+            subscriber.subscribe(SHARED)
+            report(sandbox, b"1")
+            assert subscriber.await_end() == "Normal disconnection"
+        with Subscriber(port(sandbox)) as subscriber:
+            subscriber.subscribe(SHARED)
+            assert subscriber.await_end() == "Normal disconnection"
+            assert subscriber.messages == []
+        sandbox.mqtt.faults.poisoned.clear()
         with Subscriber(port(sandbox)) as subscriber:
             subscriber.subscribe(SHARED, mode="binary")
             assert subscriber.await_messages(1)[0].payload == b"1"

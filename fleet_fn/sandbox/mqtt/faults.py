@@ -1,6 +1,6 @@
 """Faults of the MQTT integration that tests switch on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -11,3 +11,6 @@ class Faults:
     refuses_credentials: bool = False
     #: Keep connections, but neither hear nor say anything on them.
     is_silent: bool = False
+    #: Applications whose next record in Kafka is no CloudEvent. It ends each connection that comes to it, again and
+    #: again.
+    poisoned: set[str] = field(default_factory=set)

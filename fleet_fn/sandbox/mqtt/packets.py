@@ -55,6 +55,12 @@ class Reason(IntEnum):
     NO_WILDCARDS = 0xA2
 
 
+#: What a CONNACK of released clouds says of wildcards is not so.
+_ABILITIES: Final[Properties] = (
+    (Property.RETAIN_AVAILABLE, 0),
+    (Property.WILDCARDS_AVAILABLE, 1),
+    (Property.SHARES_AVAILABLE, 1),
+)
 #: The return codes of MQTT 3.1.1 for refused credentials and a refused subscription.
 V3_BAD_CREDENTIALS: Final = 4
 V3_FAILURE: Final = 0x80
@@ -240,8 +246,8 @@ def _unsubscribe(reader: Reader, version: int) -> Unsubscribe:
 
 def write_connack(version: int, code: int) -> bytes:
     """Return the answer to a CONNECT."""
-    properties: Properties = () if code else ((Property.RETAIN_AVAILABLE, 0),)
-    return _write(Kind.CONNACK, bytes((0, code)) + (write_properties(properties) if version == V5 else b""))
+    properties = b"" if version == V3 else write_properties(() if code else _ABILITIES)
+    return _write(Kind.CONNACK, bytes((0, code)) + properties)
 
 
 def write_publish(topic: str, payload: bytes, packet_id: int | None, properties: Properties | None) -> bytes:

@@ -230,6 +230,7 @@ class _Subscription:
         self.qos: Final = qos
         self._connection = connection
         self._log = cloud.log
+        self._faults = cloud.faults
         self._member = member
         self._writer = writer
 
@@ -244,6 +245,8 @@ class _Subscription:
     def _run(self) -> None:
         try:
             while (event := self._member.next()) is not None:
+                if event.attributes["application"] in self._faults.poisoned:
+                    raise ViolationError(Reason.SUCCESS, "the next record is no CloudEvent")
                 payload, properties = self._writer.write(event)
                 self._connection.publish(self.topic, payload, properties, self.qos)
                 self._member.acknowledge()

@@ -29,6 +29,8 @@ class Property(IntEnum):
     RETAIN_AVAILABLE = 0x25
     USER = 0x26
     MAXIMUM_PACKET_SIZE = 0x27
+    WILDCARDS_AVAILABLE = 0x28
+    SHARES_AVAILABLE = 0x2A
 
 
 #: The value of a property: an integer, a text, bytes, or a name and a value.
