@@ -75,8 +75,8 @@ fuzz: .venv/.fuzz ## feed hostile bytes to each reader; FUZZ_SECONDS=60, TARGET=
 soak: .venv/.dev ## run 2,000 faulty devices, ten minutes; ARGS='--devices 100'
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-peers: .venv/.dev ## run Rust devices (cargo), cosign, oras (go), Keycloak (java)
-	@$(if $(ARGS),,$(BIN)/python -m tests.peers.tools)
+peers: .venv/.dev ## drive updates through real peers; ARGS='mosquitto hawkbit'
+	@tests/install-peers
 	@$(BIN)/python -m tests.peers $(ARGS)
 
 audit: .venv/.audit ## look up advisories about the dependencies

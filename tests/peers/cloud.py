@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 import click
 import requests
 
+from tests.support.drogue import TOKEN, USER
 from tests.support.function import ROOT
 
 _APPS: Final = "/api/registry/v1alpha1/apps"
-_PASSWORD: Final = "password"
+PASSWORD: Final = "password"
 _PATIENCE: Final = 30
 _TRIES: Final = 20
 #: A device is told to poll at once, so that nothing has to wait for a clock.
@@ -48,7 +49,7 @@ class Cloud:
             f"{_APPS}/{application}/devices",
             {
                 "metadata": {"application": application, "name": device},
-                "spec": {"authentication": {"credentials": [{"pass": _PASSWORD}]}, "firmware": firmware},
+                "spec": {"authentication": {"credentials": [{"pass": PASSWORD}]}, "firmware": firmware},
             },
         )
 
@@ -86,42 +87,63 @@ class Cloud:
     @staticmethod
     def authorization(application: str, device: str) -> str:
         """The header's value with which a device speaks."""
-        return "Basic " + base64.b64encode(f"{device}@{application}:{_PASSWORD}".encode()).decode()
+        return "Basic " + base64.b64encode(f"{device}@{application}:{PASSWORD}".encode()).decode()
 
     def _request(self, method: str, path: str, body: Any = None, *, may_conflict: bool = False) -> requests.Response:
-        answer = requests.request(method, self.url + path, json=body, auth=("sandbox", "sandbox"), timeout=_PATIENCE)
+        answer = requests.request(method, self.url + path, json=body, auth=(USER, TOKEN), timeout=_PATIENCE)
         if not (may_conflict and answer.status_code == 409):
             answer.raise_for_status()
         return answer
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Cloud]:
-    """A sandbox and a function that serves what is in `folder`/images; both log into `folder`."""
-    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    (folder / "images").mkdir()
+def sandbox(folder: Path, sink: str) -> Iterator[Cloud]:
+    """A sandbox that delivers events to `sink`, and logs into `folder`."""
     objects = folder / "objects.json"
     objects.write_text(json.dumps([{"metadata": {"name": "first"}}]))
+    command = [sys.executable, "-m", "fleet_fn", "sandbox", "--port", "0", "--objects", str(objects), "--sink", sink]
+    command += ["--user", USER, "--token", TOKEN]
+    with _process(command, _inherited(), folder / "sandbox.log"):
+        yield Cloud(_url(folder / "sandbox.log"))
+
+
+def settings_of_function(cloud: Cloud, folder: Path, **more: str) -> dict[str, str]:
+    """The settings of a function that answers a sandbox's devices, and serves what is in `folder`/images."""
+    return {
+        "DROGUE_API_URL": cloud.url,
+        "DROGUE_USER": USER,
+        "DROGUE_TOKEN": TOKEN,
+        "FIRMWARE_REGISTRY": f"oci-layout:{folder / 'images'}",
+        "FIRMWARE_CACHE_DIR": str(folder / "cache"),
+        **_SETTINGS,
+        **more,
+    }
+
+
+@contextmanager
+def running(folder: Path, **more: str) -> Iterator[Cloud]:
+    """A sandbox and a function; both log into `folder`.
+
+    Args:
+        folder: where they keep what they have. The function serves what is in `images`.
+        more: further settings of the function.
+
+    """
+    (folder / "images").mkdir()
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         function = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        sandbox = (sys.executable, "-m", "fleet_fn", "sandbox", "--port", "0", "--objects", str(objects))
         serve: tuple[str, ...] = (sys.executable, "-m", "gunicorn", "--config", "python:fleet_fn.web.server")
         serve += ("--bind", f"fd://{listener.fileno()}", "fleet_fn.app:create_app()")
-        with _process([*sandbox, "--sink", function], environment, folder / "sandbox.log"):
-            cloud = Cloud(_url(folder / "sandbox.log"))
-            settings = {
-                "DROGUE_API_URL": cloud.url,
-                "DROGUE_USER": "sandbox",
-                "DROGUE_TOKEN": "sandbox",
-                "FIRMWARE_REGISTRY": f"oci-layout:{folder / 'images'}",
-                "FIRMWARE_CACHE_DIR": str(folder / "cache"),
-                "LOG_FORMAT": "text",
-                **_SETTINGS,
-            }
+        with sandbox(folder, function) as cloud:
+            settings = {"LOG_FORMAT": "text", **settings_of_function(cloud, folder, **more)}
             log = folder / "function.log"
-            with _process(serve, {**environment, **settings}, log, listener.fileno()) as process:
+            with _process(serve, {**_inherited(), **settings}, log, listener.fileno()) as process:
                 _await(f"{function}readyz", process, log)
                 yield cloud
+
+
+def _inherited() -> dict[str, str]:
+    return {name: os.environ[name] for name in _INHERITED if name in os.environ}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.peers.catalog import PEERS, Entry
 from tests.peers.cloud import Cloud
 from tests.peers.courses import (
     BOARDS,
@@ -24,7 +25,9 @@ from tests.peers.courses import (
 )
 from tests.peers.drive import Result, Run
 from tests.peers.firmware import Firmware, Shelf
+from tests.peers.run import Row, drive, table
 from tests.peers.table import HEAD, is_right, line
+from tests.peers.workshop import MissingError, Peer, Workshop
 
 #: Bytes of the devices' active partition: `device/src/bootloader.rs`.
 ACTIVE = 32 * 1024
@@ -188,3 +191,62 @@ def test_table_has_80_columns() -> None:
     for name in SCENARIOS:
         assert len(line(KIND.board, name, [(course, result)])) == len(HEAD) == 80
     assert " - " in line(KIND.board, "plain", [(Course(KIND, new(KIND), arrives=False), result)])
+
+
+# --- The table of all peers
+
+
+def run_of_peer(code: str, seconds: float = 60) -> Row:
+    entry = Entry("peer", "something", lambda _: Peer("1.2"), ("-c", code), seconds)
+    (row,) = drive([entry], Workshop(60))
+    return row
+
+
+@pytest.mark.parametrize(("code", "result"), [("", "passed"), ("raise SystemExit(3)", "failed")])
+def test_result_is_the_exit_code(code: str, result: str) -> None:
+    row = run_of_peer(code)
+    assert (row.result, row.version, row.is_failure) == (result, "1.2", result == "failed")
+
+
+def test_peer_that_takes_too_long_is_ended() -> None:
+    row = run_of_peer("import time; time.sleep(60)", seconds=0.5)
+    assert (row.result, row.is_failure) == ("more than 0 s", True)
+    assert row.seconds < 30
+
+
+@pytest.mark.parametrize(
+    ("tests", "result", "note"),
+    [
+        ("def test_a(): pass", "passed", ""),
+        ("def test_a(): assert False", "failed", ""),
+        ("import pytest\ndef test_a(): pass\ndef test_b(): pytest.skip('no b')", "passed", "left out: no b"),
+        ("import pytest\ndef test_a(): pytest.skip('no a')", "nothing ran", "no a"),
+    ],
+)
+def test_what_is_left_out_is_told(tmp_path: Path, tests: str, result: str, note: str) -> None:
+    (tmp_path / "test_it.py").write_text(tests)
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path))
+    (row,) = drive([Entry("peer", "", lambda _: Peer("1"), command)], Workshop(60))
+    assert (row.result, row.note) == (result, note)
+
+
+def test_missing_peer_is_named_and_no_failure() -> None:
+    def get(_: Workshop) -> Peer:
+        raise MissingError("it needs Java 17")
+
+    (row,) = drive([Entry("peer", "an update", get, ())], Workshop(60))
+    assert (row.result, row.note, row.is_failure) == ("missing", "it needs Java 17", False)
+    assert table([row]).splitlines() == [
+        "peer  version  driven     result   seconds",
+        "peer           an update  missing  0",
+        "peer: it needs Java 17",
+    ]
+
+
+def test_table_of_all_peers_has_80_columns() -> None:
+    rows = [Row(entry.name, "3adeb8663819", entry.driven, "missing", 1000) for entry in PEERS]
+    assert max(map(len, table(rows).splitlines())) <= 80
+
+
+def test_peers_need_only_known_ones() -> None:
+    assert {name for entry in PEERS for name in entry.needs} <= {entry.name for entry in PEERS}
