@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from paho.mqtt.enums import MQTTProtocolVersion
+
 from fleet_fn.errors import TransientError
 from fleet_fn.setting_values import MQTT_SCHEMES
 
 #: Name of the integration in reasons and logs.
 MQTT_INTEGRATION: Final = "MQTT integration"
+MQTT_5: Final = MQTTProtocolVersion.MQTTv5
+MQTT_3: Final = MQTTProtocolVersion.MQTTv311
+#: Names of the versions, for people.
+PROTOCOLS: Final = {MQTT_5: "MQTT 5", MQTT_3: "MQTT 3.1.1"}
 
 
 class LostError(TransientError):

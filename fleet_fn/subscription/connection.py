@@ -13,9 +13,9 @@ from fleet_fn.http.authorization import Authorization
 from fleet_fn.observability import metrics
 from fleet_fn.observability.log import logger
 from fleet_fn.subscription.acknowledgements import Window
-from fleet_fn.subscription.broker import LostError, RefusedError, UnsupportedError
+from fleet_fn.subscription.broker import MQTT_3, MQTT_5, PROTOCOLS, LostError, RefusedError, UnsupportedError
 from fleet_fn.subscription.pauses import Pauses
-from fleet_fn.subscription.session import MQTT_3, MQTT_5, PROTOCOLS, Plan, Session
+from fleet_fn.subscription.session import Plan, Session
 
 #: Pauses before the next connection. A session that lasted for so long begins them anew.
 _PAUSES: Final = Pauses(1.0, 60.0)

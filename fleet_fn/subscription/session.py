@@ -15,16 +15,18 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from fleet_fn.observability.log import logger
 from fleet_fn.subscription.acknowledgements import Acknowledgements, Window
-from fleet_fn.subscription.broker import MQTT_INTEGRATION, Broker, LostError, RefusedError, UnsupportedError, describe
-from fleet_fn.subscription.filters import Filters
+from fleet_fn.subscription.broker import (
+    MQTT_5,
+    PROTOCOLS,
+    Broker,
+    LostError,
+    RefusedError,
+    UnsupportedError,
+    describe,
+)
 from fleet_fn.subscription.messages import Message
-
-MQTT_5: Final = MQTTProtocolVersion.MQTTv5
-MQTT_3: Final = MQTTProtocolVersion.MQTTv311
-#: Shown to people.
-PROTOCOLS: Final = {MQTT_5: "MQTT 5", MQTT_3: "MQTT 3.1.1"}
+from fleet_fn.subscription.subscriptions import Subscriptions
 
 #: A ping goes out after so long without a packet. A broker that answers none for as long is lost.
 _KEEPALIVE_SECONDS: Final = 60
@@ -32,7 +34,7 @@ _CONNECT_SECONDS: Final = 5.0
 #: Longest wait for the answer to CONNECT, and for the last bytes to go out.
 _ANSWER_SECONDS: Final = 10.0
 _FLUSH_SECONDS: Final = 2.0
-#: Pause after which due SUBSCRIBEs and pings are looked for.
+#: Longest wait for packets, before due SUBSCRIBEs and pings are looked for.
 _TICK_SECONDS: Final = 0.5
 #: Packets that are read before acknowledgements go out.
 _PACKETS: Final = 32
@@ -69,19 +71,16 @@ class Session:
     def __init__(self, plan: Plan, window: Window, protocol: MQTTProtocolVersion) -> None:
         self._plan = plan
         self._protocol = protocol
-        self._filters = Filters(plan.group)
         self._waking, self._wake = socket.socketpair()
         self._waking.setblocking(False)
         self._wake.setblocking(False)
         self._window = window
         self._acknowledgements = Acknowledgements(window, self.wake)
-        self._asked: dict[int, str] = {}
-        #: When to look next at which applications are wanted.
-        self._look = 0.0
         self._taken = 0
         self._connack: ReasonCode | None = None
         self._disconnect: ReasonCode | None = None
         self._client = self._make_client()
+        self._subscriptions = Subscriptions(self._client, protocol, plan.group)
 
     def wake(self) -> None:
         """Let the thread look for what has changed."""
@@ -125,7 +124,6 @@ class Session:
         client.connect_timeout = _CONNECT_SECONDS
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
-        client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
         return client
 
@@ -163,9 +161,8 @@ class Session:
         for mid in self._acknowledgements.due():
             self._client.ack(mid, 1)
         is_ending = self._plan.is_ending()
-        if not is_ending and time.monotonic() >= self._look:
-            self._subscribe()
-            self._look = time.monotonic() + _TICK_SECONDS
+        if not is_ending:
+            self._subscriptions.renew(self._plan.applications)
         self._exchange(reads=not is_ending and not self._window.is_full)
 
     def _exchange(self, *, reads: bool) -> None:
@@ -233,24 +230,6 @@ class Session:
         while self._client.socket() is not None and time.monotonic() < limit:
             self._exchange(reads=False)
 
-    # --- Subscriptions
-
-    def _subscribe(self) -> None:
-        wanted = self._plan.applications()
-        properties = None
-        for name, topic in self._filters.to_subscribe(wanted):
-            if self._protocol is MQTT_5 and properties is None:
-                properties = Properties(PacketTypes.SUBSCRIBE)
-                properties.UserProperty = ("content-mode", "binary")
-            code, mid = self._client.subscribe(topic, qos=1, properties=properties)
-            self._check(code)
-            if mid is not None:
-                self._asked[mid] = name
-        if topics := self._filters.to_unsubscribe(wanted):
-            self._check(self._client.unsubscribe(topics)[0])
-        if self._filters.is_late():
-            raise LostError("no answer to a subscription in time")
-
     # --- Callbacks
 
     def _on_connect(self, _client: object, _data: object, _flags: object, reason: ReasonCode, _: object) -> None:
@@ -259,22 +238,6 @@ class Session:
     def _on_disconnect(self, _client: object, _data: object, flags: Any, reason: ReasonCode, _: object) -> None:
         if flags.is_disconnect_packet_from_server:
             self._disconnect = reason
-
-    def _on_subscribe(self, _client: object, _data: object, mid: int, reasons: list[ReasonCode], _: object) -> None:
-        name = self._asked.pop(mid, None)
-        if name is None:
-            return
-        for reason in reasons:
-            if not reason.is_failure:
-                self._filters.accept(name)
-                fields = {"application": name, "group": self._plan.group, "protocol": PROTOCOLS[self._protocol]}
-                logger.info("subscribed", extra={"fields": fields})
-                if reason.value == 0:
-                    logger.warning("the broker grants QoS 0 only, so events may be lost", extra={"fields": fields})
-            elif self._filters.refuse(name, reason.value):
-                text = f"{MQTT_INTEGRATION}: {reason.getName()} (no such application, or not a member)"
-                fields = {"application": name, "reason": text}
-                logger.warning("subscription refused; it is tried again", extra={"fields": fields})
 
     def _on_message(self, _client: object, _data: object, message: MQTTMessage) -> None:
         self._taken += 1

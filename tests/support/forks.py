@@ -31,6 +31,8 @@ _MODULES: Final = (
     "fleet_fn.cli.inspect",
     "fleet_fn.cli.fleet",
     "fleet_fn.cli.rollout",
+    "fleet_fn.cli.subscribe",
+    "fleet_fn.web.subscriber",
     "fleet_fn.console.app",
     "fleet_fn.oci.upload",
 )

@@ -42,6 +42,8 @@ class ScriptedBroker:
         #: The code that answers a CONNECT, and a filter in a SUBSCRIBE.
         self.connack: Callable[[Connect], int] = lambda _: 0
         self.suback: Callable[[str], int] = lambda _: 1
+        #: Applications whose connections end as soon as they have subscribed.
+        self.poisoned: set[str] = set()
         self.connects: list[Connect] = []
         self.subscribed: list[str] = []
         self.binary_asked: list[bool] = []
@@ -134,6 +136,9 @@ class ScriptedBroker:
             self.binary_asked.append(has_mode)
             codes = bytes(self.suback(topic) for topic in topics)
             self._send(peer, SUBACK << 4, body[:2] + b"\0" * is_new + codes)
+            if self.poisoned & set(peer.applications):
+                self._send(peer, DISCONNECT << 4, b"\0")
+                raise EOFError
         elif kind == UNSUBSCRIBE:
             rest = body[2:]
             if is_new:

@@ -1,15 +1,14 @@
-"""`fleet-fn subscribe`, as users run it: a process of its own."""
+"""`fleet-fn subscribe` in a process of its own, a fork of one that has imported its modules."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tests.support.forks import Forked
 from tests.support.function import ROOT
 
 
@@ -18,24 +17,22 @@ class Subscriber:
 
     def __init__(self, environment: Mapping[str, str], *options: str, waits: bool = True) -> None:
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-        self._environment = {**inherited, "PYTHONWARNINGS": "error", **environment}
+        self._environment = {**inherited, **environment}
         self._options = options
         self._waits = waits
         self.log: list[dict[str, Any]] = []
 
     def __enter__(self) -> "Subscriber":
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "fleet_fn", "subscribe", *self._options],
-            cwd=ROOT,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read)
+        output, write_output = os.pipe()
+        errors, write_errors = os.pipe()
+        arguments = ["fleet_fn", "subscribe", *self._options]
+        self.process = Forked(arguments, self._environment, ROOT, (0, write_output, write_errors))
+        os.close(write_output)
+        os.close(write_errors)
+        self._reader = threading.Thread(target=self._read, args=(output,))
         self._reader.start()
         self._errors: list[str] = []
-        self._listener = threading.Thread(target=self._listen)
+        self._listener = threading.Thread(target=self._listen, args=(errors,))
         self._listener.start()
         if self._waits:
             try:
@@ -51,14 +48,12 @@ class Subscriber:
         self._reader.join()
         self._listener.join()
 
-    def _read(self) -> None:
-        assert self.process.stdout
-        with self.process.stdout as lines:
+    def _read(self, descriptor: int) -> None:
+        with os.fdopen(descriptor, encoding="utf-8") as lines:
             self.log.extend(json.loads(line) for line in lines)
 
-    def _listen(self) -> None:
-        assert self.process.stderr
-        with self.process.stderr as lines:
+    def _listen(self, descriptor: int) -> None:
+        with os.fdopen(descriptor, encoding="utf-8") as lines:
             self._errors.extend(lines)
 
     @property
