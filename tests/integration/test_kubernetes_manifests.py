@@ -8,13 +8,15 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import requests
 import yaml
 
 from fleet_fn.app import create_app
+from fleet_fn.sandbox import MqttOptions, Sandbox
 from fleet_fn.settings import Settings
 from fleet_fn.web import server
 from tests.integration.test_manifests import COMPONENTS, KNATIVE, Object, Rendered, Unambiguous, found, quantity
-from tests.support.function import ROOT
+from tests.support.function import ROOT, Function
 from tests.support.kubernetes_schemas import check, is_built_in
 from tests.support.kustomize import render
 
@@ -130,6 +132,37 @@ def test_the_function_starts_with_the_values_and_subscribes(plain: Plain, tmp_pa
     }
     before = Settings.from_environment(without | {"FIRMWARE_CACHE_DIR": str(tmp_path)})
     assert (before.mqtt_url, before.mqtt_applications) == (None, ())
+
+
+def test_pods_take_the_events_of_all_applications_and_share_a_group(plain: Plain, tmp_path: Path) -> None:
+    credentials = {"authentication": {"credentials": [{"pass": "secret"}]}}
+    objects: list[Object] = [
+        *({"metadata": {"name": name}} for name in ("shop", "street")),
+        {"metadata": {"application": "shop", "name": "till"}, "spec": credentials},
+    ]
+    with Sandbox(objects, mqtt=MqttOptions()) as sandbox:
+        pods = [
+            plain.environment
+            | {
+                "DROGUE_API_URL": sandbox.url,
+                "DROGUE_MQTT_URL": sandbox.mqtt.url,
+                "DROGUE_USER": "sandbox",
+                "DROGUE_TOKEN": "sandbox",
+                "FIRMWARE_CACHE_DIR": str(tmp_path / name),
+            }
+            for name in ("one", "other")
+        ]
+        with Function(pods[0]) as one, Function(pods[1]) as other:
+            for pod in (one, other):
+                pod.logged("subscribed", lines=2)
+            answer = requests.post(
+                f"{sandbox.url}/v1/dfu?ct=30", json={"version": "1.2.3"}, auth=("till@shop", "secret"), timeout=60
+            )
+            assert (answer.status_code, answer.json()["op"]) == (200, "SYNC")
+            assert sandbox.wait_for_deliveries("shop", 30)
+            metrics = [pod.request("GET", "/metrics").body.decode() for pod in (one, other)]
+        answered = [text.count('fleet_events_total{outcome="withheld"} 1.0') for text in metrics]
+        assert sorted(answered) == [0, 1]
 
 
 def test_probes_ask_for_what_the_function_answers(plain: Plain, tmp_path: Path) -> None:
