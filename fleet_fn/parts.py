@@ -86,7 +86,8 @@ class Parts:
         counts = StoreCounts(metrics.exchanges("oci"), metrics.lookups("firmware"))
         self._images = make_image_store(settings, files, self._single_flight, counts, clocks.monotonic)
         self._files = FileStore(settings.firmware_dir, files) if settings.firmware_dir else None
-        self._hawkbit = make_ddi_source(settings, files, self._single_flight, counts.lookups, clocks.monotonic)
+        counts = counts._replace(requests=metrics.exchanges("hawkbit"))
+        self._hawkbit = make_ddi_source(settings, files, self._single_flight, counts, clocks.monotonic)
         self._sink = make_sink(settings)
         #: Answers events.
         self.updater = self._make_updater(settings, LookupCounts(*map(metrics.lookups, LookupCounts._fields)))
@@ -245,7 +246,7 @@ def make_ddi_source(
     settings: Settings,
     files: VerifiedFiles,
     single_flight: SingleFlight,
-    count: LookupCount | None = None,
+    counts: "StoreCounts | None" = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> DdiSource | None:
     """Return the DDI server that `HAWKBIT_URL` names.
@@ -261,9 +262,9 @@ def make_ddi_source(
         settings.hawkbit_tenant,
         settings.hawkbit_gateway_token or "",
         ca_file=settings.hawkbit_ca_file,
-        count=metrics.exchanges("hawkbit"),
+        count=counts.requests if counts else None,
     )
-    return DdiSource(client, _make_cache(settings, files, single_flight, count, clock))
+    return DdiSource(client, _make_cache(settings, files, single_flight, counts.lookups if counts else None, clock))
 
 
 def _make_cache(

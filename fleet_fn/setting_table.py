@@ -92,8 +92,8 @@ class Reader:
     def check_any(self, variable: str, *others: str) -> None:
         """Require a variable unless one of the others is set."""
         if not any(self.text(each) is not None for each in (variable, *others)):
-            takes = f"{self._by_variable[variable].kind.takes}, or set {' or '.join(others)} instead"
-            self.violate(variable, "is not set", takes)
+            instead = f", or set {' or '.join(others)} instead" if others else ""
+            self.violate(variable, "is not set", f"{self._by_variable[variable].kind.takes}{instead}")
 
     def check_needs(self, variable: str, *needed: str) -> None:
         """Require the variables that another one needs."""

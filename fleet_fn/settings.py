@@ -361,6 +361,21 @@ class Settings:
         return cls(**values)
 
     @classmethod
+    def for_hawkbit(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Return the settings for the DDI server alone.
+
+        Raises:
+            SettingsError: a variable is missing or invalid.
+
+        """
+        read = Reader(environment, SETTINGS)
+        values = {name: read.value(each) for name, each in SETTINGS.items() if each.variable.startswith("HAWKBIT_")}
+        read.check_any("HAWKBIT_URL")
+        read.check_together("HAWKBIT_URL", "HAWKBIT_GATEWAY_TOKEN")
+        read.finish()
+        return cls(drogue_api_url="", **values)
+
+    @classmethod
     def for_operator(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """Return the settings for Drogue Cloud, the sink and firmware.
 

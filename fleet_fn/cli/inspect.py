@@ -33,6 +33,8 @@ from fleet_fn.protocol.messages import U32_MAX
 from fleet_fn.settings import Settings
 from fleet_fn.update.fitness import required_by
 
+#: Prefix of controllers of a DDI server.
+HAWKBIT_SCHEME: Final = "hawkbit:"
 #: Stands for the tag of a reference without one.
 _NO_TAG: Final = "_no_tag_"
 
@@ -55,8 +57,12 @@ def command(reference: str, platform: str | None, key: str | None, insecure: boo
     REF is one of
       HOST/NAME:TAG       HOST/NAME@sha256:…       in an OCI registry
       oci-layout:DIR:TAG  oci-layout:DIR@sha256:…  in an OCI image layout
+      hawkbit:CONTROLLER                           assigned by hawkBit
     Without a tag or a digest, the tag is 'latest', and all tags are listed
     with their versions, sizes and digests.
+
+    For hawkBit, set HAWKBIT_URL, HAWKBIT_GATEWAY_TOKEN and HAWKBIT_TENANT. It creates a target for a controller that it
+    does not know, and notes that the action was looked at.
 
     Credentials for a registry come from FIRMWARE_REGISTRY_USER and FIRMWARE_REGISTRY_TOKEN, or else from docker login
     or podman login. Credential helpers are not run.
@@ -68,8 +74,13 @@ def command(reference: str, platform: str | None, key: str | None, insecure: boo
     a setting is wrong.
     """  # noqa: D301 - click's mark of a paragraph that is not wrapped
     try:
-        place = _find(reference, insecure, ca_file)
         verdict = _Verdict.of(key)
+        if reference.startswith(HAWKBIT_SCHEME):
+            from fleet_fn.cli.inspect_hawkbit import inspect_controller  # imported when needed: few inspect one
+
+            inspect_controller(reference.removeprefix(HAWKBIT_SCHEME), verdict.trust, _warn)
+            return
+        place = _find(reference, insecure, ca_file)
     except UpstreamError as error:
         fail("inspect", error.reason, WRONG_USAGE)
     except OSError as error:

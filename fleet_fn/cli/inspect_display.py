@@ -25,7 +25,7 @@ def print_firmware(firmware: Firmware, echo: Echo, warn: Echo) -> None:
         warn(one_line(warning))
     facts = {
         "shape": firmware.shape,
-        "digest": str(firmware.manifest),
+        "digest": firmware.manifest or "",
         "manifest": _chosen(firmware),
         "version": firmware.version,
         "size": str(firmware.size),
@@ -38,6 +38,11 @@ def print_firmware(firmware: Firmware, echo: Echo, warn: Echo) -> None:
     for name, value in facts.items():
         if value:
             echo(_line(name, value))
+
+
+def print_fact(name: str, value: str, echo: Echo) -> None:
+    """Print a fact, in a line like those of a firmware."""
+    echo(_line(name, value))
 
 
 def print_signatures(signed: Signed, keys: Sequence[PublicKey], echo: Echo, warn: Echo) -> None:

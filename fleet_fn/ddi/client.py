@@ -70,7 +70,9 @@ class DdiClient:
         )
         if count:
             self._upstream = self._upstream.with_count("hawkbit", count)
-        self._root = f"{parts.path.rstrip('/')}/{quote(tenant, safe='')}/controller/v1"
+        self._folder = parts.path.rstrip("/")
+        self._api = f"/{quote(tenant, safe='')}/controller/v1"
+        self._root = self._folder + self._api
         self._plain_http = parts.scheme == "http"
         self._url = f"{parts.scheme}://{parts.netloc}{self._root}"
 
@@ -153,15 +155,16 @@ class DdiClient:
             PermanentError, TransientError: it was not taken.
 
         """
-        self._tell(controller, f"deploymentBase/{quote(action, safe='')}", feedback, deadline)
+        self._tell(controller, "deploymentBase", action, feedback, deadline)
 
     def answer_cancellation(self, controller: str, cancellation: str, feedback: Feedback, deadline: Deadline) -> None:
         """Accept or reject a cancellation; see `tell`."""
-        self._tell(controller, f"cancelAction/{quote(cancellation, safe='')}", feedback, deadline)
+        self._tell(controller, "cancelAction", cancellation, feedback, deadline)
 
-    def _tell(self, controller: str, resource: str, feedback: Feedback, deadline: Deadline) -> None:
+    def _tell(self, controller: str, kind: str, action: str, feedback: Feedback, deadline: Deadline) -> None:
+        resource = f"{kind}/{quote(action, safe='')}"
         path = f"{self._controller_path(controller)}/{resource}/feedback"
-        status = self._send("POST", path, feedback.to_json(), deadline)
+        status = self._send("POST", path, feedback.to_json(action), deadline)
         if status in (404, 410):
             raise ActionClosedError(f"{DDI_SERVER}: {status} for {resource} (closed, or not open for feedback)")
         if not 200 <= status < 300:
@@ -189,7 +192,12 @@ class DdiClient:
     def own_path(self, link: str) -> str:
         """Return the path of a link to the server itself; empty if it leads elsewhere."""
         origin, path = split_url(self._join(link), plain_http=True, registry=DDI_SERVER)
-        return path if Origin.of(origin) == self._upstream.origin else ""
+        if Origin.of(origin) == self._upstream.origin:
+            return path
+        # Behind a proxy, hawkBit may not know its own address. A path of its API is its own all the same.
+        if path.startswith(f"{self._root}/"):
+            return path
+        return f"{self._folder}{path}" if path.startswith(f"{self._api}/") else ""
 
     @contextmanager
     def stream(self, links: tuple[str, ...], size: int) -> Iterator[LongDownload]:
@@ -278,14 +286,13 @@ def _raise_for_status(status: int, what: str) -> NoReturn:
     """Raise the error of a status that is no success."""
     if status == 401:
         raise PermanentError(
-            f"{DDI_SERVER}: 401 (wrong HAWKBIT_GATEWAY_TOKEN, or gateway tokens are off for the tenant)"
+            f"{DDI_SERVER}: 401 (wrong HAWKBIT_GATEWAY_TOKEN, or gateway tokens are off for the tenant, or wrong "
+            "HAWKBIT_TENANT)"
         )
     if status in (409, 423):
         raise TransientError(f"{DDI_SERVER}: {status} for {what} (something else changes it at this moment)")
     if status == 400:
-        raise PermanentError(
-            f"{DDI_SERVER}: 400 for {what} (wrong HAWKBIT_TENANT, or an id that the server does not take)"
-        )
+        raise PermanentError(f"{DDI_SERVER}: 400 for {what} (the server does not take this id)")
     if status == 403:
         raise PermanentError(f"{DDI_SERVER}: 403 for {what} (the gateway token must not do this)")
     raise PermanentError(f"{DDI_SERVER}: answered {status} for {what}")

@@ -50,14 +50,14 @@ class Feedback:
     #: Tenths of the download.
     tenths: int | None = None
 
-    def to_json(self) -> bytes:
-        """Return the body of the request."""
+    def to_json(self, action: str) -> bytes:
+        """Return the body of the request. hawkBit before 1.0 wants the action in it, too."""
         result: dict[str, Any] = {"finished": self.finished.value}
         if self.tenths is not None:
             result["progress"] = {"cnt": self.tenths, "of": 10}
         details = [one_line(detail[:_MAX_DETAIL_CHARACTERS]) for detail in self.details]
         status = {"execution": self.execution.value, "result": result, "details": details}
-        return json.dumps({"status": status}).encode()
+        return json.dumps({"id": action, "status": status}).encode()
 
 
 def attributes_json(attributes: Mapping[str, str]) -> bytes:

@@ -54,6 +54,8 @@ class Assignment:
     cancellation: str = ""
     #: Path of the firmware's bytes at the server's own origin; empty if they are elsewhere.
     path: str = ""
+    #: The server tells which deployment is installed. Old ones do not.
+    tells_installed: bool = True
     #: Where the server wants the controller's attributes; None if it does not.
     attributes: str | None = None
     #: Distinguishes the readings of a process.

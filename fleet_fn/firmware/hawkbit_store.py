@@ -121,7 +121,7 @@ class HawkbitStore:
         if base.confirmation or base.deployment:
             return self._read_action(controller, base, deadline)
         installed = self._read_installed(controller, base, deadline)
-        return Assignment(firmware=installed, attributes=base.attributes)
+        return Assignment(firmware=installed, tells_installed=base.installed is not None, attributes=base.attributes)
 
     def _read_action(self, controller: Controller, base: Base, deadline: Deadline) -> Assignment:
         kind = Kind.CONFIRMATION if base.confirmation else Kind.DEPLOYMENT

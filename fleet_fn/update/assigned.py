@@ -86,6 +86,8 @@ class AssignmentFinder:
         match assignment.kind:
             case Kind.NOTHING:
                 installed = assignment.firmware
+                if record and not assignment.tells_installed and record.synced and _is_of(record, controller):
+                    installed = self.recorded(record)
                 runs_it = installed is not None and installed.version.encode() == received.status.version
                 return Assigned(controller, assignment, installed if runs_it else None)
             case Kind.CANCELLATION:
@@ -149,6 +151,10 @@ def controller_of(source: HawkBit, event: Event) -> Controller:
     parts = source.controller.split("{device}")
     name = event.device.join(part.replace("{application}", event.application) for part in parts)
     return Controller(name, source.part, source.file)
+
+
+def _is_of(record: Record, controller: Controller) -> bool:
+    return bool(record.origin and record.origin.hawkbit and record.origin.hawkbit.controller == controller.name)
 
 
 def is_swapped(record: Record, controller: Controller, action: str) -> bool:

@@ -41,7 +41,8 @@ class _Told:
     """What this process has told of an action."""
 
     statuses: int = 0
-    tenths: int = 0
+    #: The last one: how far the action was.
+    last: tuple[Execution, int | None] | None = None
     #: The server takes no more statuses besides the one that closes it.
     is_full: bool = False
 
@@ -115,14 +116,15 @@ class FeedbackSender:
             return
         for feedback in progress_of(event, view, transitions):
             told = self._told_of(controller, action)
-            if told.is_full or (feedback.tenths is not None and feedback.tenths == told.tenths):
+            progress = (feedback.execution, feedback.tenths)
+            if told.is_full or (progress == told.last and feedback.execution is not Execution.SCHEDULED):
                 continue
-            told.statuses, told.tenths = told.statuses + 1, feedback.tenths or 0
+            told.statuses, told.last = told.statuses + 1, progress
             told.is_full = told.statuses >= _MAX_STATUSES
             try:
                 self._client.tell(controller.name, action, feedback, deadline)
-            except (RateLimitedError, ActionClosedError) as error:
-                told.is_full = True
+            except (RateLimitedError, PermanentError) as error:
+                told.is_full = True  # old versions answer 403 to the one status too many
                 warn("DDI server takes no more feedback", event, error, controller=controller.name, action=action)
                 if isinstance(error, ActionClosedError):
                     self._store.forget(controller)
@@ -175,7 +177,7 @@ def progress_of(event: Event, view: View, transitions: tuple[Transition, ...]) -
         failed = subjects[Subject.ROLLED_BACK]
         told = f"{event.device} did not come up with {failed.to_version}, attempts: {failed.attempts}"
         yield Feedback(Execution.PROCEEDING, details=(told,))
-    if Subject.STARTED in subjects:
+    if isinstance(step, Block) and step.offset == 0:
         yield Feedback(Execution.DOWNLOAD, details=(f"{event.device} gets {version}",))
     elif isinstance(step, Block) and firmware and crosses_tenth(step, firmware.size):
         tenths = min(10 * (step.offset + step.size) // firmware.size, 10)

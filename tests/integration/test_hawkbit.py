@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from fleet_fn.cli.main import main
 from tests.support.ddi import Action, FakeHawkbit, module
 from tests.support.ddi.fake import TOKEN, answering
 from tests.support.ddi.model import File, Module
@@ -322,7 +324,7 @@ def test_success_is_told_again_as_long_as_the_action_is_open(
     assert not action.active
 
 
-@pytest.mark.parametrize("status", [429, 404, 410])
+@pytest.mark.parametrize("status", [429, 403, 404, 410])
 def test_refused_feedback_is_not_repeated(function: Function, hawkbit: FakeHawkbit, managed: str, status: int) -> None:
     action = assign(hawkbit, managed)
     path = f"deploymentBase/{action.id}/feedback"
@@ -443,17 +445,26 @@ def test_an_artifact_elsewhere_is_found_again_by_another_process(
             assert post(second, managed, midway("1.0", 512)).outcome.startswith('write; version="1.0"; offset=512')
 
 
-def test_links_of_another_host_are_named(settings: dict[str, str], hawkbit: FakeHawkbit, managed: str) -> None:
-    assign(hawkbit, managed)
-    hawkbit.links_to = "http://hawkbit.example.com"
+@pytest.mark.parametrize("address", ["http://hawkbit.internal:8080", "https://hawkbit.example.com"])
+def test_a_server_behind_a_proxy_may_have_another_address_in_its_links(
+    settings: dict[str, str], hawkbit: FakeHawkbit, managed: str, tmp_path: Path, address: str
+) -> None:
+    hawkbit.assign(controller(managed), module("1.0", content(address)))
+    hawkbit.links_to = address
     try:
-        with running(settings) as function:
-            assert failed(post(function, managed)) == (
-                "DDI server: its links lead to hawkbit.example.com, where the token is not sent; set HAWKBIT_URL to "
-                "the URL that the server has in its links"
-            )
+        with running(settings | {"FIRMWARE_CACHE_DIR": str(tmp_path)}) as function:
+            assert post(function, managed).outcome.startswith("write")
     finally:
         hawkbit.links_to = ""
+
+
+def test_links_of_another_server_are_named(eager: Function, hawkbit: FakeHawkbit, managed: str) -> None:
+    base = b'{"_links": {"deploymentBase": {"href": "http://hawkbit.example.com/other/deploymentBase/1"}}}'
+    with answering(hawkbit, "", lambda _: Response(200, base)):
+        assert failed(post(eager, managed)) == (
+            "DDI server: its links lead to hawkbit.example.com, where the token is not sent; "
+            "set HAWKBIT_URL to the URL that the server has in its links"
+        )
 
 
 # --- Errors -----------------------------------------------------------------------------------------------------------
@@ -462,13 +473,16 @@ def test_links_of_another_host_are_named(settings: dict[str, str], hawkbit: Fake
 def test_a_wrong_token_is_named(settings: dict[str, str], managed: str) -> None:
     with running(settings | {"HAWKBIT_GATEWAY_TOKEN": "an0ther"}) as function:
         reason = failed(post(function, managed))
-        assert reason == ("DDI server: 401 (wrong HAWKBIT_GATEWAY_TOKEN, or gateway tokens are off for the tenant)")
+        assert reason == (
+            "DDI server: 401 (wrong HAWKBIT_GATEWAY_TOKEN, or gateway tokens are off for the tenant, or wrong "
+            "HAWKBIT_TENANT)"
+        )
         assert "an0ther" not in "".join(function.log)
 
 
 def test_a_wrong_tenant_is_named(settings: dict[str, str], managed: str) -> None:
     with running(settings | {"HAWKBIT_TENANT": "other"}) as function:
-        assert "404 for controller" in failed(post(function, managed))
+        assert "wrong HAWKBIT_TENANT" in failed(post(function, managed))
 
 
 def test_a_server_that_is_down_is_tried_again(settings: dict[str, str], hawkbit: FakeHawkbit, managed: str) -> None:
@@ -554,3 +568,38 @@ def test_requests_are_counted(function: Function, hawkbit: FakeHawkbit, managed:
     metrics = function.request("GET", "/metrics").body.decode()
     assert 'fleet_upstream_requests_total{status="200",upstream="hawkbit"}' in metrics
     assert TOKEN not in metrics
+
+
+# --- inspect ----------------------------------------------------------------------------------------------------------
+
+
+def inspect(hawkbit: FakeHawkbit, name: str, **environment: str) -> tuple[int, str]:
+    """Exit code and output of `inspect hawkbit:NAME`."""
+    found = CliRunner().invoke(main, ["inspect", f"hawkbit:{name}"], env={**hawkbit.environment, **environment})
+    return found.exit_code, found.output
+
+
+def test_inspect_shows_what_a_controller_is_assigned(hawkbit: FakeHawkbit, managed: str) -> None:
+    name = controller(managed)
+    assert inspect(hawkbit, name) == (0, "assigned   nothing\n")
+    action = assign(hawkbit, managed, window="unavailable")
+    code, output = inspect(hawkbit, name)
+    assert code == 0
+    assert f"assigned   deployment, action {action.id}\n" in output
+    assert "held       window: hawkBit does not allow the installation yet\n" in output
+    assert f"sha256     {hashlib.sha256(content()).hexdigest()} (verified)\n" in output
+    hawkbit.cancel(action)
+    assert inspect(hawkbit, name) == (0, f"assigned   cancellation, action {action.id}\n")
+
+
+def test_inspect_fails_as_the_function_does(hawkbit: FakeHawkbit, managed: str) -> None:
+    hawkbit.assign(controller(managed), Module("os", "1", (File("f", content(), has_sha256=False),)))
+    code, output = inspect(hawkbit, controller(managed))
+    assert code == 1
+    assert "has no SHA-256" in output
+    assert inspect(hawkbit, controller(managed), HAWKBIT_GATEWAY_TOKEN="wr0ng")[0] == 1
+    code, output = inspect(hawkbit, controller(managed), HAWKBIT_URL="", HAWKBIT_GATEWAY_TOKEN="")
+    assert (code, output) == (
+        2,
+        "inspect: HAWKBIT_URL is not set. Set it to the base URL of hawkBit, e.g. https://hawkbit.example.com\n",
+    )

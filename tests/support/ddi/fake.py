@@ -111,9 +111,9 @@ class FakeHawkbit:
     def _answer(self, request: Request) -> Response | None:
         parts = urlsplit(request.path)
         segments = [unquote(segment) for segment in parts.path.split("/")[1:]]
-        if len(segments) < 4 or segments[1:3] != ["controller", "v1"] or segments[0] != TENANT:
+        if len(segments) < 4 or segments[1:3] != ["controller", "v1"]:
             return Response(404)
-        if request.headers.get("Authorization") != f"GatewayToken {TOKEN}":
+        if segments[0] != TENANT or request.headers.get("Authorization") != f"GatewayToken {TOKEN}":
             return Response(401)
         controller, rest = segments[3], segments[4:]
         for key in ("/".join(rest), rest[0] if rest else "", rest[-1] if rest else ""):
@@ -138,9 +138,9 @@ class FakeHawkbit:
             case "GET", ["cancelAction", number]:
                 return self._cancellation(controller, number)
             case "POST", ["deploymentBase", number, "feedback"]:
-                return self._feedback(self._action(controller, number), _read_feedback(request))
+                return self._feedback(self._action(controller, number), _read_feedback(request, number))
             case "POST", ["cancelAction", number, "feedback"]:
-                return self._cancel_feedback(self._action(controller, number), _read_feedback(request))
+                return self._cancel_feedback(self._action(controller, number), _read_feedback(request, number))
             case "PUT", ["configData"]:
                 return self._attributes(self._target(controller), request)
             case "GET", ["softwaremodules", number, "artifacts", name]:
@@ -314,9 +314,10 @@ def _read_json(request: Request) -> dict[str, Any]:
     return given
 
 
-def _read_feedback(request: Request) -> dict[str, Any]:
+def _read_feedback(request: Request, number: str) -> dict[str, Any]:
     """Returns the status in a feedback. A `timestamp` is taken by hawkBit, but never right of a gateway."""
     given = _read_json(request)
+    assert given.get("id") == number, "hawkBit before 1.0 answers 404 without it"
     assert "timestamp" not in given, "an old time keeps hawkBit from noticing the installation"
     status = given.get("status")
     if not isinstance(status, dict) or status.get("execution") not in _EXECUTIONS:
