@@ -40,11 +40,17 @@ METRICS: Final[Mapping[str, Mapping[str, set[str] | None]]] = {
     "fleet_updates_total": {
         "result": {"started", "swapped", "succeeded", "rolled-back", "gave-up", "held", "failed", "halted"}
     },
+    "fleet_mqtt_connected": {},
+    "fleet_mqtt_waiting": {},
+    "fleet_mqtt_received_total": {},
+    "fleet_mqtt_redelivered_total": {},
+    "fleet_mqtt_given_up_total": {},
     "up": {},
 }
 #: What a scrape makes of each type: the ends of names, with the labels that come on top.
 SERIES: Final[Mapping[str, Mapping[str, set[str]]]] = {
     "counter": {"_total": set()},
+    "gauge": {"": set()},
     "histogram": {"_bucket": {"le"}, "_count": set(), "_sum": set()},
 }
 #: Labels of all of them, which Prometheus adds.
@@ -126,6 +132,7 @@ def test_expressions_are_read() -> None:
 
 
 def test_what_is_known_here_is_what_the_function_counts() -> None:
+    prometheus.subscription()  # which only a process with a subscription makes
     counted: Any = prometheus._registry._collector_to_names
     registered = {
         collector._name + suffix: {*collector._labelnames, *added}
