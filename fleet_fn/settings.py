@@ -371,7 +371,7 @@ class Settings:
         read = Reader(environment, SETTINGS)
         values = {name: read.value(each) for name, each in SETTINGS.items() if each.variable.startswith("HAWKBIT_")}
         read.check_any("HAWKBIT_URL")
-        read.check_together("HAWKBIT_URL", "HAWKBIT_GATEWAY_TOKEN")
+        read.check_needs("HAWKBIT_URL", "HAWKBIT_GATEWAY_TOKEN")
         read.finish()
         return cls(drogue_api_url="", **values)
 
