@@ -44,6 +44,7 @@ def create_app(settings: Settings | None = None, *, now: Callable[[], float] = t
         log.logger.warning(
             "gunicorn runs without the recommended settings: start it in the folder of gunicorn.conf.py, or with "
             f"--config python:{_RECOMMENDED_SETTINGS}, or run `fleet-fn serve`"
+            + ("; it takes no events over MQTT" if settings.mqtt_applications else "")
         )
     if settings.is_anonymous:
         log.logger.warning(

@@ -4,6 +4,7 @@ import os
 import sys
 
 from fleet_fn.app import create_app
+from fleet_fn.observability.log import logger
 from fleet_fn.settings import Settings, SettingsError
 from fleet_fn.web.asgi import ASGIFunction
 
@@ -24,4 +25,7 @@ def new() -> ASGIFunction:
         sys.exit(f"fleet_fn: {error}")
     if os.environ.get("HOST"):
         os.environ.setdefault("LISTEN_ADDRESS", settings.address)
-    return ASGIFunction(create_app(settings), settings)
+    application = create_app(settings)
+    if settings.mqtt_applications:
+        logger.warning("MQTT_APPLICATIONS has no effect under func, which takes no events over MQTT")
+    return ASGIFunction(application, settings)

@@ -103,7 +103,7 @@ def _unix_time(value: object) -> float | None:
     """Return the time in an attribute; None if there is none."""
     try:
         return datetime.fromisoformat(value.upper()).timestamp() if isinstance(value, str) else None
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):  # OSError: the local time of a time without a zone
         return None
 
 

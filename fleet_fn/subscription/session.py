@@ -142,7 +142,8 @@ class Session:
                 client.connect(broker.host, broker.port, _KEEPALIVE_SECONDS, clean_start=True, properties=properties)
             else:
                 client.connect(broker.host, broker.port, _KEEPALIVE_SECONDS)
-        except (OSError, ValueError) as error:  # ValueError: a host that cannot be resolved, or is not in a certificate
+        # ValueError: a host that is not in a certificate. IndexError: an answer that is no WebSocket's.
+        except (OSError, ValueError, IndexError) as error:
             raise LostError(describe(error)) from error
         limit = time.monotonic() + _ANSWER_SECONDS
         while self._connack is None:

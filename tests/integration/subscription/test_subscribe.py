@@ -440,3 +440,12 @@ def test_wrong_settings_are_told_in_one_line(
     assert subscriber.errors.count("\n") == 1
     assert says in subscriber.errors
     assert TOKEN not in subscriber.errors
+
+
+def test_a_server_that_takes_no_messages_says_so(environment: dict[str, str]) -> None:
+    settings = {**environment, "DROGUE_MQTT_URL": "mqtt://127.0.0.1:1", "MQTT_APPLICATIONS": "*"}
+    command = [sys.executable, "-c", "import function; function.new()"]
+    ended = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
+    (line,) = ended.stdout.splitlines()
+    assert "MQTT_APPLICATIONS has no effect under func" in line
+    assert ended.returncode == 0

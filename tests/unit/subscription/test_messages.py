@@ -79,6 +79,18 @@ def test_each_event_has_its_source_time_and_id(content_type: str | None) -> None
     assert request.time == datetime(2026, 11, 29, 12, 0, 0, 500_000, UTC).timestamp()
 
 
+@given(st.binary(max_size=300), st.none() | st.text(max_size=30), st.text(max_size=40) | st.datetimes().map(str))
+def test_no_message_raises(payload: bytes, content_type: str | None, moment: str) -> None:
+    to_request(Message(payload, content_type, (("specversion", "1.0"), ("time", moment))), LIMIT)
+    to_request(Message(json.dumps({"time": moment}).encode()), LIMIT)
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
+def test_times_at_the_ends_of_the_calendar_are_none_or_far_away(moment: str) -> None:
+    found = to_request(Message(b"", None, (("specversion", "1.0"), ("time", moment))), LIMIT).time
+    assert found is None or abs(found) > 1e10
+
+
 def test_properties_that_are_no_attributes_are_left_out() -> None:
     properties = (
         ("specversion", "1.0"),
