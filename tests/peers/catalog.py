@@ -63,6 +63,12 @@ PEERS: Final = (
         _tests(f"{_UPDATES}/test_mosquitto.py"),
     ),
     Entry(
+        "mqtt-integration",
+        "",
+        _refused("Drogue Cloud's services are at no registry; docs/peers.md tells of a run by hand"),
+        (),
+    ),
+    Entry(
         "docker-registry",
         "an update",
         lambda workshop: workshop.installed("docker-registry", "docker-registry"),

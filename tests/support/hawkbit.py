@@ -43,7 +43,7 @@ class Hawkbit:
     def is_up(self) -> bool:
         try:
             answer = self._session.get(f"{self.url}/rest/v1/system/configs", timeout=10)
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
         assert answer.ok, answer
         return True

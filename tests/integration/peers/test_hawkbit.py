@@ -110,7 +110,7 @@ def test_a_cancellation_is_accepted_midway(hawkbit: Hawkbit, managed: Managed) -
         running.wait_until(lambda: managed.is_begun)
         action.cancel()
         running.wait_until(lambda: action.ended == "canceled")
-        running.wait_until(lambda: managed.reason == "unmanaged")
+        running.wait_until(lambda: "told to stay with 0.1.0" in running.said)
     assert managed.reported["current"] == "0.1.0"
 
 
