@@ -16,7 +16,7 @@ from tests.support.cosign import need_peer
 TENANT: Final = "DEFAULT"
 TOKEN: Final = "gateway-s3cr3t & more"
 _USER: Final = ("admin", "admin")
-_START_SECONDS: Final = 240.0
+_START_SECONDS: Final = 480.0
 _ENDS: Final = ("finished", "error", "canceled")
 _CONFIRMATION: Final = "user.confirmation.flow.enabled"
 

@@ -13,7 +13,7 @@ from tests.peers.simulated import Device, device
 from tests.support.firmware import random_bytes
 from tests.support.hawkbit import Hawkbit, running_hawkbit
 
-pytestmark = pytest.mark.timeout(300)  # hawkBit starts within half a minute on an idle machine
+pytestmark = pytest.mark.timeout(600)  # hawkBit starts within half a minute if the machine is idle
 
 SIZE = 20_000
 #: Takes a device seconds, in small blocks.
