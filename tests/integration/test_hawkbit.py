@@ -246,6 +246,16 @@ def test_a_cancellation_before_swap_is_accepted(
     assert told(drogue, managed)[-1][1][0] == b"0.1.0"
 
 
+def test_swap_rests_on_what_hawkbit_says_now(function: Function, hawkbit: FakeHawkbit, managed: str) -> None:
+    action = assign(hawkbit, managed)
+    post(function, managed)
+    hawkbit.cancel(action)
+    assert post(function, managed, midway("1.0", 512)).outcome.startswith("write"), "POLL_SECONDS have not passed"
+    time.sleep(1.1)  # what was read within the last second would still do
+    assert post(function, managed, midway("1.0", SIZE)).outcome == 'withheld; reason="unmanaged"'
+    assert (action.status, action.active) == ("canceled", False)
+
+
 def test_a_cancellation_after_swap_is_rejected(eager: Function, hawkbit: FakeHawkbit, managed: str) -> None:
     action = assign(hawkbit, managed)
     post(eager, managed)
