@@ -93,7 +93,8 @@ class HawkbitStore:
         return self.peek(controller, math.inf) is not None or self.is_resumed(controller, math.inf)
 
     def resume(self, controller: Controller) -> None:
-        """Note that a controller's update goes on by its record from now on."""
+        """Forget what was read of a controller: its update goes on by its record."""
+        self._assignments.invalidate(controller)
         self._resumed.put(controller, self._resumed.now(), True)
 
     def is_resumed(self, controller: Controller, max_age: float) -> bool:
@@ -101,9 +102,12 @@ class HawkbitStore:
         return self._resumed.peek(controller, max_age) is not None
 
     def forget(self, controller: Controller) -> None:
-        """Forget what was read of a controller: the server wants something else now."""
+        """Forget what was read of a controller: the server wants something else now.
+
+        The controller stays known, so its update does not go on by its record before the server was asked.
+        """
         self._assignments.invalidate(controller)
-        self._resumed.invalidate(controller)
+        self._resumed.put(controller, -math.inf, True)
 
     def close_action(self, controller: Controller, assignment: Assignment) -> None:
         """Note that the server was told that a deployment is installed."""

@@ -21,6 +21,8 @@ from fleet_fn.update.warnings import warn
 
 #: The share of an event's time within which the server is asked if the device's record can take its place.
 _KEPT_FOR_RECORD: Final = 0.5
+#: How long a reading counts that contradicts the device's record: another process may have begun the update since.
+_DISPUTED_SECONDS: Final = 10.0
 _APPROVAL: Final = SourceHold("approval", "hawkBit waits until the update is confirmed", of_swap_only=False)
 _NO_DOWNLOAD: Final = SourceHold("window", "hawkBit does not allow the download yet", of_swap_only=False)
 _NO_SWAP: Final = SourceHold("window", "hawkBit does not allow the installation yet", of_swap_only=True)
@@ -132,9 +134,12 @@ class AssignmentFinder:
             return store.assignment(controller, max_age, deadline)
         if not store.is_known(controller):
             store.resume(controller)
-        if known := store.peek(controller, max_age):
+        known = store.peek(controller, max_age)
+        if known and not _lets_go_on(known, begun):
+            max_age = min(max_age, _DISPUTED_SECONDS)
+        elif known:
             return known
-        if store.is_resumed(controller, max_age):
+        elif store.is_resumed(controller, max_age):
             return begun
         try:
             return store.assignment(controller, max_age, deadline.leave(_KEPT_FOR_RECORD))
@@ -143,6 +148,15 @@ class AssignmentFinder:
             warn("DDI server unavailable; going on by the device's record", event, error)
             store.resume(controller)
             return begun
+
+
+def _lets_go_on(known: Assignment, begun: Assignment) -> bool:
+    """Return whether a reading lets an update go on that a record says was begun.
+
+    A cancellation may follow later.
+    """
+    is_open = known.kind in (Kind.DEPLOYMENT, Kind.CANCELLATION)
+    return is_open and known.action == begun.action and known.may_write
 
 
 def controller_of(source: HawkBit, event: Event) -> Controller:

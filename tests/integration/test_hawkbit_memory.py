@@ -1,0 +1,118 @@
+"""What each process remembers of a hawkBit, and that it does no device harm."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import cbor2
+import pytest
+
+from fleet_fn.settings import Settings
+from tests.support.ddi import Action, FakeHawkbit, module
+from tests.support.ddi.fake import TENANT
+from tests.support.ddi.fake import TOKEN as GATEWAY_TOKEN
+from tests.support.drogue import TOKEN, USER, Drogue
+from tests.support.firmware import random_bytes
+from tests.support.function import event
+from tests.support.pod import Pod, wall
+from tests.support.statuses import STATUS, midway
+from tests.support.timing import Clock
+
+SIZE = 3200
+POLL = 300
+_numbers = itertools.count(1)
+
+
+class Fleet:
+    """Processes of the function, each with a memory of its own, and one device."""
+
+    def __init__(self, drogue: Drogue, hawkbit: FakeHawkbit, folder: Path) -> None:
+        self.clock = Clock()
+        self.device = f"memory-{next(_numbers)}"
+        self.controller = f"example.{self.device}"
+        self._hawkbit = hawkbit
+        self._settings = Settings(
+            drogue_api_url=drogue.url,
+            drogue_user=USER,
+            drogue_token=TOKEN,
+            hawkbit_url=hawkbit.url,
+            hawkbit_tenant=TENANT,
+            hawkbit_gateway_token=GATEWAY_TOKEN,
+            firmware_cache_dir=str(folder),
+            poll_seconds=POLL,
+        )
+        self._pods: list[Pod] = []
+        drogue.put("example", spec={})
+        drogue.put("example", self.device, spec={"firmware": {"hawkbit": {"controller": self.controller}}})
+
+    def pod(self) -> Pod:
+        self._pods.append(Pod(self._settings, self.clock))
+        return self._pods[-1]
+
+    def close(self) -> None:
+        for pod in self._pods:
+            pod.close()
+
+    def assign(self, version: str = "1.0", **options: str) -> Action:
+        firmware = module(version, random_bytes(SIZE, ("memory", version)))
+        return self._hawkbit.assign(self.controller, firmware, **options)
+
+    def post(self, pod: Pod, status: dict[int, object] = STATUS, after: float = 2.0) -> str:
+        """The outcome of a status that comes a while later."""
+        self.clock.now += after
+        time = wall(self.clock).isoformat()
+        attributes = event(self.device, datacontenttype="application/cbor", time=time)
+        outcome = pod.answer(attributes, cbor2.dumps(status))
+        return f"{outcome.name} {outcome.reason or outcome.version}".rstrip()
+
+
+@pytest.fixture(scope="module")
+def hawkbit() -> Iterator[FakeHawkbit]:
+    with FakeHawkbit() as hawkbit:
+        yield hawkbit
+
+
+@pytest.fixture
+def fleet(drogue: Drogue, hawkbit: FakeHawkbit, tmp_path: Path) -> Iterator[Fleet]:
+    fleet = Fleet(drogue, hawkbit, tmp_path)
+    yield fleet
+    fleet.close()
+
+
+def test_a_canceled_update_does_not_go_on_by_its_record(fleet: Fleet, hawkbit: FakeHawkbit) -> None:
+    action, pod = fleet.assign(), fleet.pod()
+    assert fleet.post(pod) == "write 1.0"
+    hawkbit.cancel(action)
+    assert fleet.post(pod, midway("1.0", 512), after=POLL) == "withheld unmanaged"
+    assert not action.active
+    for _ in range(3):
+        assert fleet.post(pod, midway("1.0", 512)) == "withheld unmanaged"
+
+
+def test_an_assignment_after_a_canceled_one_starts_at_once(fleet: Fleet) -> None:
+    fleet.assign()
+    pod = fleet.pod()
+    assert fleet.post(pod) == "write 1.0"
+    fleet.assign("2.0")
+    assert fleet.post(pod, midway("1.0", 512), after=POLL) == "withheld unmanaged"
+    assert fleet.post(pod, midway("1.0", 512)) == "write 2.0"
+
+
+@pytest.mark.parametrize("options", [{}, {"status": "wait_for_confirmation"}])
+def test_an_older_memory_does_not_stop_a_device_midway(
+    fleet: Fleet, hawkbit: FakeHawkbit, options: dict[str, str]
+) -> None:
+    first, second = fleet.pod(), fleet.pod()
+    before = fleet.assign(**options) if options else None
+    assert fleet.post(second).startswith("withheld")
+    if before:
+        hawkbit.confirm(before)
+    else:
+        fleet.assign()
+    assert fleet.post(first) == "write 1.0"
+    fleet.clock.now += 20  # the device's object is read again
+    asked = len(hawkbit.requests)
+    for offset in range(512, SIZE, 512):
+        assert fleet.post(second, midway("1.0", offset)) == "write 1.0"
+    bases = [request for request in hawkbit.requests[asked:] if request.path.endswith(fleet.controller)]
+    assert len(bases) == 1
