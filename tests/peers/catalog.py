@@ -129,7 +129,7 @@ PEERS: Final = (
         "Keycloak",
         "sign-in to the console",
         lambda workshop: workshop.keycloak("26.4.7"),
-        _tests("tests/integration/console/test_keycloak.py"),
+        _tests("tests/integration/console/browser/test_keycloak.py"),
     ),
     Entry(
         "embedded-update",
