@@ -5,6 +5,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -668,7 +669,9 @@ class TestCommandLine:
         certificate = trustme.CA().issue_cert("127.0.0.1")
         certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "tls.pem")
         arguments = ["--port", "0", "--mqtt-port", "0", "--mqtt-cert", str(tmp_path / "tls.pem")]
-        with subprocess.Popen(["fleet-fn", "sandbox", *arguments], stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [sys.executable, "-m", "fleet_fn", "sandbox", *arguments], stdout=subprocess.PIPE, text=True
+        ) as process:
             assert process.stdout is not None
             lines = iter(process.stdout.readline, "")
             assert "  events go to  MQTT only\n" in (next(lines), next(lines))
