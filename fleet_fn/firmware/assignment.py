@@ -50,6 +50,8 @@ class Assignment:
     #: Blocks may be written, and the device may boot them.
     may_write: bool = True
     may_swap: bool = True
+    #: The action ends once the device has all blocks.
+    ends_with_download: bool = False
     #: Id of a cancellation.
     cancellation: str = ""
     #: Path of the firmware's bytes at the server's own origin; empty if they are elsewhere.
@@ -71,6 +73,11 @@ def may_swap(deployment: Deployment) -> bool:
     """Return whether a device may boot its new firmware now."""
     is_open = deployment.window is not Window.UNAVAILABLE
     return is_open and may_write(deployment) and deployment.update is not Handling.SKIP
+
+
+def ends_with_download(deployment: Deployment) -> bool:
+    """Return whether an action is to download only, and not to wait for a window."""
+    return deployment.update is Handling.SKIP and deployment.window is None
 
 
 def choose(deployment: Deployment, controller: Controller) -> Artifact:

@@ -17,7 +17,7 @@ from fleet_fn.ddi.client import DDI_SERVER, DdiClient
 from fleet_fn.ddi.documents import Base, Deployment
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, negative_ttl
-from fleet_fn.firmware.assignment import Assignment, Controller, Kind, choose, may_swap, may_write
+from fleet_fn.firmware.assignment import Assignment, Controller, Kind, choose, ends_with_download, may_swap, may_write
 from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.conditions import read_conditions
 from fleet_fn.firmware.store import Firmware, Reader
@@ -143,6 +143,7 @@ class HawkbitStore:
             problem,
             may_write(deployment),
             may_swap(deployment),
+            ends_with_download(deployment),
             path=path,
             attributes=base.attributes,
         )

@@ -21,6 +21,7 @@ from fleet_fn.firmware.hawkbit_store import HawkbitStore
 from fleet_fn.protocol.messages import Sync
 from fleet_fn.protocol.step import Block
 from fleet_fn.update.assessment import View
+from fleet_fn.update.assigned import Assigned
 from fleet_fn.update.reports import crosses_tenth
 from fleet_fn.update.transitions import Subject, Transition
 from fleet_fn.update.values import Confirm, Hold
@@ -187,8 +188,8 @@ def progress_of(event: Event, view: View, transitions: tuple[Transition, ...]) -
     if Subject.SWAPPED in subjects:
         told = f"{event.device} has all of {version}, and is told to boot it"
         yield Feedback(Execution.DOWNLOADED, details=(told,))
-    if Subject.HELD in subjects and isinstance(step, Hold):
-        yield _held(event, view, step, version)
+    if Subject.HELD in subjects and isinstance(step, Hold) and end_of(event, view, "") is None:
+        yield _held(event, view, step)
 
 
 def end_of(event: Event, view: View, current: str) -> tuple[str, Feedback] | None:
@@ -207,16 +208,29 @@ def end_of(event: Event, view: View, current: str) -> tuple[str, Feedback] | Non
             return None
         closed = record.origin.hawkbit.action
         return closed, Feedback(Execution.CLOSED, Finished.SUCCESS, (f"{event.device} runs {current}",))
-    if isinstance(step, Hold) and step.given_up and action and kind is Kind.DEPLOYMENT:
+    if not isinstance(step, Hold) or not action or kind is not Kind.DEPLOYMENT:
+        return None
+    if step.given_up:
         return action, Feedback(Execution.CLOSED, Finished.FAILURE, (f"{event.device}: {step.given_up}",))
+    if view.assigned.assignment.ends_with_download and _has_all_blocks(view.assigned, step):
+        return action, _downloaded(event, view)
     return None
 
 
-def _held(event: Event, view: View, hold: Hold, version: str) -> Feedback:
+def _held(event: Event, view: View, hold: Hold) -> Feedback:
     """Return the status of an action that does not go on for now."""
     assert view.assigned is not None  # noqa: S101 - there is an action
-    is_servers = view.assigned.hold is not None and hold.message == view.assigned.hold.message
-    if is_servers and view.assigned.assignment.may_write:
-        # Only SWAP is held back, so all blocks are there.
-        return Feedback(Execution.DOWNLOADED, details=(f"{event.device} has all of {version}",))
+    if _has_all_blocks(view.assigned, hold):
+        return _downloaded(event, view)
     return Feedback(Execution.SCHEDULED, details=(f"{event.device} waits: {hold.message}",))
+
+
+def _has_all_blocks(assigned: Assigned, hold: Hold) -> bool:
+    """Return whether a device waits for nothing but the leave to boot."""
+    is_servers = assigned.hold is not None and hold.message == assigned.hold.message
+    return is_servers and assigned.assignment.may_write
+
+
+def _downloaded(event: Event, view: View) -> Feedback:
+    version = view.served.version if view.served else ""
+    return Feedback(Execution.DOWNLOADED, details=(f"{event.device} has all of {version}",))

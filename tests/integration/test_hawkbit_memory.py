@@ -9,11 +9,12 @@ import pytest
 
 from fleet_fn.settings import Settings
 from tests.support.ddi import Action, FakeHawkbit, module
-from tests.support.ddi.fake import TENANT
+from tests.support.ddi.fake import TENANT, answering
 from tests.support.ddi.fake import TOKEN as GATEWAY_TOKEN
 from tests.support.drogue import TOKEN, USER, Drogue
 from tests.support.firmware import random_bytes
 from tests.support.function import event
+from tests.support.http import Response
 from tests.support.pod import Pod, wall
 from tests.support.statuses import STATUS, midway
 from tests.support.timing import Clock
@@ -116,3 +117,22 @@ def test_an_older_memory_does_not_stop_a_device_midway(
         assert fleet.post(second, midway("1.0", offset)) == "write 1.0"
     bases = [request for request in hawkbit.requests[asked:] if request.path.endswith(fleet.controller)]
     assert len(bases) == 1
+
+
+def test_a_finished_download_is_told_again_as_long_as_its_action_is_open(fleet: Fleet, hawkbit: FakeHawkbit) -> None:
+    action, pod = fleet.assign(type="downloadonly"), fleet.pod()
+    assert fleet.post(pod) == "write 1.0"
+    with answering(hawkbit, "feedback", lambda _: Response(503)):
+        assert fleet.post(pod, midway("1.0", SIZE)) == "withheld window"
+    assert action.active
+    assert fleet.post(pod, midway("1.0", SIZE), after=POLL) == "withheld window"
+    assert (action.active, action.told) == (False, ["download", "downloaded"])
+    assert fleet.post(pod, midway("1.0", SIZE), after=POLL) == "withheld unmanaged"
+
+
+def test_a_finished_download_is_not_told_again_for_the_sake_of_a_window(fleet: Fleet) -> None:
+    action, pod = fleet.assign(window="unavailable"), fleet.pod()
+    assert fleet.post(pod) == "write 1.0"
+    for _ in range(5):
+        assert fleet.post(pod, midway("1.0", SIZE), after=POLL) == "withheld window"
+    assert action.told == ["download", "downloaded"]
