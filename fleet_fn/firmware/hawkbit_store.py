@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from fleet_fn.concurrency.circuit_breaker import CircuitBreaker
 from fleet_fn.concurrency.ttl_cache import Count, TTLCache
 from fleet_fn.ddi.client import DDI_SERVER, DdiClient
 from fleet_fn.ddi.documents import Base, Deployment
@@ -60,6 +61,8 @@ class HawkbitStore:
         """
         self.client = client
         self._cache = cache
+        #: Each controller is a look-up of its own. Without it, all threads would wait for a server that hangs.
+        self._breaker = CircuitBreaker()
         size = _MAX_CONTROLLERS if remember else 0
         self._assignments: TTLCache[Controller, Assignment] = TTLCache(
             size, negative_ttl=negative_ttl, count=count, clock=clock
@@ -82,7 +85,11 @@ class HawkbitStore:
             TransientError: the server does not answer in time.
 
         """
-        return self._assignments.get(controller, max_age, lambda: self._read(controller, deadline), deadline)
+
+        def read() -> Assignment:
+            return self._breaker.call(lambda: self._read(controller, deadline), deadline)
+
+        return self._assignments.get(controller, max_age, read, deadline)
 
     def peek(self, controller: Controller, max_age: float) -> Assignment | None:
         """Return what was read of a controller within `max_age` seconds, or None."""
