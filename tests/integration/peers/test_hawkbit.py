@@ -125,7 +125,7 @@ def test_an_assignment_that_replaces_another_is_carried_out(hawkbit: Hawkbit, ma
 
 
 def test_no_device_swaps_before_the_window_opens(hawkbit: Hawkbit, managed: Managed) -> None:
-    opens = datetime.now(UTC) + timedelta(seconds=45)
+    opens = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=45)
     window = {"schedule": f"{opens:%S %M %H} ? * *", "duration": "00:10:00", "timezone": "+00:00"}
     action = hawkbit.assign(managed.release("5.0"), managed.target, maintenanceWindow=window)
     with managed.run() as running:
