@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,12 +47,30 @@ class Cluster:
     """
 
     def __init__(
-        self, config: SingleConfig, namespace: str | None, *, pause: Callable[[float], object] = time.sleep
+        self,
+        config: SingleConfig,
+        namespace: str | None,
+        context: str | None = None,
+        *,
+        pause: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Create a client; `namespace` None is the configuration's own."""
+        """Create a client.
+
+        Args:
+            config: where the cluster is, and who asks.
+            namespace: None is the configuration's own.
+            context: the configuration's context, if it is not the current one; only for messages.
+            pause: sleeps for some seconds.
+            clock: tells the time, in seconds.
+
+        """
         self.server = config.cluster.server or ""
         self.namespace = namespace or config.namespace
+        #: The option that names the context again, for this command and for kubectl.
+        self.context_option = f" --context {shlex.quote(context)}" if context else ""
         self._pause = pause
+        self._clock = clock
         with self._translated("connecting"):
             timeout = httpx2.Timeout(_REQUEST_SECONDS)
             self._client = lightkube.Client(config, self.namespace, timeout, field_manager="fleet-fn")
@@ -66,7 +85,7 @@ class Cluster:
             PermanentError: no cluster is configured, or its configuration is malformed.
 
         """
-        return cls(_find_config(context), namespace)
+        return cls(_find_config(context), namespace, context)
 
     def close(self) -> None:
         """Close the connections."""
@@ -103,21 +122,24 @@ class Cluster:
         chosen = [run for run in found if application in (None, run.application) and device in (None, run.device)]
         return sorted(chosen, key=lambda run: (run.created is not None, run.created, run.name), reverse=True)
 
-    def follow(self, name: str) -> Iterator[Run]:
+    def follow(self, name: str, fell_silent: Callable[[TransientError], object]) -> Iterator[Run]:
         """Yield a run again and again until it is over.
 
         The API is asked every two seconds, and not watched: a watch that a proxy drops looks like one without news.
+        `fell_silent` is called with the first failure of several in a row.
         """
-        silent = 0.0
+        answered, is_silent = self._clock(), False
         while True:
             try:
                 run = self.read(name)
-            except TransientError:
-                silent += _POLL_SECONDS
-                if silent > _PATIENCE_SECONDS:
+            except TransientError as error:
+                if self._clock() - answered > _PATIENCE_SECONDS:
                     raise
+                if not is_silent:
+                    fell_silent(error)
+                is_silent = True
             else:
-                silent = 0.0
+                answered, is_silent = self._clock(), False
                 yield run
                 if run.state.is_over:
                     return
@@ -165,11 +187,14 @@ class Cluster:
 
     def _absence(self, message: str, what: str) -> str:
         if message.startswith("namespaces "):
-            return f"no namespace {self.namespace}: kubectl create namespace {self.namespace}, or name another"
+            return (
+                f"no namespace {self.namespace}: kubectl create namespace {self.namespace}{self.context_option}, or "
+                "name another"
+            )
         if PIPELINE in what:
             return (
-                f"no Pipeline {PIPELINE} in the namespace {self.namespace}: kubectl apply -n {self.namespace} "
-                "-k knative/tekton, or name another --namespace"
+                f"no Pipeline {PIPELINE} in the namespace {self.namespace}: kubectl apply -n {self.namespace}"
+                f"{self.context_option} -k knative/tekton, or name another --namespace"
             )
         if "could not find the requested resource" in message:
             return _INSTALL_TEKTON
@@ -214,7 +239,7 @@ def _describe(error: Exception) -> str:
         return f"{error} is missing"
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    return str(error)
+    return " ".join(str(error).split())  # YAML's are of several lines
 
 
 def _plain(found: Any) -> dict[str, Any]:

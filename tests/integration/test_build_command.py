@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,9 +21,12 @@ import pytest
 import trustme
 import yaml
 from click.testing import CliRunner
+from lightkube.config.kubeconfig import KubeConfig
 
+from fleet_fn.builds.cluster import Cluster
 from fleet_fn.builds.labels import label_value
 from fleet_fn.cli.main import main
+from fleet_fn.errors import TransientError
 from tests.support.drogue import TOKEN, USER, Drogue
 from tests.support.function import ROOT
 from tests.support.http import closed_port
@@ -350,7 +354,8 @@ def test_options_that_make_no_sense_are_wrong_usage(builder: Builder, arguments:
 @pytest.mark.parametrize("registry", ["", "oci-layout:/tmp"])
 def test_a_registry_that_a_pipeline_cannot_publish_to_is_refused(builder: Builder, registry: str) -> None:
     refused = builder("--application", "acme", "--dry-run", FIRMWARE_REGISTRY=registry)
-    assert refused.refusal.startswith("FIRMWARE_REGISTRY is ")
+    assert refused.code == 2
+    assert refused.errors.startswith("build: FIRMWARE_REGISTRY is ")
 
 
 def test_an_application_that_is_not_there_names_the_device_registry(builder: Builder) -> None:
@@ -676,11 +681,66 @@ def test_a_cluster_that_does_not_answer_is_told(builder: Builder, tmp_path: Path
     assert refusal.startswith(f"Kubernetes API: http://127.0.0.1:{port}: ")
 
 
+def test_a_cluster_that_falls_silent_is_told_while_watching(builder: Builder, tmp_path: Path) -> None:
+    with fake_api() as fake, closed_port() as port:
+        config = fake.kubeconfig(tmp_path / "kubeconfig")
+        config.write_text(config.read_text().replace(str(fake.server.port), str(port)))
+        environment = builder.environment | {"KUBECONFIG": str(config)}
+        command = builder.command("--watch", "x")
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr
+            told = process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            rest = process.stderr.read()
+    assert told.startswith(f"build: Kubernetes API: http://127.0.0.1:{port}: ")
+    assert told.endswith("; asking again\n")
+    assert "asking again" not in rest
+    assert process.returncode == 130
+
+
+def test_a_silent_cluster_is_left_after_two_minutes_however_long_it_takes_to_answer(tmp_path: Path) -> None:
+    seconds = iter(range(0, 10_000, 17))  # a pause, and a request that gets no answer in time
+    with closed_port() as port:
+        content = {
+            "clusters": [{"name": "a", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+            "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+            "users": [{"name": "a", "user": {}}],
+            "current-context": "a",
+        }
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(content))
+        config = KubeConfig.from_file(tmp_path / "kubeconfig").get()
+        assert config
+        pauses: list[float] = []
+        told: list[str] = []
+        cluster = Cluster(config, "default", pause=pauses.append, clock=lambda: float(next(seconds)))
+        with closing(cluster), pytest.raises(TransientError):
+            list(cluster.follow("x", lambda error: told.append(error.reason)))
+    assert len(pauses) == 7
+    assert len(told) == 1
+
+
+def test_the_next_commands_name_the_same_context(in_cluster: Builder, api: Api, namespace: str) -> None:
+    path = Path(in_cluster.environment["KUBECONFIG"])
+    config = yaml.safe_load(path.read_text())
+    config["contexts"][0]["name"] = "my cluster"
+    config["current-context"] = "another"
+    path.write_text(yaml.safe_dump(config))
+    chosen = ("--context", "my cluster")
+    *_, follow = in_cluster("--application", "acme", *chosen).output.splitlines()
+    name = runs(api, namespace)[0]["metadata"]["name"]
+    assert follow.endswith(f"--watch {name} --namespace {namespace} --context 'my cluster'")
+    set_status(api, namespace, name, FAILED)
+    *_, log = in_cluster("--watch", name, *chosen).output.splitlines()
+    assert f"kubectl logs -n {namespace} --context 'my cluster' -l tekton.dev" in log
+    refusal = in_cluster("--application", "acme", "-n", "default", *chosen).refusal
+    assert "kubectl apply -n default --context 'my cluster' -k knative/tekton" in refusal
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (None, "neither KUBECONFIG nor ~/.kube/config, and this is no pod"),
-        ("[", "is no kubeconfig"),
+        ("[", "is no kubeconfig: while parsing a flow node expected the node content"),
         ("clusters: []\ncontexts: []\nusers: []\n", "No current context set"),
         ("clusters: []\ncontexts: [{name: a, context: {cluster: b}}]\ncurrent-context: a\n", "'b' is missing"),
         ("clusters: []\ncontexts: []\ncurrent-context: a\n", "Context 'a' not found"),

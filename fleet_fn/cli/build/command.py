@@ -25,7 +25,7 @@ from fleet_fn.cli.build.options import (
 from fleet_fn.cli.build.order import make_order
 from fleet_fn.cli.failures import FAILED, WRONG_USAGE, describe_os_error, fail
 from fleet_fn.cli.signals import end_on_sigterm
-from fleet_fn.errors import PermanentError, UpstreamError
+from fleet_fn.errors import PermanentError, TransientError, UpstreamError
 from fleet_fn.fleet.cures import cure_of_drogue
 from fleet_fn.oci.reference import Reference
 from fleet_fn.settings import Settings, SettingsError
@@ -130,10 +130,9 @@ def _create(options: Options) -> int:
     """Create a run, or print it; follow it if that is wanted. Return the exit code."""
     try:
         settings = Settings.for_operator(os.environ)
+        order, current = make_order(settings, options)
     except SettingsError as error:
         fail("build", str(error), WRONG_USAGE)
-    try:
-        order, current = make_order(settings, options)
     except UpstreamError as error:
         fail("build", f"{error.reason}{cure_of_drogue(error.reason, settings)}")
     if options.trigger:
@@ -201,7 +200,8 @@ def _check_pipeline(cluster: "Cluster", pipeline_run: dict[str, Any]) -> None:
     if unknown:
         raise PermanentError(
             f"the Pipeline in the namespace {cluster.namespace} is older than this command: it takes no "
-            f"{', '.join(unknown)}. Apply it again: kubectl apply -n {cluster.namespace} -k knative/tekton"
+            f"{', '.join(unknown)}. Apply it again: kubectl apply -n {cluster.namespace}{cluster.context_option} -k "
+            "knative/tekton"
         )
 
 
@@ -220,16 +220,20 @@ def _follow(cluster: "Cluster", name: str) -> int:
     end_on_sigterm()
     shown = ""
     try:
-        for run in cluster.follow(name):
+        for run in cluster.follow(name, _tell_of_silence):
             now = datetime.now(UTC)
             if run.state.is_over:
-                print_end(run, cluster.namespace, now)
+                print_end(run, f"-n {cluster.namespace}{cluster.context_option}", now)
                 return 0 if run.state is State.SUCCEEDED else FAILED
             shown = _show_progress(run, shown, now)
     except KeyboardInterrupt:
         click.echo(f"build: {name} goes on; follow it with: {_follow_command(cluster, name)}", err=True)
         return _INTERRUPTED
     return FAILED
+
+
+def _tell_of_silence(error: TransientError) -> None:
+    click.echo(f"build: {error.reason}; asking again", err=True)
 
 
 def _show_progress(run: Run, shown: str, now: datetime) -> str:
@@ -241,4 +245,4 @@ def _show_progress(run: Run, shown: str, now: datetime) -> str:
 
 
 def _follow_command(cluster: "Cluster", name: str) -> str:
-    return f"fleet-fn build --watch {name} --namespace {cluster.namespace}"
+    return f"fleet-fn build --watch {name} --namespace {cluster.namespace}{cluster.context_option}"

@@ -93,8 +93,11 @@ def describe_progress(run: Run) -> str:
     return one_line("  ".join(filter(None, (run.state, run.task, said))))
 
 
-def print_end(run: Run, namespace: str, now: datetime) -> None:
-    """Print what came of a run, a line for each fact; where to read on if it failed."""
+def print_end(run: Run, place: str, now: datetime) -> None:
+    """Print what came of a run, a line for each fact; where to read on if it failed.
+
+    `place` are the options of kubectl that name the namespace.
+    """
     facts = {
         "run": run.name,
         "state": run.state,
@@ -109,4 +112,4 @@ def print_end(run: Run, namespace: str, now: datetime) -> None:
             click.echo(f"{name:<8}  {one_line(value)}")
     if run.state in (State.FAILED, State.TIMED_OUT) and run.task:
         labels = f"tekton.dev/pipelineRun={run.name},tekton.dev/pipelineTask={run.task}"
-        click.echo(f"log       kubectl logs -n {namespace} -l {labels} --all-containers --tail=-1")
+        click.echo(f"log       kubectl logs {place} -l {labels} --all-containers --tail=-1")

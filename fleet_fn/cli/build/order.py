@@ -8,9 +8,8 @@ from fleet_fn.builds.pipeline_run import Order
 from fleet_fn.cli.build.options import Options
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.device_registry_api import DeviceRegistryAPI
-from fleet_fn.errors import PermanentError
 from fleet_fn.oci.reference import Reference, image_reference
-from fleet_fn.settings import Settings
+from fleet_fn.settings import Settings, SettingsError
 from fleet_fn.upstreams import make_drogue
 
 #: Time for the device registry, all in all.
@@ -21,6 +20,7 @@ def make_order(settings: Settings, options: Options) -> tuple[Order, Reference]:
     """Return the order of a build, and the firmware that devices are to run now.
 
     Raises:
+        SettingsError: FIRMWARE_REGISTRY is not that of an OCI registry.
         PermanentError: the firmware describes no build, or the device registry refuses.
         TransientError: the device registry is unavailable.
 
@@ -28,7 +28,7 @@ def make_order(settings: Settings, options: Options) -> tuple[Order, Reference]:
     application = options.application or ""
     if settings.has_layouts or not settings.has_images:
         problem = "is a folder" if settings.has_layouts else "is not set"
-        raise PermanentError(
+        raise SettingsError(
             f"FIRMWARE_REGISTRY {problem}. Set it to the OCI registry that the function reads, e.g. ghcr.io/acme/"
         )
     found = _find(settings, application, options.device)
