@@ -103,7 +103,7 @@ class Settings:
         "MQTT_CONNECTIONS",
         1,
         kinds.CONNECTIONS,
-        "connections of each process; over each, Drogue Cloud sends one event of an application at a time",
+        "connections of each process for each application; over each, Drogue Cloud sends one event at a time",
     )
 
     firmware_registry: str = row(

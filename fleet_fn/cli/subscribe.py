@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--exclude", metavar="NAME", multiple=True, help="Leave an application out; may be repeated.")
 @click.option("--group", metavar="NAME", help="Group of subscribers that share the events. [default: fleet-fn]")
-@click.option("--connections", metavar="N", help="Number of connections. [default: 1]")
+@click.option("--connections", metavar="N", help="Number of connections for each application. [default: 1]")
 @click.option("--sink", metavar="URL", help="Post the events to a function there instead of answering them here.")
 def command(
     applications: tuple[str, ...],

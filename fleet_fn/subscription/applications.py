@@ -28,7 +28,7 @@ class AllApplications:
         Args:
             upstream: Drogue Cloud.
             excluded: names that are left out.
-            changed: is called in that thread if the names have changed.
+            changed: is called in that thread after the first list, and if the names have changed.
             looks: pauses between two looks at the list.
 
         """
@@ -36,7 +36,7 @@ class AllApplications:
         self._upstream = upstream
         self._excluded = frozenset(excluded)
         self._changed = changed
-        self._names: frozenset[str] = frozenset()
+        self._names: frozenset[str] | None = None
         self._ending = Event()
 
     def start(self) -> None:
@@ -45,7 +45,7 @@ class AllApplications:
 
     def names(self) -> frozenset[str]:
         """Return the names known now: those of the last list that could be had."""
-        return self._names
+        return self._names or frozenset()
 
     def end(self) -> None:
         """List no more."""

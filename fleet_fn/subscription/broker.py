@@ -2,7 +2,10 @@
 
 import socket
 import ssl
+import time
 from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -17,6 +20,12 @@ MQTT_5: Final = MQTTProtocolVersion.MQTTv5
 MQTT_3: Final = MQTTProtocolVersion.MQTTv311
 #: Names of the versions, for people.
 PROTOCOLS: Final = {MQTT_5: "MQTT 5", MQTT_3: "MQTT 3.1.1"}
+
+
+#: Connections share a context, which takes 30 ms and 1 MB. It is made anew so often, so that it follows a change of the
+#: authorities.
+_CONTEXT_SECONDS: Final = 10
+_MAKING: Final = Lock()
 
 
 class LostError(TransientError):
@@ -61,13 +70,19 @@ class Broker:
     def tls(self) -> ssl.SSLContext | None:
         """Return the context of TLS connections; None without TLS.
 
-        It is made anew for each connection, so it follows a change of the authorities.
-
         Raises:
             OSError: the file of authorities cannot be read.
 
         """
-        return ssl.create_default_context(cafile=self.ca_file) if self.has_tls else None
+        if not self.has_tls:
+            return None
+        with _MAKING:
+            return _context(self.ca_file, int(time.monotonic() // _CONTEXT_SECONDS))
+
+
+@lru_cache(maxsize=1)
+def _context(ca_file: str | None, _: int) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=ca_file)
 
 
 def describe(error: Exception) -> str:

@@ -2,9 +2,9 @@
 
 import base64
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Final
 
 from fleet_fn.deadline import Deadline
@@ -17,71 +17,96 @@ from fleet_fn.subscription.broker import MQTT_3, MQTT_5, PROTOCOLS, LostError, R
 from fleet_fn.subscription.pauses import Pauses
 from fleet_fn.subscription.session import Plan, Session
 
-#: Pauses before the next connection. A session that lasted for so long begins them anew.
-_PAUSES: Final = Pauses(1.0, 60.0)
+#: Pauses before the next connection: short enough for events that came meanwhile not to be stale. A session that lasted
+#: for so long begins them anew.
+_PAUSES: Final = Pauses(1.0, 20.0)
+#: Pauses after refused credentials, whose check costs the cloud more.
+_REFUSED_PAUSES: Final = Pauses(2.0, 60.0, floor=0.25)
 _LASTING_SECONDS: Final = 10.0
-#: Sessions in a row that were accepted and did not last, after which the applications are parted.
+#: Sessions in a row that were accepted and did not last, after which that is logged.
 _MAX_SHORT: Final = 3
 #: Longest wait for a token.
 _TOKEN_SECONDS: Final = 5.0
+#: What one connection has logged, no other one logs for so long.
+_QUIET_SECONDS: Final = 60.0
+
+
+class Failures:
+    """The failures that connections have logged, which are often the same."""
+
+    def __init__(self) -> None:
+        self._logged: dict[str, float] = {}
+        self._lock = Lock()
+
+    def is_news(self, reason: str) -> bool:
+        """Return whether no connection has logged this of late, and note it."""
+        now = time.monotonic()
+        with self._lock:
+            self._logged = {known: at for known, at in self._logged.items() if now - at < _QUIET_SECONDS}
+            if reason in self._logged:
+                return False
+            self._logged[reason] = now
+            return True
 
 
 class Connection:
-    """One connection of the group, in a thread of its own.
+    """A connection for the events of one application, in a thread of its own.
 
-    If a record of an application's topic is no CloudEvent, Drogue Cloud closes each connection that subscribes to the
-    application, again and again. So if sessions do not last, each application gets a connection of its own.
+    Brokers want acknowledgements in the order of the messages, and Drogue Cloud sends an application's next event after
+    the last one's. So an event that is delivered again and again would hold up all applications of its connection. And
+    if a record of a topic is no CloudEvent, Drogue Cloud closes each connection that subscribes to it.
     """
 
-    def __init__(self, plan: Plan, authorization: Authorization, size: int, application: str = "") -> None:
+    def __init__(self, plan: Plan, authorization: Authorization, size: int, failures: Failures) -> None:
         """Take messages.
 
         Args:
             plan: what to do.
             authorization: the credentials.
             size: number of messages that may be not done.
-            application: the only application that is taken; empty for all that have no connection of their own.
+            failures: those that are logged already.
 
         """
-        self._parted: dict[str, Connection] = {}
-        self._wanted = plan.applications
-        self._plan = replace(plan, applications=self._applications)
-        self._authorization = authorization
-        self._size = size
-        self._application = application
-        self._window = Window(size)
         self._ending = Event()
+        self._is_unwanted = False
+        self._plan = replace(plan, is_ending=self._is_ending, has_ended=self._has_ended)
+        self._process = plan
+        self._authorization = authorization
+        self._window = Window(size)
+        self._failures = failures
         self._protocol = MQTT_5
         self._session: Session | None = None
         self._count = metrics.subscription()
-        #: The last failure that was logged; empty after a session that lasted.
+        #: The last failure; empty after a session that lasted.
         self._told = ""
+        self._was_refused = False
         self._thread = Thread(target=self._run, name="mqtt", daemon=True)
 
     def start(self) -> None:
         """Connect, and stay connected until the end."""
         self._thread.start()
 
+    def end(self) -> None:
+        """Disconnect: the application's events are wanted no more."""
+        self._is_unwanted = True
+        self.wake()
+
     def wake(self) -> None:
-        """Let the connection look for what has changed, the plan's end included."""
-        if self._plan.is_ending():
+        """Let the connection see that the end has come."""
+        if self._is_ending():
             self._ending.set()
         if session := self._session:
             session.wake()
-        for each in list(self._parted.values()):
-            each.wake()
 
     def join(self, deadline: Deadline) -> None:
         """Wait for the end of the connection."""
         self._thread.join(deadline.remaining)
-        for each in list(self._parted.values()):
-            each.join(deadline)
 
-    def _applications(self) -> Collection[str]:
-        wanted = self._wanted()
-        if self._application:
-            return [self._application] if self._application in wanted else []
-        return [name for name in wanted if name not in self._parted]
+    def _is_ending(self) -> bool:
+        return self._is_unwanted or self._process.is_ending()
+
+    def _has_ended(self) -> bool:
+        return self._is_unwanted or self._process.has_ended()
 
     def _run(self) -> None:
         attempts = short = 0
@@ -93,12 +118,15 @@ class Connection:
             else:
                 attempts, short = attempts + 1, short + was_up
             if short == _MAX_SHORT:
-                self._part()
-            self._ending.wait(_PAUSES.seconds(attempts))
+                fields = {"application": self._plan.application}
+                logger.error(
+                    "each connection ends soon: is a record of the topic no CloudEvent?", extra={"fields": fields}
+                )
+            self._ending.wait((_REFUSED_PAUSES if self._was_refused else _PAUSES).seconds(attempts))
 
     def _connect(self) -> bool:
         """Run a session, and log its failure; return whether the broker accepted it."""
-        was_up = False
+        was_up = self._was_refused = False
 
         def connected() -> None:
             nonlocal was_up
@@ -115,6 +143,7 @@ class Connection:
             else:
                 self._tell(error)
         except UpstreamError as error:
+            self._was_refused = isinstance(error, RefusedError)
             self._tell(error)
         finally:
             self._session = None
@@ -139,31 +168,17 @@ class Connection:
                 self._authorization.refresh(header, 401, Deadline(_TOKEN_SECONDS))
             raise
 
-    def _part(self) -> None:
-        """Give each application a connection of its own; log it if it is the only one."""
-        names = self._applications()
-        if self._application or len(names) < 2:
-            fields = {"application": next(iter(names), "")}
-            logger.error("each connection ends soon: is a record of the topic no CloudEvent?", extra={"fields": fields})
-            return
-        logger.warning("connections do not last: each application gets its own")
-        for name in names:
-            self._parted[name] = Connection(
-                replace(self._plan, applications=self._wanted), self._authorization, self._size, name
-            )
-            self._parted[name].start()
-
     def _tell(self, error: UpstreamError) -> None:
-        """Log a failure, unless it is the same as before."""
+        """Log a failure, unless it is the same as before, or as another connection's."""
         if error.reason == self._told or self._ending.is_set():
             return
         self._told = error.reason
-        what = "connection lost" if isinstance(error, LostError) else "no token"
-        logger.warning(f"{what}; trying again until it works", extra={"fields": self._fields(error)})
+        if self._failures.is_news(error.reason):
+            what = "connection lost" if isinstance(error, LostError) else "no token"
+            logger.warning(f"{what}; trying again until it works", extra={"fields": self._fields(error)})
 
     def _fields(self, error: UpstreamError) -> dict[str, str]:
-        fields = {"reason": error.reason, "application": self._application}
-        return {name: value for name, value in fields.items() if value}
+        return {"reason": error.reason, "application": self._plan.application}
 
 
 def _credentials(header: str | None) -> tuple[str | None, str | None]:

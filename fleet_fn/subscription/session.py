@@ -3,7 +3,7 @@
 import select
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,11 +25,15 @@ from fleet_fn.subscription.broker import (
     UnsupportedError,
     describe,
 )
+from fleet_fn.subscription.filter import Sharing
 from fleet_fn.subscription.messages import Message
-from fleet_fn.subscription.subscriptions import Subscriptions
+from fleet_fn.subscription.subscribing import Subscribing
 
-#: A ping goes out after so long without a packet. A broker that answers none for as long is lost.
-_KEEPALIVE_SECONDS: Final = 60
+#: A ping goes out after so long without a packet. A broker that answers none for as long is lost: soon enough for the
+#: last events before that not to be stale on the next connection. It also bounds a TLS handshake.
+_KEEPALIVE_SECONDS: Final = 12
+#: While no message may be taken, one packet is read so often: else no ping could go out, and the broker would hang up.
+_GLANCE_SECONDS: Final = 4.0
 _CONNECT_SECONDS: Final = 5.0
 #: Longest wait for the answer to CONNECT, and for the last bytes to go out.
 _ANSWER_SECONDS: Final = 10.0
@@ -52,8 +56,8 @@ class Plan:
 
     broker: Broker
     group: str
-    #: Names of the applications wanted now.
-    applications: Callable[[], Collection[str]]
+    application: str
+    sharing: Sharing
     #: Takes a message, whether it was sent before, and a function to call when it is done.
     take: Callable[[Message, bool, Callable[[], None]], None]
     #: Whether messages are taken no more.
@@ -77,10 +81,11 @@ class Session:
         self._window = window
         self._acknowledgements = Acknowledgements(window, self.wake)
         self._taken = 0
+        self._read = 0.0
         self._connack: ReasonCode | None = None
         self._disconnect: ReasonCode | None = None
         self._client = self._make_client()
-        self._subscriptions = Subscriptions(self._client, protocol, plan.group)
+        self._subscribing = Subscribing(self._client, protocol, plan.group, plan.application, plan.sharing)
 
     def wake(self) -> None:
         """Let the thread look for what has changed."""
@@ -163,8 +168,9 @@ class Session:
             self._client.ack(mid, 1)
         is_ending = self._plan.is_ending()
         if not is_ending:
-            self._subscriptions.renew(self._plan.applications)
-        self._exchange(reads=not is_ending and not self._window.is_full)
+            self._subscribing.renew()
+        is_due = time.monotonic() - self._read > _GLANCE_SECONDS
+        self._exchange(reads=not is_ending and (is_due or not self._window.is_full))
 
     def _exchange(self, *, reads: bool) -> None:
         """Write and read what can be; wait for a moment if there is nothing.
@@ -186,14 +192,15 @@ class Session:
             self._check(client.loop_write())
         if not reads:
             return
+        self._read = time.monotonic()
         # A WebSocket's frame may hold packets that the poll does not show, so read in any case.
         for _ in range(_PACKETS):
             taken = self._taken
             self._check(client.loop_read())
             if taken == self._taken or self._window.is_full:
                 break
-        if client.socket() is not None:
-            self._check(client.loop_misc())
+        if client.socket() is not None and client.loop_misc() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise self._lost(MQTTErrorCode.MQTT_ERR_KEEPALIVE)
 
     def _socket(self) -> object:
         sock = self._client.socket()

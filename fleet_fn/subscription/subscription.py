@@ -1,17 +1,20 @@
 """The subscription of a process: connections, dispatcher, and their end."""
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from threading import Lock
 from typing import Final
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.observability import metrics
+from fleet_fn.observability.log import logger
 from fleet_fn.setting_values import ALL
 from fleet_fn.settings import Settings
 from fleet_fn.subscription.applications import AllApplications
 from fleet_fn.subscription.broker import Broker
-from fleet_fn.subscription.connection import Connection
+from fleet_fn.subscription.connection import Connection, Failures
 from fleet_fn.subscription.dispatcher import Dispatcher
+from fleet_fn.subscription.filter import Sharing
 from fleet_fn.subscription.messages import Deliver, Message, Request, to_request
 from fleet_fn.subscription.session import Plan
 from fleet_fn.upstreams import make_authorization, make_drogue
@@ -47,25 +50,28 @@ class Subscription:
         #: The function ignores events of others. None if it serves all.
         self._served = frozenset(settings.applications) or None
         if ALL in settings.mqtt_applications:
-            self._all = AllApplications(make_drogue(settings), settings.mqtt_exclude, self._wake)
-        plan = Plan(
+            self._all = AllApplications(make_drogue(settings), settings.mqtt_exclude, self._renew)
+        self._plan = Plan(
             Broker.of(settings.mqtt_url or "", settings.drogue_ca_file),
             settings.mqtt_group,
-            self._applications,
+            "",
+            Sharing(),
             self._take,
             lambda: self._is_ending,
             lambda: self._has_ended,
         )
-        authorization = make_authorization(settings)
-        size = _PER_THREAD * settings.threads
-        self._connections = [Connection(plan, authorization, size) for _ in range(settings.mqtt_connections)]
+        self._authorization = make_authorization(settings)
+        self._failures = Failures()
+        self._size = _PER_THREAD * settings.threads
+        self._per_application = settings.mqtt_connections
+        self._connections: dict[str, list[Connection]] = {}
 
     def start(self) -> None:
         """Begin to take events, in threads."""
         if self._all:
             self._all.start()
-        for connection in self._connections:
-            connection.start()
+        else:
+            self._renew()
 
     def stop(self, seconds: float) -> None:
         """Take no more events, let those that have come be answered, and disconnect.
@@ -83,11 +89,34 @@ class Subscription:
             self._dispatcher.end(max(0.0, seconds - _GOODBYE_SECONDS))
             self._has_ended = True
             self._wake()
-            for connection in self._connections:
+            for connection in self._all_connections():
                 connection.join(deadline)
 
+    def _renew(self) -> None:
+        """Connect for each application that is wanted, and end the connections for others."""
+        with self._lock:
+            if self._is_ending:
+                return
+            wanted = set(self._applications())
+            if not wanted:
+                logger.warning("there is no application to take events of")
+            for name in self._connections.keys() - wanted:
+                for connection in self._connections.pop(name):
+                    connection.end()
+            for name in wanted - self._connections.keys():
+                plan = replace(self._plan, application=name)
+                self._connections[name] = [
+                    Connection(plan, self._authorization, self._size, self._failures)
+                    for _ in range(self._per_application)
+                ]
+                for connection in self._connections[name]:
+                    connection.start()
+
+    def _all_connections(self) -> list[Connection]:
+        return [connection for connections in self._connections.values() for connection in connections]
+
     def _wake(self) -> None:
-        for connection in self._connections:
+        for connection in self._all_connections():
             connection.wake()
 
     def _applications(self) -> Collection[str]:

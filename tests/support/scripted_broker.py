@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK = 1, 2, 3, 4, 8, 9, 10, 11
+CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK = 1, 2, 3, 4, 8, 9
 PINGREQ, PINGRESP, DISCONNECT = 12, 13, 14
 MQTT_3, MQTT_5 = 4, 5
 #: The identifiers of properties.
@@ -33,6 +33,7 @@ class Peer:
     level: int = 0
     mids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     applications: list[str] = field(default_factory=list)
+    acknowledged: list[int] = field(default_factory=list)
 
 
 class ScriptedBroker:
@@ -44,10 +45,12 @@ class ScriptedBroker:
         self.suback: Callable[[str], int] = lambda _: 1
         #: Applications whose connections end as soon as they have subscribed.
         self.poisoned: set[str] = set()
+        #: It keeps connections, but says nothing on them.
+        self.is_silent = False
+        self.pings = 0
         self.connects: list[Connect] = []
         self.subscribed: list[str] = []
         self.binary_asked: list[bool] = []
-        self.unsubscribed: list[str] = []
         self.acknowledged: list[int] = []
         self.disconnects = 0
         self.peers: list[Peer] = []
@@ -139,24 +142,23 @@ class ScriptedBroker:
             if self.poisoned & set(peer.applications):
                 self._send(peer, DISCONNECT << 4, b"\0")
                 raise EOFError
-        elif kind == UNSUBSCRIBE:
-            rest = body[2:]
-            if is_new:
-                size, rest = _take_length(rest)
-                rest = rest[size:]
-            topics = [topic for topic, _ in _filters(rest, 0)]
-            self.unsubscribed += topics
-            self._send(peer, UNSUBACK << 4, body[:2] + b"\0" * is_new + b"\0" * len(topics) * is_new)
         elif kind == PUBACK:
-            self.acknowledged.append(int.from_bytes(body[:2], "big"))
+            peer.acknowledged.append(int.from_bytes(body[:2], "big"))
+            self.acknowledged.append(peer.acknowledged[-1])
         elif kind == PINGREQ:
+            self.pings += 1
             self._send(peer, PINGRESP << 4, b"")
         elif kind == DISCONNECT:
             self.disconnects += 1
             raise EOFError
 
-    @staticmethod
-    def _send(peer: Peer, head: int, body: bytes) -> None:
+    def peer_of(self, application: str) -> Peer:
+        """Return the last client that subscribed to an application."""
+        return next(peer for peer in reversed(self.peers) if application in peer.applications)
+
+    def _send(self, peer: Peer, head: int, body: bytes) -> None:
+        if self.is_silent:
+            return
         peer.connection.sendall(bytes([head]) + _length(len(body)) + body)
 
     @staticmethod

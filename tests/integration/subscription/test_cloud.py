@@ -11,7 +11,7 @@ from tests.support.drogue import TOKEN, USER, Drogue
 from tests.support.function import event, running
 from tests.support.http import Response
 from tests.support.oidc import Provider
-from tests.support.scripted_broker import MQTT_3, MQTT_5, ScriptedBroker
+from tests.support.scripted_broker import MQTT_3, MQTT_5, Peer, ScriptedBroker
 from tests.support.statuses import STATUS
 from tests.support.subscriber import Subscriber, wait_for
 
@@ -24,9 +24,9 @@ def broker() -> Iterator[ScriptedBroker]:
         yield broker
 
 
-def binary(broker: ScriptedBroker, device: str, **attributes: str | None) -> int:
+def binary(broker: ScriptedBroker, device: str, peer: Peer | None = None, **attributes: str | None) -> int:
     known = {name: value for name, value in event(device, **attributes).items() if value is not None}
-    return broker.publish(PAYLOAD, content_type="application/cbor", properties=known)
+    return broker.publish(PAYLOAD, content_type="application/cbor", properties=known, peer=peer)
 
 
 def structured(broker: ScriptedBroker, device: str, **attributes: str | None) -> int:
@@ -66,13 +66,10 @@ def test_a_cloud_that_only_knows_the_old_prefix_is_asked_with_that(
     broker: ScriptedBroker, environment: dict[str, str]
 ) -> None:
     broker.suback = lambda topic: 1 if topic.startswith("$shared/") else 0x8F
-    with Subscriber({**environment, **broker.environment}, "--application", "a", "--application", "b") as subscriber:
-        subscriber.logged("subscribed", 2)
+    with Subscriber({**environment, **broker.environment}, "--application", "a") as subscriber:
         assert subscriber.lines("subscription refused") == []
         subscriber.end()
-    assert sorted(broker.subscribed) == [
-        f"${share}/fleet-fn/app/{name}" for share in ("share", "shared") for name in "ab"
-    ]
+    assert broker.subscribed == ["$share/fleet-fn/app/a", "$shared/fleet-fn/app/a"]
 
 
 def test_a_refused_application_is_told_once_and_the_others_go_on(
@@ -82,7 +79,8 @@ def test_a_refused_application_is_told_once_and_the_others_go_on(
     broker.suback = lambda topic: 0x87 if topic in refused else 1
     options = ("--application", "secret", "--application", "example")
     with Subscriber({**environment, **broker.environment}, *options) as subscriber:
-        mid = binary(broker, device)
+        subscriber.logged("subscribed", application="example")
+        mid = binary(broker, device, broker.peer_of("example"))
         wait_for(lambda: broker.acknowledged == [mid])
         wait_for(lambda: broker.subscribed.count("$share/fleet-fn/app/secret") >= 2)
         (line,) = subscriber.lines("subscription refused")
@@ -90,7 +88,7 @@ def test_a_refused_application_is_told_once_and_the_others_go_on(
         assert line["reason"] == "MQTT integration: Not authorized (no such application, or not a member)"
         refused.clear()
         subscriber.logged("subscribed", application="secret")
-        assert len(broker.connects) == 1
+        assert len(broker.connects) == 2
 
 
 def test_refused_credentials_are_told_once_and_tried_again(broker: ScriptedBroker, environment: dict[str, str]) -> None:
@@ -164,17 +162,39 @@ def test_an_application_whose_connections_end_does_not_hold_up_the_others(
     broker.poisoned.add("poisoned")
     options = ("--application", "poisoned", "--application", "example")
     with Subscriber({**environment, **broker.environment}, *options, waits=False) as subscriber:
-        subscriber.logged("connections do not last", seconds=60)
-        subscriber.logged("subscribed", application="example")
         subscriber.logged("each connection ends soon", application="poisoned", seconds=60)
-        peer = next(
-            peer for peer in broker.peers if "example" in peer.applications and "poisoned" not in peer.applications
-        )
-        known = {name: value for name, value in event(device).items() if value is not None}
-        mid = broker.publish(PAYLOAD, content_type="application/cbor", properties=known, peer=peer)
-        wait_for(lambda: mid in broker.acknowledged)
-        subscriber.logged("event", device=device, outcome="withheld")
+        peer = broker.peer_of("example")
+        mid = binary(broker, device, peer)
+        wait_for(lambda: mid in peer.acknowledged)
+        assert len(subscriber.lines("subscribed", application="example")) == 1
         subscriber.end()
+
+
+def test_an_application_whose_events_are_retried_does_not_hold_up_the_others(
+    broker: ScriptedBroker, environment: dict[str, str], drogue: Drogue, device: str
+) -> None:
+    """A broker sends the next event of an application after the last one's acknowledgement."""
+    stuck = f"{device}-stuck"
+    drogue.put("example", stuck, spec={})
+    drogue.command_answers[stuck] = lambda _: Response(503)
+    options = ("--application", "other", "--application", "example")
+    with Subscriber({**environment, **broker.environment}, *options) as subscriber:
+        subscriber.logged("subscribed", 2)
+        binary(broker, stuck, broker.peer_of("other"))
+        subscriber.logged("event", device=stuck, outcome="retry")
+        peer = broker.peer_of("example")
+        mid = binary(broker, device, peer)
+        wait_for(lambda: peer.acknowledged == [mid], 5)
+        assert broker.peer_of("other").acknowledged == []
+    del drogue.command_answers[stuck]
+
+
+def test_what_all_connections_meet_is_told_once(broker: ScriptedBroker, environment: dict[str, str]) -> None:
+    broker.connack = lambda _: 0x86
+    options = [option for number in range(20) for option in ("--application", f"a{number}")]
+    with Subscriber({**environment, **broker.environment}, *options, waits=False) as subscriber:
+        wait_for(lambda: len(broker.connects) >= 25)
+        assert len(subscriber.lines("connection lost")) == 1
 
 
 def test_a_goodbye_is_told_and_the_connection_comes_back(broker: ScriptedBroker, environment: dict[str, str]) -> None:
@@ -209,6 +229,14 @@ def test_all_applications_of_the_token_are_taken_but_those_excluded(
             subscriber.logged("subscribed", 2)
             subscriber.end()
     assert sorted(broker.subscribed) == ["$share/fleet-fn/app/lamps", "$share/fleet-fn/app/pumps"]
+
+
+def test_a_token_that_sees_no_application_is_told_so(broker: ScriptedBroker, environment: dict[str, str]) -> None:
+    with Drogue() as drogue:
+        settings = {**environment, **drogue.environment, **broker.environment, "MQTT_APPLICATIONS": "*"}
+        with Subscriber(settings, waits=False) as subscriber:
+            subscriber.logged("there is no application to take events of")
+            subscriber.end()
 
 
 def test_an_unsupported_version_is_no_reason_to_end(broker: ScriptedBroker, environment: dict[str, str]) -> None:
