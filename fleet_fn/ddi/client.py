@@ -45,6 +45,10 @@ class ActionClosedError(PermanentError):
     """The action is not open any more, or does not take feedback now."""
 
 
+class ActionChangedError(TransientError):
+    """What a link led to is gone: the server has another word by now."""
+
+
 class DdiClient:
     """A client of one tenant of a DDI server. Safe to use from several threads."""
 
@@ -111,7 +115,7 @@ class DdiClient:
 
         Raises:
             PermanentError: as with `base`.
-            TransientError: as with `base`; or the action has changed since the link was given.
+            TransientError: as with `base`; `ActionChangedError`: the action has changed since the link was given.
 
         """
         found = self._follow(link, "the action", lambda text: read_deployment(text, member), deadline)
@@ -133,7 +137,7 @@ class DdiClient:
     def _follow(self, link: str, what: str, read: Callable[[bytes], T], deadline: Deadline) -> T:
         answer = self._upstream.request("GET", self._own_path(link), deadline, headers=_ACCEPT)
         if answer.status in (404, 410):
-            raise TransientError(f"{DDI_SERVER}: {what} has changed meanwhile")
+            raise ActionChangedError(f"{DDI_SERVER}: {what} has changed meanwhile")
         return self._read(answer.status, what, read, answer.body)
 
     def _read(self, status: int, what: str, read: Callable[[bytes], T], body: bytes) -> T:

@@ -1,7 +1,7 @@
 """Store of firmware that a DDI server such as hawkBit assigns to controllers.
 
-It remembers what it last read of each controller, and each deployment by its link: the server changes the link with
-anything that matters. Bytes come through the cache, verified by SHA-256.
+It remembers what it last read of each controller, and each installed deployment by its link. Open ones are read with
+each reading of the controller. Bytes come through the cache, verified by SHA-256.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Final
 
 from fleet_fn.concurrency.circuit_breaker import CircuitBreaker
 from fleet_fn.concurrency.ttl_cache import Count, TTLCache
-from fleet_fn.ddi.client import DDI_SERVER, DdiClient
+from fleet_fn.ddi.client import DDI_SERVER, ActionChangedError, DdiClient
 from fleet_fn.ddi.documents import Base, Deployment
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import PermanentError, negative_ttl
@@ -23,12 +23,12 @@ from fleet_fn.firmware.cache import Cache
 from fleet_fn.firmware.conditions import read_conditions
 from fleet_fn.firmware.store import Firmware, Reader
 
-#: Bounds of what is remembered of controllers and of deployments: some 2 KB each.
+#: Bounds of what is remembered of controllers and of installed deployments: some 2 KB each.
 _MAX_CONTROLLERS: Final = 20_000
-_MAX_DEPLOYMENTS: Final = 4096
-_MAX_DEPLOYMENTS_BYTES: Final = 16 * 1024 * 1024
-#: How long a deployment is remembered by its link. The link changes with all but the content of a module.
-_MAX_DEPLOYMENT_AGE_SECONDS: Final = 600.0
+_MAX_INSTALLED: Final = 4096
+_MAX_INSTALLED_BYTES: Final = 16 * 1024 * 1024
+#: How long an installed deployment is remembered by its link.
+_MAX_INSTALLED_AGE_SECONDS: Final = 600.0
 #: Size of each read from a download.
 _CHUNK_BYTES: Final = 256 * 1024
 #: The longest search for the place of bytes, in the background.
@@ -69,8 +69,8 @@ class HawkbitStore:
         )
         #: Controllers whose updates go on by their records; the value has no meaning.
         self._resumed: TTLCache[Controller, bool] = TTLCache(size, clock=clock)
-        self._deployments: TTLCache[str, Deployment] = TTLCache(
-            _MAX_DEPLOYMENTS if remember else 0, max_bytes=_MAX_DEPLOYMENTS_BYTES, clock=clock
+        self._installed: TTLCache[str, Deployment] = TTLCache(
+            _MAX_INSTALLED if remember else 0, max_bytes=_MAX_INSTALLED_BYTES, clock=clock
         )
 
     # --- Assignments --------------------------------------------------------------------------------------------------
@@ -137,7 +137,8 @@ class HawkbitStore:
     def _read_action(self, controller: Controller, base: Base, deadline: Deadline) -> Assignment:
         kind = Kind.CONFIRMATION if base.confirmation else Kind.DEPLOYMENT
         link = base.confirmation or base.deployment or ""
-        deployment = self._deployment(link, kind.value, deadline)
+        # Read each time: its link changes with anything but the content of its modules.
+        deployment = self.client.deployment(link, kind.value, deadline)
         firmware, path, problem = None, "", ""
         try:
             firmware, path = self._firmware(controller, deployment)
@@ -157,17 +158,18 @@ class HawkbitStore:
 
     def _read_installed(self, controller: Controller, base: Base, deadline: Deadline) -> Firmware | None:
         """Return the firmware that the server takes for installed, if it tells."""
-        if base.installed is None:
+        link = base.installed
+        if link is None:
             return None
-        try:
-            return self._firmware(controller, self._deployment(base.installed, Kind.DEPLOYMENT.value, deadline))[0]
-        except PermanentError:
-            return None  # an older one may have no SHA-256, or its file is gone
 
-    def _deployment(self, link: str, member: str, deadline: Deadline) -> Deployment:
-        return self._deployments.get(
-            link, _MAX_DEPLOYMENT_AGE_SECONDS, lambda: self.client.deployment(link, member, deadline), deadline
-        )
+        def read() -> Deployment:
+            return self.client.deployment(link, Kind.DEPLOYMENT.value, deadline)
+
+        try:
+            deployment = self._installed.get(link, _MAX_INSTALLED_AGE_SECONDS, read, deadline)
+            return self._firmware(controller, deployment)[0]
+        except (PermanentError, ActionChangedError):
+            return None  # an older one may have no SHA-256, or its file is gone
 
     # --- Firmware -----------------------------------------------------------------------------------------------------
 
@@ -233,7 +235,8 @@ class HawkbitStore:
         """
         deadline = Deadline(_FIND_TIMEOUT_SECONDS)
         base = self.client.base(controller.name, deadline)
-        deployment = self._deployment(base.deployment, Kind.DEPLOYMENT.value, deadline) if base.deployment else None
+        link = base.deployment
+        deployment = self.client.deployment(link, Kind.DEPLOYMENT.value, deadline) if link else None
         for artifact in deployment.artifacts if deployment else ():
             if (artifact.size, artifact.checksum) == (size, checksum) and artifact.links:
                 self._fill(artifact.links, size, write)

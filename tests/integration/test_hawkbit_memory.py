@@ -16,7 +16,7 @@ from tests.support.firmware import random_bytes
 from tests.support.function import event
 from tests.support.http import Response
 from tests.support.pod import Pod, wall
-from tests.support.statuses import STATUS, midway
+from tests.support.statuses import STATUS, in_sync, midway
 from tests.support.timing import Clock
 
 SIZE = 3200
@@ -64,7 +64,7 @@ class Fleet:
         time = wall(self.clock).isoformat()
         attributes = event(self.device, datacontenttype="application/cbor", time=time)
         outcome = pod.answer(attributes, cbor2.dumps(status))
-        return f"{outcome.name} {outcome.reason or outcome.version}".rstrip()
+        return f"{outcome.name} {outcome.reason or outcome.version or ''}".rstrip()
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +136,20 @@ def test_a_finished_download_is_not_told_again_for_the_sake_of_a_window(fleet: F
     for _ in range(5):
         assert fleet.post(pod, midway("1.0", SIZE), after=POLL) == "withheld window"
     assert action.told == ["download", "downloaded"]
+
+
+def test_swap_is_for_the_bytes_that_the_action_has_now(fleet: Fleet) -> None:
+    action, pod = fleet.assign(), fleet.pod()
+    assert fleet.post(pod) == "write 1.0"
+    for _ in range(3):  # hawkBit's link to the action changes with the first readings
+        assert fleet.post(pod, midway("1.0", SIZE)) == "swap 1.0"
+    action.modules = (module("1.0", random_bytes(SIZE, "replaced")),)
+    assert fleet.post(pod, midway("1.0", SIZE)) == "write 1.0", "it begins anew"
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_an_installed_action_may_be_gone(fleet: Fleet, hawkbit: FakeHawkbit, status: int) -> None:
+    fleet.assign()
+    assert fleet.post(fleet.pod(), in_sync("1.0")) == "sync"
+    with answering(hawkbit, "installedBase", lambda _: Response(status)):
+        assert fleet.post(fleet.pod(), in_sync("1.0")) == "withheld unmanaged"
