@@ -29,8 +29,10 @@ from fleet_fn.update.warnings import warn
 
 #: The longest wait of one answer for the server.
 _MAX_WAIT_SECONDS: Final = 1.0
-#: After a failure the server is left alone for so long: threads that wait for it would be missed by other devices.
+#: After a wait in vain the server is left alone for so long: other devices would miss the threads that wait for it.
 _PAUSE_SECONDS: Final = 10.0
+#: A quicker failure costs no thread. It may be that of one action, or of an event that has no time left.
+_SLOW_SECONDS: Final = 0.5
 #: Statuses of one action from one process, besides the one that closes it. hawkBit takes 1,000 from all.
 _MAX_STATUSES: Final = 100
 #: Actions and duties that are remembered.
@@ -89,7 +91,7 @@ class FeedbackSender:
                 attributes = {"application": event.application, "device": event.device, "version": current}
                 self._client.put_attributes(assignment.attributes, attributes, limit)
         except UpstreamError as error:
-            if isinstance(error, TransientError) and not isinstance(error, RateLimitedError):
+            if isinstance(error, TransientError) and limit.elapsed >= _SLOW_SECONDS:
                 self._paused_until = self._clock() + _PAUSE_SECONDS
             warn("DDI server not told", event, error, controller=controller.name, action=assignment.action)
 

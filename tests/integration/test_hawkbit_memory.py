@@ -7,6 +7,7 @@ from pathlib import Path
 import cbor2
 import pytest
 
+from fleet_fn.deadline import Deadline
 from fleet_fn.settings import Settings
 from tests.support.ddi import Action, FakeHawkbit, module
 from tests.support.ddi.fake import TENANT, answering
@@ -58,12 +59,14 @@ class Fleet:
         firmware = module(version, random_bytes(SIZE, ("memory", version)))
         return self._hawkbit.assign(self.controller, firmware, **options)
 
-    def post(self, pod: Pod, status: dict[int, object] = STATUS, after: float = 2.0) -> str:
+    def post(
+        self, pod: Pod, status: dict[int, object] = STATUS, after: float = 2.0, deadline: Deadline | None = None
+    ) -> str:
         """The outcome of a status that comes a while later."""
         self.clock.now += after
         time = wall(self.clock).isoformat()
         attributes = event(self.device, datacontenttype="application/cbor", time=time)
-        outcome = pod.answer(attributes, cbor2.dumps(status))
+        outcome = pod.answer(attributes, cbor2.dumps(status), deadline)
         return f"{outcome.name} {outcome.reason or outcome.version or ''}".rstrip()
 
 
@@ -117,6 +120,24 @@ def test_an_older_memory_does_not_stop_a_device_midway(
         assert fleet.post(second, midway("1.0", offset)) == "write 1.0"
     bases = [request for request in hawkbit.requests[asked:] if request.path.endswith(fleet.controller)]
     assert len(bases) == 1
+
+
+@pytest.mark.parametrize("status", [409, 500])
+def test_feedback_that_is_refused_leaves_out_no_other(fleet: Fleet, hawkbit: FakeHawkbit, status: int) -> None:
+    action, pod = fleet.assign(), fleet.pod()
+    with answering(hawkbit, "feedback", lambda _: Response(status)):
+        assert fleet.post(pod) == "write 1.0"
+    assert fleet.post(pod, midway("1.0", SIZE), after=1.0) == "swap 1.0"
+    assert action.told == ["downloaded"]
+
+
+def test_an_event_without_time_for_feedback_leaves_out_no_other(fleet: Fleet, drogue: Drogue) -> None:
+    action, pod = fleet.assign(), fleet.pod()
+    deadline = Deadline(60.0, lambda: 60.0 if drogue.commands_for(fleet.device) else 0.0)
+    assert fleet.post(pod, deadline=deadline) == "write 1.0"
+    assert action.told == []
+    assert fleet.post(pod, midway("1.0", SIZE), after=1.0) == "swap 1.0"
+    assert action.told == ["downloaded"]
 
 
 def test_a_finished_download_is_told_again_as_long_as_its_action_is_open(fleet: Fleet, hawkbit: FakeHawkbit) -> None:

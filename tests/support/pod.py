@@ -23,14 +23,14 @@ class Pod:
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._parts = Parts(settings, Clocks(wall=lambda: wall(clock).timestamp(), monotonic=clock))
 
-    def answer(self, attributes: Mapping[str, str | None], payload: bytes) -> Outcome:
+    def answer(self, attributes: Mapping[str, str | None], payload: bytes, deadline: Deadline | None = None) -> Outcome:
         """What comes of an event, given as `tests.support.function.event` makes it."""
         headers = [
             ("content-type" if name == "datacontenttype" else f"ce-{name}", value)
             for name, value in attributes.items()
             if value is not None
         ]
-        return self._parts.updater.answer(read_event(headers, payload), Deadline(_DEADLINE))
+        return self._parts.updater.answer(read_event(headers, payload), deadline or Deadline(_DEADLINE))
 
     def close(self) -> None:
         self._parts.close()
