@@ -6,12 +6,12 @@ The rows are the fields of `Settings`. `SETTINGS` lists them for the documentati
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from fleet_fn import setting_values as kinds
 from fleet_fn.oci.reference import LAYOUT_SCHEME, VERBATIM
 from fleet_fn.setting_table import Reader, Setting, SettingsError, required, row, rows_of
-from fleet_fn.setting_values import UnfitError, cache_folder
+from fleet_fn.setting_values import ALL, UnfitError, cache_folder, quote
 
 __all__ = ["MAX_WAITING", "SETTINGS", "SPARE_THREADS", "WORK_SHARE", "Settings", "SettingsError"]
 
@@ -320,6 +320,7 @@ class Settings:
         values["firmware_cache_dir"] = values["firmware_cache_dir"] or _default_cache_folder(read)
         _check_drogue(read)
         _check_events(read)
+        _check_subscription(read, values)
         read.check_any("FIRMWARE_REGISTRY", "FIRMWARE_DIR", "HAWKBIT_URL")
         _check_registry(read)
         read.check_together("HAWKBIT_URL", "HAWKBIT_GATEWAY_TOKEN")
@@ -342,6 +343,7 @@ class Settings:
         values = {name: read.value(each) for name, each in rows.items()}
         _check_drogue(read)
         _check_events(read)
+        _check_subscription(read, values)
         read.finish()
         return cls(firmware_registry="", **values)
 
@@ -415,6 +417,15 @@ def _check_drogue(read: Reader) -> None:
 def _check_events(read: Reader) -> None:
     read.check_together("EVENTS_USER", "EVENTS_PASSWORD")
     read.check_needs("MQTT_APPLICATIONS", "DROGUE_MQTT_URL")
+
+
+def _check_subscription(read: Reader, values: Mapping[str, Any]) -> None:
+    """Refuse a subscription that can never take an event."""
+    wanted, served = set(values["mqtt_applications"]), set(values["applications"])
+    taken = [names for names in (wanted, served) if names and ALL not in names]
+    if wanted and taken and set.intersection(*taken) <= set(values["mqtt_exclude"]):
+        text = quote(read.text("MQTT_APPLICATIONS") or "")
+        read.violate("MQTT_APPLICATIONS", f"is {text}, of which APPLICATIONS and MQTT_EXCLUDE leave none")
 
 
 def _check_registry(read: Reader) -> None:

@@ -22,9 +22,9 @@ from fleet_fn.web.serve import serve
 def command(applications: tuple[str, ...]) -> None:
     """Run the function, configured by the environment.
 
-    DROGUE_API_URL and FIRMWARE_REGISTRY are required, or FIRMWARE_DIR instead of the latter; docs/settings.md lists all
-    variables. The function listens on HOST (0.0.0.0) and PORT (8080). On your own computer, let it listen on loopback
-    only:
+    DROGUE_API_URL and FIRMWARE_REGISTRY are required, or FIRMWARE_DIR or HAWKBIT_URL instead of the latter;
+    docs/settings.md lists all variables. The function listens on HOST (0.0.0.0) and PORT (8080). On your own computer,
+    let it listen on loopback only:
 
         HOST=127.0.0.1 fleet-fn serve
 

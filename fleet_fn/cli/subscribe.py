@@ -26,9 +26,20 @@ if TYPE_CHECKING:
     help="An application whose events are taken; may be repeated. Without it, MQTT_APPLICATIONS; without that, all "
     "that the token can see.",
 )
-@click.option("--exclude", metavar="NAME", multiple=True, help="Leave an application out; may be repeated.")
-@click.option("--group", metavar="NAME", help="Group of subscribers that share the events. [default: fleet-fn]")
-@click.option("--connections", metavar="N", help="Number of connections for each application. [default: 1]")
+@click.option(
+    "--exclude",
+    metavar="NAME",
+    multiple=True,
+    help="Leave an application out; may be repeated. [default: MQTT_EXCLUDE]",
+)
+@click.option(
+    "--group", metavar="NAME", help="Group of subscribers that share the events. [default: MQTT_GROUP, or fleet-fn]"
+)
+@click.option(
+    "--connections",
+    metavar="N",
+    help="Number of connections for each application. [default: MQTT_CONNECTIONS, or 1]",
+)
 @click.option("--sink", metavar="URL", help="Post the events to a function there instead of answering them here.")
 def command(
     applications: tuple[str, ...],

@@ -493,6 +493,27 @@ def test_a_default_image_needs_a_registry(tmp_path: Path) -> None:
     assert line.startswith("FIRMWARE_REGISTRY is not set, although FIRMWARE_DEFAULT_IMAGE is. Set it to a prefix")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "others"),
+    [
+        ("a", {"MQTT_EXCLUDE": "a"}),
+        ("a,b", {"APPLICATIONS": "c"}),
+        ("a,b", {"APPLICATIONS": "b,c", "MQTT_EXCLUDE": "b"}),
+        ("*", {"APPLICATIONS": "b", "MQTT_EXCLUDE": "b"}),
+    ],
+)
+def test_a_subscription_takes_events_of_an_application_at_least(wanted: str, others: dict[str, str]) -> None:
+    environment = REQUIRED | {"DROGUE_MQTT_URL": "mqtts://mqtt.example", "MQTT_APPLICATIONS": wanted}
+    assert told(environment | others) == (
+        f"MQTT_APPLICATIONS is '{wanted}', of which APPLICATIONS and MQTT_EXCLUDE leave none. Set it to names of "
+        "applications, separated by commas, or *"
+    )
+    with pytest.raises(SettingsError, match="leave none"):
+        Settings.for_sink(environment | others)
+    assert Settings.from_environment(environment | {"MQTT_EXCLUDE": "d"}).mqtt_exclude == ("d",)
+    assert Settings.from_environment(environment | {"APPLICATIONS": "b,a"}).mqtt_applications
+
+
 def test_all_violations_are_told_at_once() -> None:
     line = told({"PORT": "x", "PREVIEW": "x", "EVENTS_USER": "x"})
     assert re.findall(r"(?:^|; )(\w+) is ", line) == [
