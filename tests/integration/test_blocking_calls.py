@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 #: Seconds that the resolver takes if no test says otherwise, and that a request may take.
-RESOLVER = 20
-DEADLINE = 0.3
+RESOLVER = 30
+DEADLINE = 0.6
 
 #: Hangs, but knows an IPv4 address of hosts of the domain `half`.
 HANGING_RESOLVER = """
