@@ -184,8 +184,8 @@ def test_an_alert_names_what_there_is(alert: Object) -> None:
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
 def test_no_alert_tells_of_a_few(alert: Object) -> None:
-    # One of these is of pods, and the other of a rollout.
-    if alert["alert"] not in ("FleetFunctionUnreachable", "FleetRolloutHalted"):
+    # Two of these are of pods, and the other of a rollout.
+    if alert["alert"] not in ("FleetFunctionUnreachable", "FleetEventsDoNotCome", "FleetRolloutHalted"):
         share, _, count = alert["expr"].partition("\nand ")
         assert float(share.rpartition("> ")[2]) > 0
         assert float(count.rpartition("> ")[2]) >= 10
@@ -194,7 +194,7 @@ def test_no_alert_tells_of_a_few(alert: Object) -> None:
 def test_names_are_taken_once_and_what_is_recorded_is_used() -> None:
     names = [rule.get("alert") or rule["record"] for rule in GROUP["rules"]]
     assert len(set(names)) == len(names)
-    assert len(ALERTS) <= 12
+    assert len(ALERTS) <= 13  # events from MQTT have one of their own: Kafka has its own monitoring
     used = {metric for alert in ALERTS for metric, _ in Expression(alert["expr"]).selectors}
     assert set(RECORDS) <= used
 
