@@ -68,10 +68,11 @@ class Folder:
         fcntl.flock(self._life, fcntl.LOCK_SH)
         os.environ[FOLDER] = str(self.path)
 
-    def discard_damaged(self, slot: int) -> None:
-        """Remove the files of a slot, whose worker has ended, that cannot be read.
+    def clean(self, slot: int) -> None:
+        """Remove the gauges of a slot whose worker has ended, and its damaged files.
 
-        One such file makes each scrape fail, and keeps the slot's next worker from counting.
+        A gauge tells what a living worker has. One damaged file makes each scrape fail, and keeps the slot's next
+        worker from counting.
 
         Raises:
             OSError, ValueError, RuntimeError, struct.error: a file was damaged, so its counts are lost.
@@ -79,6 +80,8 @@ class Folder:
         """
         from prometheus_client.mmap_dict import MmapedDict  # late: the server itself counts nothing
 
+        for file in self.path.glob(f"gauge_live*_{slot}.db"):
+            file.unlink(missing_ok=True)
         damage: Exception | None = None
         for file in self.path.glob(f"*_{slot}.db"):
             try:

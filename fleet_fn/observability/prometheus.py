@@ -145,8 +145,8 @@ def subscription() -> Subscription:
 
 
 def _gauge(name: str, documentation: str) -> Gauge:
-    """Return a gauge at 0, which goes on in no other process's file."""
-    gauge = Gauge(name, documentation, registry=_registry, multiprocess_mode="sum")
+    """Return a gauge at 0, which ends with its process."""
+    gauge = Gauge(name, documentation, registry=_registry, multiprocess_mode="livesum")
     gauge.set(0)
     return gauge
 

@@ -97,10 +97,10 @@ def _binds_anew(server: Any) -> bool:
 
 
 def child_exit(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Remove the metrics files of a worker that has ended, if they are damaged."""
+    """Remove an ended worker's gauges, and its damaged metrics files."""
     for folder in _metrics:
         try:
-            folder.discard_damaged(worker.slot)
+            folder.clean(worker.slot)
         except Exception as error:  # noqa: BLE001 - the server goes on, whatever files the worker left
             _complain(f"counts of worker {worker.pid} are lost: {error}")
 

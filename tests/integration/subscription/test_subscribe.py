@@ -20,6 +20,7 @@ from tests.support.firmware import publish, random_bytes
 from tests.support.function import ROOT, event, running
 from tests.support.http import Request, Response, Server
 from tests.support.mosquitto import Mosquitto, Publisher
+from tests.support.processes import workers
 from tests.support.registry import need
 from tests.support.statuses import STATUS, ago
 from tests.support.subscriber import Subscriber, wait_for
@@ -352,6 +353,19 @@ def test_the_server_takes_events_too_and_counts_them(
         assert function.process.wait(20) == 0
         assert "Received DISCONNECT from fleet-fn-" in own.log
         assert acknowledged(own) == 1
+
+
+def test_connections_of_a_killed_worker_count_no_more(own: Mosquitto, environment: dict[str, str]) -> None:
+    """Else no connection would seem to be up for ever, and no alert would tell that none is."""
+    with running({**environment, **own.environment}) as function:
+        (old,) = workers(function)
+        assert function.logged("subscribed")
+        os.kill(old, signal.SIGSTOP)
+        function.process.send_signal(signal.SIGHUP)
+        assert len(function.logged("subscribed", lines=2)) == 2
+        os.kill(old, signal.SIGKILL)
+        wait_for(lambda: old not in workers(function))
+        wait_for(lambda: b"\nfleet_mqtt_connected 1.0\n" in function.request("GET", "/metrics").body)
 
 
 def test_serve_takes_the_applications_as_options(environment: dict[str, str], own: Mosquitto) -> None:
