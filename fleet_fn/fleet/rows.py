@@ -46,7 +46,8 @@ class Row:
     in_sync: bool | None = None
     #: Percent of the target that is written, 0 to 100.
     progress: float | None = None
-    #: Why the device is held back: `paused`, `halted`, `rollout`, `approval`, `window`, `backoff`, `attempts`.
+    #: Why the device is held back: `paused`, `halted`, `rollout`, `approval`, `window`, `backoff`, `attempts`, or
+    #: `unmanaged` if its update was canceled.
     held: str | None = None
     #: When that ends; None if unknown.
     held_until: datetime | None = None

@@ -28,7 +28,7 @@ from fleet_fn.update.freshness import Clock, fresh_ages, remembered_ages
 from fleet_fn.update.outcome import Outcome, OutcomeName, Reply, wait_in
 from fleet_fn.update.recorder import Recorder
 from fleet_fn.update.repeats import Repeats
-from fleet_fn.update.reports import refusal_of, report_of, version_text
+from fleet_fn.update.reports import UNMANAGED, refusal_of, report_of, report_of_unassigned, version_text
 from fleet_fn.update.target import Resolvers, TargetFinder
 from fleet_fn.update.transitions import Transition, failure_of, transitions_of, transitions_without_record
 from fleet_fn.update.unsent import UnsentCommands
@@ -167,7 +167,9 @@ class UpdateHandler:
         decision, reported = view.decision, view.desired.reported
         if decision is None:
             sync = Sync(status.version, self._settings.poll_seconds)
-            return Reply(Outcome(OutcomeName.WITHHELD, "unmanaged"), sync, form, tell=self._teller(received, view))
+            reply = Reply(Outcome(OutcomeName.WITHHELD, UNMANAGED), sync, form, tell=self._teller(received, view))
+            report = report_of_unassigned(version_text(status.version), reported) if view.assigned else None
+            return self._with_news(reply, report, reported) if report else reply
         match decision.step:
             case Again():
                 return Reply(Outcome(OutcomeName.DUPLICATE), None, form)

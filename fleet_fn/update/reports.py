@@ -1,5 +1,7 @@
 """Say in a device's object how its update goes."""
 
+from typing import Final
+
 from fleet_fn.drogue.status_report import (
     BLOCK_REFUSED,
     CONFIRMING,
@@ -21,6 +23,9 @@ from fleet_fn.protocol.messages import Status, Swap, Sync
 from fleet_fn.protocol.step import Block
 from fleet_fn.update.assessment import SUSPICIOUS_REPEATS, View
 from fleet_fn.update.values import Confirm, Decision, Hold, Settle
+
+#: The reason of a device that has no target.
+UNMANAGED: Final = "unmanaged"
 
 
 def report_of(
@@ -58,6 +63,19 @@ def report_of(
         conditions.append(Condition(FAILED, "True", GIVEN_UP, step.given_up))
     hold = HoldReport(step.reason, step.message, step.until) if isinstance(step, Hold) else None
     return Report(current, view.target.version, tuple(conditions), before, record, at_tenth, hold)
+
+
+def report_of_unassigned(current: str, reported: Reported) -> Report | None:
+    """Return the report of a device whose source assigns it no firmware any more.
+
+    None if its object says neither that an update is under way nor that it is held back. A version that was given up
+    stays in the object.
+    """
+    behind, gave_up = reported.condition(IN_SYNC), reported.condition(FAILED)
+    if behind is None or behind.status != "False" or (gave_up and gave_up.status == "True"):
+        return None
+    hold = HoldReport(UNMANAGED, "hawkBit assigns no firmware to it")
+    return Report(current, current, (Condition(IN_SYNC, "False", hold.reason, hold.message),), hold=hold)
 
 
 def _explanation(view: View, step: object, refusal: str) -> tuple[str, str]:

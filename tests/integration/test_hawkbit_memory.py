@@ -2,12 +2,16 @@
 
 import itertools
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import cbor2
 import pytest
 
 from fleet_fn.deadline import Deadline
+from fleet_fn.drogue.listing import Device
+from fleet_fn.fleet.rows import Row, read_row
+from fleet_fn.fleet.states import State
 from fleet_fn.settings import Settings
 from tests.support.ddi import Action, FakeHawkbit, module
 from tests.support.ddi.fake import TENANT, answering
@@ -174,3 +178,40 @@ def test_an_installed_action_may_be_gone(fleet: Fleet, hawkbit: FakeHawkbit, sta
     assert fleet.post(fleet.pod(), in_sync("1.0")) == "sync"
     with answering(hawkbit, "installedBase", lambda _: Response(status)):
         assert fleet.post(fleet.pod(), in_sync("1.0")) == "withheld unmanaged"
+
+
+def row_of(fleet: Fleet, drogue: Drogue) -> Row:
+    known = drogue.object("example", fleet.device)
+    return read_row(Device(fleet.device, known.get("status", {})), wall(fleet.clock) + timedelta(days=1))
+
+
+@pytest.mark.parametrize("options", [{}, {"status": "wait_for_confirmation"}])
+def test_the_status_of_a_device_tells_that_its_update_was_canceled(
+    fleet: Fleet, drogue: Drogue, hawkbit: FakeHawkbit, options: dict[str, str]
+) -> None:
+    action, pod = fleet.assign(**options), fleet.pod()
+    fleet.post(pod)
+    assert row_of(fleet, drogue).target == "1.0"
+    hawkbit.cancel(action)
+    before = drogue.writes_of("example", fleet.device)
+    for _ in range(3):
+        assert fleet.post(pod, after=POLL) == "withheld unmanaged"
+    row = row_of(fleet, drogue)
+    assert (row.state, row.reason, row.target, row.progress) == (State.HELD, "unmanaged", "0.1.0", None)
+    assert row.detail == "unmanaged: hawkBit assigns no firmware to it"
+    assert drogue.writes_of("example", fleet.device) == before + 1
+    fleet.assign("2.0")
+    assert fleet.post(pod, after=POLL) == "write 2.0"
+    assert row_of(fleet, drogue).target == "2.0"
+
+
+def test_the_status_of_a_device_goes_on_to_tell_that_its_update_failed(fleet: Fleet, drogue: Drogue) -> None:
+    fleet.assign()
+    pod = fleet.pod()
+    for _ in range(3):
+        assert fleet.post(pod, after=POLL) == "write 1.0"
+        assert fleet.post(pod, midway("1.0", SIZE)) == "swap 1.0"
+        fleet.post(pod)
+    assert fleet.post(pod, after=POLL) == "withheld unmanaged"
+    row = row_of(fleet, drogue)
+    assert (row.state, row.reason) == (State.FAILED, "attempts")
