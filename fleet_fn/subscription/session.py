@@ -221,6 +221,8 @@ class Session:
             if name in _BAD_CREDENTIALS:
                 return RefusedError(f"our credentials were refused ({name})")
             return LostError(f"connection refused ({name})")
+        if code == MQTTErrorCode.MQTT_ERR_PROTOCOL and self._connack is None:
+            return LostError("the answer is no MQTT; check scheme and port of DROGUE_MQTT_URL")
         if code == MQTTErrorCode.MQTT_ERR_PROTOCOL:
             return UnsupportedError(f"a packet is malformed in {PROTOCOLS[self._protocol]}")
         if self._disconnect is not None:

@@ -47,6 +47,8 @@ class ScriptedBroker:
         self.poisoned: set[str] = set()
         #: It keeps connections, but says nothing on them.
         self.is_silent = False
+        #: It says this to each client, and hangs up; nothing if it is empty.
+        self.greeting = b""
         self.pings = 0
         self.connects: list[Connect] = []
         self.subscribed: list[str] = []
@@ -110,6 +112,10 @@ class ScriptedBroker:
 
     def _serve(self, peer: Peer) -> None:
         with suppress(OSError, EOFError), peer.connection:
+            if self.greeting:
+                self._receive(peer.connection)
+                peer.connection.sendall(self.greeting)
+                raise EOFError
             while True:
                 kind, body = self._receive(peer.connection)
                 self._answer(peer, kind, body)

@@ -197,6 +197,18 @@ def test_what_all_connections_meet_is_told_once(broker: ScriptedBroker, environm
         assert len(subscriber.lines("connection lost")) == 1
 
 
+@pytest.mark.parametrize("said", [b"HTTP/1.1 503 Service Unavailable\r\n" * 9, b"\x15\x03\x03\x00\x02\x02\x46"])
+def test_what_is_no_mqtt_changes_no_version(broker: ScriptedBroker, environment: dict[str, str], said: bytes) -> None:
+    """A proxy whose cloud is away says that, and so does a port that wants TLS."""
+    broker.greeting = said
+    with Subscriber({**environment, **broker.environment}, waits=False) as subscriber:
+        (line,) = subscriber.logged("connection lost")
+        assert line["reason"] == "MQTT integration: the answer is no MQTT; check scheme and port of DROGUE_MQTT_URL"
+        broker.greeting = b""
+        subscriber.logged("subscribed", protocol="MQTT 5")
+        assert subscriber.lines("falling back") == []
+
+
 def test_a_goodbye_is_told_and_the_connection_comes_back(broker: ScriptedBroker, environment: dict[str, str]) -> None:
     with Subscriber({**environment, **broker.environment}) as subscriber:
         broker.disconnect(0x8B)
