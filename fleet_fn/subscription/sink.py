@@ -1,5 +1,6 @@
 """Delivery of events to a URL, such as that of a function elsewhere."""
 
+from threading import Lock
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -31,12 +32,24 @@ class Sink:
         )
         self._path = parts.path or "/"
         self._seconds = settings.event_deadline_seconds + _SPARE_SECONDS
+        #: Why the last event was not taken; empty if it was.
+        self._failure = ""
+        self._lock = Lock()
 
     def __call__(self, request: Request) -> Answer:
         """Post an event; what is not answered with 2xx or 4xx is worth another try."""
         if request.is_cut:
             _log("event refused: it is too large", request)
             return Answer(is_final=True)
+        answer = self._post(request)
+        with self._lock:
+            is_news, self._failure = answer.reason not in ("", self._failure), answer.reason
+        if is_news:
+            fields = {"reason": answer.reason}
+            logger.warning("sink takes no events; trying again until it does", extra={"fields": fields})
+        return answer
+
+    def _post(self, request: Request) -> Answer:
         try:
             answer = self._client.request(
                 "POST",

@@ -420,6 +420,22 @@ def test_a_sink_may_be_away_for_a_while(own: Mosquitto, drogue: Drogue) -> None:
     assert request.headers["ce-id"] == late["id"]
 
 
+def test_a_sink_that_takes_no_events_is_told_at_once(own: Mosquitto, drogue: Drogue) -> None:
+    """An operator who mistyped the URL need not wait until the first event is too old; one line for each reason."""
+    settings = {**drogue.environment, **own.environment, "EVENT_MAX_AGE_SECONDS": "60"}
+    answers = iter([Response(503, headers={"Retry-After": "0"})])
+    sink = Server(lambda _: next(answers, Response(204)))
+    with sink, Subscriber(settings, "--sink", sink.url) as subscriber, own.publisher() as publisher:
+        sink.stop_listening()
+        for device in ("one", "two", "three"):
+            publisher.binary(binary(device), PAYLOAD)
+        subscriber.logged("sink takes no events; trying again", 1, 15)
+        sink.listen_again()
+        wait_for(lambda: acknowledged(own) == 3)
+        reasons = [line["reason"] for line in subscriber.lines("sink takes no events; trying again")]
+        assert reasons == ["sink: connection refused", "sink: answered 503"]
+
+
 @pytest.mark.parametrize("status", [429, 500, 302])
 def test_what_a_sink_may_answer_otherwise_later_is_posted_again(own: Mosquitto, drogue: Drogue, status: int) -> None:
     settings = {**drogue.environment, **own.environment}
