@@ -309,7 +309,7 @@ def _check_head(name: str, stream: Stream, size: int) -> None:
         PermanentError: it is not.
 
     """
-    if stream.status == 401:
+    if stream.status == 401 and name == DDI_SERVER:  # elsewhere there was no token
         _raise_for_status(401, "an artifact")
     if stream.status in (404, 410):
         raise PermanentError(f"{name}: {stream.status} for an artifact (removed, or its action is not open any more)")

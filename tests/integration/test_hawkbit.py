@@ -455,6 +455,24 @@ def test_an_artifact_elsewhere_is_found_again_by_another_process(
             assert post(second, managed, midway("1.0", 512)).outcome.startswith('write; version="1.0"; offset=512')
 
 
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("/DEFAULT/controller/v1/other", "DDI server, sent to 127.0.0.1: answered 401 for an artifact"),
+        ("http://169.254.169.254/a", "DDI server, sent to 169.254.169.254: no address that requests may go to"),
+    ],
+)
+def test_redirects_get_no_token(
+    function: Function, hawkbit: FakeHawkbit, managed: str, location: str, reason: str
+) -> None:
+    assign(hawkbit, managed, f"r{len(location)}")
+    before = len(hawkbit.requests)
+    with answering(hawkbit, "softwaremodules", lambda _: Response(302, headers={"Location": location})):
+        assert failed(post(function, managed)) == reason
+    without = [request.path for request in hawkbit.requests[before:] if "Authorization" not in request.headers]
+    assert set(without) <= {location}
+
+
 @pytest.mark.parametrize("address", ["http://hawkbit.internal:8080", "https://hawkbit.example.com"])
 def test_a_server_behind_a_proxy_may_have_another_address_in_its_links(
     settings: dict[str, str], hawkbit: FakeHawkbit, managed: str, tmp_path: Path, address: str
