@@ -39,7 +39,9 @@ class CircuitBreaker:
         try:
             return work()
         except TransientError as error:
-            if deadline.elapsed - began >= _SLOW_SECONDS and not isinstance(error, RateLimitedError):
+            # A probe that had little time has shown nothing.
+            is_slow = deadline.elapsed - began >= _SLOW_SECONDS or (is_probe and not deadline.remaining)
+            if is_slow and not isinstance(error, RateLimitedError):
                 failure = copy(error)  # without the frames of the call
             raise
         finally:

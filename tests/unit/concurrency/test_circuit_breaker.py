@@ -18,7 +18,7 @@ class Upstream:
         self.calls = 0
         self._breaker = CircuitBreaker()
 
-    def call(self, seconds: float = 0.0, error: Exception | None = None) -> str:
+    def call(self, seconds: float = 0.0, error: Exception | None = None, *, limit: float = 4.0) -> str:
         def work() -> str:
             self.calls += 1
             self.clock.now += seconds
@@ -26,7 +26,7 @@ class Upstream:
                 raise error
             return "answer"
 
-        return self._breaker.call(work, Deadline(4, self.clock))
+        return self._breaker.call(work, Deadline(limit, self.clock))
 
     def hang(self) -> None:
         with pytest.raises(TransientError, match="no answer in time"):
@@ -62,4 +62,16 @@ def test_what_costs_no_thread_opens_no_circuit(seconds: float, error: Exception 
     upstream = Upstream()
     with pytest.raises(type(error)) if error else nullcontext():
         upstream.call(seconds, error)
+    upstream.call_during_a_probe()
+
+
+def test_a_probe_without_time_lets_nothing_through() -> None:
+    upstream = Upstream()
+    upstream.hang()
+    with pytest.raises(TransientError):
+        upstream.call(0.1, TransientError("no answer in time"), limit=0.1)
+    with pytest.raises(TransientError):
+        upstream.call_during_a_probe()
+    with pytest.raises(TransientError):
+        upstream.call(0.1, TransientError("connection refused"))
     upstream.call_during_a_probe()
