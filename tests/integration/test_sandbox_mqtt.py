@@ -369,6 +369,17 @@ class TestGroup:
             subscriber.acknowledge(first)
             subscriber.await_messages(2)
 
+    def test_acknowledgments_out_of_order_end_the_connection(self, sandbox: Sandbox) -> None:
+        """Drogue Cloud's server checks the order over all subscriptions of a connection."""
+        with Subscriber(port(sandbox), acknowledges=False) as subscriber:
+            for group in ("one", "other"):
+                subscriber.subscribe(f"$share/{group}/app/shop")
+            report(sandbox)
+            first, second = subscriber.await_messages(2)
+            subscriber.acknowledge(second)
+            assert subscriber.await_end() == "Implementation specific error"
+            subscriber.acknowledge(first)
+
     def test_a_refused_message_ends_the_connection_and_comes_again(self, sandbox: Sandbox) -> None:
         with raw(sandbox) as client:
             client.sendall(connect(5))

@@ -55,6 +55,8 @@ class Connection:
         self._max_packet_bytes: int | None = None
         self._credit = threading.BoundedSemaphore(_MAX_IN_PROGRESS)
         self._writing = threading.Lock()
+        #: Held from the choice of a message's identifier until it is written, so that these keep their order.
+        self._publishing = threading.Lock()
         self._changed = threading.Condition()
         #: The reason codes of messages in progress by packet identifier; None before the acknowledgment.
         self._in_progress: dict[int, int | None] = {}
@@ -144,9 +146,10 @@ class Connection:
         while not credit.acquire(timeout=1):
             self._check_open()
         try:
-            with self._changed:
-                packet_id = self._reserve_id()
-            self._send_message(write_publish(topic, payload, packet_id, properties))
+            with self._publishing:
+                with self._changed:
+                    packet_id = self._reserve_id()
+                self._send_message(write_publish(topic, payload, packet_id, properties))
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed or self._in_progress[packet_id] is not None)
                 reason = self._in_progress.pop(packet_id)
@@ -186,8 +189,11 @@ class Connection:
 
     def _settle(self, acknowledgment: Acknowledgment) -> None:
         with self._changed:
-            if self._in_progress.get(acknowledgment.packet_id, 0) is not None:
-                raise ViolationError(Reason.IMPLEMENTATION_SPECIFIC, "it acknowledged a message that it did not get")
+            # Like Drogue Cloud's server: MQTT 5, MQTT-4.6.0-2.
+            first = next((number for number, reason in self._in_progress.items() if reason is None), None)
+            if acknowledgment.packet_id != first:
+                problem = "it acknowledged a message that it did not get, or before an earlier one"
+                raise ViolationError(Reason.IMPLEMENTATION_SPECIFIC, problem)
             self._in_progress[acknowledgment.packet_id] = acknowledgment.reason
             self._changed.notify_all()
 
