@@ -13,7 +13,8 @@ from fleet_fn.openid.provider import PROVIDER
 
 #: How long the provider may take for new tokens.
 _REFRESH_SECONDS: Final = 5.0
-#: Drogue Cloud answers 403 both to expired tokens and to missing rights. A younger token has not expired.
+#: Drogue Cloud answers 403 both to expired tokens and to missing rights. A younger token has not expired, unless it is
+#: due for replacement.
 _MIN_REFUSED_AGE_SECONDS: Final = 10.0
 
 
@@ -63,7 +64,7 @@ class UserToken:
         """
         last = self._tokens.last
         if last and last.header == refused:
-            is_young = self._clock() - last.since < _MIN_REFUSED_AGE_SECONDS
+            is_young = self._clock() < min(last.since + _MIN_REFUSED_AGE_SECONDS, last.until)
             if last is self._replacement or (status == HTTPStatus.FORBIDDEN and is_young):
                 return None
         return self._renew(refused, deadline)

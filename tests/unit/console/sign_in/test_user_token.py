@@ -19,12 +19,13 @@ class Client:
         self.clock = clock
         self.given = 1
         self.failure: UpstreamError | None = None
+        self.lifetime = 300
         self.deadlines: list[float] = []
         self.gate = threading.Event()
         self.gate.set()
 
     def tokens(self) -> Tokens:
-        return Tokens(Token.issued(f"access-{self.given}", 300, self.clock()), f"refresh-{self.given}")
+        return Tokens(Token.issued(f"access-{self.given}", self.lifetime, self.clock()), f"refresh-{self.given}")
 
     def refresh(self, refresh_token: str, deadline: Deadline) -> Tokens:
         self.deadlines.append(deadline.total)
@@ -86,6 +87,15 @@ def test_a_young_token_that_gets_403_has_not_expired(token: UserToken, clock: Cl
     clock.now += 9
     assert token.refresh("Bearer access-1", 403, Deadline(5)) is None
     assert token.refresh("Bearer access-1", 401, Deadline(5)) == "Bearer access-2"
+
+
+def test_a_token_that_expired_on_its_way_is_replaced_however_short_its_life(client: Client, clock: Clock) -> None:
+    client.lifetime = 4
+    token = UserToken(client, client.tokens(), clock)  # type: ignore[arg-type]
+    clock.now += 2
+    assert token.refresh("Bearer access-1", 403, Deadline(5)) is None
+    clock.now += 2
+    assert token.refresh("Bearer access-1", 403, Deadline(5)) == "Bearer access-2"
 
 
 def test_a_thread_that_was_refused_with_an_earlier_token_gets_the_current_one(token: UserToken, clock: Clock) -> None:
