@@ -18,6 +18,7 @@ from fleet_fn.drogue.events import Event
 from fleet_fn.errors import PermanentError, RateLimitedError, TransientError, UpstreamError
 from fleet_fn.firmware.assignment import Controller, Kind
 from fleet_fn.firmware.hawkbit_store import HawkbitStore
+from fleet_fn.observability.log import logger
 from fleet_fn.protocol.messages import Sync
 from fleet_fn.protocol.step import Block
 from fleet_fn.update.assessment import View
@@ -25,7 +26,7 @@ from fleet_fn.update.assigned import Assigned
 from fleet_fn.update.reports import crosses_tenth
 from fleet_fn.update.transitions import Subject, Transition
 from fleet_fn.update.values import Confirm, Hold
-from fleet_fn.update.warnings import warn
+from fleet_fn.update.warnings import fields_of, warn
 
 #: The longest wait of one answer for the server.
 _MAX_WAIT_SECONDS: Final = 1.0
@@ -141,7 +142,9 @@ class FeedbackSender:
             self._client.tell(assigned.controller.name, action, feedback, deadline)
         except ActionClosedError as error:
             self._store.forget(assigned.controller)
-            warn("DDI action is closed already", event, error, controller=assigned.controller.name, action=action)
+            # No fault: another process has closed it since this one read it.
+            fields = {"controller": assigned.controller.name, "action": action, "reason": error.reason}
+            logger.info("DDI action is closed already", extra={"fields": {**fields_of(event), **fields}})
             return
         is_installed = feedback.finished is Finished.SUCCESS and assigned.action == action
         if is_installed and assigned.assignment.kind is Kind.DEPLOYMENT:
