@@ -23,7 +23,7 @@ from tests.support.timing import DEADLINE, SLACK, Gate
 from tests.support.token_realm import TokenRealm
 
 #: Seconds: `MANIFEST_TTL_SECONDS` of the function with a short memory.
-TTL = 0.3
+TTL = 0.5
 #: Seconds after which nothing is fresh any more, and by which a registry that was away is asked again.
 MOMENT = 1.05
 

@@ -1248,7 +1248,7 @@ class Pod(RuleBasedStateMachine):
         if not paths:
             return
         path = paths[number % len(paths)]
-        size = path.lstat().st_size
+        size = 0 if path.is_symlink() else path.stat().st_size  # `total` counts no link
         if damage == "truncate" and not path.is_symlink():
             os.truncate(path, size // 2)
         elif damage == "flip" and size:
