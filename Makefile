@@ -50,12 +50,17 @@ help: ## print this list
 	$(PIP) download --quiet -d .venv/wheels -r requirements.txt 'setuptools>=77' func-python hatchling
 	touch $@
 
+# Each worker reads all tests. pytest compiles them here once; from a cold start all workers would do it at the same time.
+.venv/.read: .venv/.dev $(shell find tests -name '*.py')
+	-@$(BIN)/python -m pytest --collect-only -qq >/dev/null
+	@touch $@
+
 demo: .venv/.run ## update devices here; REGISTRY=1: from a registry; CONSOLE=1: look
 	@$(BIN)/python -m fleet_fn demo $(if $(REGISTRY),--registry) $(if $(SUBSCRIBE),--subscribe) $(if $(CONSOLE),--console)
 
-# Each worker reads the tests: what one compiled is kept, whatever a container's environment says.
+# What one process compiled is kept for the others, whatever a container's environment says.
 test: export PYTHONDONTWRITEBYTECODE =
-test: .venv/.dev .venv/.wheels ## run every test; under five minutes
+test: .venv/.dev .venv/.wheels .venv/.read ## run every test; under five minutes
 	@tests/install-peers
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
