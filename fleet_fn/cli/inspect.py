@@ -51,7 +51,7 @@ _NO_TAG: Final = "_no_tag_"
 )
 @access_options
 def command(reference: str, platform: str | None, key: str | None, insecure: bool, ca_file: str | None) -> None:
-    """Show the firmware that REF names, and verify its bytes and signatures.
+    """Show the firmware that REF names. Verify its bytes and signatures.
 
     \b
     REF is one of

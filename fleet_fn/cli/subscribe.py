@@ -48,7 +48,7 @@ def command(
     connections: str | None,
     sink: str | None,
 ) -> None:
-    """Take events from Drogue Cloud's MQTT integration, without an inbound route.
+    """Take events from Drogue Cloud's MQTT integration. It needs no inbound route.
 
     The function answers them in this process, which opens no port; or, with --sink, a function elsewhere. The
     environment configures it as it does `fleet-fn serve`; DROGUE_MQTT_URL is required besides. With --sink,
