@@ -63,8 +63,8 @@ class UserToken:
 
         """
         last = self._tokens.last
-        if last and last.header == refused:
-            is_young = self._clock() < min(last.since + _MIN_REFUSED_AGE_SECONDS, last.until)
+        if last and last.header == refused and self._clock() < last.until:
+            is_young = self._clock() - last.since < _MIN_REFUSED_AGE_SECONDS
             if last is self._replacement or (status == HTTPStatus.FORBIDDEN and is_young):
                 return None
         return self._renew(refused, deadline)
