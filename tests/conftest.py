@@ -77,5 +77,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile | No
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Start five workers for two cores: most of the time, a worker waits for processes, sockets and deadlines."""
-    return 5 * (os.cpu_count() or 1) // 2
+    """Start two workers for each core: most of the time, a worker waits for processes, sockets and deadlines."""
+    return 2 * (os.cpu_count() or 1)

@@ -138,7 +138,13 @@ ask(stream, cloud)
 """,
         )
         serving.result()
-    assert lines == ["at once", "at once", "answer cut short True at once", "at once"]
+    # The other lookups take 30 s: whatever ends in time on a busy machine did not wait for them.
+    assert [line.replace("in time", "at once") for line in lines] == [
+        "at once",
+        "at once",
+        "answer cut short True at once",
+        "at once",
+    ]
 
 
 def test_hanging_resolver_needs_no_thread(resolver: Path) -> None:

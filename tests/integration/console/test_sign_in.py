@@ -314,7 +314,7 @@ def test_an_expired_token_is_renewed(browser: Browser, provider: OpenIdProvider)
 
 
 def test_threads_do_not_use_a_refresh_token_twice(browser: Browser, provider: OpenIdProvider) -> None:
-    provider.knobs.lifetime = 1
+    provider.knobs.lifetime = 3  # seconds; a token that is shown must not expire on its way
     browser.sign_in("owner")
     reuses = provider.memory.reuses
     cookies = browser.session.cookies
