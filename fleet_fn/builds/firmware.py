@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from fleet_fn.builds.description import Build, read_build
 from fleet_fn.drogue.device_registry_object import read_map
 from fleet_fn.drogue.firmware_spec import Malformed, read_firmware_spec
-from fleet_fn.drogue.spec_source import Image
+from fleet_fn.drogue.spec_source import IMAGE_SOURCES, Image
 from fleet_fn.drogue.spec_values import MalformedSpecError
 from fleet_fn.errors import PermanentError
-
-_KINDS: Final = ("container", "oci")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ def _read(found: Mapping[str, Any], kind: str) -> Buildable | None:
         return None
     if not isinstance(source, Image):
         raise PermanentError(f"{path} names no container; only the firmware of a container is built")
-    (key,) = [key for key in _KINDS if section.get(key) is not None]
+    (key,) = [key for key in IMAGE_SOURCES if section.get(key) is not None]
     described = section[key].get("build")
     if described is None:
         raise PermanentError(f"{path}.{key}.build is not set; it says how the firmware is built (docs/build.md)")

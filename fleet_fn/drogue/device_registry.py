@@ -61,7 +61,7 @@ class DeviceDisabledError(PermanentError):
 
 
 class DeviceNotServedError(Exception):
-    """The device has not the labels that this function serves.
+    """The device lacks a label of those that this function serves.
 
     Another server may serve it, so it gets neither command nor report.
     """
@@ -159,7 +159,7 @@ class DeviceRegistry:
         own = self._object((application, device), max_age if of_device is None else of_device, deadline)
         for name, value in self._labels.items():
             if own.labels.get(name) != value:
-                raise DeviceNotServedError(f"DEVICE_LABELS wants {name}={value}, which the device has not")
+                raise DeviceNotServedError(f"DEVICE_LABELS wants {name}={value}, which the device lacks")
         # A disabled device is disabled even if its application or its spec.firmware cannot be read.
         if own.disabled or (shared := self._object((application,), max_age, deadline)).disabled:
             return Desired(None, NONE, own.uid, own.labels, own.reported, disabled=True, gateways=own.gateways)

@@ -14,11 +14,12 @@ from fleet_fn.drogue.spec_values import (
     read_text,
 )
 
-#: The keys of each kind of source; `oci` is an alias of `container`.
+#: The kinds of sources that name an image; `oci` is an alias of `container`.
+IMAGE_SOURCES: Final = ("container", "oci")
 _IMAGE_KEYS: Final = ("image", "version", "imagePullPolicy", "platform", "build")
+#: The keys of each kind of source.
 _KEYS: Final = {
-    "container": _IMAGE_KEYS,
-    "oci": _IMAGE_KEYS,
+    **dict.fromkeys(IMAGE_SOURCES, _IMAGE_KEYS),
     "file": ("name",),
     "hawkbit": ("controller", "part", "file"),
 }

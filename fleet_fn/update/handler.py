@@ -117,6 +117,8 @@ class UpdateHandler:
             InvalidEventError, InvalidStatusError: the device sent no status.
 
         """
+        if ignored := self._ignored(event):
+            return Reply(ignored)
         return self._reply(event._replace(id="", time=None), deadline)
 
     def _ignored(self, event: Event) -> Outcome | None:
@@ -128,8 +130,6 @@ class UpdateHandler:
         return None
 
     def _reply(self, event: Event, deadline: Deadline) -> Reply:
-        if ignored := self._ignored(event):
-            return Reply(ignored)
         payload, content_type = event.status_payload()
         status, form = decode_status(payload, content_type)
         if event.is_lorawan and form.encoding is Encoding.JSON:

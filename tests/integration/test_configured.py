@@ -167,7 +167,7 @@ def test_devices_without_the_labels_are_left_to_others(layouts: Path) -> None:
             sent = event("old", "farm", datacontenttype="application/cbor")
             shown = function.post(sent, cbor2.dumps(PACKED), path="/preview").json
             assert shown["outcome"] == "ignored"
-            assert shown["reason"] == "DEVICE_LABELS wants ring=new, which the device has not"
+            assert shown["reason"] == "DEVICE_LABELS wants ring=new, which the device lacks"
             assert (drogue.writes, drogue.commands) == ([], [])
             assert post(function, "farm", "new", PACKED).startswith("write")
             assert [command.device for command in drogue.commands] == ["new"]

@@ -26,6 +26,7 @@ from click.testing import CliRunner
 from fleet_fn.cli.sandbox import command
 from fleet_fn.sandbox import RefusedError, Sandbox
 from tests.support.http import Request, Response, Server, closed_port
+from tests.support.sandbox_log import Log
 
 PATIENCE = 10.0
 ODD = "a/b %ü:@x"
@@ -33,24 +34,6 @@ DFU = "/api/command/v1alpha1/apps/shop/devices/{}?command=dfu"
 REGISTRY = "/api/registry/v1alpha1/apps"
 
 EventDeduplicator = Callable[[Request], Response]
-
-
-class Log:
-    """The lines that a sandbox logs, which can be waited for."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._more = threading.Condition()
-
-    def __call__(self, line: str) -> None:
-        with self._more:
-            self.lines.append(line)
-            self._more.notify_all()
-
-    def await_line(self, part: str, count: int = 1) -> None:
-        with self._more:
-            found = self._more.wait_for(lambda: sum(part in line for line in self.lines) >= count, PATIENCE)
-        assert found, f"{part!r} not {count} times in {self.lines}"
 
 
 class Sink:

@@ -6,7 +6,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,6 +22,7 @@ from paho.mqtt.client import MQTTMessage
 from fleet_fn.cli.sandbox import command
 from fleet_fn.sandbox import MqttOptions, Sandbox
 from tests.support.mqtt_client import PATIENCE, V3, V5, Subscriber
+from tests.support.sandbox_log import Log
 
 ODD = "a/b %ü:@x"
 SHARED = "$share/g/app/shop"
@@ -44,21 +44,6 @@ OBJECTS = [
 #: Of MQTT 5.
 CONNACK = b"\x20\x09\x00\x00\x06\x25\x00\x28\x01\x2a\x01"
 MEMBERS = {"reader": "reader", "stranger": "none"}
-
-
-class Log:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._more = threading.Condition()
-
-    def __call__(self, line: str) -> None:
-        with self._more:
-            self.lines.append(line)
-            self._more.notify_all()
-
-    def await_line(self, part: str) -> None:
-        with self._more:
-            assert self._more.wait_for(lambda: any(part in line for line in self.lines), PATIENCE), self.lines
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from fleet_fn.drogue.spec_source import Image
+from fleet_fn.drogue.spec_source import IMAGE_SOURCES, Image
 from fleet_fn.drogue.update_record import timestamp
 from fleet_fn.fleet.rollout.application import Application, Previous, RefusedError, with_rollout_policy
 from fleet_fn.oci.reference import parse_reference
@@ -254,7 +254,7 @@ def _with_image(application: Application, wanted: Start) -> Object:
     """Return the `spec.firmware` with another image; its other keys stay."""
     section = application.source_section
     kind, source = section or ("container", {})
-    if kind not in ("container", "oci"):
+    if kind not in IMAGE_SOURCES:
         if not wanted.replaces_source:
             raise RefusedError(
                 f"the application's firmware comes from {kind}, not from an image: --replace-source replaces it"
