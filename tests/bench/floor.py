@@ -12,6 +12,7 @@ def empty() -> Flask:
     """Reads the body."""
     app = Flask(__name__)
 
+    @app.route("/healthz")
     @app.route("/", methods=["GET", "POST"])
     def answer() -> tuple[str, int]:
         request.get_data()

@@ -1,37 +1,198 @@
-"""From the start to the first answer, and memory: the function beside an empty view."""
+"""From the start to the first answers, and memory: the function beside an empty view, each as its users start it.
 
+The empty view runs under gunicorn as it is: one worker, one thread, no configuration. So does nothing of the function's
+server settings make it slower. The processes of one server share pages, since workers are forks. A pod's limit counts
+each page once, and so does the column that counts; the sum of what `ps` shows, beside it, counts shared pages again.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Final
 
 import click
 
-from tests.bench.peers import DONE, IN_SYNC, Cloud, Load
-from tests.bench.servers import EMPTY, FUNCTION, serving
-from tests.bench.throughput.measuring import THREADS, event_headers, title
+from tests.bench.peers import DONE, IN_SYNC, Cloud, Load, free_port
+from tests.bench.throughput.measuring import event_headers, title
+from tests.support.function import ROOT, Client
 
-STARTS: Final = 7
-#: Events after which memory is measured.
-FIRST_EVENTS: Final = 20
+STARTS: Final = 9
+#: Events after which memory is measured, and seconds without any before that: meanwhile the function loads its metrics.
+EVENTS: Final = 20
+IDLE: Final = 1.5
+#: What may not be exceeded, as a multiple of the empty view's.
+MOST_TIME: Final = 1.2
+MOST_MEMORY: Final = 1.1
 
+EMPTY, SERVE, GUNICORN = "empty view", "fleet-fn serve", "gunicorn"
+_COMMANDS: Final = {
+    EMPTY: ("gunicorn", "tests.bench.floor:empty()"),
+    SERVE: ("fleet-fn", "serve"),
+    GUNICORN: ("gunicorn", "fleet_fn.app:create_app()"),
+}
 _MIB: Final = 1024 * 1024
+_CONNECT_PAUSE: Final = 0.0005
+_HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
-def show(peers: Cloud, folder: Path) -> None:
-    started: dict[str, list[float]] = {FUNCTION: [], EMPTY: []}
-    resident: dict[str, list[float]] = {FUNCTION: [], EMPTY: []}
-    done = Load(folder, DONE, IN_SYNC)
+@dataclass
+class _Measured:
+    """What came of several starts of one kind."""
+
+    #: Milliseconds until the first 200, of CPU until then, and of the first event's answer.
+    ready: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    #: MiB, each page counted once; and with each process.
+    once: list[float] = field(default_factory=list)
+    resident: list[float] = field(default_factory=list)
+
+
+def show(peers: Cloud, folder: Path) -> list[str]:
+    """Print how long starts take, and memory; return what exceeds its bound."""
+    measured = {kind: _Measured() for kind in _COMMANDS}
+    for kind in _COMMANDS:
+        _measure(kind, peers, folder, _Measured())  # reads files, and writes bytecode
     for _ in range(STARTS):
-        for kind in started:
-            with serving(kind, peers, folder, workers=1, threads=THREADS) as server:
-                started[kind].append(server.started)
-                for _ in range(FIRST_EVENTS):
-                    assert server.ask("POST", "/", event_headers(done), done.status).status == 204
-                resident[kind].append(server.resident)
-    title(f"from the start to the first 200, and memory after {FIRST_EVENTS} events, 1 worker of {THREADS} threads")
-    click.echo(f"{'':20} {'ms':>9} {'of empty':>9} {'MiB':>9} {'of empty':>9}")
-    for kind in started:
+        for kind, result in measured.items():
+            _measure(kind, peers, folder, result)
+    _show_starts(measured)
+    _show_memory(measured)
+    serve, empty = measured[SERVE], measured[EMPTY]
+    wrong = []
+    if (time_share := median(serve.ready) / median(empty.ready)) > MOST_TIME:
+        wrong.append(f"a start takes {time_share:.2f} times an empty view's, more than {MOST_TIME}")
+    if (memory_share := median(serve.once) / median(empty.once)) > MOST_MEMORY:
+        wrong.append(f"memory is {memory_share:.2f} times an empty view's, more than {MOST_MEMORY}")
+    return wrong
+
+
+def _show_starts(measured: dict[str, _Measured]) -> None:
+    title(f"from the start to the first 200 of GET /healthz, one worker, {STARTS} starts")
+    click.echo(f"{'':16} {'ms':>6} {'of empty':>9} {'CPU ms':>7} {'of empty':>9} {'then an event, ms':>18}")
+    empty = measured[EMPTY]
+    for kind, result in measured.items():
         click.echo(
-            f"{kind:20} {1000 * median(started[kind]):>9.0f} {median(started[kind]) / median(started[EMPTY]):>8.2f}x"
-            f" {median(resident[kind]) / _MIB:>9.1f} {median(resident[kind]) / median(resident[EMPTY]):>8.2f}x"
+            f"{kind:16} {median(result.ready):>6.0f} {median(result.ready) / median(empty.ready):>8.2f}x"
+            f" {median(result.cpu):>7.0f} {median(result.cpu) / median(empty.cpu):>8.2f}x {median(result.first):>18.1f}"
         )
+
+
+def _show_memory(measured: dict[str, _Measured]) -> None:
+    title(f"memory after {EVENTS} events and {IDLE} s, one worker and its master")
+    click.echo(f"{'':16} {'MiB':>6} {'of empty':>9} {'RSS, MiB':>9} {'of empty':>9}")
+    empty = measured[EMPTY]
+    for kind, result in measured.items():
+        click.echo(
+            f"{kind:16} {median(result.once):>6.1f} {median(result.once) / median(empty.once):>8.2f}x"
+            f" {median(result.resident):>9.1f} {median(result.resident) / median(empty.resident):>8.2f}x"
+        )
+
+
+def _measure(kind: str, peers: Cloud, folder: Path, result: _Measured) -> None:
+    began = time.perf_counter()
+    with _started(kind, peers, folder) as (pid, client):
+        _await_health(client.port)
+        result.ready.append(1000 * (time.perf_counter() - began))
+        result.cpu.append(sum(map(_cpu_milliseconds, _processes(pid))))
+        load = Load(folder, DONE, IN_SYNC)
+        for number in range(EVENTS):
+            began = time.perf_counter()
+            assert client.request("POST", "/", event_headers(load).items(), load.status).status == 204
+            if not number:
+                result.first.append(1000 * (time.perf_counter() - began))
+        time.sleep(IDLE)
+        result.once.append(_once(_processes(pid)) / _MIB)
+        result.resident.append(sum(map(_resident, _processes(pid))) / _MIB)
+
+
+@contextmanager
+def _started(kind: str, peers: Cloud, folder: Path) -> Iterator[tuple[int, Client]]:
+    """The process id of a server's master, and a client of the server."""
+    client = Client()
+    client.port = free_port()
+    environment = {
+        **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ},
+        "PYTHONPATH": str(ROOT),
+    }
+    program, *arguments = _COMMANDS[kind]
+    if kind == EMPTY:
+        arguments = [f"--bind=127.0.0.1:{client.port}", *arguments]
+    else:
+        cache = str(folder / "cache")
+        environment |= {
+            **peers.environment(),
+            "HOST": "127.0.0.1",
+            "PORT": str(client.port),
+            "FIRMWARE_CACHE_DIR": cache,
+        }
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name(program), *arguments],
+        cwd=ROOT if kind == GUNICORN else folder,  # gunicorn reads its configuration from there
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process.pid, client
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _await_health(port: int) -> None:
+    """Return once the server has answered with 200."""
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(_HEALTH)
+                assert connection.recv(64).startswith(b"HTTP/1.1 200 ")
+                return
+        except ConnectionError:
+            time.sleep(_CONNECT_PAUSE)
+
+
+def _processes(pid: int) -> list[int]:
+    """A server's processes: its master and the workers."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+def _cpu_milliseconds(pid: int) -> float:
+    """Milliseconds that a process has run: proc(5) has ticks of 10 ms, the scheduler nanoseconds."""
+    return (
+        sum(int(task.joinpath("schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir())
+        / 1e6
+    )
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _once(pids: list[int]) -> int:
+    """Bytes of memory, a page counted once however many of the processes share it.
+
+    Pages of files are counted as if no other process of the machine had them.
+    """
+    anonymous, files = 0, dict[tuple[str, str], int]()
+    for pid in pids:
+        mapping = ("", "")
+        resident = 0
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            name, *values = line.split()
+            if not name.endswith(":"):
+                mapping = (values[1], values[3])  # offset and inode
+            elif name == "Rss:":
+                resident = int(values[0])
+            elif name == "Anonymous:":
+                files[mapping] = max(files.get(mapping, 0), resident - int(values[0]))
+        rollup = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+        anonymous += int(rollup["Pss_Anon"].split()[0])
+    return 1024 * (anonymous + sum(files.values()))
