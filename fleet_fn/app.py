@@ -51,6 +51,11 @@ def create_app(settings: Settings | None = None, *, now: Callable[[], float] = t
             "no credentials for Drogue Cloud are set, so it will refuse requests: set DROGUE_TOKEN and DROGUE_USER, or "
             "DROGUE_OIDC_TOKEN_URL"
         )
+    if settings.workers > 1 and settings.in_sync_ttl_seconds > settings.spec_ttl_seconds:
+        log.logger.warning(
+            f"each registry event reaches one of {settings.workers} workers: the others notice a change of a device in "
+            f"sync up to {settings.in_sync_ttl_seconds:g} s later (IN_SYNC_TTL_SECONDS); set WEB_CONCURRENCY to 1"
+        )
     tracing.configure()
     parts = Parts(settings, Clocks(wall=now))
     return make_app(settings, parts.updater, parts.previewer)

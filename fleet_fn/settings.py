@@ -204,6 +204,13 @@ class Settings:
     )
 
     spec_ttl_seconds: float = row("SPEC_TTL_SECONDS", 10.0, kinds.SECONDS, "how long the function remembers specs")
+    in_sync_ttl_seconds: float = row(
+        "IN_SYNC_TTL_SECONDS",
+        0.0,
+        kinds.SECONDS,
+        "how long it remembers the objects of devices in sync, if that is longer: "
+        "[for fleets with registry events](scale.md#what-do-idle-devices-cost)",
+    )
     manifest_ttl_seconds: float = row(
         "MANIFEST_TTL_SECONDS", 30.0, kinds.SECONDS, "how long it remembers tags' manifests"
     )

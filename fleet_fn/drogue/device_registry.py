@@ -178,6 +178,22 @@ class DeviceRegistry:
         known = self._objects.peek((application, device))
         return known.reported if known else None
 
+    def remembers_in_sync(self, application: str, device: str, version: str, uid: str, max_age: float) -> bool:
+        """Return whether a cached object says that the device is in sync.
+
+        Args:
+            application: name of the application.
+            device: name of the device.
+            version: the version that the device runs.
+            uid: the device's UID; empty if unknown. A device of another UID was created anew under the same name.
+            max_age: greatest age of the object, in seconds.
+
+        """
+        known = self._objects.peek((application, device), max_age)
+        if known is None or (uid and known.uid and uid != known.uid):
+            return False
+        return known.reported.current == version and known.reported.is_in_sync
+
     def read_record(self, application: str, device: str, max_age: float, deadline: Deadline) -> Record | None:
         """Return the record of another device's update, or None without record or device.
 

@@ -104,6 +104,11 @@ class Reported(NamedTuple):
         """Return the condition of a type; None if there is none."""
         return next((condition for condition in self.conditions if condition.type == kind), None)
 
+    @property
+    def is_in_sync(self) -> bool:
+        """Return whether the device was in sync."""
+        return any(type_ == IN_SYNC and status == "True" for type_, status, *_ in self.conditions)
+
 
 class Report(NamedTuple):
     """A report on a device's update."""

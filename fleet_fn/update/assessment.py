@@ -10,6 +10,7 @@ from fleet_fn.drogue.device_registry import (
     Desired,
     DeviceDisabledError,
     DeviceNotFoundError,
+    DeviceNotServedError,
     DeviceRegistry,
 )
 from fleet_fn.drogue.events import Event
@@ -18,11 +19,11 @@ from fleet_fn.errors import PermanentError, UpstreamError
 from fleet_fn.firmware.store import Firmware, NotReadyError
 from fleet_fn.firmware.trust import UntrustedFirmwareError
 from fleet_fn.protocol.dialects import MAX_VERSION_BYTES, AnswerForm, Dialect, room_for_data
-from fleet_fn.protocol.messages import U32_MAX, Status, Swap
+from fleet_fn.protocol.messages import U32_MAX, Status, Swap, Sync
 from fleet_fn.protocol.step import FLASH_WORD_BYTES, Block, Target
 from fleet_fn.settings import Settings
 from fleet_fn.update.decision import confirm, decide
-from fleet_fn.update.freshness import Ages, Clock
+from fleet_fn.update.freshness import Ages, Clock, recalled_ages
 from fleet_fn.update.repeats import Repeats
 from fleet_fn.update.target import Found, TargetFinder
 from fleet_fn.update.unsent import UnsentCommands
@@ -146,6 +147,33 @@ class Assessor:
             origin = origin or self._targets.origin(event, desired, firmware)
             decision = decision._replace(record=replace(decision.record, origin=origin))
         return View(desired, firmware, served, decision, assigned=found.assigned)
+
+    def recall(self, received: DeviceStatus, deadline: Deadline) -> View | None:
+        """Return the decision to answer SYNC by an object that IN_SYNC_TTL_SECONDS allow.
+
+        Return None if the object does not do. It must lead to no other decision, and say that the device was in sync
+        with the version that it reports. A status that is old could be of a device that another process has updated
+        since. It must not hear SYNC for a version that it left, so the object must be as new as ever then.
+        """
+        event, status, _ = received
+        settings = self._settings
+        if settings.in_sync_ttl_seconds <= settings.spec_ttl_seconds or event.time is None:
+            return None
+        if (self._clock.now() - event.time).total_seconds() > settings.spec_ttl_seconds:
+            return None
+        if status.progress and status.progress.version != status.version:
+            return None  # another process may be updating it
+        version = status.version.decode(errors="replace")
+        names = event.application, event.device, version, event.device_uid
+        if not self._device_registry.remembers_in_sync(*names, settings.in_sync_ttl_seconds):
+            return None
+        try:
+            view = self.assess(received, recalled_ages(settings), deadline)
+        except (UpstreamError, NotReadyError, DeviceNotServedError):
+            return None  # it may rest on the old object
+        decision = view.decision
+        is_sync = decision is not None and isinstance(decision.step, Sync) and decision.rests_on is Freshness.MEMORY
+        return view if is_sync else None
 
     def _came_up_with_untrusted(
         self, received: DeviceStatus, error: Exception, record: Record | None, ages: Ages, deadline: Deadline

@@ -113,6 +113,11 @@ def remembered_ages(settings: Settings) -> Ages:
     )
 
 
+def recalled_ages(settings: Settings) -> Ages:
+    """Return the ages that facts may have if they show that a device is in sync."""
+    return remembered_ages(settings)._replace(device=lambda: settings.in_sync_ttl_seconds)
+
+
 def fresh_ages(freshness: Freshness, deadline: Deadline, since: float) -> Ages:
     """Return the ages that facts may have that start or end an update.
 

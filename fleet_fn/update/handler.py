@@ -154,6 +154,8 @@ class UpdateHandler:
     def _view(self, received: DeviceStatus, deadline: Deadline) -> View:
         """Return the decision on facts that are as fresh as its command needs them."""
         began = deadline.elapsed
+        if recalled := self._assessor.recall(received, deadline):
+            return recalled
         taken = Freshness.MEMORY
         view = self._assessor.assess(received, remembered_ages(self._settings), deadline)
         while (needed := view.rests_on).value > taken.value:

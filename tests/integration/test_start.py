@@ -172,6 +172,21 @@ def test_missing_credentials_for_the_cloud_are_warned_of(
     assert len(told.splitlines()) == warned
 
 
+@pytest.mark.parametrize(("workers", "warned"), [("1", False), ("2", True)])
+def test_workers_that_get_no_registry_events_are_warned_of(
+    drogue: Drogue, tmp_path: Path, workers: str, warned: bool
+) -> None:
+    settings = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "LOG_FORMAT": "text"}
+    more = {"IN_SYNC_TTL_SECONDS": "1800", "WEB_CONCURRENCY": workers}
+    with (
+        (tmp_path / "log").open("wb") as log,
+        serving(SERVE, environment(**settings, **more), tmp_path, log) as function,
+    ):
+        assert requests.get(f"http://127.0.0.1:{function.port}/readyz", timeout=20).status_code == 200
+        function.end()
+    assert ("each registry event reaches one of 2 workers" in (tmp_path / "log").read_text()) is warned
+
+
 def test_an_event_says_that_credentials_are_missing(drogue: Drogue, tmp_path: Path) -> None:
     drogue.put("locked", "device1")
     settings = {"DROGUE_API_URL": drogue.url, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}"}

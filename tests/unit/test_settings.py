@@ -140,6 +140,7 @@ VARIABLES: dict[str, tuple[str, object, dict[str, object]]] = {
     "HAWKBIT_TENANT": ("hawkbit_tenant", "DEFAULT", {"acme": "acme"}),
     "HAWKBIT_GATEWAY_TOKEN": ("hawkbit_gateway_token", None, {"t": "t"}),
     "SPEC_TTL_SECONDS": ("spec_ttl_seconds", 10.0, {"0": 0.0, "2.5": 2.5, ".5": 0.5}),
+    "IN_SYNC_TTL_SECONDS": ("in_sync_ttl_seconds", 0.0, {"0": 0.0, "1800": 1800.0}),
     "MANIFEST_TTL_SECONDS": ("manifest_ttl_seconds", 30.0, {"0": 0.0, "86400": 86400.0}),
     "REPORT_SEEN_SECONDS": ("report_seen_seconds", 86400.0, {"0": 0.0, "604800": 604800.0}),
     "POLL_SECONDS": ("poll_seconds", 300, {"0": 0, "4294967295": 2**32 - 1}),
@@ -338,6 +339,7 @@ INVALID: dict[str, tuple[tuple[str, ...], str]] = {
     "REPORT_STATUS": (BOOLEAN, "true or false"),
     "FIRMWARE_CACHE_BYTES": ((*WHOLE, "0", "9" * 20, "512M"), "a number of bytes above 0"),
     "SPEC_TTL_SECONDS": (SECONDS, SECONDS_TAKEN),
+    "IN_SYNC_TTL_SECONDS": (SECONDS, SECONDS_TAKEN),
     "MANIFEST_TTL_SECONDS": (SECONDS, SECONDS_TAKEN),
     "EVENT_DEADLINE_SECONDS": (
         (*SECONDS, "86400.5", "2147484"),
