@@ -26,6 +26,7 @@ from gunicorn.workers import gthread
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.web.arrival import DEADLINE, Arrival
+from fleet_fn.web.usual_request import UsualAnswer, environ_of_connection, is_usual, read_usual
 
 if TYPE_CHECKING:
     from fleet_fn.web.subscriber import Subscriber
@@ -65,13 +66,28 @@ class Connection(gthread.TConn):  # type: ignore[misc]
     One thread at a time owns it: the main thread, or another.
     """
 
-    def __init__(self, cfg: Any, sock: socket.socket, client: object, server: object, seconds: float) -> None:
-        """Expect each request within `seconds` of its first byte."""
+    def __init__(
+        self,
+        cfg: Any,
+        sock: socket.socket,
+        client: object,
+        server: object,
+        seconds: float,
+        common: dict[str, Any] | None = None,
+    ) -> None:
+        """Expect each request within `seconds` of its first byte.
+
+        With `common`, what the environments of all its requests have in common, read the usual ones without a parser.
+        """
         super().__init__(cfg, sock, client, server)
+        sock.setblocking(True)  # only answers wait; reads do not
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
         self.data_ready = True  # a thread only gets a whole request
         fields = cfg.limit_request_fields * (cfg.limit_request_field_size + 2)
         self.arrival = Arrival(cfg.limit_request_line + 2, cfg.limit_request_line + fields + 4)
+        #: WSGI environment of a whole request, if it is the usual one; then `arrival` has nothing of it.
+        self.usual: dict[str, Any] | None = None
+        self._common = common
         self._seconds = seconds
         #: Time of the connection's acceptance, or of the current request's first byte.
         self.since = time.monotonic()
@@ -82,6 +98,11 @@ class Connection(gthread.TConn):  # type: ignore[misc]
         #: The main thread's list that has this connection, and the bytes that it counts for it.
         self.place: _Waiting | None = None
         self.held = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a whole request has come, or no more of it will be read."""
+        return self.usual is not None or self.arrival.is_whole
 
     def init(self) -> None:
         """Give the request's bytes to the parser; called in a thread, for each request."""
@@ -108,10 +129,13 @@ class Connection(gthread.TConn):  # type: ignore[misc]
 
     def begin_next(self) -> None:
         """Go on with the next request."""
+        self.deadline = None
+        if self.usual is not None:
+            self.usual = None
+            return
         self.parser.mesg = None  # else the parser would look for the rest of a dropped body
         self.is_gone = bool(self.parser.unreader.take_buffered())  # parser and Arrival disagree on the request's end
         self.arrival = self.arrival.next()
-        self.deadline = None
         if self.arrival.is_begun:
             self._begin()
             self._send_continue()
@@ -122,6 +146,9 @@ class Connection(gthread.TConn):  # type: ignore[misc]
     def _feed(self, data: bytes) -> None:
         if self.deadline is None:
             self._begin()
+            self.usual = read_usual(data, self._common) if self._common else None
+            if self.usual is not None:
+                return
         self.arrival.feed(data)
         self._send_continue()
 
@@ -159,11 +186,16 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     #: Seconds within which a request has to arrive; the server's configuration sets them.
     request_seconds: float = 4.0
+    #: False once the worker is to end.
+    alive: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         cfg = self.cfg
         self._is_plain = not cfg.is_ssl and (cfg.protocol, cfg.proxy_protocol, cfg.http2_cleartext) == _PLAIN
+        self._reads_usual = self._is_plain and is_usual(cfg, self.log)
+        # gunicorn looks a setting up in 1 us.
+        self._keeps_connections, self._threads = bool(cfg.keepalive), int(cfg.threads)
         #: Takes events from the MQTT integration; None if the settings name no applications.
         self.subscriber: Subscriber | None = None
         #: Number of connections that have a thread or wait for one.
@@ -208,11 +240,36 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         """
         if not isinstance(conn, Connection):
             return super().handle(conn)
-        while super().handle(conn):
+        while self._answer(conn, conn.usual) if conn.usual is not None else super().handle(conn):
             conn.begin_next()
             if not self._stay(conn):
                 return not conn.is_gone
         return False
+
+    def _answer(self, conn: Connection, environ: dict[str, Any]) -> bool:
+        """Let the application answer a usual request.
+
+        Return whether to keep the connection.
+        """
+        self._request.deadline = conn.deadline
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+        answer = UsualAnswer()
+        try:
+            answer.take(self.wsgi(environ, answer.start))
+            keeps = self.alive and self._keeps_connections and len(self.keepalived_conns) < self.max_keepalived
+            data = answer.to_bytes(keeps=keeps)
+        except Exception as error:  # noqa: BLE001 - as gunicorn does, whatever the application raises
+            self.handle_error(None, conn.sock, conn.client, error)
+            return False
+        try:
+            conn.sock.sendall(data)
+        except OSError as error:
+            self.log.debug("Closing a connection whose sender does not read the answer: %s", error)
+            return False
+        return keeps
 
     def handle_request(self, req: Any, conn: Any) -> bool:
         """Let the application answer a whole request.
@@ -240,7 +297,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         for _ in range(_MAX_STAYS):
             if conn.is_gone or not self._has_spare_thread():
                 return False
-            if conn.arrival.is_whole:
+            if conn.is_whole:
                 return True
             if poll is None:
                 poll = select.poll()
@@ -248,11 +305,11 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             if not poll.poll(_STAY_MILLISECONDS):
                 return False
             conn.receive()
-        return conn.arrival.is_whole and not conn.is_gone
+        return conn.is_whole and not conn.is_gone
 
     def _has_spare_thread(self) -> bool:
         """Return whether each connection with a request has a thread."""
-        return bool(self.busy <= self.cfg.threads)
+        return self.busy <= self._threads
 
     # --- In the main thread
 
@@ -271,10 +328,9 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         if conn.is_gone or conn.sock.fileno() < 0:
             self._forget(conn)
             return
-        conn.sock.setblocking(False)
         if not kept:
             self._close(conn)
-        elif conn.arrival.is_whole:
+        elif conn.is_whole:
             self.enqueue_req(conn)
         elif self._poll(conn):
             if conn.arrival.is_begun:
@@ -298,12 +354,14 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             if error.errno not in _NO_CONNECTION:
                 raise
             return
-        conn = Connection(self.cfg, sock, address, listener.getsockname(), self.request_seconds)
+        server = listener.getsockname()
+        common = environ_of_connection(self.cfg, sock, address, server) if self._reads_usual else None
+        conn = Connection(self.cfg, sock, address, server, self.request_seconds, common)
         self.nr_conns += 1
         conn.receive()  # usually, the request comes with the connection
         if conn.is_gone:
             self._forget(conn)
-        elif conn.arrival.is_whole:
+        elif conn.is_whole:
             self.enqueue_req(conn)
         elif self._poll(conn):
             self._wait(conn, self._silent, time.monotonic() + self.cfg.keepalive)
@@ -341,7 +399,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self.keepalived_conns.remove(conn)
         if conn.is_gone:
             self._drop(conn)
-        elif conn.arrival.is_whole:
+        elif conn.is_whole:
             self._leave(conn)
             self.poller.unregister(sock)
             self.enqueue_req(conn)
@@ -399,7 +457,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def _drain(self, conn: Connection) -> None:
         """Drop bytes that still come on a closed connection, up to `_LINGER_BYTES`."""
         try:
-            data = conn.sock.recv(_READ_BYTES)
+            data = conn.sock.recv(_READ_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:

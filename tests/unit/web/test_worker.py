@@ -12,6 +12,7 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
 from fleet_fn.web import worker
+from fleet_fn.web.usual_request import environ_of_connection
 from fleet_fn.web.worker import Connection, ThreadWorker
 
 if TYPE_CHECKING:
@@ -139,4 +140,89 @@ def test_a_sender_that_does_not_read_does_not_keep_a_thread(
 
     monkeypatch.setattr(threaded, "wsgi", endless)
     _, start = handle
+    assert start().result(20) is False
+
+
+# --- The usual request, which needs no parser -------------------------------------------------------------------------
+
+EVENT = b"POST / HTTP/1.1\r\nHost: function\r\nContent-Length: 3\r\n\r\nabc"
+
+
+@pytest.fixture
+def plain(threaded: Any) -> Iterator[tuple[socket.socket, Callable[[], Any]]]:
+    """As `handle`, of a connection that reads usual requests without a parser."""
+    client, server = socket.socketpair()
+    address = ("127.0.0.1", 1)
+    common = environ_of_connection(threaded.cfg, server, address, address)
+    connection = Connection(threaded.cfg, server, address, address, 4.0, common)
+
+    def start() -> Any:
+        client.sendall(EVENT)
+        assert connection.receive()
+        assert connection.usual
+        return pool.submit(threaded.handle, connection)
+
+    with client, closing(connection), ThreadPoolExecutor(1) as pool:
+        client.settimeout(20)
+        yield client, start
+        client.close()
+
+
+def test_usual_requests_and_others_follow_each_other(
+    threaded: Any, plain: tuple[socket.socket, Callable[[], Any]]
+) -> None:
+    asked = []
+
+    def note(environ: "WSGIEnvironment", start_response: "StartResponse") -> list[bytes]:
+        asked.append((environ["REQUEST_METHOD"], environ["wsgi.input"].read()))
+        start_response("204 NO CONTENT", [("Fleet-Outcome", "ignored")])
+        return []
+
+    threaded.wsgi = note
+    client, start = plain
+    start()
+    answers, due = answer(client), 1
+    for data in (EVENT, REQUEST, EVENT, EVENT[:30], EVENT[30:], EVENT + EVENT + REQUEST, EVENT):
+        client.sendall(data)
+        due += data.count(HEAD_ENDS)
+        while answers.count(HEAD_ENDS) < due:
+            answers += answer(client)
+    assert answers.count(b"HTTP/1.1 204 ") == answers.count(b"Connection: keep-alive\r\n") == due
+    event, other = ("POST", b"abc"), ("GET", b"")
+    assert asked == [event, event, other, event, event, event, event, other, event]
+
+
+def test_a_usual_request_tells_the_worker_to_end_after_enough_of_them(
+    threaded: Any, plain: tuple[socket.socket, Callable[[], Any]]
+) -> None:
+    threaded.max_requests = 2
+    client, start = plain
+    handled = start()
+    assert b"Connection: keep-alive" in answer(client)
+    client.sendall(EVENT)
+    assert b"Connection: close" in answer(client)
+    assert handled.result(20) is False
+    assert not threaded.alive
+
+
+def test_an_application_that_raises_answers_500(threaded: Any, plain: tuple[socket.socket, Callable[[], Any]]) -> None:
+    def fail(_: "WSGIEnvironment", __: "StartResponse") -> list[bytes]:
+        raise RuntimeError("a bug")
+
+    threaded.wsgi = fail
+    client, start = plain
+    handled = start()
+    assert client.recv(4096).startswith(b"HTTP/1.1 500 ")
+    assert handled.result(20) is False
+
+
+def test_an_answer_that_is_not_read_does_not_keep_a_thread(
+    threaded: Any, plain: tuple[socket.socket, Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def large(_: "WSGIEnvironment", start_response: "StartResponse") -> list[bytes]:
+        start_response("200 OK", [])
+        return [bytes(1 << 26)]
+
+    monkeypatch.setattr(threaded, "wsgi", large)
+    _, start = plain
     assert start().result(20) is False
