@@ -1,4 +1,5 @@
 -- Has wrk post events, each with an id of its own: wrk … URL -- BODY-FILE APPLICATION DEVICES
+-- With 0 devices each event is of a new one.
 
 local threads = 0
 
@@ -33,8 +34,9 @@ end
 function request()
     sent = sent + 1
     headers["ce-id"] = run .. "-" .. thread .. "-" .. sent
-    headers["ce-device"] = "device-" .. (sent % devices)
-    headers["ce-source"] = "drogue://" .. application .. "/device%2D" .. (sent % devices)
+    local device = tostring(devices > 0 and sent % devices or run .. "-" .. sent)
+    headers["ce-device"] = "device-" .. device
+    headers["ce-source"] = "drogue://" .. application .. "/device%2D" .. device:gsub("-", "%%2D")
     headers["ce-time"] = os.date("!%Y-%m-%dT%H:%M:%SZ")
     return wrk.format("POST", "/", headers, body)
 end

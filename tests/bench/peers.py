@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import json
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -11,14 +12,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import cbor2
 import click
 
+from tests.bench.processes import cpu_of_children
 from tests.support.firmware import publish, random_bytes
 
 #: Bytes of a block, and the version that devices are at, and that they are updated to.
@@ -26,6 +30,8 @@ BLOCK: Final = 512
 OLD, NEW = "1", "2"
 #: The application whose devices have their new version.
 DONE: Final = "done"
+#: The application whose devices have their old version, and may start.
+STARTING: Final = "starting"
 #: Seconds by which the slow nginx delays the answers of the command API.
 DELAY: Final = 0.005
 
@@ -49,6 +55,19 @@ class Cloud:
     #: The same, but for commands, which are answered after `DELAY`.
     slow_url: str
     registry: str
+    #: nginx's first process.
+    pid: int
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU that it has used."""
+        return sum(cpu_of_children(self.pid))
+
+    @property
+    def requests(self) -> int:
+        """How many requests it has answered, this one included."""
+        with urlopen(f"{self.url}/requests") as answer:
+            return int(answer.read().split()[9])  # ngx_http_stub_status_module: accepted, handled, requests
 
     def environment(self, *, slow: bool = False) -> dict[str, str]:
         """The settings of a function that is to use them."""
@@ -65,10 +84,11 @@ class Cloud:
 def cloud(folder: Path, sizes: Mapping[str, int], seed: int) -> Iterator[Cloud]:
     """One with an application for each of `sizes`, whose devices are on their way to a firmware of so many bytes.
 
-    And one called `DONE`, whose devices have arrived.
+    And `DONE`, whose devices have arrived, and `STARTING`, whose devices have not begun.
     """
     port, slow = free_port(), free_port()
-    locations = "".join(_application(folder, name, size, seed) for name, size in {**sizes, DONE: BLOCK}.items())
+    applications = {**sizes, DONE: BLOCK, STARTING: 2 * BLOCK}
+    locations = "".join(_application(folder, name, size, seed) for name, size in applications.items())
     temporary = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -81,6 +101,7 @@ def cloud(folder: Path, sizes: Mapping[str, int], seed: int) -> Iterator[Cloud]:
             server {{
                 listen 127.0.0.1:{port} backlog=1024;
                 location /api/command/ {{ return 202; }}
+                location = /requests {{ stub_status; }}
                 {locations}
                 location /v2/ {{ root {folder}/registry; }}
                 location ~ /manifests/ {{ root {folder}/registry; default_type {_MANIFEST}; }}
@@ -98,7 +119,7 @@ def cloud(folder: Path, sizes: Mapping[str, int], seed: int) -> Iterator[Cloud]:
     try:
         for listening in (port, slow):
             await_port(listening, process)
-        yield Cloud(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{slow}", f"127.0.0.1:{port}/")
+        yield Cloud(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{slow}", f"127.0.0.1:{port}/", process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -119,7 +140,7 @@ def latency(cloud: Cloud) -> float:
 
 
 def _application(folder: Path, name: str, size: int, seed: int) -> str:
-    """What nginx says of an application and of each of its devices, whose update began a while ago."""
+    """What nginx says of an application and of each of its devices."""
     firmware = publish(folder / "layouts", name, NEW, random_bytes(size, (seed, name)))
     blobs, repository = folder / "layouts" / name / "blobs" / "sha256", folder / "registry" / "v2" / name
     for kind in ("blobs", "manifests"):
@@ -128,19 +149,7 @@ def _application(folder: Path, name: str, size: int, seed: int) -> str:
             (repository / kind / f"sha256:{blob.name}").symlink_to(blob)
     (repository / "manifests" / NEW).symlink_to(blobs / firmware.digest.removeprefix("sha256:"))
     application = {"metadata": {"name": name}, "spec": {"firmware": {"container": {"image": f"{name}:{NEW}"}}}}
-    update = {
-        "version": NEW,
-        "checksum": hashlib.sha256(firmware.content).hexdigest(),
-        "started": "2026-01-01T00:00:00Z",
-    }
-    conditions = [
-        {"type": "InSync", "status": "False"},
-        {"type": "UpdateProgress", "status": "Unknown", "message": "50.00"},
-    ]
-    if name == DONE:
-        conditions = [{"type": "InSync", "status": "True"}]
-        update |= {"swapped": "2026-01-01T00:10:00Z", "synced": "2026-01-01T00:11:00Z"}
-    reported = {"current": NEW if name == DONE else OLD, "target": NEW, "conditions": conditions, "update": update}
+    reported = _reported(name, hashlib.sha256(firmware.content).hexdigest())
     device = {"metadata": {"name": "$device", "application": name}, "spec": {}, "status": {"firmware": reported}}
     return f"""
         location = /api/registry/v1alpha1/apps/{name} {{
@@ -155,6 +164,22 @@ def _application(folder: Path, name: str, size: int, seed: int) -> str:
     """
 
 
+def _reported(name: str, checksum: str) -> dict[str, Any]:
+    """What a device's object says, so that the function writes nothing of a poll, nor of a block midway."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    conditions = [{"type": "InSync", "status": "True" if name == DONE else "False"}]
+    times = {"reported": now, "seen": now}
+    reported = {"current": NEW if name == DONE else OLD, "target": NEW, "conditions": conditions, **times}
+    if name == STARTING:
+        return reported
+    update = {"version": NEW, "checksum": checksum, "started": "2026-01-01T00:00:00Z"}
+    if name == DONE:
+        update |= {"swapped": "2026-01-01T00:10:00Z", "synced": "2026-01-01T00:11:00Z"}
+    else:
+        conditions.append({"type": "UpdateProgress", "status": "Unknown", "message": "50.00"})
+    return {**reported, "update": update}
+
+
 # --- Devices ----------------------------------------------------------------------------------------------------------
 
 
@@ -164,8 +189,19 @@ def midway(size: int) -> bytes:
     return cbor2.dumps({0: OLD.encode(), 1: BLOCK, 3: {0: NEW.encode(), 1: offset}})
 
 
-#: That of one which has the new version.
+#: That of one which has the new version, and of one which has the old one.
 IN_SYNC: Final = cbor2.dumps({0: NEW.encode(), 1: BLOCK})
+BEFORE: Final = cbor2.dumps({0: OLD.encode(), 1: BLOCK})
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came of a load."""
+
+    events: int
+    seconds: float
+    #: Seconds of CPU that the load itself used.
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -175,22 +211,25 @@ class Load:
     folder: Path
     application: str
     status: bytes
+    #: 0: each event is of a new one.
     devices: int = 1000
-    #: Twice as many as two workers of eight threads work on at once, as they never fall evenly to the workers.
-    connections: int = 32
+    connections: int = 16
 
-    def rate(self, port: int, seconds: float) -> float:
-        """Events a second that the server at `port` answers; where it answers some not with 2xx, a line says so."""
+    def run(self, port: int, seconds: float) -> Answered:
+        """Has the server at `port` answer events; if it answers some not with 2xx, a line says so."""
         body = self.folder / "status"
         body.write_bytes(self.status)
         command = ["wrk", "--threads", "1", "--connections", str(self.connections), "--duration", f"{seconds:.0f}s"]
         command += ["--script", str(_LOAD), f"http://127.0.0.1:{port}/", "--", str(body), self.application]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         told = subprocess.run([*command, str(self.devices)], capture_output=True, text=True, check=True).stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if failed := re.search(r"Non-2xx.*: (\d+)", told):
             click.echo(f"  {failed[1]} events were not answered with 2xx")
-        rate = re.search(r"Requests/sec:\s+([0-9.]+)", told)
-        assert rate, told
-        return float(rate[1])
+        total = re.search(r"(\d+) requests in ([0-9.]+)s", told)
+        assert total, told
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return Answered(int(total[1]), float(total[2]), used)
 
 
 def await_port(port: int, process: "subprocess.Popen[bytes]") -> None:

@@ -4,7 +4,6 @@ import http.client
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Final
 
 from tests.bench.floor import COMMAND_URL
 from tests.bench.peers import Cloud, await_port, free_port
+from tests.bench.processes import cpu_of_children
 from tests.support.function import ROOT
 
 #: What is said of each in tables.
@@ -28,8 +28,6 @@ class Server:
 
     process: "subprocess.Popen[bytes]"
     port: int
-    #: Seconds from its start to its first 200.
-    started: float
 
     def ask(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
@@ -38,21 +36,9 @@ class Server:
         return _ask(self.port, method, path, headers, body)
 
     @property
-    def _workers(self) -> list[int]:
-        pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    @property
-    def cpu(self) -> list[float]:
-        """Seconds of CPU that each of its workers has used (proc(5): utime, stime)."""
-        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self._workers]
-        return [(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK") for stat in stats]
-
-    @property
-    def resident(self) -> int:
-        """Bytes of memory that it has, of all its processes together."""
-        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (self.process.pid, *self._workers)]
-        return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+    def cpu(self) -> float:
+        """Seconds of CPU that its workers have used."""
+        return sum(cpu_of_children(self.process.pid))
 
 
 @contextmanager
@@ -79,7 +65,6 @@ def serving(
         options = {"worker-class": "gthread", "workers": workers, "threads": threads, "bind": f"127.0.0.1:{port}"}
         command = [sys.executable, "-m", "gunicorn", "--keep-alive", "120"]
         command += [f"--{name}={value}" for name, value in options.items()] + [_APPLICATIONS[kind]]
-    began = time.monotonic()
     # Where a log goes is no affair of whoever writes it.
     nowhere = subprocess.DEVNULL
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=nowhere, stderr=nowhere)
@@ -87,7 +72,7 @@ def serving(
         await_port(port, process)
         ready = _ask(port, "GET", "/" if kind in _APPLICATIONS else "/readyz").status
         assert ready == 200, f"it is not ready: {ready}"
-        yield Server(process, port, time.monotonic() - began)
+        yield Server(process, port)
     finally:
         process.terminate()
         process.wait()

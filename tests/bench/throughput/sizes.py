@@ -10,21 +10,29 @@ from tests.bench.servers import FUNCTION, serving
 from tests.bench.throughput.measuring import SIZES, THREADS, WORKERS, alternating, await_firmware, title
 
 DEVICES: Final = (1, 1000, 100_000)
+_ROUNDS: Final = 3
 
 
-def show(peers: Cloud, folder: Path) -> None:
+def show(peers: Cloud, folder: Path) -> list[str]:
+    """Print what sizes and devices make of the rates; nothing is asked of them."""
     with serving(FUNCTION, peers, folder, workers=WORKERS, threads=THREADS) as function:
         loads = {f"{size / 1024:,.0f} KiB": Load(folder, name, midway(size)) for name, size in SIZES.items()}
         for load in loads.values():
             await_firmware(function, load)
-        sizes = alternating({what: (function, load) for what, load in loads.items()}, rounds=2)
+        sizes = alternating(peers, {what: (function, load) for what, load in loads.items()}, _ROUNDS)
         devices = alternating(
-            {f"{count:,}": (function, Load(folder, DONE, IN_SYNC, devices=count)) for count in DEVICES}, rounds=2
+            peers,
+            {f"{count:,}": (function, Load(folder, DONE, IN_SYNC, devices=count)) for count in DEVICES},
+            _ROUNDS,
         )
     for heading, measured in (("a block of a firmware of", sizes), ("polls of so many devices", devices)):
         title(heading)
-        click.echo(f"{'':20} {'events/s':>9} {'us of CPU':>10} {'of first':>9}")
+        click.echo(f"{'':23} {'events/s':>8} {'worst':>7} {'us of CPU':>9} {'of first':>8} {'requests':>9}")
         first = next(iter(measured.values()))
         for what, result in measured.items():
-            click.echo(f"{what:20} {result.rate:>9.0f} {result.cost:>10.0f} {result.cost / first.cost:>8.2f}x")
+            click.echo(
+                f"{what:23} {result.rate:>8.0f} {result.worst:>7.0f} {result.cost:>9.0f}"
+                f" {result.cost_of(first):>7.2f}x {result.median(lambda one: one.requests):>9.2f}"
+            )
     click.echo("more devices than are remembered are read again with each poll")
+    return []
