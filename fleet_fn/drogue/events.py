@@ -112,38 +112,38 @@ def read_event(headers: Iterable[tuple[str, str]], body: bytes) -> Event:
 
     """
     decode: Callable[[str], str] = decode_name
+    payload = body
     try:
         fields = {name.lower(): value for name, value in headers}
         mode = fields.get("content-type", "").partition(";")[0].strip().lower()
         if mode == "application/cloudevents+json":
-            cloud_event, decode = read_structured(body), _keep
+            (attributes, payload), decode = read_structured(body), _keep
         elif mode.startswith("application/cloudevents"):
             raise InvalidEventError(
                 f"content type {mode!r} is not supported; send one event, in binary or structured JSON mode"
             )
         else:
-            cloud_event = read_binary(fields, body)
+            attributes = read_binary(fields)
     except CloudEventValidationError as error:
         raise InvalidEventError("; ".join(str(e) for errors in error.errors.values() for e in errors)) from error
     # OverflowError: a time beyond the calendar's end. RecursionError: data that nests too deeply to be written again.
     except (ValueError, OverflowError, RecursionError) as error:
         raise InvalidEventError(str(error)) from error
-    attributes = cloud_event.get_attributes()
-    payload = cloud_event.get_data()
-    source = cloud_event.get_source()
+    find = attributes.get
+    source = attributes["source"]
     about = identify(source, text_attribute(attributes, "application"), text_attribute(attributes, "device"), decode)
     return Event(
-        id=cloud_event.get_id(),
+        id=attributes["id"],
         source=source,
-        type=cloud_event.get_type(),
-        subject=cloud_event.get_subject() or "",
+        type=attributes["type"],
+        subject=find("subject", ""),
         application=about.application,
         device=about.device,
         device_uid=text_attribute(attributes, "deviceuid") or "",
-        time=cloud_event.get_time(),
-        content_type=cloud_event.get_datacontenttype(),
-        payload=payload if isinstance(payload, bytes) else b"",
-        trace=Trace.read(attributes.get("traceparent"), attributes.get("tracestate")),
+        time=find("time"),
+        content_type=find("datacontenttype"),
+        payload=payload,
+        trace=Trace.read(find("traceparent"), find("tracestate")),
         doubt=about.doubt,
     )
 

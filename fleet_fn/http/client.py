@@ -22,7 +22,7 @@ from fleet_fn.http.origin import Origin
 from fleet_fn.http.pool import MAX_IDLE_CONNECTIONS, Pool
 from fleet_fn.http.tls import Trust
 from fleet_fn.observability import trace_context, tracing
-from fleet_fn.observability.side_effects import Guarded
+from fleet_fn.observability.side_effects import Guarded, guard
 
 #: Called after each request: with the status of its answer, None without an answer, and the seconds until then.
 Count = Callable[[int | None, float], None]
@@ -83,7 +83,7 @@ class HttpClient:
 
         """
         other = copy(self)
-        other._metrics_name, other._count = metrics_name, Guarded("count of requests", count)
+        other._metrics_name, other._count = metrics_name, guard("count of requests", count)
         return other
 
     def for_redirect(self, url: str, permits: Callable[[str], bool]) -> "HttpClient":

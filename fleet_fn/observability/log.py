@@ -6,10 +6,12 @@ import os
 import select
 import stat
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Final
+from json.encoder import encode_basestring_ascii as _quote
+from typing import Any, Final, cast
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import one_line
@@ -32,9 +34,40 @@ class _Logger(logging.Logger):
         except Exception as error:  # noqa: BLE001 - no answer may depend on a log line
             _complain(error)
 
+    def findCaller(self, *_: object) -> tuple[str, int, str, None]:  # noqa: N802 - logging's name
+        """Look for no caller: no line tells it."""
+        return "", 0, "", None
+
+    def write(self, level: int, message: str, fields: Mapping[str, Any]) -> None:
+        """Log a message with fields, as `log` does with `extra`.
+
+        Handlers of ours get no `LogRecord`, whose making takes longer than the line.
+        """
+        if not self.isEnabledFor(level):
+            return
+        if len(self.handlers) != 1 or not isinstance(handler := self.handlers[0], _Handler):
+            self.log(level, message, extra={"fields": fields})
+            return
+        try:
+            handler.write(level, message, fields)
+        except Exception as error:  # noqa: BLE001 - as above
+            _complain(error)
+
 
 class _Handler(logging.StreamHandler[Any]):
     """Writes lines to a stream that may be closed, full, or without a reader."""
+
+    formatter: "_Formatter"
+
+    def write(self, level: int, message: str, fields: Mapping[str, Any]) -> None:
+        """Write a line without a record."""
+        line = self.formatter.line(time.time(), logging.getLevelName(level), message, fields) + self.terminator
+        self.acquire()
+        try:
+            self.stream.write(line)
+            self.stream.flush()
+        finally:
+            self.release()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging's signature
         """Complain of the current error."""
@@ -60,12 +93,13 @@ class _Pipe:
                 time.
 
         """
-        whole = ("\n" * self._is_cut + line).encode("utf-8", "backslashreplace")
-        rest, deadline = memoryview(whole), Deadline(0 if self._is_stalled else _WRITE_TIMEOUT_SECONDS)
+        whole = rest = ("\n" * self._is_cut + line).encode("utf-8", "backslashreplace")
+        deadline: Deadline | None = None
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:
+                deadline = deadline or Deadline(0 if self._is_stalled else _WRITE_TIMEOUT_SECONDS)
                 if not self._poll.poll(deadline.remaining * 1000):
                     self._is_cut = self._is_cut or len(rest) < len(whole)
                     self._is_stalled = True
@@ -96,7 +130,7 @@ def _complain(error: BaseException | None) -> None:
 _complained: Final[list[bool]] = []
 _class: Final = logging.getLoggerClass()
 logging.setLoggerClass(_Logger)
-logger = logging.getLogger("fleet_fn")
+logger: Final = cast(_Logger, logging.getLogger("fleet_fn"))
 logging.setLoggerClass(_class)
 
 
@@ -124,6 +158,16 @@ def keep_pipes_from_blocking() -> None:
 
 
 class _Formatter(logging.Formatter):
+    """Makes lines of records, and of what would be in a record."""
+
+    def line(self, created: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
+        """Return a line, with long values of fields cut."""
+        raise NotImplementedError
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record, whose fields are its `extra={"fields": …}`."""
+        return self.line(record.created, record.levelname, record.getMessage(), getattr(record, "fields", {}))
+
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         text = super().formatException(ei)
         if len(text) <= 2 * _MAX_TRACEBACK_CHARS:
@@ -132,39 +176,48 @@ class _Formatter(logging.Formatter):
 
 
 class _JSONFormatter(_Formatter):
+    def line(self, created: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
+        members = [f'"time": "{_time(created)}", "level": "{level}", "message": {_quote(message)}']
+        members += [f'"{name}": {_json(value)}' for name, value in fields.items()]
+        return f"{{{', '.join(members)}}}"
+
     def format(self, record: logging.LogRecord) -> str:
-        line = {"time": _time(record), "level": record.levelname, "message": record.getMessage(), **_fields(record)}
+        line = super().format(record)
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+            line = f'{line[:-1]}, "exception": {_quote(self.formatException(record.exc_info))}}}'
+        return line
 
 
 class _TextFormatter(_Formatter):
     """Quotes all but plain words as JSON does: no name can forge a line or a field."""
 
+    def line(self, created: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
+        words = [_time(created), level, message]
+        words += [f"{key}={_word(value)}" for key, value in fields.items()]
+        return " ".join(words)
+
     def format(self, record: logging.LogRecord) -> str:
-        words = [_time(record), record.levelname, record.getMessage()]
-        words += [f"{key}={_word(value)}" for key, value in _fields(record).items()]
-        lines = [" ".join(words)]
+        lines = [super().format(record)]
         if record.exc_info:  # indented: the error's text may look like a log line
             lines += [f"  {one_line(line)}" for line in self.formatException(record.exc_info).split("\n")]
         return "\n".join(lines)
 
 
-def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+def _time(created: float) -> str:
+    return datetime.fromtimestamp(created, UTC).isoformat(timespec="milliseconds")
 
 
-def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
-    """Return the record's `extra={"fields": …}`, with long values cut."""
-    fields: Mapping[str, Any] = getattr(record, "fields", {})
-    return {name: _shorten(value) for name, value in fields.items()}
+def _shorten(value: str) -> str:
+    return value if len(value) <= _MAX_VALUE_CHARS else f"{value[:_MAX_VALUE_CHARS]}…"
 
 
-def _shorten(value: object) -> object:
-    return f"{value[:_MAX_VALUE_CHARS]}…" if isinstance(value, str) and len(value) > _MAX_VALUE_CHARS else value
+def _json(value: object) -> str:
+    # `dumps` would make an encoder of JSON for each value.
+    if isinstance(value, str):
+        return _quote(_shorten(value))
+    return repr(value) if type(value) in (int, float) else json.dumps(value)
 
 
 def _word(value: object) -> str:
-    word = str(value)
+    word = _shorten(value) if isinstance(value, str) else str(value)
     return word if word.isascii() and word.isprintable() and not set(word) & set(' "=\\') else json.dumps(word)

@@ -11,28 +11,27 @@ from collections.abc import Callable
 from threading import RLock
 from typing import Any, Final, NamedTuple
 
-from fleet_fn.observability.side_effects import Guard
+from fleet_fn.observability.side_effects import Guard, Guarded
 
 #: Pause before another try after counters could not be made, e.g. because the folder is full.
 _BACK_OFF_SECONDS: Final = 10.0
 
 
-class _Counter:
+class _Counter(Guarded):
     """A counting function of `prometheus`, made with its first call."""
 
-    __slots__ = ("_count", "_make")
+    __slots__ = ("_made", "_make")
 
     def __init__(self, make: Callable[[], Callable[..., None]]) -> None:
+        super().__init__("metrics", self._count_first)
+        self._guard = _guard  # one for all counters: what keeps one from counting mostly keeps the others, too
         self._make = make
-        self._count: Callable[..., None] | None = None
+        self._made: Callable[..., None] | None = None
         _counters.append(self)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            if self._count or _may_retry():
-                (self._count or self.load())(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - no answer may depend on a counter
-            _guard.report(error)
+    def _count_first(self, *args: Any, **kwargs: Any) -> None:
+        if self._made or _may_retry():
+            self.load()(*args, **kwargs)
 
     def load(self) -> Callable[..., None]:
         """Make the function, unless it was made before, and return it.
@@ -43,13 +42,13 @@ class _Counter:
         """
         global _failed_at
         with _lock:
-            if self._count is None:
+            if self._made is None:
                 try:
-                    self._count = self._make()
+                    self._made = self._observe = self._make()
                 except Exception:
                     _failed_at = time.monotonic()
                     raise
-            return self._count
+            return self._made
 
 
 def _may_retry() -> bool:

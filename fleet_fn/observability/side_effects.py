@@ -52,5 +52,5 @@ class Guarded:
 
 
 def guard(observer: str, observe: Callable[..., object] | None) -> Guarded | None:
-    """Return `observe` behind a guard; None if there is no observer."""
-    return Guarded(observer, observe) if observe else None
+    """Return `observe` behind a guard, unless it has one; None without an observer."""
+    return observe if observe is None or isinstance(observe, Guarded) else Guarded(observer, observe)

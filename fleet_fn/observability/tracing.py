@@ -50,7 +50,7 @@ class _PassedTrace(_NoSpan):
 
     __slots__ = ("_before", "_trace")
 
-    def __init__(self, trace: Trace | None) -> None:
+    def __init__(self, trace: Trace) -> None:
         self._trace = trace
 
     def __enter__(self) -> Self:
@@ -126,7 +126,7 @@ def of_event(trace: Trace | None, attributes: Callable[[], Mapping[str, str]]) -
             return _Guarded(_spans.of_event(trace, attributes()))
         except Exception as error:  # noqa: BLE001 - no answer may depend on a span
             _guard.report(error)
-    return _PassedTrace(trace)
+    return _PassedTrace(trace) if trace else _no_span
 
 
 def of_request(upstream: str, method: str, host: str, port: int) -> Span:

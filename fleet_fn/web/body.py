@@ -1,28 +1,32 @@
 """The body of a request: read within the deadline, bounded, or discarded."""
 
 import socket
-from contextlib import suppress
-from typing import Final
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Final
 
-from flask import Request
 from gunicorn.http.errors import ParseException
+from werkzeug.wsgi import get_content_length, get_input_stream
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.cloud_events import InvalidEventError
 from fleet_fn.web.arrival import DEADLINE, MAX_BODY_BYTES, MAX_DISCARDED_BYTES
 from fleet_fn.web.body_timeout import BodyTimeout
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
 #: How long to read a body that is too large, or of a request that is refused.
 _DISCARD_SECONDS: Final = 1.0
 
 _timeout = BodyTimeout()
+_no_timeout: Final = nullcontext()
 
 
 class TooLargeError(Exception):
     """The body of an event is larger than `MAX_BODY_BYTES`."""
 
 
-def read_body(request: Request, deadline: Deadline) -> bytes:
+def read_body(environ: "WSGIEnvironment", deadline: Deadline) -> bytes:
     """Return the body of a request.
 
     Raises:
@@ -30,12 +34,13 @@ def read_body(request: Request, deadline: Deadline) -> bytes:
         InvalidEventError: it did not come in time, or not whole.
 
     """
-    announced = request.content_length
+    announced = get_content_length(environ)
     if announced is not None and announced > MAX_BODY_BYTES:
         raise TooLargeError
     try:
-        with _timeout.watch(_sender(request), deadline):
-            body = request.stream.read(MAX_BODY_BYTES + 1)
+        sender = _sender(environ)
+        with _timeout.watch(sender, deadline) if sender else _no_timeout:
+            body = get_input_stream(environ).read(MAX_BODY_BYTES + 1)
     except TimeoutError as error:
         raise InvalidEventError("the body did not come in time") from error
     except (OSError, ParseException) as error:
@@ -49,23 +54,23 @@ def read_body(request: Request, deadline: Deadline) -> bytes:
     return body
 
 
-def discard_body(request: Request) -> None:
+def discard_body(environ: "WSGIEnvironment") -> None:
     """Read a body that is not wanted off the connection.
 
     Otherwise the sender would not read the answer. If that fails, the sender gets the answer nonetheless.
     """
     with (
         suppress(OSError, ParseException, RuntimeError),  # the last one: no thread can be started
-        _timeout.watch(_sender(request), Deadline(_DISCARD_SECONDS)),
+        _timeout.watch(_sender(environ), Deadline(_DISCARD_SECONDS)),
     ):
-        left = MAX_DISCARDED_BYTES
-        while left > 0 and (chunk := request.stream.read(MAX_BODY_BYTES)):
+        left, stream = MAX_DISCARDED_BYTES, get_input_stream(environ)
+        while left > 0 and (chunk := stream.read(MAX_BODY_BYTES)):
             left -= len(chunk)
 
 
-def _sender(request: Request) -> socket.socket | None:
+def _sender(environ: "WSGIEnvironment") -> socket.socket | None:
     """Return the socket that the body is read from; None if all of it was read."""
-    if DEADLINE in request.environ:
+    if DEADLINE in environ:
         return None
-    sender: socket.socket | None = request.environ.get("gunicorn.socket")
+    sender: socket.socket | None = environ.get("gunicorn.socket")
     return sender

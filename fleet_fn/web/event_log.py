@@ -38,7 +38,7 @@ def log_event(event: Event | None, outcome: Outcome, seconds: float) -> None:
         "trace_id": event.trace.id if event and event.trace else None,
     }
     known = {name: value for name, value in fields.items() if value not in (None, "")}
-    logger.log(level, "event", extra={"fields": known})
+    logger.write(level, "event", known)
 
 
 def span_attributes(event: Event) -> Mapping[str, str]:

@@ -3,16 +3,16 @@
 It knows nothing of firmware.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from flask import Flask, Request, Response, abort, request
+from flask import Flask, Response, abort, request
 from werkzeug.exceptions import HTTPException
 
 from fleet_fn.deadline import Deadline
-from fleet_fn.drogue.cloud_events import InvalidEventError
+from fleet_fn.drogue.cloud_events import ATTRIBUTES, InvalidEventError
 from fleet_fn.drogue.events import Event, read_event
 from fleet_fn.observability import metrics, tracing
 from fleet_fn.observability.log import logger
@@ -47,6 +47,11 @@ _STATUS: Final = {
     OutcomeName.FAILED: HTTPStatus.UNPROCESSABLE_ENTITY,
     OutcomeName.RETRY: HTTPStatus.SERVICE_UNAVAILABLE,
 }
+#: The headers that an event may use, by their keys in a WSGI environment.
+_HEADERS: Final = {
+    **{f"HTTP_CE_{name.upper()}": f"ce-{name}" for name in ATTRIBUTES},
+    "CONTENT_TYPE": "content-type",
+}
 
 
 def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandler) -> Flask:
@@ -55,24 +60,23 @@ def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandle
     count_event, count_sent = metrics.events(tuple(_STATUS)), metrics.sent()
     log = Guarded("log of events", log_event)
 
-    def answer_event(request: Request) -> tuple[Outcome, HTTPStatus]:
-        deadline = _deadline(settings, request)
+    def answer(event: Event, deadline: Deadline) -> Reply:
+        with tracing.of_event(event.trace, partial(span_attributes, event)) as span:
+            outcome = updater.answer(event, deadline)
+            span.set_attributes(
+                outcome=outcome.name, reason=outcome.reason, version=outcome.version, offset=outcome.offset
+            )
+        return Reply(outcome)
 
-        def answer(event: Event) -> Reply:
-            with tracing.of_event(event.trace, partial(span_attributes, event)) as span:
-                outcome = updater.answer(event, deadline)
-                span.set_attributes(
-                    outcome=outcome.name, reason=outcome.reason, version=outcome.version, offset=outcome.offset
-                )
-            return Reply(outcome)
-
-        result = _handle(settings, slots, request, deadline, answer)
-        outcome, seconds = result.reply.outcome, deadline.elapsed
+    def answer_event(environ: "WSGIEnvironment") -> tuple[Outcome, HTTPStatus]:
+        deadline = _deadline(settings, environ)
+        event, reply, status = _handle(settings, slots, environ, deadline, answer)
+        outcome, seconds = reply.outcome, deadline.elapsed
         count_event(outcome.name, seconds)
         if outcome.name == OutcomeName.WRITE:
             count_sent(outcome.size or 0)
-        log(result.event, outcome, seconds)
-        return outcome, result.status
+        log(event, outcome, seconds)
+        return outcome, status
 
     app = _App(answer_event)
 
@@ -80,8 +84,8 @@ def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandle
     def preview_event() -> Response:
         if not settings.preview:
             abort(HTTPStatus.NOT_FOUND, "previews are switched off (PREVIEW)")
-        deadline = _deadline(settings, request)
-        result = _handle(settings, slots, request, deadline, lambda event: previewer.decide(event, deadline))
+        deadline = _deadline(settings, request.environ)
+        result = _handle(settings, slots, request.environ, deadline, previewer.decide)
         if result.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
             return error_response(result.reply.outcome, result.status)
         return preview_response(result.event, result.reply)
@@ -111,7 +115,7 @@ class _App(Flask):
     These cost more than the answer itself.
     """
 
-    def __init__(self, answer_event: Callable[[Request], tuple[Outcome, HTTPStatus]]) -> None:
+    def __init__(self, answer_event: "Callable[[WSGIEnvironment], tuple[Outcome, HTTPStatus]]") -> None:
         super().__init__(__name__, static_folder=None)
         self._answer_event = answer_event
         self.add_url_rule("/", "answer_event", methods=["POST"])  # lets Flask refuse other methods with 405
@@ -121,7 +125,7 @@ class _App(Flask):
         # Flask takes a path without a slash, or with several, for the root too.
         if environ["REQUEST_METHOD"] != "POST" or environ["PATH_INFO"].strip("/"):
             return super().wsgi_app(environ, start_response)
-        outcome, status = self._answer_event(self.request_class(environ))
+        outcome, status = self._answer_event(environ)
         if status == HTTPStatus.NO_CONTENT:
             start_response("204 NO CONTENT", [("Fleet-Outcome", structured_field(outcome))])
             return ()
@@ -130,7 +134,7 @@ class _App(Flask):
 
 def _refuse(error: HTTPException) -> Response:
     """Return the response to a request that no route takes."""
-    discard_body(request)
+    discard_body(request.environ)
     status = HTTPStatus(error.code or 500)
     if request.method == "POST" and status == HTTPStatus.NOT_FOUND and request.path != "/preview":
         # Knative's Kafka source retries a 404.
@@ -152,24 +156,29 @@ class _Result(NamedTuple):
 
 
 def _handle(
-    settings: Settings, slots: Slots, request: Request, deadline: Deadline, use: Callable[[Event], Reply]
+    settings: Settings,
+    slots: Slots,
+    environ: "WSGIEnvironment",
+    deadline: Deadline,
+    use: Callable[[Event, Deadline], Reply],
 ) -> _Result:
     """Read the event of a request and `use` it; turn every error into a reply."""
     event = None
     try:
-        if not is_authorized(settings, request.environ.get("HTTP_AUTHORIZATION", "")):
-            discard_body(request)
+        if not is_authorized(settings, environ.get("HTTP_AUTHORIZATION", "")):
+            discard_body(environ)
             reply = Reply(Outcome(OutcomeName.DENIED, "the request lacks the credentials that events must carry"))
         else:
-            event = read_event(_headers(request.environ), _read_body(request, deadline))
+            headers = [(header, environ[key]) for key, header in _HEADERS.items() if key in environ]
+            event = read_event(headers, _read_body(environ, deadline))
             if event.is_status and settings.serves(event.application):
                 slots.acquire(deadline)
                 try:
-                    reply = use(event)
+                    reply = use(event, deadline)
                 finally:
                     slots.release()
             else:
-                reply = use(event)
+                reply = use(event, deadline)
         status = _STATUS[reply.outcome.name]
     except BusyError:
         reply, status = (
@@ -188,7 +197,7 @@ def _handle(
     return _Result(event, reply, status)
 
 
-def _read_body(request: Request, deadline: Deadline) -> bytes:
+def _read_body(environ: "WSGIEnvironment", deadline: Deadline) -> bytes:
     """Return the body of a request; discard the rest of one that is too large.
 
     Raises:
@@ -196,25 +205,16 @@ def _read_body(request: Request, deadline: Deadline) -> bytes:
 
     """
     try:
-        return read_body(request, deadline)
+        return read_body(environ, deadline)
     except TooLargeError:
-        discard_body(request)
+        discard_body(environ)
         raise
 
 
-def _deadline(settings: Settings, request: Request) -> Deadline:
+def _deadline(settings: Settings, environ: "WSGIEnvironment") -> Deadline:
     """Return the event's deadline.
 
     If the worker read the body, it began the deadline with the request's first byte.
     """
-    deadline: Deadline | None = request.environ.get(DEADLINE)
+    deadline: Deadline | None = environ.get(DEADLINE)
     return deadline or Deadline(settings.event_deadline_seconds * WORK_SHARE)
-
-
-def _headers(environ: "WSGIEnvironment") -> Iterator[tuple[str, str]]:
-    """Yield the names and values of the headers that an event may use."""
-    for name, value in environ.items():
-        if name.startswith("HTTP_CE_"):
-            yield name[5:].replace("_", "-"), value
-    if content_type := environ.get("CONTENT_TYPE"):
-        yield "content-type", content_type

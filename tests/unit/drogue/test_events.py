@@ -9,10 +9,11 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import pytest
+from cloudevents.core.exceptions import CloudEventValidationError
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from fleet_fn.drogue.cloud_events import InvalidEventError
+from fleet_fn.drogue.cloud_events import InvalidEventError, ReceivedEvent, is_valid
 from fleet_fn.drogue.events import Event, read_event
 
 #: An event as the cloud makes it.
@@ -591,6 +592,27 @@ def test_whatever_comes_is_an_event_or_invalid_for_a_reason_of_one_line(
     except InvalidEventError as error:
         assert str(error)
         assert str(error).isprintable()
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            **{name: st.sampled_from(["", "x"]) for name in (*ATTRIBUTES, "traceparent", "tracestate")},
+            "specversion": st.sampled_from(["", "0.3", "1.0", "1.0 "]),
+            "time": st.datetimes(timezones=st.sampled_from([None, UTC])),
+            "datacontenttype": st.just("x"),
+        },
+    )
+)
+@example({"specversion": "1.0", "id": "1", "source": "x", "type": "x"})
+def test_attributes_from_headers_are_valid_if_the_sdk_says_so(attributes: dict[str, Any]) -> None:
+    try:
+        ReceivedEvent(dict(attributes))
+    except CloudEventValidationError:
+        assert not is_valid(attributes)
+    else:
+        assert is_valid(attributes)
 
 
 @given(st.dictionaries(st.sampled_from([*ATTRIBUTES, "data", "data_base64", "datacontenttype"]), st.text() | st.none()))
