@@ -119,9 +119,12 @@ class Parts:
 
     def _make_updater(self, settings: Settings, counts: LookupCounts) -> UpdateHandler:
         stores, clock = self._stores(settings, counts.signature), self._clocks.monotonic
+        device_registry = self._make_device_registry(settings, count=counts.spec)
+        if settings.in_sync_ttl_seconds > settings.spec_ttl_seconds:
+            device_registry.read_ahead(settings.in_sync_ttl_seconds)
         return UpdateHandler(
             settings,
-            self._make_device_registry(settings, count=counts.spec),
+            device_registry,
             make_resolvers(stores, self._single_flight, count=counts.manifest, clock=clock),
             Commands(self._command_api),
             self._clocks,

@@ -5,7 +5,8 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from typing import Generic, Protocol, TypeVar
@@ -61,6 +62,8 @@ class TTLCache(Generic[K, V]):
         self._turns: Turns[K] = Turns(partial(TransientError, "an earlier look-up of the same has not ended"))
         #: Keys that are being looked up, and were not invalidated since.
         self._looked_up: set[K] = set()
+        #: Keys that changed since each look-up of many keys began.
+        self._changed: list[set[K]] = []
         self._remembers = size > 0
 
     def get(self, key: K, max_age: float, look_up: Callable[[], V], deadline: Deadline) -> V:
@@ -101,21 +104,59 @@ class TTLCache(Generic[K, V]):
         """Keep a value that the caller looked up itself, beginning at `since`."""
         if self._remembers:
             with self._lock:
+                self._note_change(key)
                 self._values.put(key, since, value)
                 self._errors.pop(key)
 
-    def replace(self, key: K, value: V) -> None:
-        """Replace the known value of `key`; the new one counts as equally old."""
+    @contextmanager
+    def look_up_many(self) -> Iterator[Callable[[K, V], None]]:
+        """Yield a function that keeps values of one look-up, which begins now.
+
+        It leaves alone each key that was looked up since, or whose value was put, replaced or invalidated.
+        """
+        since, changed = self._clock(), set[K]()
+
+        def keep(key: K, value: V) -> None:
+            with self._lock:
+                if self._remembers and key not in changed and not self._is_newer(key, since):
+                    self._values.put(key, since, value)
+                    self._errors.pop(key)
+
         with self._lock:
+            self._changed.append(changed)
+        try:
+            yield keep
+        finally:
+            with self._lock:
+                self._changed = [each for each in self._changed if each is not changed]
+
+    def replace(self, key: K, value: V) -> None:
+        """Replace the known value of `key`; the new one counts as equally old.
+
+        The result of a look-up that is under way may be older, and is not kept.
+        """
+        with self._lock:
+            self._note_change(key)
+            self._looked_up.discard(key)
             if entry := self._values.get(key):
                 self._values.put(key, entry[0], value)
 
     def invalidate(self, key: K) -> None:
         """Forget `key`, and do not keep the result of a look-up that is under way."""
         with self._lock:
+            self._note_change(key)
             self._values.pop(key)
             self._errors.pop(key)
             self._looked_up.discard(key)
+
+    def _note_change(self, key: K) -> None:
+        for changed in self._changed:
+            changed.add(key)
+
+    def _is_newer(self, key: K, since: float) -> bool:
+        """Return whether the known value of `key` is of a look-up that began later."""
+        entry = self._values.get(key)
+        return entry is not None and entry[0] > since
 
     def _find_known(self, key: K, asked: float, max_age: float) -> tuple[V] | None:
         """Return a young enough value or raise a young enough error, else return None."""
@@ -141,7 +182,7 @@ class TTLCache(Generic[K, V]):
             raise
         else:
             with self._lock:
-                if key in self._looked_up:
+                if key in self._looked_up and not self._is_newer(key, since):
                     self._values.put(key, since, value)
                     self._errors.pop(key)
             return value

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from fleet_fn.concurrency.ttl_cache import Count, TTLCache
 from fleet_fn.deadline import Deadline
@@ -25,6 +25,9 @@ from fleet_fn.drogue.update_record import Record
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.http.client import HttpClient
 from fleet_fn.strict_json import parse_json
+
+if TYPE_CHECKING:
+    from fleet_fn.drogue.read_ahead import Background, ReadAhead
 
 __all__ = [
     "ConflictError",
@@ -116,6 +119,7 @@ class DeviceRegistry:
             clock: seconds, never stepping.
 
         """
+        self._upstream = upstream
         self._api = DeviceRegistryAPI(upstream, anonymous=anonymous)
         self._labels = labels
         self._objects: TTLCache[tuple[str, ...], RegistryObject] = TTLCache(
@@ -126,6 +130,9 @@ class DeviceRegistry:
             _MAX_JUST_READ if remember else 0, max_bytes=_MAX_JUST_READ_BYTES, clock=clock
         )
         self._unreadable: TTLCache[tuple[str, ...], bool] = TTLCache(_MAX_UNREADABLE if remember else 0, clock=clock)
+        self._clock = clock
+        #: None while each device is read when an event needs it.
+        self._read_ahead: ReadAhead | None = None
         self._backoff = ReportBackoff(clock)
         self._failures = FailureCounter(
             self._api, lambda names, found: self._objects.replace(names, _read(found, names))
@@ -178,8 +185,22 @@ class DeviceRegistry:
         known = self._objects.peek((application, device))
         return known.reported if known else None
 
+    def read_ahead(self, seconds: float, background: "Background | None" = None) -> None:
+        """List devices into the cache from now on, if that spares single reads.
+
+        Args:
+            seconds: the `max_age` of `remembers_in_sync`.
+            background: runs listings; by default in threads.
+
+        """
+        from fleet_fn.drogue.read_ahead import ReadAhead
+
+        self._read_ahead = ReadAhead(self._upstream, self._objects, seconds, self._clock, background)
+
     def remembers_in_sync(self, application: str, device: str, version: str, uid: str, max_age: float) -> bool:
         """Return whether a cached object says that the device is in sync.
+
+        Without an object, this counts as a miss, which may begin to `read_ahead`.
 
         Args:
             application: name of the application.
@@ -190,7 +211,11 @@ class DeviceRegistry:
 
         """
         known = self._objects.peek((application, device), max_age)
-        if known is None or (uid and known.uid and uid != known.uid):
+        if known is None:
+            if self._read_ahead:
+                self._read_ahead.count_miss(application)
+            return False
+        if uid and known.uid and uid != known.uid:
             return False
         return known.reported.current == version and known.reported.is_in_sync
 

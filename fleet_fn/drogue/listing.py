@@ -1,4 +1,4 @@
-"""Lists of devices and applications, page by page: for operators, not for events."""
+"""Lists of devices and applications, page by page."""
 
 import json
 from collections import deque
@@ -17,6 +17,7 @@ from fleet_fn.drogue.spec_policy import NONE, Policy
 from fleet_fn.drogue.spec_source import Source
 from fleet_fn.errors import PermanentError, TooLargeError
 from fleet_fn.http.client import HttpClient
+from fleet_fn.strict_json import parse_json
 
 #: Objects of a page at most, and recent names that are remembered so that no device is listed twice.
 _PAGE_OBJECTS: Final = 100
@@ -76,6 +77,30 @@ def list_devices(
         repeated = 0 if unlisted else repeated + len(page)
         if repeated > _PAGE_OBJECTS:
             raise PermanentError(f"{DEVICE_REGISTRY}: lists the same devices again and again")
+
+
+def list_objects(upstream: HttpClient, application: str) -> Iterator[list[Any]]:
+    """Yield the objects of an application's devices, page by page.
+
+    A device that is created or deleted meanwhile shifts the pages: others may come twice, or be missed.
+
+    Raises:
+        PermanentError: the application is unknown, our credentials are refused, or an answer is malformed.
+        TransientError: the registry is unavailable.
+
+    """
+    path = listing_path(application)
+    listing = _Listing(upstream, path, "devices", application, None, lambda: Deadline(_PAGE_SECONDS))
+    for body in listing.pages():
+        try:
+            page = parse_json(body)
+        except ValueError as error:
+            raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices: {error}") from error
+        if not isinstance(page, list):
+            raise PermanentError(f"{DEVICE_REGISTRY}: answer for the devices is no list")
+        yield page
+        if len(page) != listing.limit:
+            return
 
 
 def list_applications(upstream: HttpClient, *, patience: float = _PAGE_SECONDS) -> list[str]:
