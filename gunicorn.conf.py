@@ -17,6 +17,7 @@ from fleet_fn.web.server import (  # noqa: F401
     post_worker_init,
     pre_fork,
     threads,
+    when_ready,
     worker_class,
     worker_connections,
     worker_exit,

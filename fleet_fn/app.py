@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from flask import Flask
-
 from fleet_fn.clocks import Clocks
 from fleet_fn.observability import log, tracing
 from fleet_fn.parts import Parts
 from fleet_fn.settings import Settings, SettingsError
 from fleet_fn.web.routes import make_app
+from fleet_fn.web.wsgi import Application
 
 #: Only gunicorn's command imports this module, and only the recommended settings the other.
 _GUNICORN: Final = "gunicorn.app.wsgiapp"
@@ -23,7 +22,7 @@ _RECOMMENDED_SETTINGS: Final = "fleet_fn.web.server"
 _CANNOT_LOAD: Final = 4
 
 
-def create_app(settings: Settings | None = None, *, now: Callable[[], float] = time.time) -> Flask:
+def create_app(settings: Settings | None = None, *, now: Callable[[], float] = time.time) -> Application:
     """Return the application that the settings describe.
 
     From then on, no write to the process's stdout or stderr waits for a reader that stalls.

@@ -315,7 +315,7 @@ def _check_head(name: str, stream: Stream, size: int) -> None:
         raise PermanentError(f"{name}: {stream.status} for an artifact (removed, or its action is not open any more)")
     if stream.status not in (200, 206):
         raise PermanentError(f"{name}: answered {stream.status} for an artifact")
-    if stream.status == 206 and not stream.headers.get("Content-Range", "").startswith("bytes 0-"):
+    if stream.status == 206 and not (stream.headers.get("Content-Range") or "").startswith("bytes 0-"):
         raise PermanentError(f"{name}: sends another range of an artifact than all of it")
     if stream.length not in (None, size):
         raise PermanentError(f"{name}: size mismatch: an artifact has {stream.length} bytes, expected {size}")

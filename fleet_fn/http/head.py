@@ -1,9 +1,25 @@
 """Heads of answers, line by line as libcurl hands them over."""
 
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from werkzeug.datastructures import Headers
+class Headers:
+    """Headers of an answer; their names match in any case."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[str]] = {}
+
+    def add(self, name: str, value: str) -> None:
+        """Add a header; others of the same name stay."""
+        self._values.setdefault(name.lower(), []).append(value)
+
+    def get(self, name: str) -> str | None:
+        """Return the value of the first header of a name; None if there is none."""
+        return next(iter(self.getlist(name)), None)
+
+    def getlist(self, name: str) -> list[str]:
+        """Return the values of all headers of a name."""
+        return self._values.get(name.lower(), [])
 
 
 class Head:
@@ -29,10 +45,8 @@ class Head:
             if self._is_interim:
                 self._lines.clear()
 
-    def headers(self) -> "Headers":
+    def headers(self) -> Headers:
         """Return the headers. Their values are decoded as ISO 8859-1."""
-        from werkzeug.datastructures import Headers  # slow to import, and most answers' headers are not read
-
         headers = Headers()
         for line in self._lines[1:]:
             name, colon, value = line.decode("iso-8859-1").partition(":")

@@ -3,12 +3,9 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from fleet_fn.http.head import Head
-
-if TYPE_CHECKING:
-    from werkzeug.datastructures import Headers
+from fleet_fn.http.head import Head, Headers
 
 #: Largest body of an answer. No upstream has a reason to send a larger one.
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
@@ -86,6 +83,6 @@ class Answer:
     retry_after: int | None = None
 
     @property
-    def headers(self) -> "Headers":
+    def headers(self) -> Headers:
         """Headers of the head."""
         return self.head.headers()

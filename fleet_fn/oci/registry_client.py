@@ -6,7 +6,7 @@ It follows the OCI distribution specification 1.1.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 from fleet_fn.deadline import Deadline
@@ -14,6 +14,7 @@ from fleet_fn.errors import PermanentError
 from fleet_fn.http import long_download
 from fleet_fn.http.address_policy import make_address_check, split_url
 from fleet_fn.http.client import Count, HttpClient, Stream
+from fleet_fn.http.head import Headers
 from fleet_fn.http.long_download import LongDownload
 from fleet_fn.http.messages import Answer
 from fleet_fn.oci.authentication import Authorization
@@ -30,9 +31,6 @@ from fleet_fn.oci.manifest import (
 )
 from fleet_fn.oci.reference import api_host, is_digest, is_tag
 from fleet_fn.oci.referrers import MAX_REFERRERS, of_type, read_entries
-
-if TYPE_CHECKING:
-    from werkzeug.datastructures import Headers
 
 _MAX_REDIRECTS: Final = 5
 #: Bounds on a list of tags.
@@ -298,7 +296,7 @@ class RegistryClient:
                 )
             yield stream
 
-    def _authorize(self, repository: str, refused: str | None, headers: "Headers", deadline: Deadline) -> str:
+    def _authorize(self, repository: str, refused: str | None, headers: Headers, deadline: Deadline) -> str:
         challenges = headers.getlist("WWW-Authenticate")
         return self._authorization.answer_challenge(repository, refused, challenges, deadline)
 
@@ -342,9 +340,9 @@ def _with_authorization(headers: Mapping[str, str], authorization: str | None) -
     return {**headers, "Authorization": authorization} if authorization else headers
 
 
-def _digest_header(headers: "Headers") -> str | None:
-    digest = headers.get("Docker-Content-Digest", "")
-    return digest if is_digest(digest) else None
+def _digest_header(headers: Headers) -> str | None:
+    digest = headers.get("Docker-Content-Digest")
+    return digest if digest and is_digest(digest) else None
 
 
 def _read_tags(body: bytes, registry: str) -> list[str]:
@@ -364,7 +362,7 @@ def _read_list(body: bytes, what: str, member: str, registry: str) -> list[objec
     return entries or []
 
 
-def _next_page(headers: "Headers", first: str, registry: str) -> str | None:
+def _next_page(headers: Headers, first: str, registry: str) -> str | None:
     """Return path and query of the next page of a list, or None after the last one.
 
     The link's host is ignored: our credentials go to the registry's own only.

@@ -5,17 +5,14 @@ import io
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from a2wsgi.wsgi import build_environ
-from werkzeug.test import run_wsgi_app
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.settings import MAX_WAITING, SPARE_THREADS, WORK_SHARE, Settings
 from fleet_fn.web.arrival import DEADLINE, MAX_BODY_BYTES, MAX_DISCARDED_BYTES
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+from fleet_fn.web.wsgi import Application
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,7 +20,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class ASGIFunction:
-    """The WSGI application behind ASGI 3's HTTP, with gunicorn's number of threads.
+    """The application behind ASGI 3's HTTP, with gunicorn's number of threads.
 
     A thread takes a whole request and returns a whole response, and never waits for the event loop. The threads of
     a2wsgi's middleware do: if the server ends its loop meanwhile, the thread waits for ever, and so does the process.
@@ -31,7 +28,7 @@ class ASGIFunction:
     `func`'s middleware answers `/health/liveness` and `/health/readiness` itself, with `alive` and `ready`.
     """
 
-    def __init__(self, application: "WSGIApplication", settings: Settings) -> None:
+    def __init__(self, application: Application, settings: Settings) -> None:
         self._deadline_seconds = settings.event_deadline_seconds * WORK_SHARE
         self._application = application
         self._threads = ThreadPoolExecutor(settings.threads + MAX_WAITING + SPARE_THREADS, "requests")
@@ -41,18 +38,19 @@ class ASGIFunction:
         deadline = Deadline(self._deadline_seconds)
         body = await _read(receive, deadline)
         environ = _build_environ(scope, body) | {DEADLINE: deadline}
-        working = asyncio.get_running_loop().run_in_executor(self._threads, _respond, self._application, environ)
+        working = asyncio.get_running_loop().run_in_executor(self._threads, self._application.answer, environ)
         while not working.done():
             # A server that stops cancels requests before their deadline. The event is answered all the same: else it
             # would be delivered again although its command was sent.
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(working)
-        response = working.result()
-        await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+        status, headers, content = working.result()
+        encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        await send({"type": "http.response.start", "status": status.value, "headers": encoded})
         # Read the rest of the request meanwhile: the server would wait until it is read, and keep the connection.
         discarding = asyncio.create_task(_discard(receive))
         try:
-            await send({"type": "http.response.body", "body": response.body})
+            await send({"type": "http.response.body", "body": content})
         finally:
             discarding.cancel()
 
@@ -124,20 +122,4 @@ def _build_environ(scope: Mapping[str, Any], body: io.IOBase) -> dict[str, Any]:
     headers = [(name, value) for name, value in scope["headers"] if b"_" not in name]
     request: Any = {**scope, "headers": headers, "query_string": b""}
     whole: Any = body
-    # Without this flag, Werkzeug takes a body without Content-Length for empty.
     return {**build_environ(request, whole), "wsgi.input_terminated": True}
-
-
-# --- Responses --------------------------------------------------------------------------------------------------------
-
-
-class _Response(NamedTuple):
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-
-def _respond(application: Any, environ: dict[str, Any]) -> _Response:
-    chunks, status, headers = run_wsgi_app(application, environ, buffered=True)
-    encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-    return _Response(int(status.partition(" ")[0]), encoded, b"".join(chunks))

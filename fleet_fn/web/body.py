@@ -5,7 +5,6 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 from gunicorn.http.errors import ParseException
-from werkzeug.wsgi import get_content_length, get_input_stream
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.cloud_events import InvalidEventError
@@ -34,13 +33,13 @@ def read_body(environ: "WSGIEnvironment", deadline: Deadline) -> bytes:
         InvalidEventError: it did not come in time, or not whole.
 
     """
-    announced = get_content_length(environ)
+    announced = _announced(environ)
     if announced is not None and announced > MAX_BODY_BYTES:
         raise TooLargeError
     try:
         sender = _sender(environ)
         with _timeout.watch(sender, deadline) if sender else _no_timeout:
-            body = get_input_stream(environ).read(MAX_BODY_BYTES + 1)
+            body: bytes = environ["wsgi.input"].read(_bound(environ, MAX_BODY_BYTES + 1))
     except TimeoutError as error:
         raise InvalidEventError("the body did not come in time") from error
     except (OSError, ParseException) as error:
@@ -63,9 +62,23 @@ def discard_body(environ: "WSGIEnvironment") -> None:
         suppress(OSError, ParseException, RuntimeError),  # the last one: no thread can be started
         _timeout.watch(_sender(environ), Deadline(_DISCARD_SECONDS)),
     ):
-        left, stream = MAX_DISCARDED_BYTES, get_input_stream(environ)
-        while left > 0 and (chunk := stream.read(MAX_BODY_BYTES)):
+        left = _bound(environ, MAX_DISCARDED_BYTES)
+        while left > 0 and (chunk := environ["wsgi.input"].read(min(left, MAX_BODY_BYTES))):
             left -= len(chunk)
+
+
+def _announced(environ: "WSGIEnvironment") -> int | None:
+    """Return the length of the body; None if the request does not say it."""
+    length = environ.get("CONTENT_LENGTH", "")
+    return int(length) if length.isdecimal() and environ.get("HTTP_TRANSFER_ENCODING") != "chunked" else None
+
+
+def _bound(environ: "WSGIEnvironment", size: int) -> int:
+    """Return how much of a body to read, at most `size`.
+
+    Unless the server ends the stream with the body, a read beyond the body would wait for ever.
+    """
+    return size if environ.get("wsgi.input_terminated") else min(size, _announced(environ) or 0)
 
 
 def _sender(environ: "WSGIEnvironment") -> socket.socket | None:

@@ -4,11 +4,10 @@ import json
 from http import HTTPStatus
 from typing import Any, Final
 
-from flask import Response
-
 from fleet_fn.drogue.events import Event
 from fleet_fn.protocol.dialects import documented_json
 from fleet_fn.update.outcome import Outcome, OutcomeName, Reply
+from fleet_fn.web.wsgi import Response, make_response
 
 #: Longest reason in a header.
 _MAX_REASON_CHARS: Final = 300
@@ -20,11 +19,11 @@ def error_response(outcome: Outcome, status: HTTPStatus) -> Response:
     """Return the response to an event or a preview whose status is not 2xx."""
     detail = ": ".join(filter(None, (outcome.reason, outcome.message)))
     response = problem(status, detail or status.phrase, outcome=outcome.name)
-    response.headers["Fleet-Outcome"] = structured_field(outcome)
+    response.headers.append(outcome_header(outcome))
     if outcome.name == OutcomeName.RETRY:
-        response.headers["Retry-After"] = str(outcome.retry_after or 1)
+        response.headers.append(("Retry-After", str(outcome.retry_after or 1)))
     if outcome.name == OutcomeName.DENIED:
-        response.headers["WWW-Authenticate"] = 'Basic realm="events", Bearer realm="events"'
+        response.headers.append(("WWW-Authenticate", 'Basic realm="events", Bearer realm="events"'))
     return response
 
 
@@ -40,16 +39,21 @@ def preview_response(event: Event | None, reply: Reply) -> Response:
     }
     if reply.outcome.message:
         preview["message"] = reply.outcome.message
-    return Response(json.dumps(preview) + "\n", mimetype="application/json")
+    return make_response(HTTPStatus.OK, json.dumps(preview) + "\n", "application/json")
 
 
 def problem(status: HTTPStatus, detail: str, **members: str) -> Response:
     """Return a problem document (RFC 9457)."""
     document = {"type": "about:blank", "title": status.phrase, "status": status, "detail": detail, **members}
-    return Response(json.dumps(document) + "\n", status=status, content_type="application/problem+json")
+    return make_response(status, json.dumps(document) + "\n", "application/problem+json")
 
 
-def structured_field(outcome: Outcome) -> str:
+def outcome_header(outcome: Outcome) -> tuple[str, str]:
+    """Return the header with an outcome."""
+    return "Fleet-Outcome", _structured_field(outcome)
+
+
+def _structured_field(outcome: Outcome) -> str:
     """Return an outcome as an item of RFC 9651: a token with parameters."""
     parameters: dict[str, str | int | None] = {}
     if outcome.name in _WITH_REASON:

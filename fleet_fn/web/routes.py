@@ -3,13 +3,10 @@
 It knows nothing of firmware.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
-
-from flask import Flask, Response, abort, request
-from werkzeug.exceptions import HTTPException
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue.cloud_events import ATTRIBUTES, InvalidEventError
@@ -26,10 +23,11 @@ from fleet_fn.web.arrival import DEADLINE, MAX_BODY_BYTES
 from fleet_fn.web.body import TooLargeError, discard_body, read_body
 from fleet_fn.web.credentials import is_authorized
 from fleet_fn.web.event_log import log_event, span_attributes
-from fleet_fn.web.responses import error_response, preview_response, problem, structured_field
+from fleet_fn.web.responses import error_response, outcome_header, preview_response, problem
+from fleet_fn.web.wsgi import Application, Response, make_response
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import WSGIEnvironment
 
 #: The status of each outcome. Deliverers decide by it whether to retry: of these, neither Knative's Kafka source nor
 #: Drogue's event source retries any but 503.
@@ -54,8 +52,8 @@ _HEADERS: Final = {
 }
 
 
-def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandler) -> Flask:
-    """Return the WSGI app: `updater` answers events, and `previewer` previews."""
+def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandler) -> Application:
+    """Return the application: `updater` answers events, and `previewer` previews."""
     slots = Slots(settings.threads)
     count_event, count_sent = metrics.events(tuple(_STATUS)), metrics.sent()
     log = Guarded("log of events", log_event)
@@ -68,7 +66,7 @@ def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandle
             )
         return Reply(outcome)
 
-    def answer_event(environ: "WSGIEnvironment") -> tuple[Outcome, HTTPStatus]:
+    def answer_event(environ: "WSGIEnvironment") -> Response:
         deadline = _deadline(settings, environ)
         event, reply, status = _handle(settings, slots, environ, deadline, answer)
         outcome, seconds = reply.outcome, deadline.elapsed
@@ -76,75 +74,53 @@ def make_app(settings: Settings, updater: UpdateHandler, previewer: UpdateHandle
         if outcome.name == OutcomeName.WRITE:
             count_sent(outcome.size or 0)
         log(event, outcome, seconds)
-        return outcome, status
+        if status == HTTPStatus.NO_CONTENT:
+            return Response(status, [outcome_header(outcome)])
+        return error_response(outcome, status)
 
-    app = _App(answer_event)
-
-    @app.post("/preview")
-    def preview_event() -> Response:
+    def preview_event(environ: "WSGIEnvironment") -> Response:
         if not settings.preview:
-            abort(HTTPStatus.NOT_FOUND, "previews are switched off (PREVIEW)")
-        deadline = _deadline(settings, request.environ)
-        result = _handle(settings, slots, request.environ, deadline, previewer.decide)
+            discard_body(environ)
+            return problem(HTTPStatus.NOT_FOUND, "previews are switched off (PREVIEW)")
+        result = _handle(settings, slots, environ, _deadline(settings, environ), previewer.decide)
         if result.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
             return error_response(result.reply.outcome, result.status)
         return preview_response(result.event, result.reply)
 
-    @app.get("/metrics")
-    def scrape() -> Response:
-        exposition = metrics.exposition(request.headers.get("Accept", ""))
-        if exposition is None:
-            return problem(HTTPStatus.SERVICE_UNAVAILABLE, "the metrics folder cannot be used; the log says why")
-        content, content_type = exposition
-        return Response(content, content_type=content_type)
-
-    @app.get("/healthz")
-    @app.get("/health/liveness")
-    @app.get("/readyz")
-    @app.get("/health/readiness")
-    def report_health() -> Response:
-        return Response("ok\n", mimetype="text/plain")
-
-    app.register_error_handler(HTTPException, _refuse)
-    return app
+    health = {"GET": _report_health}
+    return Application(
+        {
+            "/": {"POST": answer_event},
+            "/preview": {"POST": preview_event},
+            "/metrics": {"GET": _report_metrics},
+            "/healthz": health,
+            "/health/liveness": health,
+            "/readyz": health,
+            "/health/readiness": health,
+        },
+        _refuse,
+    )
 
 
-class _App(Flask):
-    """Flask, except that events bypass its routing and its responses.
-
-    These cost more than the answer itself.
-    """
-
-    def __init__(self, answer_event: "Callable[[WSGIEnvironment], tuple[Outcome, HTTPStatus]]") -> None:
-        super().__init__(__name__, static_folder=None)
-        self._answer_event = answer_event
-        self.add_url_rule("/", "answer_event", methods=["POST"])  # lets Flask refuse other methods with 405
-
-    def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Answer a request, as WSGI calls it."""
-        # Flask takes a path without a slash, or with several, for the root too.
-        if environ["REQUEST_METHOD"] != "POST" or environ["PATH_INFO"].strip("/"):
-            return super().wsgi_app(environ, start_response)
-        outcome, status = self._answer_event(environ)
-        if status == HTTPStatus.NO_CONTENT:
-            start_response("204 NO CONTENT", [("Fleet-Outcome", structured_field(outcome))])
-            return ()
-        return error_response(outcome, status)(environ, start_response)
+def _report_metrics(environ: "WSGIEnvironment") -> Response:
+    exposition = metrics.exposition(environ.get("HTTP_ACCEPT", ""))
+    if exposition is None:
+        return problem(HTTPStatus.SERVICE_UNAVAILABLE, "the metrics folder cannot be used; the log says why")
+    return make_response(HTTPStatus.OK, *exposition)
 
 
-def _refuse(error: HTTPException) -> Response:
-    """Return the response to a request that no route takes."""
-    discard_body(request.environ)
-    status = HTTPStatus(error.code or 500)
-    if request.method == "POST" and status == HTTPStatus.NOT_FOUND and request.path != "/preview":
+def _report_health(_: "WSGIEnvironment") -> Response:
+    return make_response(HTTPStatus.OK, "ok\n", "text/plain; charset=utf-8")
+
+
+def _refuse(environ: "WSGIEnvironment", status: HTTPStatus) -> Response:
+    """Return the response to a request that no view takes."""
+    discard_body(environ)
+    if environ["REQUEST_METHOD"] == "POST" and status == HTTPStatus.NOT_FOUND:
         # Knative's Kafka source retries a 404.
         outcome = Outcome(OutcomeName.INVALID, "events are taken at /, previews at /preview")
         return error_response(outcome, HTTPStatus.BAD_REQUEST)
-    response = problem(status, error.description or status.phrase)
-    for name, value in error.get_headers():
-        if name == "Allow":
-            response.headers[name] = value
-    return response
+    return problem(status, status.description or status.phrase)
 
 
 class _Result(NamedTuple):

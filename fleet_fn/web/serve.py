@@ -1,5 +1,6 @@
 """The function under gunicorn, with the recommended settings."""
 
+import importlib
 import sys
 
 from fleet_fn.settings import Settings, SettingsError
@@ -9,9 +10,11 @@ def serve() -> None:
     """Run the function until a signal ends it.
 
     Raises:
+        ModuleNotFoundError: gunicorn is not installed.
         SystemExit: always; with 2 after one line that names the setting, if one is missing or invalid.
 
     """
+    importlib.import_module("gunicorn")  # name a missing dependency before a missing setting
     try:
         Settings.from_environment()
     except SettingsError as error:

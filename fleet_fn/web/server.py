@@ -96,6 +96,12 @@ def _binds_anew(server: Any) -> bool:
     return not inherits and getattr(server, "address", None) == [(_settings.host, _settings.port)]
 
 
+def when_ready(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
+    """Enable the master's garbage collector, except for loaded modules; they stay."""
+    gc.freeze()
+    gc.enable()
+
+
 def child_exit(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
     """Remove an ended worker's gauges, and its damaged metrics files."""
     for folder in _metrics:
@@ -135,7 +141,7 @@ def post_worker_init(worker: Any) -> None:
     if _settings.mqtt_applications:
         from fleet_fn.web.subscriber import Subscriber  # late: few functions subscribe
 
-        worker.subscriber = Subscriber(worker.wsgi, _settings)
+        worker.subscriber = Subscriber(worker.app.wsgi(), _settings)
         worker.subscriber.start()
     gc.freeze()
     gc.enable()

@@ -1,10 +1,9 @@
 """Events from the MQTT integration, answered in this process."""
 
 import io
+from http import HTTPStatus
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Final
-
-from werkzeug.test import run_wsgi_app
+from typing import Any, Final
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.settings import WORK_SHARE, Settings
@@ -12,29 +11,28 @@ from fleet_fn.subscription.messages import Answer, Request
 from fleet_fn.subscription.sink import credentials
 from fleet_fn.subscription.subscription import Subscription
 from fleet_fn.web.arrival import DEADLINE, MAX_BODY_BYTES
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+from fleet_fn.web.wsgi import Application
 
 #: Seconds beyond EVENT_DEADLINE_SECONDS within which a subscription ends: gunicorn waits for one more.
 _SPARE_SECONDS: Final = 1.0
 
 
 class Function:
-    """The function's WSGI application, as what events are delivered to."""
+    """The function's application, as what events are delivered to."""
 
-    def __init__(self, application: "WSGIApplication", settings: Settings) -> None:
+    def __init__(self, application: Application, settings: Settings) -> None:
         self._application = application
         self._seconds = settings.event_deadline_seconds * WORK_SHARE
         self._authorization = credentials(settings)
 
     def __call__(self, request: Request) -> Answer:
         """Have an event answered, logged, counted and traced as a POST is."""
-        _, status, headers = run_wsgi_app(self._application, self._environ(request), buffered=True)
-        if not status.startswith("5"):
+        status, headers, _ = self._application.answer(self._environ(request))
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             return Answer(is_final=True)
-        wanted = headers.get("Retry-After", "")
-        return Answer(is_final=False, retry_after=float(wanted) if wanted.isdigit() else None, reason=status)
+        wanted = dict(headers).get("Retry-After", "")
+        reason = f"{status.value} {status.phrase}"
+        return Answer(is_final=False, retry_after=float(wanted) if wanted.isdigit() else None, reason=reason)
 
     def _environ(self, request: Request) -> dict[str, Any]:
         environ: dict[str, Any] = {
@@ -64,7 +62,7 @@ class Function:
 class Subscriber:
     """A subscription that delivers to the function in this process."""
 
-    def __init__(self, application: "WSGIApplication", settings: Settings) -> None:
+    def __init__(self, application: Application, settings: Settings) -> None:
         self._seconds = settings.event_deadline_seconds + _SPARE_SECONDS
         self._subscription = Subscription(settings, Function(application, settings), MAX_BODY_BYTES)
         self._stopping = Thread(target=self._subscription.stop, args=(self._seconds,), daemon=True)

@@ -74,7 +74,7 @@ def test_a_python_without_the_dependencies_says_what_to_do(tmp_path: Path) -> No
     python = make_environment(tmp_path / "bare")
     ended = subprocess.run([python, "-m", "fleet_fn", "serve"], cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert re.fullmatch(r"python -m fleet_fn: .* has no module click\. Run .*\.venv/bin/fleet-fn.*\n", ended.stderr)
+    assert re.fullmatch(r"python -m fleet_fn: .* has no module gunicorn\. Run .*\.venv/bin/fleet-fn.*\n", ended.stderr)
 
 
 def test_a_dependency_that_one_command_lacks_is_named_too(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 import requests
 import yaml
+from werkzeug.test import Client
 
 from fleet_fn.app import create_app
 from fleet_fn.sandbox import MqttOptions, Sandbox
@@ -169,7 +170,7 @@ def test_probes_ask_for_what_the_function_answers(plain: Plain, tmp_path: Path) 
     settings = Settings.from_environment(
         {"DROGUE_API_URL": "https://api.example", "FIRMWARE_REGISTRY": "ghcr.io/acme/"}
     )
-    client = create_app(settings).test_client()
+    client = Client(create_app(settings))
     (port,) = plain.container["ports"]
     assert port == {"name": "http", "containerPort": plain.settings(tmp_path).port}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):

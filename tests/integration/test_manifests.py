@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from werkzeug.test import Client
 
 from fleet_fn.app import create_app
 from fleet_fn.settings import Settings
@@ -263,7 +264,7 @@ def test_the_last_pod_outlives_a_devices_pause(rendered: Rendered, tmp_path: Pat
 
 
 def test_probes_ask_for_what_the_function_answers(rendered: Rendered, tmp_path: Path) -> None:
-    client = create_app(rendered.settings(tmp_path)).test_client()
+    client = Client(create_app(rendered.settings(tmp_path)))
     for probe in ("readinessProbe", "livenessProbe"):
         asked = rendered.container[probe]["httpGet"]
         assert set(asked) == {"path"}, "Knative knows the port"

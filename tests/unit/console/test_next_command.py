@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import cbor2
 import pytest
+from werkzeug.test import Client
 
 from fleet_fn.app import create_app
 from fleet_fn.console.next_command import DECISION_SECONDS, NO_REGISTRY
@@ -175,7 +176,7 @@ def test_it_is_what_the_function_previews(bench: Bench, name: str, tmp_path: Pat
         for key, value in event(name, "pumps", datacontenttype="application/cbor").items()
     }
     headers["ce-deviceuid"] = bench.sandbox.get("pumps", name)["metadata"]["uid"]
-    answer = create_app(settings).test_client().post("/preview", data=cbor2.dumps(status), headers=headers)
+    answer = Client(create_app(settings)).post("/preview", data=cbor2.dumps(status), headers=headers)
     preview = json.loads(answer.text)
     section = bench.next(name)
     assert preview["outcome"] in section.one("code", class_="command").attributes["class"].split()

@@ -302,7 +302,7 @@ def test_the_answer_to_a_head_has_no_body_and_its_connection_is_kept() -> None:
     with peer(serve) as server, upstream(server.url) as cloud:
         for _ in range(3):
             answer = cloud.request("HEAD", "/", Deadline(5))
-            assert (answer.body, answer.headers["X"]) == (b"", "y")
+            assert (answer.body, answer.headers.get("X")) == (b"", "y")
         cloud.close()
     assert server.connections == 1
 

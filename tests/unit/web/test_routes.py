@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from flask import Flask
-from werkzeug.test import run_wsgi_app
 
 from fleet_fn.app import create_app
 from fleet_fn.settings import Settings
@@ -18,6 +16,7 @@ from fleet_fn.update.outcome import Outcome
 from fleet_fn.web.arrival import MAX_BODY_BYTES
 from fleet_fn.web.body_timeout import BodyTimeout
 from fleet_fn.web.routes import make_app
+from fleet_fn.web.wsgi import Application
 
 EVENT = {"HTTP_CE_SPECVERSION": "1.0", "HTTP_CE_ID": "1", "HTTP_CE_SOURCE": "x", "HTTP_CE_TYPE": "other"}
 
@@ -35,7 +34,7 @@ def sender() -> Iterator[socket.socket]:
         yield ours
 
 
-def post(app: Flask, body: bytes, path: str = "/", **variables: Any) -> tuple[int, str | None]:
+def post(app: Application, body: bytes, path: str = "/", **variables: Any) -> tuple[int, str | None]:
     """The status and the outcome of an event."""
     environ: dict[str, Any] = {
         "REQUEST_METHOD": "POST",
@@ -48,8 +47,8 @@ def post(app: Flask, body: bytes, path: str = "/", **variables: Any) -> tuple[in
         "wsgi.input": io.BytesIO(body),
         "wsgi.input_terminated": True,
     }
-    _, status, headers = run_wsgi_app(app, environ | EVENT | variables)
-    return int(status.split()[0]), headers.get("Fleet-Outcome")
+    status, headers, _ = app.answer(environ | EVENT | variables)
+    return status, dict(headers).get("Fleet-Outcome")
 
 
 @pytest.mark.parametrize(
