@@ -71,8 +71,10 @@ pictures: .venv/.dev ## take docs/images/*.png of the console, in a browser
 	@tests/install-peers
 	@$(BIN)/python -m tests.screenshots docs/images
 
-plots: .venv/.dev ## draw docs/rollout-simulation.svg, a plot of a benchmark
+plots: .venv/.dev ## draw docs/*.svg of benchmarks, renew docs/scale.md's tables
 	$(BIN)/python -m tests.bench.plot docs/rollout-simulation.svg
+	$(BIN)/python -m tests.bench.capacity_plot docs/capacity.svg
+	$(BIN)/python -m tests.bench.capacity docs/scale.md
 
 fuzz: .venv/.fuzz ## feed hostile bytes to each reader; FUZZ_SECONDS=60, TARGET=layer
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),600) $(TARGET)

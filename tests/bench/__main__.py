@@ -5,7 +5,7 @@ from typing import Final
 
 import click
 
-from tests.bench import bad_version, console, footprint, rollout, throughput
+from tests.bench import bad_version, capacity, console, footprint, rollout, throughput
 
 #: Each takes a seed, prints what it measures, and returns what does not hold, one line each.
 _BENCHMARKS: Final[dict[str, Callable[[int], list[str]]]] = {
@@ -13,6 +13,7 @@ _BENCHMARKS: Final[dict[str, Callable[[int], list[str]]]] = {
     "footprint": footprint.run,
     "rollout": rollout.run,
     "bad-version": bad_version.run,
+    "capacity": capacity.run,
     "console": console.run,
 }
 

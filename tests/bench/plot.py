@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
+from tests.bench import svg
 from tests.bench.bad_version import BOTH, BRAKE, DEVICES, FAILING, NO_POLICY, POLICIES, STAGES, simulate
 from tests.bench.simulation import FRESH_SECONDS, Course, Fleet
 
@@ -41,33 +42,11 @@ _LINES: Final = (
     _Line(BRAKE, BRAKE, "brake"),
     _Line(BOTH, f"stages and {BRAKE}", "both"),
 )
-#: The lines differ in dashes too, for readers who do not see the colors apart. The plot brings its background, because
-#: pages do not always have the color scheme that the browser asks for.
-_STYLE: Final = """
-  text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328 }
-  .title { font-size: 16px; font-weight: 600 }
-  .soft { fill: #59636e }
-  .value { font-weight: 600 }
-  .page { fill: #ffffff }
-  .grid { stroke: #d8dee4 }
-  .line { fill: none; stroke-width: 2.5; stroke-linejoin: round }
-  .stages.line { stroke-dasharray: 9 4 }
-  .both.line { stroke-dasharray: 3 3 }
-  .none.line { stroke: #bc4c00 } .none.value { fill: #bc4c00 }
-  .stages.line { stroke: #1a7f37 } .stages.value { fill: #1a7f37 }
-  .brake.line { stroke: #0969da } .brake.value, .brake.halt { fill: #0969da }
-  .both.line { stroke: #8250df } .both.value, .both.halt { fill: #8250df }
-  @media (prefers-color-scheme: dark) {
-    text { fill: #e6edf3 }
-    .soft { fill: #9198a1 }
-    .page { fill: #0d1117 }
-    .grid { stroke: #2d333b }
-    .none.line { stroke: #f0883e } .none.value { fill: #f0883e }
-    .stages.line { stroke: #3fb950 } .stages.value { fill: #3fb950 }
-    .brake.line { stroke: #58a6ff } .brake.value, .brake.halt { fill: #58a6ff }
-    .both.line { stroke: #bc8cff } .both.value, .both.halt { fill: #bc8cff }
-  }
-"""
+_LOOK: Final = svg.style(
+    13,
+    {"none": svg.ORANGE, "stages": svg.GREEN, "brake": svg.BLUE, "both": svg.PURPLE},
+    {"stages": "9 4", "both": "3 3"},
+)
 
 
 def plot() -> str:
@@ -80,15 +59,13 @@ def draw(courses: Mapping[str, Course], devices: int) -> str:
     """Return an SVG with the devices that booted a version, over time, under each policy."""
     failing = f"{100 * FAILING:g} %"
     ends = "; ".join(f"{line.label}: {len(courses[line.policy].boots):,}" for line in _LINES)
+    title = "Devices that have booted a bad version"
+    description = (
+        f"Simulation of {devices:,} devices; the version rolls back on {failing} of them. "
+        f"In the end, so many have booted it: {ends}."
+    )
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
-        f'height="{_HEIGHT}" role="img" aria-labelledby="title desc">',
-        '<title id="title">Devices that have booted a bad version</title>',
-        f'<desc id="desc">Simulation of {devices:,} devices; the version rolls back on {failing} of them. '
-        f"In the end, so many have booted it: {escape(ends)}.</desc>",
-        f"<style>{_STYLE}</style>",
-        f'<rect class="page" width="{_WIDTH}" height="{_HEIGHT}"/>',
-        f'<text class="title" x="{_LEFT}" y="28">Devices that have booted a bad version</text>',
+        f'<text class="title" x="{_LEFT}" y="28">{title}</text>',
         f'<text class="soft" x="{_LEFT}" y="50">Simulation of {devices:,} devices; it rolls back on {failing} of them'
         "</text>",
         f'<text class="soft" x="{_LABELS}" y="50">in the end</text>',
@@ -96,9 +73,8 @@ def draw(courses: Mapping[str, Course], devices: int) -> str:
         *(_path(line, courses[line.policy]) for line in _LINES),
         *(_halt(line, course) for line in _LINES if (course := courses[line.policy]).halted_at is not None),
         *_labels(courses),
-        "</svg>",
     ]
-    return "\n".join(parts) + "\n"
+    return svg.document((_WIDTH, _HEIGHT), title, description, _LOOK, parts)
 
 
 def _grid() -> Iterator[str]:
