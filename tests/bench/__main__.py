@@ -5,7 +5,7 @@ from typing import Final
 
 import click
 
-from tests.bench import bad_version, capacity, console, footprint, rollout, throughput
+from tests.bench import bad_version, capacity, cold, console, footprint, rollout, throughput
 
 #: Each takes a seed, prints what it measures, and returns what does not hold, one line each.
 _BENCHMARKS: Final[dict[str, Callable[[int], list[str]]]] = {
@@ -15,6 +15,7 @@ _BENCHMARKS: Final[dict[str, Callable[[int], list[str]]]] = {
     "bad-version": bad_version.run,
     "capacity": capacity.run,
     "console": console.run,
+    "cold": cold.run,
 }
 
 
