@@ -76,20 +76,17 @@ class TTLCache(Generic[K, V]):
         """
         if not self._remembers:
             return look_up()
-        hit = True
-        try:
-            asked = self._clock()
-            if known := self._find_known(key, asked, max_age):
-                return known[0]
-            with self._turns.take(key, deadline):
-                # A value that another thread looked up since `asked` is as fresh as our own look-up.
-                if known := self._find_known(key, asked, max_age):
-                    return known[0]
-                hit = False
-                return self._look_up(key, look_up)
-        finally:
-            if self._count:
-                self._count(hit=hit)
+        asked = self._clock()
+        if (entry := self._values.get(key)) and entry[0] >= asked - max_age:
+            self._count_look_up(hit=True)
+            return entry[1]
+        return self._get_unknown(key, asked, max_age, look_up, deadline)
+
+    def hit(self, key: K, max_age: float) -> V | None:
+        """Return the value of `key` as `get` would, without a look-up; or None."""
+        if (value := self.peek(key, max_age)) is not None:
+            self._count_look_up(hit=True)
+        return value
 
     def peek(self, key: K, max_age: float = math.inf) -> V | None:
         """Return the value of `key` if it is known and no older than `max_age` seconds."""
@@ -158,13 +155,29 @@ class TTLCache(Generic[K, V]):
         entry = self._values.get(key)
         return entry is not None and entry[0] > since
 
-    def _find_known(self, key: K, asked: float, max_age: float) -> tuple[V] | None:
-        """Return a young enough value or raise a young enough error, else return None."""
-        if (entry := self._values.get(key)) and entry[0] >= asked - max_age:
-            return (entry[1],)
+    def _get_unknown(self, key: K, asked: float, max_age: float, look_up: Callable[[], V], deadline: Deadline) -> V:
+        """Return a value that was not known when the caller asked for it."""
+        hit = True
+        try:
+            self._raise_known_error(key, asked)
+            with self._turns.take(key, deadline):
+                # A value that another thread looked up since `asked` is as fresh as our own look-up.
+                if (entry := self._values.get(key)) and entry[0] >= asked - max_age:
+                    return entry[1]
+                self._raise_known_error(key, asked)
+                hit = False
+                return self._look_up(key, look_up)
+        finally:
+            self._count_look_up(hit=hit)
+
+    def _raise_known_error(self, key: K, asked: float) -> None:
+        """Raise the error of an earlier look-up if it is young enough."""
         if self._error_age and (failure := self._errors.get(key)) and failure[0] >= asked - self._error_age(failure[1]):
             raise copy(failure[1])
-        return None
+
+    def _count_look_up(self, *, hit: bool) -> None:
+        if self._count:
+            self._count(hit=hit)
 
     def _look_up(self, key: K, look_up: Callable[[], V]) -> V:
         with self._lock:
@@ -207,10 +220,9 @@ class Bounded(Generic[K, V]):
         self._bytes = 0
         self._entries: OrderedDict[K, tuple[float, V, int]] = OrderedDict()
 
-    def get(self, key: K) -> tuple[float, V] | None:
-        """Return the time and the value of `key`."""
-        entry = self._entries.get(key)
-        return entry[:2] if entry else None
+    def get(self, key: K) -> tuple[float, V, int] | None:
+        """Return the time, the value and the size of `key`."""
+        return self._entries.get(key)
 
     def put(self, key: K, moment: float, value: V) -> None:
         """Keep a value in the place of an earlier one of the same key."""

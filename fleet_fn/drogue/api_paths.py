@@ -45,7 +45,7 @@ def command_path(application: str, device: str, command: str) -> str:
         PermanentError: no path can carry one of the names.
 
     """
-    return f"{_COMMAND}{_segments(COMMAND_API, (application, device))}?command={quote(command, safe='')}"
+    return f"{_COMMAND}{_segments(COMMAND_API, (application, device))}?command={_encode(command)}"
 
 
 def _segments(upstream: str, names: tuple[str, ...]) -> str:
@@ -54,4 +54,8 @@ def _segments(upstream: str, names: tuple[str, ...]) -> str:
         if name in (".", ".."):
             # Clients and servers remove dot segments (RFC 3986, section 5.2.4).
             raise PermanentError(f"{upstream}: no URL can carry the name {name}")
-    return "/" + "/devices/".join(name if _UNRESERVED.fullmatch(name) else quote(name, safe="") for name in names)
+    return "/" + "/devices/".join(map(_encode, names))
+
+
+def _encode(name: str) -> str:
+    return name if _UNRESERVED.fullmatch(name) else quote(name, safe="")

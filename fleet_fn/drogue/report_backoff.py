@@ -48,7 +48,7 @@ class ReportBackoff:
         entry = self._failures.get(names)
         if entry is None:
             return False
-        since, failure = entry
+        since, failure, _ = entry
         # The very same object has not been read again, so a report would fail again. A device without a record is read
         # again with each of its blocks.
         is_early = self._clock() - since < failure.pause_seconds

@@ -119,6 +119,8 @@ class Policy:
 
         `percent` and `stages` are two ways to say one thing, so either wins over both.
         """
+        if self is NONE:
+            return other
         own = {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
         if not own:
             return other

@@ -148,11 +148,12 @@ class Report(NamedTuple):
         """
         if (self.current, self.target) != (reported.current, reported.target) or self.changes_record:
             return True
-        if _without_percentage(self.conditions) != _without_percentage(reported.conditions):
+        differ = self.conditions != reported.conditions
+        if differ and _without_percentage(self.conditions) != _without_percentage(reported.conditions):
             return True
         if _without_end(self.hold) != _without_end(reported.hold) or self._is_heartbeat_due(reported.seen):
             return True
-        return self.crosses_tenth and self.conditions != reported.conditions
+        return self.crosses_tenth and differ
 
     def _is_heartbeat_due(self, seen: datetime | None) -> bool:
         if self.heartbeat is None:

@@ -65,8 +65,10 @@ class _Cache(Generic[V]):
             NotReadyError, PermanentError, TransientError: those of `ask`.
 
         """
+        if max_age > 0 and (known := self._results.hit(reference, max_age)) is not None:
+            return known
         stale = None if reference in self._removed else self._results.peek(reference, stale_age)
-        if stale is None or (max_age > 0 and self._results.peek(reference, max_age) is not None):
+        if stale is None:
             return self._look_up(reference, max_age, ask, deadline)
         try:
             # Has the time of a whole event, not only the rest of this one: other events wait for the same result.

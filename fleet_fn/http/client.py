@@ -136,7 +136,7 @@ class HttpClient:
 
         """
         if content_type:
-            headers = {**headers, "Content-Type": content_type}
+            headers = {"Content-Type": content_type, **headers}
         request = self._request(method, path, headers, body, wants_body, deadline)
         answer = self._exchange(request, deadline)
         refused = request.headers.get("Authorization")

@@ -18,7 +18,7 @@ States of a handle, and the states that may follow:
 
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import pycurl
@@ -60,6 +60,7 @@ class Handle:
         self._opener = SocketOpener(permits) if permits else None
         #: What the last request was like; its options stay set.
         self._kind: tuple[str, bool] | None = None
+        self._headers: Mapping[str, str] | None = None
         self._is_fresh = self._lets_signals_in = False
         #: The handle is kept or parted; the handle is resolving.
         self._is_whole = self._is_resolving = False
@@ -108,7 +109,7 @@ class Handle:
         self._prepare(request, MAX_BODY_BYTES if request.wants_body else _MAX_UNWANTED_BYTES)
         try:
             failure = self._perform()
-            answer = self._answer(bytes(self._transfer.body))
+            answer = self._answer(bytes(self._transfer.body) if request.wants_body else b"")
             if failure and (request.wants_body or answer.status < 200 or failure.is_of_head):
                 raise failure
             if request.wants_body or answer.status < 200:
@@ -155,11 +156,11 @@ class Handle:
             self._prepare_connection()
         self._is_whole = False
         transfer.begin(request, limit)
-        if self._kind != (request.method, request.wants_body):
-            self._kind = request.method, request.wants_body
+        kind = request.method, request.wants_body
+        if kind != self._kind or request.headers != self._headers:
+            self._kind, self._headers = kind, request.headers
             self._set_kind(request, limit)
         curl.setopt(pycurl.REQUEST_TARGET, request.target)
-        curl.setopt(pycurl.HTTPHEADER, request.header_lines())
         if request.wants_body:
             curl.setopt(pycurl.HEADERFUNCTION, transfer.head.add)
         if request.carries_body:
@@ -187,8 +188,9 @@ class Handle:
             self._trust.set_options(self._curl)
 
     def _set_kind(self, request: Request, limit: int) -> None:
-        """Set the options that depend on the method, and on whether the body is wanted."""
+        """Set the options that are the same for many requests, one after another."""
         curl = self._curl
+        curl.setopt(pycurl.HTTPHEADER, request.header_lines())
         if request.carries_body:
             curl.setopt(pycurl.POST, 1)
         else:

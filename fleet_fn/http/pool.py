@@ -38,7 +38,7 @@ class Pool(Generic[H]):
                 handle = self._idle.pop()
             except IndexError:
                 return self._make()
-            if self._is_fresh(handle) and not handle.has_input:
+            if self._clock() - handle.idle_since < MAX_IDLE_SECONDS and not handle.has_input:
                 return handle
             handle.close()
 
@@ -47,29 +47,28 @@ class Pool(Generic[H]):
 
         Close handles that idled for too long, too: a busy one on top of them would keep them open.
         """
-        self._close_stale()
+        now = self._clock()
+        if self._idle:
+            self._close_stale(now)
         if not handle.is_usable or len(self._idle) >= self._max_idle:
             handle.close()
             return
-        handle.idle_since = self._clock()
+        handle.idle_since = now
         self._idle.append(handle)
 
-    def _close_stale(self) -> None:
+    def _close_stale(self, now: float) -> None:
         """Close handles at the old end, each once in its life."""
         while self._idle:
             try:
-                if self._is_fresh(self._idle[0]):
+                if now - self._idle[0].idle_since < MAX_IDLE_SECONDS:
                     return
                 handle = self._idle.popleft()
             except IndexError:  # another thread took the last one
                 return
-            if self._is_fresh(handle):  # another thread took the old one
+            if now - handle.idle_since < MAX_IDLE_SECONDS:  # another thread took the old one
                 self._idle.appendleft(handle)
                 return
             handle.close()
-
-    def _is_fresh(self, handle: H) -> bool:
-        return self._clock() - handle.idle_since < MAX_IDLE_SECONDS
 
     def close(self) -> None:
         """Close the idle handles."""

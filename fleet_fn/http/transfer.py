@@ -18,6 +18,8 @@ class Transfer:
 
     def __init__(self) -> None:
         self.body = bytearray()
+        self.head = Head()
+        self._keeps_body = False
         self.end()
 
     def begin(self, request: Request, limit: int) -> None:
@@ -31,9 +33,10 @@ class Transfer:
         """Forget the exchange."""
         self._upload = b""
         self._sent = self._received = self._limit = 0
+        if self._keeps_body:
+            self.head = Head()
+            self.body.clear()
         self._is_repeatable = self._keeps_body = False
-        self.head = Head()
-        self.body.clear()
 
     def read(self, size: int) -> bytes:
         """Return the next bytes of the request's body."""

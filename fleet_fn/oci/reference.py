@@ -7,6 +7,7 @@ No reference can leave the prefix. Names, tags and digests follow the grammar of
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -84,6 +85,7 @@ def parse_reference(text: str, prefix: str = "") -> Reference:
     return Reference(prefix, name, tag or (None if at else "latest"), digest or None)
 
 
+@lru_cache(maxsize=1024)  # each event of a device names the same one
 def image_reference(text: str, prefix: str, application: str, platform: str | None = None) -> Reference:
     """Parse a reference below `prefix`, after replacing `{application}` in the prefix.
 

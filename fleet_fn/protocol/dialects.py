@@ -8,8 +8,9 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
+from itertools import chain
 from typing import Any, NamedTuple, NoReturn
 
 import cbor2
@@ -92,7 +93,8 @@ def decode_status(payload: bytes, content_type: str | None = None) -> tuple[Stat
         raise InvalidStatusError(str(error)) from error
     if not isinstance(fields, Mapping):
         raise InvalidStatusError("neither a CBOR map nor a JSON object")
-    return _read_packed(fields) if _has(fields, 0) else _read_named(fields, encoding)
+    fields = _with_our_keys(fields)
+    return _read_packed(fields) if 0 in fields else _read_named(fields, encoding)
 
 
 def _encoding(payload: bytes, content_type: str | None) -> Encoding:
@@ -109,7 +111,7 @@ def _encoding(payload: bytes, content_type: str | None) -> Encoding:
 
 
 def _read_packed(fields: Mapping[Any, Any]) -> tuple[Status, AnswerForm]:
-    if _has(fields, "version"):
+    if "version" in fields:
         raise InvalidStatusError("has two versions, under the integer key 0 and under the text key 'version'")
     status = Status(
         version=_version(fields, 0, "version (key 0)"),
@@ -117,16 +119,16 @@ def _read_packed(fields: Mapping[Any, Any]) -> tuple[Status, AnswerForm]:
         correlation_id=_u32(fields, 2, "correlation_id (key 2)"),
         progress=_progress(fields, 3, 0, 1, "update (key 3)"),
     )
-    text = isinstance(_get(fields, 0), str)
+    text = isinstance(fields[0], str)
     return status, AnswerForm(Dialect.PACKED, Encoding.CBOR, text, status.correlation_id)
 
 
 def _read_named(fields: Mapping[Any, Any], encoding: Encoding) -> tuple[Status, AnswerForm]:
     version = _version(fields, "version", "version")
     mtu = _mtu(fields, "mtu", "mtu")
-    as_bytes = isinstance(_get(fields, "version"), bytes)
-    is_embedded = _has(fields, "update") or _has(fields, "correlation_id") or as_bytes
-    if is_embedded and (_has(fields, "update") or not _has(fields, "status")):
+    as_bytes = isinstance(fields["version"], bytes)
+    is_embedded = "update" in fields or "correlation_id" in fields or as_bytes
+    if is_embedded and ("update" in fields or "status" not in fields):
         correlation_id = _u32(fields, "correlation_id", "correlation_id")
         progress = _progress(fields, "update", "version", "offset", "update")
         text = encoding is Encoding.CBOR and not as_bytes
@@ -139,20 +141,16 @@ def _read_named(fields: Mapping[Any, Any], encoding: Encoding) -> tuple[Status, 
     return Status(version, mtu, None, progress), AnswerForm(Dialect.DOCUMENTED, encoding)
 
 
-def _has(fields: Mapping[Any, Any], key: int | str) -> bool:
-    """Return whether `fields` has `key`.
+def _with_our_keys(fields: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return the fields without keys of other kinds than ours.
 
     Unlike in Python, False and 0.0 are not the key 0.
     """
-    return key in fields and (isinstance(key, str) or any(type(k) is int and k == key for k in fields))
-
-
-def _get(fields: Mapping[Any, Any], key: int | str) -> Any:
-    return fields[key] if _has(fields, key) else None
+    return {key: value for key, value in fields.items() if type(key) in (int, str)}
 
 
 def _version(fields: Mapping[Any, Any], key: int | str, name: str) -> bytes:
-    value = _get(fields, key)
+    value = fields.get(key)
     if not isinstance(value, bytes | str):
         raise InvalidStatusError(f"{name}: {'missing' if value is None else 'neither text nor a byte string'}")
     version = value.encode("utf-8") if isinstance(value, str) else value
@@ -162,7 +160,7 @@ def _version(fields: Mapping[Any, Any], key: int | str, name: str) -> bytes:
 
 
 def _u32(fields: Mapping[Any, Any], key: int | str, name: str) -> int | None:
-    value = _get(fields, key)
+    value = fields.get(key)
     if value is not None and (type(value) is not int or not 0 <= value <= U32_MAX):
         raise InvalidStatusError(f"{name}: not an integer from 0 to {U32_MAX}")
     return value
@@ -178,11 +176,12 @@ def _mtu(fields: Mapping[Any, Any], key: int | str, name: str) -> int | None:
 def _progress(
     fields: Mapping[Any, Any], key: int | str, version: int | str, offset: int | str, name: str
 ) -> Progress | None:
-    inner = _get(fields, key)
+    inner = fields.get(key)
     if inner is None:
         return None
     if not isinstance(inner, Mapping):
         raise InvalidStatusError(f"{name}: not a map")
+    inner = _with_our_keys(inner)
     position = _u32(inner, offset, f"offset in {name}")
     if position is None:
         raise InvalidStatusError(f"offset in {name}: missing")
@@ -200,7 +199,8 @@ def _refuse_tag(*_: object) -> NoReturn:
 _TAG_DECODERS = dict.fromkeys(
     (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
 )
-_SCALARS = (int, str, bytes, bool, float, type(None))
+#: Types of values that need no look: JSON has all of theirs.
+_SCALARS = frozenset((int, str, bytes, bool, type(None)))
 
 
 def _parse_cbor(payload: bytes) -> Any:
@@ -231,22 +231,23 @@ def _parse_json(payload: bytes) -> Any:
 
 def _check_values(value: object, depth: int = 0) -> None:
     """Raise ValueError for NaN, values that JSON does not have, and too deep nesting."""
-    kind = type(value)
-    if kind in _SCALARS:
-        if kind is float and math.isnan(value):  # type: ignore[arg-type]
+    if type(value) in _SCALARS:
+        return
+    if type(value) is float:
+        if math.isnan(value):
             raise ValueError("NaN, which JSON does not have")
         return
     if depth == MAX_DEPTH:
         raise ValueError(f"containers nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, Mapping):
-        for key, member in value.items():
-            _check_values(key, depth + 1)
-            _check_values(member, depth + 1)
+        parts: Iterable[object] = chain(value, value.values())
     elif isinstance(value, list | tuple):
-        for member in value:
-            _check_values(member, depth + 1)
+        parts = value
     else:
         raise ValueError(f"a value that JSON does not have ({value!r})")
+    for part in parts:
+        if type(part) not in _SCALARS:  # checked here, too: most parts are
+            _check_values(part, depth + 1)
 
 
 # --- Encoding ---------------------------------------------------------------------------------------------------------

@@ -99,6 +99,7 @@ class Assessor:
         self._targets = targets
         self._clock = clock
         self._repeats, self._unsent = repeats, unsent
+        self._spec_ttl = timedelta(seconds=min(settings.spec_ttl_seconds, _MAX_SPEC_TTL_SECONDS))
 
     def assess(self, received: DeviceStatus, ages: Ages, deadline: Deadline) -> View:
         """Return the device's target, and the decision about its next step.
@@ -121,7 +122,7 @@ class Assessor:
             found = self._targets.find(received, desired, ages, until)
             if found.firmware is None:
                 return View(desired, assigned=found.assigned)
-            firmware, context = found.firmware, _with_found(context, found)
+            firmware, context = found.firmware, _with_found(context, found, found.firmware)
             begun = self._targets.find_begun(received, desired, firmware, ages, until)
         except (UpstreamError, NotReadyError) as error:
             if syncs_first is None or self._came_up_with_untrusted(received, error, context.record, ages, deadline):
@@ -129,7 +130,7 @@ class Assessor:
             warn("target not resolved", event, error)
             message = error.message if isinstance(error, PermanentError) else ""
             return View(desired, decision=syncs_first, problem=error.reason, message=message)
-        served, context_of_served = (begun, _as_begun(context)) if begun else (firmware, context)
+        served, context_of_served = (begun, _as_begun(context, found)) if begun else (firmware, context)
         decision = self._decide(status, served, context_of_served, form)
         if begun and isinstance(decision.step, Block) and decision.step.offset == 0:
             # A device that has to begin anew all the same begins with its target.
@@ -200,7 +201,7 @@ class Assessor:
     def _decide(self, status: Status, firmware: Firmware, context: DecisionContext, form: AnswerForm) -> Decision:
         target = Target(firmware.version.encode(), firmware.size, firmware.checksum)
         mtu = self._fit_block(context.mtu, form, target.version, status)
-        return decide(status, target, context._replace(mtu=mtu))
+        return decide(status, target, context if mtu == context.mtu else context._replace(mtu=mtu))
 
     def _context(self, received: DeviceStatus, desired: Desired) -> DecisionContext:
         event, status, form = received
@@ -220,7 +221,7 @@ class Assessor:
             uid=event.device_uid or desired.uid,
             labels=desired.labels,
             answered=LastAnswered((event.key,), event.time, _fingerprint(status, form)) if event.id else None,
-            spec_ttl=timedelta(seconds=min(settings.spec_ttl_seconds, _MAX_SPEC_TTL_SECONDS)),
+            spec_ttl=self._spec_ttl,
             keeps_records=settings.report_status,
             enough_syncs=_ENOUGH_SYNCS[form.dialect],
             device_uid=event.device_uid,
@@ -249,19 +250,20 @@ class Assessor:
         return mtu if mtu <= room else room // _BLOCK_UNIT_BYTES * _BLOCK_UNIT_BYTES
 
 
-def _with_found(context: DecisionContext, found: Found) -> DecisionContext:
+def _with_found(context: DecisionContext, found: Found, target: Firmware) -> DecisionContext:
     """Return the context with what the target's source says besides the target."""
-    context = context._replace(rollout_version=found.highest)
+    if found.highest != target.version:
+        context = context._replace(rollout_version=found.highest)
     if found.assigned is None:
         return context
     return context._replace(source_hold=found.assigned.hold, action=found.assigned.action)
 
 
-def _as_begun(context: DecisionContext) -> DecisionContext:
+def _as_begun(context: DecisionContext, found: Found) -> DecisionContext:
     """Return the context for the firmware that a device finishes before its target."""
     origin = context.record.origin if context.record else None
     action = origin.hawkbit.action if origin and origin.hawkbit else ""
-    return context._replace(source_hold=None, action=action)
+    return context._replace(source_hold=None, action=action, rollout_version=found.highest)
 
 
 def _fingerprint(status: Status, form: AnswerForm) -> str:

@@ -41,7 +41,8 @@ _SILENCE_SECONDS: Final = 45
 def decide(status: Status, target: Target, context: DecisionContext) -> Decision:
     """Return the command that brings a device closer to `target`, if it may have one."""
     known, answered = _without_future_times(context)
-    context = context._replace(record=known, answered=answered)
+    if known is not context.record or answered is not context.answered:
+        context = context._replace(record=known, answered=answered)
     before = known.answered if known else None
     if known and answered and before and set(answered.events) & set(before.events):
         return Decision(Again(), known, rests_on=Freshness.NOW)

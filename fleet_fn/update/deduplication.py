@@ -3,10 +3,8 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Self
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.errors import TransientError
@@ -19,13 +17,24 @@ AGELESS_SECONDS: Final = 600.0
 MAX_EVENTS: Final = 200_000
 
 
-@dataclass(slots=True)
 class Turn:
-    """The right to answer an event."""
+    """The right to answer an event. It ends with the `with` statement."""
 
-    is_duplicate: bool
-    #: Set once the event is answered for good.
-    is_over: bool = False
+    __slots__ = ("_events", "_key", "is_duplicate", "is_over")
+
+    def __init__(self, events: "EventDeduplicator", key: str, *, is_duplicate: bool) -> None:
+        self._events = events
+        self._key = key
+        self.is_duplicate = is_duplicate
+        #: Set once the event is answered for good.
+        self.is_over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.is_duplicate:
+            self._events.end(self._key, is_over=self.is_over)
 
 
 class EventDeduplicator:
@@ -50,11 +59,10 @@ class EventDeduplicator:
         #: Events that are being answered; with an event that ends the wait of its other deliveries, if there are any.
         self._under_way: dict[str, threading.Event | None] = {}
 
-    @contextmanager
-    def turn(self, key: str, deadline: Deadline) -> Iterator[Turn]:
-        """Wait until no other thread answers the event `key`, and yield the turn.
+    def turn(self, key: str, deadline: Deadline) -> Turn:
+        """Wait until no other thread answers the event `key`, and return the turn.
 
-        If the turn is over afterwards, remember the event.
+        If the turn is over in the end, remember the event.
 
         Raises:
             TransientError: an earlier delivery of the event is being answered until the deadline.
@@ -63,28 +71,25 @@ class EventDeduplicator:
         while True:
             with self._lock:
                 self._forget_old()
-                turn = Turn(is_duplicate=key in self._answered)
-                if not turn.is_duplicate and key not in self._under_way:
+                if key in self._answered:
+                    return Turn(self, key, is_duplicate=True)
+                if key not in self._under_way:
                     self._under_way[key] = None
-                    break
-                if not turn.is_duplicate:
-                    earlier = self._under_way[key] = self._under_way[key] or threading.Event()
-            if turn.is_duplicate:
-                yield turn
-                return
+                    return Turn(self, key, is_duplicate=False)
+                earlier = self._under_way[key] = self._under_way[key] or threading.Event()
             if not earlier.wait(deadline.remaining):
                 raise TransientError("an earlier delivery of this event is still being answered")
-        try:
-            yield turn
-        finally:
-            with self._lock:
-                ended = self._under_way.pop(key)
-                if turn.is_over:
-                    self._answered[key] = self._clock()
-                    if len(self._answered) > MAX_EVENTS:
-                        self._answered.popitem(last=False)
-            if ended:
-                ended.set()
+
+    def end(self, key: str, *, is_over: bool) -> None:
+        """End the turn of an event, and remember the event if it is answered for good."""
+        with self._lock:
+            ended = self._under_way.pop(key)
+            if is_over:
+                self._answered[key] = self._clock()
+                if len(self._answered) > MAX_EVENTS:
+                    self._answered.popitem(last=False)
+        if ended:
+            ended.set()
 
     def _forget_old(self) -> None:
         """Forget the events that were answered too long ago to be delivered again."""

@@ -44,24 +44,25 @@ class Clock:
             return math.inf
         if event.time is None:
             return self._max_age_seconds
-        return self._max_age_seconds - (self.now() - event.time).total_seconds()
+        return self._max_age_seconds - (self._now() - event.time.timestamp())
 
     def final_if_too_late(self, event: Event, otherwise: type[PermanentError]) -> "_FinalIfTooLate":
         """Return a context that raises `otherwise` if a retry would come too late.
 
         It would if an upstream wants quiet until the event is stale.
         """
-        return _FinalIfTooLate(otherwise, lambda: self.time_left(event))
+        return _FinalIfTooLate(self, event, otherwise)
 
 
 class _FinalIfTooLate:
     """Raises another error for an upstream that wants quiet until the event is stale."""
 
-    __slots__ = ("_otherwise", "_time_left")
+    __slots__ = ("_clock", "_event", "_otherwise")
 
-    def __init__(self, otherwise: type[PermanentError], time_left: Callable[[], float]) -> None:
+    def __init__(self, clock: Clock, event: Event, otherwise: type[PermanentError]) -> None:
+        self._clock = clock
+        self._event = event
         self._otherwise = otherwise
-        self._time_left = time_left
 
     def __enter__(self) -> None:
         pass
@@ -70,7 +71,7 @@ class _FinalIfTooLate:
         if (
             isinstance(error, RateLimitedError)
             and error.retry_after is not None
-            and error.retry_after > self._time_left()
+            and error.retry_after > self._clock.time_left(self._event)
         ):
             other = self._otherwise(f"{error.reason}, and asks to wait longer than the device listens")
             other.may_have_acted = error.may_have_acted

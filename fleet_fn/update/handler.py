@@ -19,7 +19,7 @@ from fleet_fn.drogue.status_report import IN_SYNC, UNKNOWN, Condition, Heartbeat
 from fleet_fn.errors import PermanentError, TransientError
 from fleet_fn.firmware.store import KEPT_FOR_WAIT, Firmware, NotReadyError
 from fleet_fn.protocol.dialects import MAX_VERSION_BYTES, Dialect, Encoding, decode_status, encode_command
-from fleet_fn.protocol.messages import Swap, Sync, Write
+from fleet_fn.protocol.messages import Command, Swap, Sync, Write
 from fleet_fn.protocol.step import Block
 from fleet_fn.settings import Settings
 from fleet_fn.update.assessment import Assessor, View
@@ -77,6 +77,7 @@ class UpdateHandler:
         self._unsent = UnsentCommands()
         targets = TargetFinder(settings, resolvers, self._clock)
         self._assessor = Assessor(settings, device_registry, targets, self._clock, self._repeats, self._unsent)
+        self._remembered_ages = remembered_ages(settings)
         self._consumers = consumers
         self._feedback = _make_feedback(resolvers, clocks)
         self._recorder = Recorder(device_registry, self._clock, self._unsent, is_on=settings.report_status)
@@ -157,7 +158,7 @@ class UpdateHandler:
         if recalled := self._assessor.recall(received, deadline):
             return recalled
         taken = Freshness.MEMORY
-        view = self._assessor.assess(received, remembered_ages(self._settings), deadline)
+        view = self._assessor.assess(received, self._remembered_ages, deadline)
         while (needed := view.rests_on).value > taken.value:
             taken = needed
             view = self._assessor.assess(received, fresh_ages(needed, deadline, began), deadline)
@@ -172,6 +173,7 @@ class UpdateHandler:
             reply = Reply(Outcome(OutcomeName.WITHHELD, UNMANAGED), sync, form, tell=self._teller(received, view))
             report = report_of_unassigned(version_text(status.version), reported) if view.assigned else None
             return self._with_news(reply, report, reported) if report else reply
+        command: Command | None
         match decision.step:
             case Again():
                 return Reply(Outcome(OutcomeName.DUPLICATE), None, form)
@@ -180,17 +182,17 @@ class UpdateHandler:
                 failure = self._failure(received, "device-offset", message, decision, reported)
                 return failure._replace(command=Sync(status.version, self._settings.poll_seconds))
             case Settle(seconds):
-                wait = wait_in(form, max(seconds, 1))
-                reply = Reply(Outcome(OutcomeName.WAIT, "other bytes had this version a moment ago"), wait, form)
+                command = wait_in(form, max(seconds, 1))
+                outcome = Outcome(OutcomeName.WAIT, "other bytes had this version a moment ago")
             case Confirm(version, poll):
-                reply = Reply(Outcome(OutcomeName.SYNC), Sync(version, poll), form)
-            case Sync() as sync:
-                reply = Reply(Outcome(OutcomeName.SYNC), sync, form)
+                outcome, command = Outcome(OutcomeName.SYNC), Sync(version, poll)
+            case Sync() as command:
+                outcome = Outcome(OutcomeName.SYNC)
             case Hold(reason, poll=poll):
-                reply = Reply(Outcome(OutcomeName.WITHHELD, reason), Sync(status.version, poll), form)
+                outcome, command = Outcome(OutcomeName.WITHHELD, reason), Sync(status.version, poll)
             case order:
                 assert view.served is not None  # noqa: S101 - a step towards it
-                reply = self._order(received, view.served, order, deadline)
+                outcome, command = self._order(received, view.served, order, deadline)
         refusal = ""
         if isinstance(decision.step, Block):
             sent = self._repeats.of(event.application, event.device, decision.step)
@@ -198,12 +200,18 @@ class UpdateHandler:
         report = report_of(
             status, view, decision, refusal, self._heartbeat() if isinstance(decision.step, Sync) else None
         )
-        reply = reply._replace(
+        is_news = self._is_news(report, reported)
+        return Reply(
+            outcome,
+            command,
+            form,
+            report=report if is_news else None,
+            records_first=is_news and decision.records_first,
+            reported=reported,
             transitions=self._transitions(view, decision, report),
             max_failed=view.desired.policy.max_failed,
             tell=self._teller(received, view),
         )
-        return self._with_news(reply, report, reported, first=decision.records_first)
 
     def _transitions(
         self, view: View, decision: Decision, report: Report
@@ -228,7 +236,9 @@ class UpdateHandler:
         # A time ahead of our clock says nothing, but clocks of processes differ.
         return Heartbeat(now - timedelta(seconds=min(seconds, _MAX_SEEN_SECONDS)), now + _CLOCKS_DIFFER)
 
-    def _order(self, received: DeviceStatus, firmware: Firmware, step: Swap | Block, deadline: Deadline) -> Reply:
+    def _order(
+        self, received: DeviceStatus, firmware: Firmware, step: Swap | Block, deadline: Deadline
+    ) -> tuple[Outcome, Swap | Write]:
         """Return the command that brings the device closer to a firmware.
 
         Raises:
@@ -239,17 +249,21 @@ class UpdateHandler:
         form, version = received.form, firmware.version.encode()
         if not form.takes_version(version) or len(version) > MAX_VERSION_BYTES:
             raise PermanentError("version-too-long")
-        outcome = Outcome(
-            OutcomeName.SWAP,
-            version=firmware.version,
-            checksum=firmware.checksum.hex(),
-            manifest=firmware.manifest,
-        )
+        checksum = firmware.checksum.hex()
         if isinstance(step, Swap):
-            return Reply(outcome, step, form)
+            outcome = Outcome(OutcomeName.SWAP, version=firmware.version, checksum=checksum, manifest=firmware.manifest)
+            return outcome, step
         with self._clock.final_if_too_late(received.event, PermanentError):
             write = _read(firmware, step, deadline)
-        return Reply(outcome._replace(name=OutcomeName.WRITE, offset=step.offset, size=step.size), write, form)
+        outcome = Outcome(
+            OutcomeName.WRITE,
+            version=firmware.version,
+            offset=step.offset,
+            size=step.size,
+            checksum=checksum,
+            manifest=firmware.manifest,
+        )
+        return outcome, write
 
     def _failure(
         self,
@@ -283,15 +297,12 @@ class UpdateHandler:
             reply = reply._replace(transitions=partial(failure_of, reason, report))
         return self._with_news(reply, report, reported)
 
-    def _with_news(self, reply: Reply, report: Report, reported: Reported, *, first: bool = False) -> Reply:
-        """Return a reply with its report if that is news.
+    def _with_news(self, reply: Reply, report: Report, reported: Reported) -> Reply:
+        """Return a reply with its report if that is news."""
+        return reply._replace(reported=reported, report=report if self._is_news(report, reported) else None)
 
-        With `first`, the report is written before the command is sent.
-        """
-        reply = reply._replace(reported=reported)
-        if not self._settings.report_status or not report.is_news(reported):
-            return reply
-        return reply._replace(report=report, records_first=first)
+    def _is_news(self, report: Report, reported: Reported) -> bool:
+        return self._settings.report_status and report.is_news(reported)
 
     def _send(self, event: Event, reply: Reply, deadline: Deadline) -> Outcome:
         """Send the reply's command, unless the device has stopped listening meanwhile.

@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 
@@ -57,10 +56,9 @@ class Cache:
         #: When which source was found to be unavailable, by this cache's clock.
         self._unavailable: dict[tuple[object, ...], tuple[float, TransientError]] = {}
 
-    @contextmanager
     def open(
         self, size: int, checksum: bytes, source: str, fill: Fill, deadline: Deadline, *, is_claim: bool = False
-    ) -> Iterator[Reader]:
+    ) -> "_OpenBlob":
         """Open `size` bytes with the SHA-256 `checksum`, verified before any is served.
 
         If they are missing, `fill` fetches them in the background, once for all events and processes that need them
@@ -82,49 +80,43 @@ class Cache:
             raise PermanentError(
                 f"firmware of {size} bytes is larger than the cache (FIRMWARE_CACHE_BYTES={self.bound})"
             )
-        blob = Blob(checksum.hex(), size, checksum, source, is_claim)
-        hit = True
-        with ExitStack() as opened:
+        return _OpenBlob(self, Blob(checksum.hex(), size, checksum, source, is_claim), fill, deadline)
 
-            def find() -> Reader | None:
-                return self._find(blob, deadline, opened) if self._proofs.is_proved(blob) else None
+    def peek(self, blob: Blob, reopen: Callable[[], Reader]) -> Reader | None:
+        """Return a reader of a blob whose file is still open, or None.
 
-            def fetch() -> Reader:
-                nonlocal hit
-                hit = False
-                self._fetch(blob, fill, deadline)
-                if reader := find():
-                    return reader
-                raise NotReadyError("the firmware was evicted right after its download")
+        If a read finds the file changed, it calls `reopen`.
+        """
+        file = self._files.peek(f"{self._folder.path}/{blob.name}", blob.size, blob.checksum, reopen)
+        if file is None or not self._proofs.is_proved(blob):
+            return None
+        self._folder.usage.mark_still_used(blob.name)
+        return file
 
-            def reopen() -> Reader:
-                return find() or fetch()
+    def find(self, blob: Blob, deadline: Deadline, descriptors: list[int]) -> Reader | None:
+        """Open a blob's file if it is there and verified; the caller closes `descriptors`.
 
-            try:
-                still_open = self._files.peek(f"{self._folder.path}/{blob.name}", size, checksum, reopen)
-                if still_open and self._proofs.is_proved(blob):
-                    self._folder.usage.mark_still_used(blob.name)
-                    file = still_open
-                else:
-                    file = reopen()
-            finally:
-                if self._count:
-                    self._count(hit=hit)
-            yield _CachedFile(file, fetch)
+        Raises:
+            NotReadyError: verifying takes longer than the deadline.
 
-    def _find(self, blob: Blob, deadline: Deadline, opened: ExitStack) -> Reader | None:
-        """Open the file if it is there and verified; `opened` closes it."""
-        descriptor = self._folder.open(blob.name)
+        """
+        descriptor = self._folder.open(blob.name) if self._proofs.is_proved(blob) else None
         if descriptor is None:
             return None
-        opened.callback(os.close, descriptor)
+        descriptors.append(descriptor)
         path = self._folder.path / blob.name
         try:
             return self._files.verify(descriptor, path, blob.size, blob.checksum, deadline)
         except PermanentError:
             return None  # `_store` checks it again, under the lock, before it is fetched
 
-    def _fetch(self, blob: Blob, fill: Fill, deadline: Deadline) -> None:
+    def fetch(self, blob: Blob, fill: Fill, deadline: Deadline) -> None:
+        """Fetch a blob from its source; see `open`.
+
+        Raises:
+            NotReadyError, PermanentError, TransientError: it is not there.
+
+        """
         # The key contains the expected size: threads that expect different sizes get different errors.
         key = ("fetch", self._folder.path, blob)
         since, error_before = self._unavailable.get(key, (0.0, None))
@@ -138,6 +130,11 @@ class Cache:
             if isinstance(error, TransientError):
                 self._remember_unavailable(key, error)
             raise copy(error) from error  # other threads raise the same error at the same time
+
+    def count(self, *, hit: bool) -> None:
+        """Count an opening."""
+        if self._count:
+            self._count(hit=hit)
 
     def _remember_unavailable(self, key: tuple[object, ...], error: TransientError) -> None:
         now = self._clock()
@@ -176,12 +173,35 @@ class Cache:
         return f"downloading, {download.written} of {download.size} bytes" if download else "downloading"
 
 
-class _CachedFile:
-    """An open file that is fetched again if a read finds changed bytes."""
+class _OpenBlob:
+    """A blob that is open while a `with` statement lasts, fetched if need be.
 
-    def __init__(self, file: Reader, fetch: Callable[[], Reader]) -> None:
-        self._file = file
-        self._fetch = fetch
+    It is fetched again if a read finds changed bytes.
+    """
+
+    __slots__ = ("_blob", "_cache", "_deadline", "_descriptors", "_file", "_fill", "_is_hit")
+
+    def __init__(self, cache: Cache, blob: Blob, fill: Fill, deadline: Deadline) -> None:
+        self._cache = cache
+        self._blob = blob
+        self._fill = fill
+        self._deadline = deadline
+        self._descriptors: list[int] = []
+        self._is_hit = True
+
+    def __enter__(self) -> Reader:
+        try:
+            self._file = self._cache.peek(self._blob, self._reopen) or self._reopen()
+        except BaseException:
+            self.__exit__()
+            raise
+        finally:
+            self._cache.count(hit=self._is_hit)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from `offset` (see `Cache.open` and `Reader.read`)."""
@@ -190,3 +210,16 @@ class _CachedFile:
         except MismatchError:
             self._file = self._fetch()
             return self._file.read(offset, size)
+
+    def _reopen(self) -> Reader:
+        return self._find() or self._fetch()
+
+    def _find(self) -> Reader | None:
+        return self._cache.find(self._blob, self._deadline, self._descriptors)
+
+    def _fetch(self) -> Reader:
+        self._is_hit = False
+        self._cache.fetch(self._blob, self._fill, self._deadline)
+        if reader := self._find():
+            return reader
+        raise NotReadyError("the firmware was evicted right after its download")
