@@ -760,7 +760,8 @@ class World:
     target: Target = RELEASED[0][0]
     record: Record | None = None
     seconds: float = 0.0
-    #: When the record was wiped last, and the versions and checksums that it knew.
+    #: When the record was wiped last, and the versions and checksums that it knew; those of earlier ones, too, which
+    #: processes may still remember.
     wiped: float = -1000.0
     lost: list[tuple[str, str]] = field(default_factory=list)
     #: What the last verdict was on.
@@ -778,7 +779,7 @@ class World:
         self.seconds += seconds
 
     def move_target(self, target: Target) -> None:
-        if self.seconds < self.wiped + self.remembered + 3 and not self._is_same(target, self.lost):
+        if self._remembers_wiped and not self._is_same(target, self.lost):
             return
         self.target = target
         # Looks at starts and swaps are as old as a second.
@@ -794,7 +795,13 @@ class World:
             known = [(self.record.version, self.record.checksum)]
             known += [(earlier.version, earlier.checksum) for earlier in self.record.earlier]
             if self._is_same(self.target, known):
-                self.record, self.wiped, self.lost = None, self.seconds, known
+                self.lost = known + (self.lost if self._remembers_wiped else [])
+                self.record, self.wiped = None, self.seconds
+
+    @property
+    def _remembers_wiped(self) -> bool:
+        """Whether a process may remember a record that was wiped."""
+        return self.seconds < self.wiped + self.remembered + 3
 
     def _is_same(self, target: Target, known: list[tuple[str, str]]) -> bool:
         """Whether all `known` bytes of the target's version are the target's."""
