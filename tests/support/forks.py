@@ -1,6 +1,7 @@
 """Programs in real processes that do not import their modules: a server has imported them, and forks for each program.
 
-Run as a module, this is the server. What a test is to show about a start needs a Python of its own.
+Run as a module, this is the server. What a test is to show about a start, or about an end beyond exit code and output,
+needs a Python of its own.
 """
 
 import atexit
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +25,8 @@ from tempfile import TemporaryFile
 from typing import IO, Any, Final
 
 ROOT: Final = Path(__file__).parents[2]
-#: What takes longest to import. gunicorn and the server's settings read the environment then, so they are not here.
+#: What takes longest to import. gunicorn's configuration and the server's settings read the environment then, so they
+#: are not here.
 _MODULES: Final = (
     "fleet_fn.app",
     "fleet_fn.cli.main",
@@ -35,6 +38,16 @@ _MODULES: Final = (
     "fleet_fn.web.subscriber",
     "fleet_fn.console.app",
     "fleet_fn.oci.upload",
+    "fleet_fn.web.worker",
+    "gunicorn.arbiter",
+    "gunicorn.glogging",
+    # Of gunicorn's configuration, of the server's hooks and of the metrics.
+    "argparse",
+    "ctypes",
+    "glob",
+    "mmap",
+    "timeit",
+    "wsgiref.simple_server",
 )
 _MAX_MESSAGE_BYTES: Final = 128 * 1024
 _MAX_DESCRIPTORS: Final = 8
@@ -148,31 +161,54 @@ def _server() -> socket.socket:
 # --- In the server
 
 
-def _next_program(control: socket.socket) -> list[str] | None:
-    """Fork for each message; return a program's arguments in its fork, and None in the server after the last one."""
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, _MAX_MESSAGE_BYTES, _MAX_DESCRIPTORS)
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        if not message:
-            return None
-        if os.fork() == 0:
-            control.close()
-            return _become(json.loads(message), *descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+class _Server:
+    """Forks for each program, and says how it ends."""
 
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
 
-def _become(program: dict[str, Any], status: int, *given: int) -> list[str]:
-    """Fork once more, to say how that fork ends; return in it, which is then as the program is after a start."""
-    if pid := os.fork():
-        for descriptor in (0, 1, 2, *given):
+    def next_program(self) -> list[str] | None:
+        """Return a program's arguments in its fork, and None in the server after the last one."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is not self._control:
+                    self._report_end(key.fd, *key.data)
+                    continue
+                message, descriptors, _, _ = socket.recv_fds(self._control, _MAX_MESSAGE_BYTES, _MAX_DESCRIPTORS)
+                if not message:
+                    return None
+                if arguments := self._start(json.loads(message), *descriptors):
+                    return arguments
+
+    def _start(self, program: dict[str, Any], status: int, *given: int) -> list[str] | None:
+        """Return a program's arguments in its fork, and None in the server."""
+        pid = os.fork()
+        if pid == 0:
+            self._control.close()
+            self._selector.close()
+            return _become(program, given)
+        for descriptor in given:
             os.close(descriptor)  # a reader waits until nobody can write
-        with socket.socket(fileno=status) as told:
-            told.send(str(pid).encode())
-            told.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
-        os._exit(0)
+        _tell(status, pid)
+        self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
+        return None
+
+    def _report_end(self, descriptor: int, pid: int, status: int) -> None:
+        _tell(status, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        self._selector.unregister(descriptor)
+        os.close(descriptor)
+        os.close(status)
+
+
+def _tell(status: int, number: int) -> None:
+    with suppress(OSError):  # the test may have gone on
+        os.write(status, str(number).encode())
+
+
+def _become(program: dict[str, Any], given: Sequence[int]) -> list[str]:
+    """Make this fork what the program is after a start; return the program's arguments."""
     kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _OUT_OF_THE_WAY) for descriptor in given]
     os.closerange(3, _OUT_OF_THE_WAY)
     for descriptor, number in zip(kept, program["descriptors"], strict=True):
@@ -186,6 +222,27 @@ def _become(program: dict[str, Any], status: int, *given: int) -> list[str]:
     return arguments
 
 
+def _run_program(arguments: list[str]) -> None:
+    """Run a module as `python -m` does, and end as Python does, but without freeing all modules one by one.
+
+    To free what the server has imported would copy its memory, and take longer than most programs run.
+    """
+    sys.argv[1:] = arguments[1:]
+    code = 0
+    try:
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        code = end.code or 0
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if not stream.closed:
+            stream.flush()
+    os._exit(code)
+
+
 def _main() -> None:
     """Serve; in a fork, run its program, and end as it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the tests
@@ -193,10 +250,9 @@ def _main() -> None:
         importlib.import_module(name)
     gc.freeze()
     with socket.socket(fileno=int(sys.argv[1])) as control:
-        arguments = _next_program(control)
+        arguments = _Server(control).next_program()
     if arguments:
-        sys.argv[1:] = arguments[1:]
-        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        _run_program(arguments)
 
 
 if __name__ == "__main__":
