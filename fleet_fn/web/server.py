@@ -102,8 +102,13 @@ def when_ready(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
     gc.enable()
 
 
-def child_exit(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Remove an ended worker's gauges, and its damaged metrics files."""
+def child_exit(server: Any, worker: Any) -> None:
+    """Remove an ended worker's gauges, and its damaged metrics files.
+
+    A server that stops has closed its sockets, so its metrics are read no more.
+    """
+    if not server.LISTENERS:
+        return
     for folder in _metrics:
         try:
             folder.clean(worker.slot)

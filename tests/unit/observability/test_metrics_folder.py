@@ -69,7 +69,7 @@ def sums(folder: Folder) -> dict[str, float]:
 
 def end(slot: int) -> None:
     """Have the server see that the worker with this slot has ended."""
-    server.child_exit(None, SimpleNamespace(pid=11, slot=slot))
+    server.child_exit(SimpleNamespace(LISTENERS=[object()]), SimpleNamespace(pid=11, slot=slot))
 
 
 # --- Workers
