@@ -99,13 +99,14 @@ def _measure(cloud: Cloud, server: Server, load: Load) -> Round:
     requests, used, by_cloud, idle = cloud.requests, server.cpu, cloud.cpu, idle_seconds()
     answered = load.run(server.port, _SECONDS)
     used, by_cloud, idle = server.cpu - used, cloud.cpu - by_cloud, idle_seconds() - idle
-    of_events, of_cpus = 1e6 / answered.events, 1 / answered.seconds / (os.cpu_count() or 1)
+    events = max(answered.events, 1)  # ratios need a number, even if the machine had no time for any
+    of_events, of_cpus = 1e6 / events, 1 / answered.seconds / (os.cpu_count() or 1)
     return Round(
-        rate=answered.events / answered.seconds,
+        rate=events / answered.seconds,
         cost=used * of_events,
         load_cost=answered.cpu * of_events,
         cloud_cost=by_cloud * of_events,
-        requests=(cloud.requests - requests - 1) / answered.events,
+        requests=(cloud.requests - requests - 1) / events,
         idle=idle * of_cpus,
         others=max(0.0, 1 - (idle + used + answered.cpu + by_cloud) * of_cpus),
     )

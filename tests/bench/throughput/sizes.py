@@ -7,7 +7,7 @@ import click
 
 from tests.bench.peers import DONE, IN_SYNC, Cloud, Load, midway
 from tests.bench.servers import FUNCTION, serving
-from tests.bench.throughput.measuring import SIZES, THREADS, WORKERS, alternating, await_firmware, title
+from tests.bench.throughput.measuring import FEW, SIZES, THREADS, WORKERS, alternating, await_firmware, title
 
 DEVICES: Final = (1, 1000, 100_000)
 _ROUNDS: Final = 3
@@ -16,7 +16,9 @@ _ROUNDS: Final = 3
 def show(peers: Cloud, folder: Path) -> list[str]:
     """Print what sizes and devices make of the rates; nothing is asked of them."""
     with serving(FUNCTION, peers, folder, workers=WORKERS, threads=THREADS) as function:
-        loads = {f"{size / 1024:,.0f} KiB": Load(folder, name, midway(size)) for name, size in SIZES.items()}
+        loads = {
+            f"{size / 1024:,.0f} KiB": Load(folder, name, midway(size), devices=FEW) for name, size in SIZES.items()
+        }
         for load in loads.values():
             await_firmware(function, load)
         sizes = alternating(peers, {what: (function, load) for what, load in loads.items()}, _ROUNDS)
