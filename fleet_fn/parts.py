@@ -121,7 +121,7 @@ class Parts:
         stores, clock = self._stores(settings, counts.signature), self._clocks.monotonic
         device_registry = self._make_device_registry(settings, count=counts.spec)
         if settings.in_sync_ttl_seconds > settings.spec_ttl_seconds:
-            device_registry.read_ahead(settings.in_sync_ttl_seconds)
+            device_registry.remember_in_sync(settings.in_sync_ttl_seconds)
         return UpdateHandler(
             settings,
             device_registry,

@@ -27,6 +27,7 @@ from fleet_fn.http.client import HttpClient
 from fleet_fn.strict_json import parse_json
 
 if TYPE_CHECKING:
+    from fleet_fn.drogue.event_check import EventCheck
     from fleet_fn.drogue.read_ahead import Background, ReadAhead
 
 __all__ = [
@@ -131,8 +132,9 @@ class DeviceRegistry:
         )
         self._unreadable: TTLCache[tuple[str, ...], bool] = TTLCache(_MAX_UNREADABLE if remember else 0, clock=clock)
         self._clock = clock
-        #: None while each device is read when an event needs it.
+        #: None unless objects of devices in sync are remembered for longer.
         self._read_ahead: ReadAhead | None = None
+        self._event_check: EventCheck | None = None
         self._backoff = ReportBackoff(clock)
         self._failures = FailureCounter(
             self._api, lambda names, found: self._objects.replace(names, _read(found, names))
@@ -185,22 +187,27 @@ class DeviceRegistry:
         known = self._objects.peek((application, device))
         return known.reported if known else None
 
-    def read_ahead(self, seconds: float, background: "Background | None" = None) -> None:
-        """List devices into the cache from now on, if that spares single reads.
+    def remember_in_sync(self, seconds: float, background: "Background | None" = None) -> None:
+        """Prepare for calls of `remembers_in_sync`.
+
+        From now on, devices are listed into the cache if that spares single reads, and a log line tells if registry
+        events do not come.
 
         Args:
             seconds: the `max_age` of `remembers_in_sync`.
             background: runs listings; by default in threads.
 
         """
+        from fleet_fn.drogue.event_check import EventCheck
         from fleet_fn.drogue.read_ahead import ReadAhead
 
+        self._event_check = EventCheck(seconds, self._clock)
         self._read_ahead = ReadAhead(self._upstream, self._objects, seconds, self._clock, background)
 
     def remembers_in_sync(self, application: str, device: str, version: str, uid: str, max_age: float) -> bool:
         """Return whether a cached object says that the device is in sync.
 
-        Without an object, this counts as a miss, which may begin to `read_ahead`.
+        Without an object, this counts as a miss; many begin a listing.
 
         Args:
             application: name of the application.
@@ -247,7 +254,9 @@ class DeviceRegistry:
         self._objects.put(names, self._objects.now(), _read(found, names))
 
     def forget(self, application: str, device: str) -> None:
-        """Drop a device from the cache, or the application if `device` is empty."""
+        """Drop a device that an event names, or the application if `device` is empty."""
+        if self._event_check:
+            self._event_check.note((application, device))
         self._objects.invalidate((application, device) if device else (application,))
         self._unreadable.invalidate((application, device))
 
@@ -308,7 +317,7 @@ class DeviceRegistry:
             before = known.reported
             changed = _with_report(found, report, now)
             try:
-                is_written = self._api.put(names, changed, deadline)
+                is_written = self._put(names, changed, deadline)
             except TransientError as error:
                 if not (report.token and error.may_have_acted):
                     raise
@@ -318,6 +327,19 @@ class DeviceRegistry:
                 self._objects.replace(names, _read(changed, names))
                 return before
         raise TransientError(f"{DEVICE_REGISTRY}: others keep changing the device")
+
+    def _put(self, names: tuple[str, ...], changed: Mapping[str, Any], deadline: Deadline) -> bool:
+        """Write a device, see `DeviceRegistryAPI.put`; the event of that is expected."""
+        if self._event_check is None:
+            return self._api.put(names, changed, deadline)
+        self._event_check.expect(names)
+        is_written = False
+        try:
+            is_written = self._api.put(names, changed, deadline)
+        finally:
+            if not is_written:
+                self._event_check.withdraw(names)
+        return is_written
 
     def record_failure(
         self, application: str, device: str, version: str, deadline: Deadline, *, is_first: bool

@@ -223,7 +223,7 @@ def _measure(cloud: _Cloud, processes: int, ttl: float, reads_ahead: bool, seed:
     registry = parts.updater._device_registry
     registry._read_ahead = None
     if reads_ahead:
-        registry.read_ahead(ttl, clock)
+        registry.remember_in_sync(ttl, clock)
     cloud.take_reads()
     polls, seconds, devices = 0, PROCESSES[processes] * TTL_SECONDS, DEVICES if reads_ahead else _SAMPLE
     began = time.process_time()
@@ -287,7 +287,7 @@ def _weigh_pages(cloud: _Cloud) -> list[str]:
             registry.read_desired(_APPLICATION, _name(number), 1e9, Deadline(10), of_device=-1.0)
         reads.append((time.process_time() - began) / _PAGE)
         clock.now += TTL_SECONDS + 1
-        registry.read_ahead(TTL_SECONDS, clock)
+        registry.remember_in_sync(TTL_SECONDS, clock)
         began = time.process_time()
         for _ in range(20):  # misses begin a listing
             registry.remembers_in_sync(_APPLICATION, "unknown", "1", "", TTL_SECONDS)

@@ -62,7 +62,7 @@ class Fleet:
         self.drogue.__enter__()
         self.upstream = HttpClient("cloud", self.drogue.url, authorization=Fixed(f"Bearer {TOKEN}"))
         self.registry = DeviceRegistry(self.upstream, clock=self.clock)
-        self.registry.read_ahead(TTL, self.background)
+        self.registry.remember_in_sync(TTL, self.background)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -375,7 +375,7 @@ def test_without_threads_events_go_on(fleet: Fleet) -> None:
 
 
 def test_by_default_a_listing_has_a_thread(fleet: Fleet) -> None:
-    fleet.registry.read_ahead(TTL)
+    fleet.registry.remember_in_sync(TTL)
     ahead = fleet.registry._read_ahead
     assert ahead
     fleet.miss(20, 0.01)
