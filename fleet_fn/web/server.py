@@ -16,6 +16,8 @@ from typing import Any, Final
 from fleet_fn.observability import log, metrics
 from fleet_fn.observability.metrics_folder import Folder, take_slot
 from fleet_fn.settings import MAX_WAITING, SPARE_THREADS, WORK_SHARE, Settings, SettingsError
+from fleet_fn.web.balance import Board, Share
+from fleet_fn.web.processor import Processor
 
 #: Open files that a worker should be allowed, and those that each of its threads may need for upstreams and firmware.
 #: A worker without a descriptor for a new connection ends, and loses the events that it answers.
@@ -30,6 +32,8 @@ _ARENAS: Final = 2
 
 #: The metrics folder, if one could be made.
 _metrics: Final[list[Folder]] = []
+#: Numbers of connections of the workers.
+_board: Final = Board()
 
 
 def on_starting(server: Any) -> None:
@@ -103,10 +107,11 @@ def when_ready(server: object) -> None:  # noqa: ARG001 - gunicorn's signature
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Remove an ended worker's gauges, and its damaged metrics files.
+    """Remove an ended worker's connections, gauges and damaged metrics files.
 
     A server that stops has closed its sockets, so its metrics are read no more.
     """
+    _board.leave(worker.slot)
     if not server.LISTENERS:
         return
     for folder in _metrics:
@@ -129,11 +134,12 @@ def pre_fork(server: Any, worker: Any) -> None:
 
 
 def post_fork(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature
-    """Set a worker's slot and its time for a request.
+    """Set a worker's slot, its share of the connections, and its time for a request.
 
     Disable its garbage collector while modules load.
     """
     take_slot(worker.slot)
+    worker.share = Share(_board, worker.slot)
     worker.request_seconds = _settings.event_deadline_seconds * WORK_SHARE
     gc.disable()
 
@@ -141,7 +147,7 @@ def post_fork(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's
 def post_worker_init(worker: Any) -> None:
     """Enable the garbage collector, except for loaded modules; they stay.
 
-    Begin to take events from the MQTT integration, if the settings name applications.
+    Choose a CPU. Begin to take events from the MQTT integration, if the settings name applications.
     """
     if _settings.mqtt_applications:
         from fleet_fn.web.subscriber import Subscriber  # late: few functions subscribe
@@ -150,6 +156,7 @@ def post_worker_init(worker: Any) -> None:
         worker.subscriber.start()
     gc.freeze()
     gc.enable()
+    worker.processor = Processor(worker.slot)
     timer = Timer(_METRICS_DELAY_SECONDS, metrics.load)
     timer.daemon = True
     timer.start()

@@ -29,6 +29,8 @@ from fleet_fn.web.arrival import DEADLINE, Arrival
 from fleet_fn.web.usual_request import UsualAnswer, environ_of_connection, is_usual, read_usual
 
 if TYPE_CHECKING:
+    from fleet_fn.web.balance import Share
+    from fleet_fn.web.processor import Processor
     from fleet_fn.web.subscriber import Subscriber
 
 #: How long a thread waits for a connection's next bytes, and how often it does for one request.
@@ -198,6 +200,9 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self._keeps_connections, self._threads = bool(cfg.keepalive), int(cfg.threads)
         #: Takes events from the MQTT integration; None if the settings name no applications.
         self.subscriber: Subscriber | None = None
+        #: Share of the server's connections, and the worker's CPU; None if the server's configuration sets none.
+        self.share: Share | None = None
+        self.processor: Processor | None = None
         #: Number of connections that have a thread or wait for one.
         self.busy = 0
         #: Connections: without a byte yet; with a part of a request; with too large a body; closed on this side.
@@ -229,6 +234,8 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         """Stop taking connections and, if there is a subscription, its events."""
         if self.alive and self.subscriber:
             self.subscriber.begin_stop()
+        if self.share:
+            self.share.leave()
         super().handle_exit(sig, frame)
 
     # --- In threads
@@ -260,6 +267,8 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         try:
             answer.take(self.wsgi(environ, answer.start))
             keeps = self.alive and self._keeps_connections and len(self.keepalived_conns) < self.max_keepalived
+            if keeps and self.share and self.share.must_close():
+                keeps = False
             data = answer.to_bytes(keeps=keeps)
         except Exception as error:  # noqa: BLE001 - as gunicorn does, whatever the application raises
             self.handle_error(None, conn.sock, conn.client, error)
@@ -313,6 +322,12 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     # --- In the main thread
 
+    def notify(self) -> None:
+        """Tell the master that this worker lives; called at least once a second."""
+        super().notify()
+        if self.processor:
+            self.processor.look()
+
     def enqueue_req(self, conn: Any) -> None:
         """Give a connection to a thread."""
         self.busy += 1
@@ -346,6 +361,8 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         if not self._is_plain:
             super().accept(listener)
             return
+        if self.share:
+            self.share.yield_connection()
         try:
             sock, address = listener.accept()
         except OSError as error:
@@ -357,7 +374,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         server = listener.getsockname()
         common = environ_of_connection(self.cfg, sock, address, server) if self._reads_usual else None
         conn = Connection(self.cfg, sock, address, server, self.request_seconds, common)
-        self.nr_conns += 1
+        self._count(1)
         conn.receive()  # usually, the request comes with the connection
         if conn.is_gone:
             self._forget(conn)
@@ -485,8 +502,13 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self._forget(conn)
 
     def _forget(self, conn: Connection) -> None:
-        self.nr_conns -= 1
+        self._count(-1)
         conn.close()
+
+    def _count(self, change: int) -> None:
+        self.nr_conns += change
+        if self.share and self.alive:
+            self.share.tell(self.nr_conns)
 
     def _poll(self, conn: Connection) -> bool:
         """Poll a connection for bytes; if that is impossible, close it and return False."""

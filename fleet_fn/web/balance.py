@@ -1,0 +1,96 @@
+"""Connections shared out evenly among the workers of a server.
+
+All workers listen on one socket, and any of them may take a connection. A deliverer's connection lives for hours. If
+most of them are one worker's, that one is busy while the others are idle. So each worker tells the others how many it
+has. One with more than another leaves new connections to it, and closes some that it has.
+"""
+
+import mmap
+import time
+from typing import Final
+
+#: Most workers that are told apart; further ones take connections as they come.
+_SLOTS: Final = 256
+#: Number of connections in the slot of a worker that takes none.
+_ABSENT: Final = -1
+#: How long a worker leaves a new connection to others, looking so often whether they have taken it.
+_PATIENCE_SECONDS: Final = 0.02
+_LOOK_SECONDS: Final = 0.0005
+#: How long it does not do so after it has waited in vain: the other worker may hang.
+_DOUBT_SECONDS: Final = 1.0
+#: Least time between two connections that a worker closes for the sake of balance.
+_CLOSE_SECONDS: Final = 0.1
+
+
+class Board:
+    """Numbers of connections of all workers, in memory that they share.
+
+    The server makes it before it forks.
+    """
+
+    def __init__(self) -> None:
+        self._counts = memoryview(mmap.mmap(-1, 4 * _SLOTS)).cast("i")
+        for slot in range(_SLOTS):
+            self._counts[slot] = _ABSENT
+
+    def write(self, slot: int, connections: int) -> None:
+        """Note the number of connections of a worker."""
+        if slot < _SLOTS:
+            self._counts[slot] = connections
+
+    def leave(self, slot: int) -> None:
+        """Note that a worker takes no connections any more."""
+        self.write(slot, _ABSENT)
+
+    def least(self, slot: int) -> int | None:
+        """Return the least number of connections of another worker, or None."""
+        if slot >= _SLOTS:
+            return None
+        others = [count for other, count in enumerate(self._counts) if other != slot and count != _ABSENT]
+        return min(others, default=None)
+
+
+class Share:
+    """One worker's share of the connections."""
+
+    def __init__(self, board: Board, slot: int) -> None:
+        self._board = board
+        self._slot = slot
+        self._own = 0
+        self._doubts_until = self._closes_from = 0.0
+        board.write(slot, 0)
+
+    def tell(self, connections: int) -> None:
+        """Tell the other workers how many connections this one has."""
+        if connections != self._own:
+            self._own = connections
+            self._board.write(self._slot, connections)
+
+    def leave(self) -> None:
+        """Take no connections any more."""
+        self._board.leave(self._slot)
+
+    def yield_connection(self) -> None:
+        """Give workers with fewer connections a moment to take the next one."""
+        now = time.monotonic()
+        if not self._is_ahead or now < self._doubts_until:
+            return
+        until = now + _PATIENCE_SECONDS
+        while self._is_ahead:
+            if time.monotonic() >= until:
+                self._doubts_until = until + _DOUBT_SECONDS
+                return
+            time.sleep(_LOOK_SECONDS)
+
+    def must_close(self) -> bool:
+        """Return whether to close a connection so that its sender gets another worker."""
+        least = self._board.least(self._slot)
+        if least is None or self._own <= least + 1 + self._own // 4 or time.monotonic() < self._closes_from:
+            return False
+        self._closes_from = time.monotonic() + _CLOSE_SECONDS
+        return True
+
+    @property
+    def _is_ahead(self) -> bool:
+        least = self._board.least(self._slot)
+        return least is not None and self._own > least
