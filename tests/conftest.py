@@ -57,7 +57,6 @@ gc.disable()
 
 def pytest_collection_finish() -> None:
     """Have garbage looked for in what tests leave, and not in the tests."""
-    gc.collect()
     gc.freeze()
     gc.enable()
 
