@@ -91,7 +91,7 @@ def decode_status(payload: bytes, content_type: str | None = None) -> tuple[Stat
         fields = _parse_cbor(payload) if encoding is Encoding.CBOR else _parse_json(payload)
     except ValueError as error:
         raise InvalidStatusError(str(error)) from error
-    if not isinstance(fields, Mapping):
+    if not isinstance(fields, _MAPS):
         raise InvalidStatusError("neither a CBOR map nor a JSON object")
     fields = _with_our_keys(fields)
     return _read_packed(fields) if 0 in fields else _read_named(fields, encoding)
@@ -179,7 +179,7 @@ def _progress(
     inner = fields.get(key)
     if inner is None:
         return None
-    if not isinstance(inner, Mapping):
+    if not isinstance(inner, _MAPS):
         raise InvalidStatusError(f"{name}: not a map")
     inner = _with_our_keys(inner)
     position = _u32(inner, offset, f"offset in {name}")
@@ -199,6 +199,8 @@ def _refuse_tag(*_: object) -> NoReturn:
 _TAG_DECODERS = dict.fromkeys(
     (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
 )
+#: A dict is found to be one in a tenth of the time.
+_MAPS = (dict, Mapping)
 #: Types of values that need no look: JSON has all of theirs.
 _SCALARS = frozenset((int, str, bytes, bool, type(None)))
 
@@ -239,7 +241,7 @@ def _check_values(value: object, depth: int = 0) -> None:
         return
     if depth == MAX_DEPTH:
         raise ValueError(f"containers nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, Mapping):
+    if isinstance(value, _MAPS):
         parts: Iterable[object] = chain(value, value.values())
     elif isinstance(value, list | tuple):
         parts = value
