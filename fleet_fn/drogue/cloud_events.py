@@ -1,8 +1,8 @@
 """Read CloudEvents from HTTP requests, in binary or structured JSON mode.
 
-The CloudEvents SDK validates events, but its readers are not used. Some senders do not encode headers as the HTTP
-binding demands, JSON has to be read strictly, and data has to stay bytes. The SDK's readers also take five times as
-long for each event, and would add a tenth to the start-up time.
+The CloudEvents SDK says what is wrong with an event, but its readers are not used. Some senders do not encode headers
+as the HTTP binding demands, JSON has to be read strictly, and data has to stay bytes. The SDK's readers also take five
+times as long for each event, and would add a tenth to the start-up time.
 """
 
 import base64

@@ -58,7 +58,7 @@ class Handle:
         self._trust = trust if origin.secure else None
         self._transfer = transfer = Transfer()
         self._opener = SocketOpener(permits) if permits else None
-        #: What the last request was like; its options stay set.
+        #: What the last request was like; its options and its headers stay set.
         self._kind: tuple[str, bool] | None = None
         self._headers: Mapping[str, str] | None = None
         self._is_fresh = self._lets_signals_in = False
@@ -157,9 +157,12 @@ class Handle:
         self._is_whole = False
         transfer.begin(request, limit)
         kind = request.method, request.wants_body
-        if kind != self._kind or request.headers != self._headers:
-            self._kind, self._headers = kind, request.headers
+        if kind != self._kind:
+            self._kind, self._headers = kind, None
             self._set_kind(request, limit)
+        if request.headers != self._headers:
+            self._headers = request.headers
+            curl.setopt(pycurl.HTTPHEADER, request.header_lines())
         curl.setopt(pycurl.REQUEST_TARGET, request.target)
         if request.wants_body:
             curl.setopt(pycurl.HEADERFUNCTION, transfer.head.add)
@@ -188,9 +191,8 @@ class Handle:
             self._trust.set_options(self._curl)
 
     def _set_kind(self, request: Request, limit: int) -> None:
-        """Set the options that are the same for many requests, one after another."""
+        """Set the options that depend on the method, and on whether the body is wanted."""
         curl = self._curl
-        curl.setopt(pycurl.HTTPHEADER, request.header_lines())
         if request.carries_body:
             curl.setopt(pycurl.POST, 1)
         else:

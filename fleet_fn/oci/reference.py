@@ -67,6 +67,7 @@ class Reference:
         return f"{self.name}{tag}{f'@{self.digest}' if self.digest else ''}"
 
 
+@lru_cache(maxsize=1024)  # each event of a device has it parsed, and texts with more than 500 characters raise
 def parse_reference(text: str, prefix: str = "") -> Reference:
     """Parse `name`, `name:tag` or `name@digest`; the default is the tag `latest`.
 
@@ -85,7 +86,6 @@ def parse_reference(text: str, prefix: str = "") -> Reference:
     return Reference(prefix, name, tag or (None if at else "latest"), digest or None)
 
 
-@lru_cache(maxsize=1024)  # each event of a device names the same one
 def image_reference(text: str, prefix: str, application: str, platform: str | None = None) -> Reference:
     """Parse a reference below `prefix`, after replacing `{application}` in the prefix.
 
@@ -94,7 +94,7 @@ def image_reference(text: str, prefix: str, application: str, platform: str | No
 
     """
     reference = parse_reference(text, fill_in(prefix, {"application": application}))
-    return replace(reference, platform=platform)
+    return reference if platform is None else replace(reference, platform=platform)
 
 
 def is_name(text: str) -> bool:
