@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -79,11 +79,12 @@ def run(seed: int) -> list[str]:
         click.echo(f"{DEVICES:,} devices that poll each {POLL_SECONDS:.0f} s; for each poll of one process:")
         click.echo("processes  setting                reads   bytes read   us of CPU")
         for processes in PROCESSES:
-            costs = {}
-            for name, ttl, reads_ahead in _KINDS:
-                cost = costs[name] = _measure(cloud, processes, ttl, reads_ahead, seed)
+            # The first kind also comes last: other work on the machine must not make one look cheap.
+            costs = [_measure(cloud, processes, ttl, ahead, seed) for _, ttl, ahead in (*_KINDS, _KINDS[0])]
+            before, after, again = costs[0], costs[-2], costs.pop()
+            before = costs[0] = replace(before, cpu=(before.cpu + again.cpu) / 2)
+            for (name, *_), cost in zip(_KINDS, costs, strict=True):
                 click.echo(f"{processes:9}  {name:19} {cost.reads:8.4f} {cost.read_bytes:12.0f} {1e6 * cost.cpu:11.0f}")
-            before, after = costs[_BEFORE], costs[_AFTER]
             if before.reads < 0.99:
                 wrong.append(f"{processes} processes: {before.reads:.3f} reads for each poll without the setting")
             if after.reads > PROMISED[processes]:
@@ -95,8 +96,7 @@ def run(seed: int) -> list[str]:
 
 
 #: Settings, IN_SYNC_TTL_SECONDS, and whether devices are read ahead.
-_BEFORE, _AFTER = "none", "1800 s"
-_KINDS: Final = ((_BEFORE, 0.0, False), ("1800 s, no listings", TTL_SECONDS, False), (_AFTER, TTL_SECONDS, True))
+_KINDS: Final = (("none", 0.0, False), ("1800 s, no listings", TTL_SECONDS, False), ("1800 s", TTL_SECONDS, True))
 
 
 # --- The cloud --------------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def _weigh_pages(cloud: _Cloud) -> list[str]:
     parts.close()
     page, as_much_as, used = median(pages), median(pages) / median(reads), _PAGE * SPEC_TTL_SECONDS / POLL_SECONDS
     click.echo(
-        f"a page of {_PAGE} devices takes {1000 * page:.1f} ms of CPU, as much as {as_much_as:.0f} single reads; "
+        f"a page of {_PAGE} devices takes {1000 * page:.1f} ms of CPU, as much as {as_much_as:.0f} single reads;\n"
         f"if objects are good for {SPEC_TTL_SECONDS:.0f} s, {used:.1f} of its devices poll in time"
     )
     return [] if as_much_as > 2 * used else ["pages would be worth it with SPEC_TTL_SECONDS alone"]

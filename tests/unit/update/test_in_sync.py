@@ -28,7 +28,6 @@ from tests.support.timing import Clock
 
 TTL = 1800.0
 POLL = 300.0
-#: A value that `registry_answers` and such may have.
 PUMP = ("example", "pump")
 
 
@@ -208,6 +207,18 @@ def test_a_disabled_device_gets_nothing_from_the_event_on(pump: Pump) -> None:
     pump.is_changed()
     pump.clock.now += POLL
     assert pump.poll() == ("failed", 1)
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_a_deleted_device_gets_nothing(pump: Pump, is_heard: bool) -> None:
+    """Without the event, the command API refuses SYNC for it."""
+    del pump.drogue._objects[PUMP]
+    if is_heard:
+        pump.is_changed()
+    pump.clock.now += POLL
+    before = len(pump.drogue.commands)
+    assert pump.poll()[0] == "failed"
+    assert len(pump.drogue.commands) == before
 
 
 def test_a_device_that_lost_its_label_is_left_to_others_from_the_event_on(drogue: Drogue, folder: Path) -> None:
