@@ -39,7 +39,7 @@ HEADROOM: Final = 0.8
 POD_SHARE: Final = 0.7
 POD_RATE: Final = POD_EVENTS * PARTITION_RATE * POD_SHARE
 #: Seconds of CPU: of a poll of a device that the process does not know, and of a block.
-POLL_CPU, BLOCK_CPU = 0.0009, 0.0006
+POLL_CPU, BLOCK_CPU = 0.0008, 0.0007
 #: Reads of devices' objects for each poll and for each block, at most: without `IN_SYNC_TTL_SECONDS`.
 READS: Final = 1.0
 
