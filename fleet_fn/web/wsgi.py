@@ -57,5 +57,6 @@ class Application:
         if method == "HEAD" and (view := views.get("GET")):
             return view(environ)._replace(body=b"")
         response = self._refuse(environ, HTTPStatus.METHOD_NOT_ALLOWED)
-        response.headers.append(("Allow", ", ".join(views)))
+        allowed = [*views, "HEAD"] if "GET" in views else list(views)
+        response.headers.append(("Allow", ", ".join(allowed)))
         return response
