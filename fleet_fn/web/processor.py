@@ -5,6 +5,7 @@ from one CPU's cache to another's, and an event of eight connections takes 1.5 t
 use the worker's CPU, too, and another CPU has room, the worker moves there.
 """
 
+import math
 import os
 import random
 import time
@@ -15,10 +16,12 @@ from typing import Final, NamedTuple
 
 #: Seconds between two looks at the CPUs.
 _LOOK_SECONDS: Final = 1.0
-#: A worker that uses a smaller share of a CPU stays where it is.
-_BUSY_SHARE: Final = 0.2
+#: A worker that uses a smaller share of a CPU stays where it is. One that shares its CPU with 40 others uses more.
+_BUSY_SHARE: Final = 0.02
 #: A worker moves to a CPU that others use less by this share.
 _GAIN: Final = 0.25
+#: CPUs whose use differs less are alike.
+_ALIKE: Final = 0.1
 #: Two workers on one CPU would both move to the next: each moves with this probability.
 _MOVES: Final = 0.5
 #: Columns of a line of /proc/stat, after the name: times since the start of the machine, idle and waiting for disks
@@ -44,14 +47,14 @@ class Processor:
     """
 
     def __init__(
-        self, slot: int, *, stat: Path = Path("/proc/stat"), choose: Callable[[], float] = random.random
+        self, number: int, *, stat: Path = Path("/proc/stat"), choose: Callable[[], float] = random.random
     ) -> None:
-        """Stay on a CPU that no worker of another `slot` begins with.
+        """Stay on a CPU that no worker of another `number` begins with.
 
         Args:
-            slot: number of the worker among those of its server.
+            number: any; those of a server's workers follow each other.
             stat: times of the CPUs.
-            choose: returns a number from 0 to 1, by chance.
+            choose: returns a number from 0 to 1, by chance; less than 1.
 
         """
         self._stat = stat
@@ -61,7 +64,7 @@ class Processor:
         self._last: _Look | None = None
         self._next = 0.0
         if len(self._allowed) > 1:
-            self._move(self._allowed[(os.getppid() + slot) % len(self._allowed)])
+            self._move(self._allowed[number % len(self._allowed)])
 
     @property
     def current(self) -> int:
@@ -81,14 +84,16 @@ class Processor:
         if last and (seconds := look.moment - last.moment) > 0:
             own = (look.own - last.own) / seconds
             busy = {cpu: (look.busy[cpu] - last.busy[cpu]) / seconds for cpu in look.busy.keys() & last.busy.keys()}
-            if own >= _BUSY_SHARE and self._current in busy:
+            if self._current in busy:
                 self._reconsider(own, busy)
 
     def _reconsider(self, own: float, busy: dict[int, float]) -> None:
         others = busy.pop(self._current) - own
-        free = [cpu for cpu, share in busy.items() if share <= others - _GAIN]
-        if free and self._choose() < _MOVES:
-            self._move(min(free, key=lambda cpu: busy[cpu]))
+        least = min(busy.values(), default=math.inf)
+        if own >= _BUSY_SHARE and least <= others - _GAIN and self._choose() < _MOVES:
+            # Not all to the same one: the workers of other servers look at the same time.
+            free = [cpu for cpu, share in busy.items() if share <= least + _ALIKE]
+            self._move(free[int(self._choose() * len(free))])
 
     def _read_busy(self) -> dict[int, float]:
         """Return the seconds for which each allowed CPU has been busy."""

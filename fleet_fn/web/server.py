@@ -32,6 +32,8 @@ _ARENAS: Final = 2
 
 #: The metrics folder, if one could be made.
 _metrics: Final[list[Folder]] = []
+#: Number of the first worker's CPU. By chance: the servers in a node's containers have the same process id.
+_first_cpu: Final = int.from_bytes(os.urandom(2))
 #: Numbers of connections of the workers.
 _board: Final = Board()
 
@@ -156,7 +158,8 @@ def post_worker_init(worker: Any) -> None:
         worker.subscriber.start()
     gc.freeze()
     gc.enable()
-    worker.processor = Processor(worker.slot)
+    if hasattr(worker, "processor"):  # a worker of another class never looks for a better CPU
+        worker.processor = Processor(_first_cpu + worker.slot)
     timer = Timer(_METRICS_DELAY_SECONDS, metrics.load)
     timer.daemon = True
     timer.start()

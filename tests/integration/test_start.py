@@ -123,6 +123,15 @@ def test_plain_gunicorn_takes_the_recommended_settings_from_its_working_director
         assert requests.get(f"{url}/readyz", timeout=20).status_code == 200
 
 
+@pytest.mark.parametrize("command", [SERVE, GUNICORN], ids=["serve", "gunicorn"])
+def test_a_worker_of_another_class_may_use_all_cpus(drogue: Drogue, tmp_path: Path, command: list[str]) -> None:
+    settings = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "WEB_CONCURRENCY": "1"}
+    with serving(command, environment(GUNICORN_CMD_ARGS="--worker-class sync", **settings), ROOT) as function:
+        assert requests.get(f"http://127.0.0.1:{function.port}/readyz", timeout=20).status_code == 200
+        assert [os.sched_getaffinity(pid) for pid in workers(function)] == [os.sched_getaffinity(0)]
+        function.end()
+
+
 def test_plain_gunicorn_elsewhere_says_that_it_lacks_the_recommended_settings(drogue: Drogue, tmp_path: Path) -> None:
     variables = {**drogue.environment, "FIRMWARE_REGISTRY": f"oci-layout:{tmp_path}", "LOG_FORMAT": "text"}
     told = {}

@@ -1,6 +1,8 @@
 """On which CPU a worker's threads run, and when they move."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -107,7 +109,8 @@ def look_after(machine: Machine, worker: Processor, own: float, others: Mapping[
         (0.5, 0.5, 0.2, True),
         (0.5, 0.5, 0.4, False),  # no gain
         (1.0, 0.0, 0.0, False),  # alone
-        (0.1, 0.9, 0.0, False),  # not busy
+        (0.05, 0.95, 0.0, True),  # one of twenty
+        (0.01, 0.95, 0.0, False),  # not busy
     ],
 )
 def test_a_busy_worker_moves_away_from_others(
@@ -190,3 +193,20 @@ def test_workers_find_cpus_of_their_own(cpus: int, workers: int, seed: int) -> N
         for one, share in moment:
             one._reconsider(share, {cpu: float(count > 0) for cpu, count in crowd.items()})
     raise AssertionError(crowd)
+
+
+def test_workers_of_many_containers_that_begin_on_one_cpu_leave_it_soon() -> None:
+    chance, cpus = Random(1), range(64)
+    found = [Simulated(0, chance.random) for _ in range(40)]
+    for _ in range(20):  # each a second
+        crowd = [sum(one.cpu == cpu for one in found) for cpu in cpus]
+        moment = [(one, 1 / crowd[one.cpu]) for one in found]
+        for one, share in moment:
+            one._reconsider(share, {cpu: float(crowd[cpu] > 0) for cpu in cpus})
+    assert len({one.cpu for one in found}) == len(found)
+
+
+def test_servers_in_containers_of_one_node_begin_on_different_cpus() -> None:
+    first = "from fleet_fn.web import server; print(server._first_cpu)"
+    found = {subprocess.run([sys.executable, "-c", first], check=True, capture_output=True).stdout for _ in range(3)}
+    assert len(found) > 1
