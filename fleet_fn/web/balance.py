@@ -7,6 +7,7 @@ has. One with more than another leaves new connections to it, and closes some th
 
 import mmap
 import time
+from collections.abc import Callable
 from typing import Final
 
 #: Most workers that are told apart; further ones take connections as they come.
@@ -18,7 +19,7 @@ _PATIENCE_SECONDS: Final = 0.02
 _LOOK_SECONDS: Final = 0.0005
 #: How long it does not do so after it has waited in vain: the other worker may hang.
 _DOUBT_SECONDS: Final = 1.0
-#: Least time between two connections that a worker closes for the sake of balance.
+#: How often a worker looks whether to close a connection for the sake of balance.
 _CLOSE_SECONDS: Final = 0.1
 
 
@@ -51,14 +52,16 @@ class Board:
 
 
 class Share:
-    """One worker's share of the connections."""
+    """One worker's share of the connections.
+
+    The others leave none to it before it tells its number.
+    """
 
     def __init__(self, board: Board, slot: int) -> None:
         self._board = board
         self._slot = slot
-        self._own = 0
+        self._own = _ABSENT
         self._doubts_until = self._closes_from = 0.0
-        board.write(slot, 0)
 
     def tell(self, connections: int) -> None:
         """Tell the other workers how many connections this one has."""
@@ -68,15 +71,18 @@ class Share:
 
     def leave(self) -> None:
         """Take no connections any more."""
-        self._board.leave(self._slot)
+        self.tell(_ABSENT)
 
-    def yield_connection(self) -> None:
-        """Give workers with fewer connections a moment to take the next one."""
+    def yield_connection(self, is_waiting: Callable[[], bool]) -> None:
+        """Give workers with fewer connections a moment to take the next one.
+
+        `is_waiting` returns whether that connection still waits.
+        """
         now = time.monotonic()
         if not self._is_ahead or now < self._doubts_until:
             return
         until = now + _PATIENCE_SECONDS
-        while self._is_ahead:
+        while self._is_ahead and is_waiting():
             if time.monotonic() >= until:
                 self._doubts_until = until + _DOUBT_SECONDS
                 return
@@ -84,11 +90,12 @@ class Share:
 
     def must_close(self) -> bool:
         """Return whether to close a connection so that its sender gets another worker."""
-        least = self._board.least(self._slot)
-        if least is None or self._own <= least + 1 + self._own // 4 or time.monotonic() < self._closes_from:
+        now = time.monotonic()
+        if now < self._closes_from:
             return False
-        self._closes_from = time.monotonic() + _CLOSE_SECONDS
-        return True
+        self._closes_from = now + _CLOSE_SECONDS
+        least = self._board.least(self._slot)
+        return least is not None and self._own > least + 1 + self._own // 4
 
     @property
     def _is_ahead(self) -> bool:

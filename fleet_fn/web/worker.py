@@ -166,6 +166,13 @@ class Connection(gthread.TConn):  # type: ignore[misc]
                 self.is_gone = True
 
 
+def _has_connection(listener: socket.socket) -> bool:
+    """Return whether a connection waits to be accepted."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 class _Waiting(dict[Connection, float]):
     """Connections with the end of each one's wait; the longest waiting comes first."""
 
@@ -234,8 +241,6 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         """Stop taking connections and, if there is a subscription, its events."""
         if self.alive and self.subscriber:
             self.subscriber.begin_stop()
-        if self.share:
-            self.share.leave()
         super().handle_exit(sig, frame)
 
     # --- In threads
@@ -267,8 +272,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         try:
             answer.take(self.wsgi(environ, answer.start))
             keeps = self.alive and self._keeps_connections and len(self.keepalived_conns) < self.max_keepalived
-            if keeps and self.share and self.share.must_close():
-                keeps = False
+            keeps = keeps and not self._must_close()
             data = answer.to_bytes(keeps=keeps)
         except Exception as error:  # noqa: BLE001 - as gunicorn does, whatever the application raises
             self.handle_error(None, conn.sock, conn.client, error)
@@ -289,13 +293,17 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             return bool(super().handle_request(req, conn))
         self._request.deadline = conn.deadline
         req._expected_100_continue = False  # it has been sent already, or is not needed
-        if conn.arrival.is_cut:
+        if conn.arrival.is_cut or self._must_close():
             req.force_close()
         try:
             return bool(super().handle_request(req, conn))
         except BlockingIOError:
             self.log.debug("Closing a connection whose sender does not read the answer.")
             return False
+
+    def _must_close(self) -> bool:
+        """Return whether to close a connection so that another worker gets it."""
+        return self.share is not None and self.share.must_close()
 
     def _stay(self, conn: Connection) -> bool:
         """Wait a moment for the next request; return whether it is whole.
@@ -362,7 +370,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             super().accept(listener)
             return
         if self.share:
-            self.share.yield_connection()
+            self.share.yield_connection(partial(_has_connection, listener))
         try:
             sock, address = listener.accept()
         except OSError as error:
@@ -391,6 +399,16 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         """Wait for events, but not longer than for the first connection whose wait ends."""
         soonest = min(self._arriving.seconds, self._large.seconds, self._closing.seconds)
         super().wait_for_and_dispatch_events(min(timeout, soonest))
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Begin or end to take connections, and tell the other workers."""
+        super().set_accept_enabled(enabled)
+        self._tell()
+
+    def murder_keepalived(self, force: bool = False) -> None:
+        """Close connections that were idle for long, and tell the other workers."""
+        super().murder_keepalived(force)
+        self._tell()
 
     def murder_pending(self) -> None:
         """End the waits that have lasted long enough."""
@@ -470,6 +488,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             return
         if self._poll(conn):
             self._wait(conn, self._closing, time.monotonic() + _LINGER_SECONDS)
+            self._tell()
 
     def _drain(self, conn: Connection) -> None:
         """Drop bytes that still come on a closed connection, up to `_LINGER_BYTES`."""
@@ -507,8 +526,19 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def _count(self, change: int) -> None:
         self.nr_conns += change
-        if self.share and self.alive:
-            self.share.tell(self.nr_conns)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell the other workers how many open connections this one has.
+
+        Those closed on this side do not count. Tell them if it takes none.
+        """
+        if not self.share:
+            return
+        if self._accepting:
+            self.share.tell(self.nr_conns - len(self._closing))
+        else:
+            self.share.leave()
 
     def _poll(self, conn: Connection) -> bool:
         """Poll a connection for bytes; if that is impossible, close it and return False."""

@@ -19,6 +19,11 @@ def shares(*connections: int) -> list[Share]:
     return found
 
 
+def waits() -> bool:
+    """A connection that nobody takes."""
+    return True
+
+
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balance, "_PATIENCE_SECONDS", 60.0)
@@ -27,35 +32,52 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("connections", [(3,), (3, 3), (3, 4), (0, 9)])
 def test_a_worker_with_the_fewest_takes_a_connection_at_once(connections: tuple[int, ...]) -> None:
-    shares(*connections)[0].yield_connection()
+    shares(*connections)[0].yield_connection(waits)
 
 
 @pytest.mark.usefixtures("patient")
 def test_a_worker_with_more_waits_until_another_has_as_many() -> None:
     first, second = shares(3, 1)
     with ThreadPoolExecutor(1) as pool:
-        waits = pool.submit(first.yield_connection)
+        yields = pool.submit(first.yield_connection, waits)
         second.tell(2)
         with pytest.raises(TimeoutError):
-            waits.result(0.05)
+            yields.result(0.05)
         second.tell(3)
-        waits.result(20)
+        yields.result(20)
 
 
 @pytest.mark.usefixtures("patient")
 def test_a_worker_does_not_wait_for_one_that_has_left() -> None:
     first, second = shares(3, 1)
     second.leave()
-    first.yield_connection()
+    first.yield_connection(waits)
+    assert not first.must_close()
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_worker_waits_no_longer_than_the_connection_does() -> None:
+    first, _ = shares(9, 1)
+    looks = iter([True, True, False])
+    first.yield_connection(lambda: next(looks))
+    assert next(looks, None) is None
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_worker_does_not_wait_for_one_that_only_starts() -> None:
+    board = Board()
+    first, _ = Share(board, 0), Share(board, 1)
+    first.tell(9)
+    first.yield_connection(waits)
     assert not first.must_close()
 
 
 def test_a_worker_waits_for_one_that_hangs_only_now_and_then() -> None:
     first, _ = shares(3, 1)
-    first.yield_connection()
+    first.yield_connection(waits)
     began = time.process_time()
     for _ in range(1000):
-        first.yield_connection()
+        first.yield_connection(waits)
     # A thousand waits would take 20 s by the clock, and some of it of the CPU.
     assert time.process_time() - began < 0.5
 

@@ -1,6 +1,7 @@
 """How long a thread stays with a connection, and which connections make room for others."""
 
 import os
+import selectors
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
 from fleet_fn.web import worker
+from fleet_fn.web.balance import Board, Share
 from fleet_fn.web.usual_request import environ_of_connection
 from fleet_fn.web.worker import Connection, ThreadWorker
 
@@ -226,3 +228,59 @@ def test_an_answer_that_is_not_read_does_not_keep_a_thread(
     monkeypatch.setattr(threaded, "wsgi", large)
     _, start = plain
     assert start().result(20) is False
+
+
+# --- Shares of the connections
+
+
+@pytest.fixture
+def shared(threaded: Any) -> Iterator[Board]:
+    """The numbers that the worker, the first one, tells others."""
+    board = Board()
+    threaded.share = Share(board, 0)
+    threaded.poller = selectors.DefaultSelector()
+    with threaded.poller:
+        yield board
+
+
+@pytest.mark.parametrize("kind", ["handle", "plain"])
+def test_a_connection_is_closed_for_the_sake_of_balance_whatever_its_requests_are(
+    threaded: Any, shared: Board, kind: str, request: pytest.FixtureRequest
+) -> None:
+    client, start = request.getfixturevalue(kind)
+    threaded.share.tell(9)
+    shared.write(1, 0)
+    handled = start()
+    assert b"\r\nConnection: close\r\n" in answer(client)
+    assert handled.result(20) is False
+
+
+def test_others_learn_that_idle_connections_have_been_closed(threaded: Any, shared: Board) -> None:
+    client, server = socket.socketpair()
+    connection = Connection(threaded.cfg, server, None, None, 4.0)
+    with client:
+        threaded.set_accept_enabled(True)
+        threaded._count(1)
+        assert shared.least(1) == 1
+        connection.timeout = 0
+        threaded.keepalived_conns.append(connection)
+        threaded.murder_keepalived()
+        assert shared.least(1) == 0
+
+
+def test_others_learn_that_a_worker_ends_after_enough_requests(threaded: Any, shared: Board) -> None:
+    assert shared.least(1) is None, "it has only started"
+    threaded.set_accept_enabled(True)
+    assert shared.least(1) == 0
+    threaded.set_accept_enabled(False)
+    threaded._count(1)
+    assert shared.least(1) is None
+
+
+def test_a_connection_closed_on_this_side_counts_no_more(threaded: Any, shared: Board) -> None:
+    client, server = socket.socketpair()
+    with client, server:
+        threaded.set_accept_enabled(True)
+        threaded._count(2)
+        threaded._close(Connection(threaded.cfg, server, None, None, 4.0))
+        assert shared.least(1) == 1
