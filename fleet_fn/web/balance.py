@@ -30,9 +30,14 @@ class Board:
     """
 
     def __init__(self) -> None:
-        self._counts = memoryview(mmap.mmap(-1, 4 * _SLOTS)).cast("i")
-        for slot in range(_SLOTS):
-            self._counts[slot] = _ABSENT
+        #: Connections by slot; behind them, how many slots have been used.
+        self._counts = memoryview(mmap.mmap(-1, 4 * (_SLOTS + 1))).cast("i")
+
+    def enter(self, slot: int) -> None:
+        """Note that a worker begins; the server calls it, so no two at a time."""
+        if slot < _SLOTS:
+            self.leave(slot)
+            self._counts[_SLOTS] = max(self._counts[_SLOTS], slot + 1)
 
     def write(self, slot: int, connections: int) -> None:
         """Note the number of connections of a worker."""
@@ -47,7 +52,8 @@ class Board:
         """Return the least number of connections of another worker, or None."""
         if slot >= _SLOTS:
             return None
-        others = [count for other, count in enumerate(self._counts) if other != slot and count != _ABSENT]
+        counts = self._counts[: self._counts[_SLOTS]].tolist()
+        others = [count for other, count in enumerate(counts) if other != slot and count != _ABSENT]
         return min(others, default=None)
 
 

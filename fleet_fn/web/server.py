@@ -133,6 +133,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     """Give a worker the first slot that no living worker has."""
     taken = {other.slot for other in server.WORKERS.values()}
     worker.slot = next(slot for slot in itertools.count() if slot not in taken)
+    _board.enter(worker.slot)
 
 
 def post_fork(server: object, worker: Any) -> None:  # noqa: ARG001 - gunicorn's signature

@@ -13,6 +13,8 @@ from fleet_fn.web.balance import Board, Share
 
 def shares(*connections: int) -> list[Share]:
     board = Board()
+    for slot in range(len(connections)):
+        board.enter(slot)
     found = [Share(board, slot) for slot in range(len(connections))]
     for share, count in zip(found, connections, strict=True):
         share.tell(count)
@@ -66,6 +68,8 @@ def test_a_worker_waits_no_longer_than_the_connection_does() -> None:
 @pytest.mark.usefixtures("patient")
 def test_a_worker_does_not_wait_for_one_that_only_starts() -> None:
     board = Board()
+    board.enter(0)
+    board.enter(1)
     first, _ = Share(board, 0), Share(board, 1)
     first.tell(9)
     first.yield_connection(waits)
@@ -124,8 +128,8 @@ def test_closing_ends_in_balance(connections: list[int]) -> None:
 
 
 def test_more_workers_than_slots_take_connections_as_they_come() -> None:
-    board = Board()
-    many = [Share(board, slot) for slot in range(300)]
-    many[299].tell(7)
-    board.leave(299)
+    many = shares(*[7] * 300)
+    many[0].tell(0)
+    assert many[1].must_close()
     assert not many[299].must_close()
+    many[299].leave()

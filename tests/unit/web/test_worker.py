@@ -237,6 +237,8 @@ def test_an_answer_that_is_not_read_does_not_keep_a_thread(
 def shared(threaded: Any) -> Iterator[Board]:
     """The numbers that the worker, the first one, tells others."""
     board = Board()
+    board.enter(0)
+    board.enter(1)
     threaded.share = Share(board, 0)
     threaded.poller = selectors.DefaultSelector()
     with threaded.poller:
