@@ -84,6 +84,9 @@ class Connection(gthread.TConn):  # type: ignore[misc]
         super().__init__(cfg, sock, client, server)
         sock.setblocking(True)  # only answers wait; reads do not
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
+        #: Polls the connection for bytes.
+        self.input = select.poll()
+        self.input.register(sock, select.POLLIN)
         self.data_ready = True  # a thread only gets a whole request
         fields = cfg.limit_request_fields * (cfg.limit_request_field_size + 2)
         self.arrival = Arrival(cfg.limit_request_line + 2, cfg.limit_request_line + fields + 4)
@@ -310,16 +313,12 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
         If other connections need the thread, do not wait.
         """
-        poll = None
         for _ in range(_MAX_STAYS):
             if conn.is_gone or not self._has_spare_thread():
                 return False
             if conn.is_whole:
                 return True
-            if poll is None:
-                poll = select.poll()
-                poll.register(conn.sock, select.POLLIN)
-            if not poll.poll(_STAY_MILLISECONDS):
+            if not conn.input.poll(_STAY_MILLISECONDS):
                 return False
             conn.receive()
         return conn.is_whole and not conn.is_gone
