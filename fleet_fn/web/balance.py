@@ -16,7 +16,7 @@ _SLOTS: Final = 256
 _ABSENT: Final = -1
 #: How long a worker leaves a new connection to others, looking so often whether they have taken it.
 _PATIENCE_SECONDS: Final = 0.02
-_LOOK_SECONDS: Final = 0.0005
+_LOOK_SECONDS: Final = 0.0001
 #: How long it does not do so after it has waited in vain: the other worker may hang.
 _DOUBT_SECONDS: Final = 1.0
 #: How often a worker looks whether to close a connection for the sake of balance.
