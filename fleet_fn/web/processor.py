@@ -78,14 +78,18 @@ class Processor:
         self._next = time.monotonic() + _LOOK_SECONDS
         try:
             look = _Look(time.monotonic(), time.process_time(), self._read_busy())
-        except (OSError, ValueError):
+        except OSError:
+            return
+        except ValueError:
+            look = None
+        if not look or self._current not in look.busy:
+            self._leave_choice()  # a container may number its CPUs anew, and others may use this one
             return
         last, self._last = self._last, look
         if last and (seconds := look.moment - last.moment) > 0:
             own = (look.own - last.own) / seconds
             busy = {cpu: (look.busy[cpu] - last.busy[cpu]) / seconds for cpu in look.busy.keys() & last.busy.keys()}
-            if self._current in busy:
-                self._reconsider(own, busy)
+            self._reconsider(own, busy)
 
     def _reconsider(self, own: float, busy: dict[int, float]) -> None:
         others = busy.pop(self._current) - own
@@ -111,11 +115,15 @@ class Processor:
         try:
             _bind_threads({cpu})
         except OSError:  # the CPU is not allowed any more, or the system allows no choice
-            self._current = -1
-            with suppress(OSError):
-                _bind_threads(self._allowed)
+            self._leave_choice()
             return
         self._current, self._last = cpu, None
+
+    def _leave_choice(self) -> None:
+        """Let the system choose from now on."""
+        self._current = -1
+        with suppress(OSError):
+            _bind_threads(self._allowed)
 
 
 def _bind_threads(cpus: Collection[int]) -> None:

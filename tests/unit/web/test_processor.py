@@ -138,14 +138,24 @@ def test_a_worker_looks_once_a_second(machine: Machine) -> None:
 
 
 @SEVERAL
-@pytest.mark.parametrize("content", [None, "", "cpu0 x y z", "cpu0\ncpu1", "cpu9999 1 2 3 4 5 6 7 8"])
-def test_a_worker_that_cannot_read_the_times_stays(machine: Machine, content: str | None) -> None:
+@pytest.mark.parametrize("content", ["", "cpu0 x y z\ncpu1 x", "cpu9999 1 2 3 4 5 6 7 8"])
+def test_a_system_that_does_not_know_the_cpu_is_left_to_choose(
+    machine: Machine, affinity: set[int], content: str
+) -> None:
+    worker = worker_on(machine)
+    machine.stat.write_text(content)
+    for _ in range(3):
+        machine.now += 1
+        worker.look()
+    assert worker.current == -1
+    assert os.sched_getaffinity(0) == affinity
+
+
+@SEVERAL
+def test_a_worker_that_cannot_read_the_times_stays(machine: Machine) -> None:
     worker = worker_on(machine)
     before = worker.current
-    if content is None:
-        machine.stat.unlink()
-    else:
-        machine.stat.write_text(content)
+    machine.stat.unlink()
     for _ in range(3):
         machine.now += 1
         worker.look()
