@@ -160,7 +160,8 @@ class Assessor:
         settings = self._settings
         if settings.in_sync_ttl_seconds <= settings.spec_ttl_seconds or event.time is None:
             return None
-        if (self._clock.now() - event.time).total_seconds() > settings.spec_ttl_seconds:
+        # A status from the future may be old, too: the clock that gave it its time is ahead.
+        if abs((self._clock.now() - event.time).total_seconds()) > settings.spec_ttl_seconds:
             return None
         if status.progress and status.progress.version != status.version:
             return None  # another process may be updating it

@@ -178,7 +178,7 @@ def test_a_device_that_keeps_the_progress_of_its_last_update_costs_no_read(pump:
     assert pump.poll(', "status": {"version": "1", "offset": 1024}') == ("sync", 0)
 
 
-@pytest.mark.parametrize("how", [{"age": 11.0}, {"timed": False}])
+@pytest.mark.parametrize("how", [{"age": 11.0}, {"age": -11.0}, {"timed": False}])
 def test_a_status_that_may_be_old_has_the_object_read(pump: Pump, how: dict[str, float]) -> None:
     """By now another process may have updated the device: it must not hear SYNC for a version that it left."""
     pump.clock.now += POLL
