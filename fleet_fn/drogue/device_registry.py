@@ -261,7 +261,14 @@ class DeviceRegistry:
         self._unreadable.invalidate((application, device))
 
     def _object(self, names: tuple[str, ...], max_age: float, deadline: Deadline) -> RegistryObject:
-        return self._objects.get(names, max_age, lambda: _read(self._fetch(names, deadline), names), deadline)
+        def look_up() -> RegistryObject:
+            try:
+                return _read(self._fetch(names, deadline), names)
+            except DeviceNotFoundError:
+                self._objects.invalidate(names)  # no event may rest on an older object: the device may be gone
+                raise
+
+        return self._objects.get(names, max_age, look_up, deadline)
 
     def _fetch(self, names: tuple[str, ...], deadline: Deadline) -> dict[str, Any]:
         since = self._just_read.now()

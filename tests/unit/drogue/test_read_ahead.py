@@ -9,7 +9,7 @@ import pytest
 
 from fleet_fn.deadline import Deadline
 from fleet_fn.drogue import read_ahead
-from fleet_fn.drogue.device_registry import DeviceRegistry
+from fleet_fn.drogue.device_registry import DeviceNotFoundError, DeviceRegistry
 from fleet_fn.drogue.read_ahead import Background
 from fleet_fn.http.authorization import Fixed
 from fleet_fn.http.client import HttpClient
@@ -327,6 +327,22 @@ def test_devices_of_the_pages_before_a_failure_are_known(fleet: Fleet) -> None:
     fleet.miss()
     fleet.list()
     assert [fleet.remembers(number) for number in (0, 199, 200)] == [True, True, False]
+
+
+def test_a_device_found_gone_during_a_listing_is_not_remembered(fleet: Fleet) -> None:
+    """Its page was made before."""
+
+    def delete() -> None:
+        if len(fleet.pages) == 1:
+            fleet.drogue.registry_answers["fleet", name_of(7)] = lambda _: Response(404)
+            with pytest.raises(DeviceNotFoundError):
+                fleet.registry.read_desired("fleet", name_of(7), TTL, Deadline(10))
+
+    fleet.during = delete
+    fleet.miss()
+    fleet.list()
+    assert not fleet.remembers(7)
+    assert fleet.remembers(8)
 
 
 def test_a_registry_that_lists_slowly_is_left_alone(fleet: Fleet) -> None:

@@ -24,6 +24,7 @@ from fleet_fn.update.handler import UpdateHandler
 from fleet_fn.update.target import Resolvers
 from tests.support.drogue import TOKEN, Drogue
 from tests.support.firmware import publish, random_bytes
+from tests.support.http import Response
 from tests.support.timing import Clock
 
 TTL = 1800.0
@@ -219,6 +220,14 @@ def test_a_deleted_device_gets_nothing(pump: Pump, is_heard: bool) -> None:
     before = len(pump.drogue.commands)
     assert pump.poll()[0] == "failed"
     assert len(pump.drogue.commands) == before
+
+
+def test_a_device_found_gone_is_not_remembered_any_more(pump: Pump) -> None:
+    pump.drogue.registry_answers[PUMP] = lambda _: Response(403)
+    pump.clock.now += POLL
+    assert pump.poll(age=11.0) == ("failed", 1)
+    pump.clock.now += POLL
+    assert pump.poll() == ("failed", 1)
 
 
 def test_a_device_that_lost_its_label_is_left_to_others_from_the_event_on(drogue: Drogue, folder: Path) -> None:
