@@ -271,7 +271,12 @@ class Settings:
 
     host: str = row("HOST", "0.0.0.0", kinds.ADDRESS, "IP address to listen on")  # noqa: S104 - a pod's is its own
     port: int = row("PORT", 8080, kinds.PORT, "TCP port to listen on")
-    workers: int = row("WEB_CONCURRENCY", 1, kinds.PROCESSES, "worker processes; each uses one CPU at most")
+    workers: int = row(
+        "WEB_CONCURRENCY",
+        1,
+        kinds.PROCESSES,
+        "worker processes; [each uses one CPU at most](connections.md#which-cpu-does-a-worker-run-on)",
+    )
     threads: int = row("THREADS", 8, kinds.THREADS, "events that each worker works on at once")
 
     def serves(self, application: str) -> bool:
