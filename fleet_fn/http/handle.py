@@ -161,8 +161,8 @@ class Handle:
             self._kind, self._headers = kind, None
             self._set_kind(request, limit)
         if request.headers != self._headers:
-            self._headers = request.headers
             curl.setopt(pycurl.HTTPHEADER, request.header_lines())
+            self._headers = request.headers
         curl.setopt(pycurl.REQUEST_TARGET, request.target)
         if request.wants_body:
             curl.setopt(pycurl.HEADERFUNCTION, transfer.head.add)

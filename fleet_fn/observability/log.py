@@ -7,6 +7,7 @@ import select
 import stat
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -157,12 +158,12 @@ def keep_pipes_from_blocking() -> None:
                 os.close(opened)
 
 
-class _Formatter(logging.Formatter):
+class _Formatter(logging.Formatter, ABC):
     """Makes lines of records, and of what would be in a record."""
 
+    @abstractmethod
     def line(self, created: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
         """Return a line, with long values of fields cut."""
-        raise NotImplementedError
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record, whose fields are its `extra={"fields": …}`."""

@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 import click
 import requests
 
+from tests.bench.processes import resident
 from tests.support.console import environment_of
 from tests.support.console_process import serving_console
 from tests.support.fleets import Story, make_fleet
@@ -118,7 +119,7 @@ def _resident(console: str) -> int:
         try:
             links = {str(link.readlink()) for link in (process / "fd").iterdir()}
             if any(f"socket:[{inode}]" in links for inode in inodes) and process.name != str(os.getpid()):
-                sizes.append(int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+                sizes.append(resident(int(process.name)))
         except OSError:
             continue  # it has ended, or is another user's
     return max(sizes)

@@ -1,9 +1,7 @@
 """What a pod takes: memory and CPU of the function while it has as many events as it works on at once."""
 
-import os
 import tempfile
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +10,7 @@ import cbor2
 import click
 import yaml
 
+from tests.bench import processes
 from tests.support.drogue import Drogue
 from tests.support.firmware import publish, random_bytes
 from tests.support.function import ROOT, Function, event
@@ -69,18 +68,12 @@ def _update(function: Function, device: str, mtu: int) -> None:
 
 def _master(function: Function) -> int:
     """Bytes of memory of the process that minds the workers."""
-    return int(Path(f"/proc/{function.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return processes.resident(function.process.pid)
 
 
 def _cpu(function: Function) -> float:
     """Seconds of CPU that gunicorn and its workers have used."""
-    return sum(_ticks((function.process.pid, *workers(function)))) / os.sysconf("SC_CLK_TCK")
-
-
-def _ticks(pids: Iterable[int]) -> Iterable[int]:
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        yield int(fields[11]) + int(fields[12])  # proc(5): utime, stime
+    return sum(map(processes.cpu, (function.process.pid, *workers(function))))
 
 
 def _compared(peak: int) -> list[str]:

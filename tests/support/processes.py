@@ -11,7 +11,11 @@ _RESET_PEAK: Final = "5"  # proc(5), /proc/pid/clear_refs
 
 def workers(function: Function | Served) -> list[int]:
     """The process ids of gunicorn's workers."""
-    pid = function.process.pid
+    return children(function.process.pid)
+
+
+def children(pid: int) -> list[int]:
+    """The process ids of a process's children."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 

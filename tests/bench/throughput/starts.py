@@ -24,8 +24,10 @@ from typing import Final
 import click
 
 from tests.bench.peers import DONE, IN_SYNC, Cloud, Load, free_port
+from tests.bench.processes import resident
 from tests.bench.throughput.measuring import event_headers, title
 from tests.support.function import ROOT, Client
+from tests.support.processes import children
 
 STARTS: Final = 9
 #: Events after which memory is measured, and seconds without any before that: meanwhile the function loads its metrics.
@@ -120,7 +122,7 @@ def _measure(kind: str, peers: Cloud, folder: Path, result: _Measured) -> None:
         time.sleep(IDLE)
         result.anonymous.append(sum(map(_anonymous, _processes(pid))) / _MIB)
         result.files.append(_files(_processes(pid)) / _MIB)
-        result.resident.append(sum(map(_resident, _processes(pid))) / _MIB)
+        result.resident.append(sum(map(resident, _processes(pid))) / _MIB)
 
 
 @contextmanager
@@ -171,7 +173,7 @@ def _await_health(port: int) -> None:
 
 def _processes(pid: int) -> list[int]:
     """A server's processes: its master and the workers."""
-    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    return [pid, *children(pid)]
 
 
 def _cpu_milliseconds(pid: int) -> float:
@@ -180,10 +182,6 @@ def _cpu_milliseconds(pid: int) -> float:
         sum(int(task.joinpath("schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir())
         / 1e6
     )
-
-
-def _resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _anonymous(pid: int) -> int:
@@ -197,13 +195,13 @@ def _files(pids: list[int]) -> int:
     """Bytes of files in the memory of processes, as if no other process of the machine had them."""
     found = dict[tuple[str, str], int]()
     for pid in pids:
-        mapping, resident = ("", ""), 0
+        mapping, kilobytes = ("", ""), 0
         for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
             name, *values = line.split()
             if not name.endswith(":"):
                 mapping = (values[1], values[3])  # offset and inode
             elif name == "Rss:":
-                resident = int(values[0])
+                kilobytes = int(values[0])
             elif name == "Anonymous:":
-                found[mapping] = max(found.get(mapping, 0), resident - int(values[0]))
+                found[mapping] = max(found.get(mapping, 0), kilobytes - int(values[0]))
     return 1024 * sum(found.values())
